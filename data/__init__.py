@@ -1,0 +1,1 @@
+"""Annotations to samples: dataset layouts, checks, augmentation and batching."""

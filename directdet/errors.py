@@ -1,0 +1,18 @@
+"""The one exception a user of directdet is meant to see."""
+
+
+class UserError(Exception):
+    """A mistake the user can put right: a missing file, a broken annotation, a mistyped name.
+
+    The message is one line of the form ``file: field: what is wrong; what to do``. The command line prints it without a
+    traceback and leaves with exit code 1. It has a single argument, so it survives pickling between processes.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message

@@ -1,0 +1,123 @@
+"""Box arithmetic with static shapes: coding, IoU, gathering and exact greedy NMS as a fixed point.
+
+Boxes are xyxy, float32, in pixels. Nothing here filters by boolean index or asks the host: what is invalid is masked.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Largest log-scale a regression may ask for; keeps exp() finite (torchvision and mmdet use the same bound).
+LOG_SCALE_CLIP = math.log(1000.0 / 16)
+# Sweeps of the NMS fixed point. Chains of suppression seen so far are at most 16 long; blocks shorten them further.
+NMS_SWEEPS = 16
+
+
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """Gather rows: values [B, N, ...], index [B, K] -> [B, K, ...]."""
+    if values.dim() == 2:
+        return torch.gather(values, 1, index)
+    return torch.gather(values, 1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+
+
+def encode_boxes(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
+    """Deltas [..., 4] that move `anchors` onto `boxes` (both [..., 4]). Degenerate boxes give finite deltas."""
+    width, height = _sides(anchors)
+    box_width, box_height = _sides(boxes)
+    width, height = width.clamp(min=1e-3), height.clamp(min=1e-3)
+    dx = weights[0] * ((boxes[..., 0] + boxes[..., 2]) - (anchors[..., 0] + anchors[..., 2])) * 0.5 / width
+    dy = weights[1] * ((boxes[..., 1] + boxes[..., 3]) - (anchors[..., 1] + anchors[..., 3])) * 0.5 / height
+    dw = weights[2] * torch.log(box_width.clamp(min=1e-3) / width)
+    dh = weights[3] * torch.log(box_height.clamp(min=1e-3) / height)
+    return torch.stack([dx, dy, dw, dh], -1)
+
+
+def decode_boxes(deltas: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
+    """Boxes [..., 4] that `deltas` make of `anchors`; the inverse of encode_boxes."""
+    width, height = _sides(anchors)
+    cx = anchors[..., 0] + 0.5 * width + deltas[..., 0] / weights[0] * width
+    cy = anchors[..., 1] + 0.5 * height + deltas[..., 1] / weights[1] * height
+    half_width = 0.5 * width * torch.exp(torch.clamp(deltas[..., 2] / weights[2], max=LOG_SCALE_CLIP))
+    half_height = 0.5 * height * torch.exp(torch.clamp(deltas[..., 3] / weights[3], max=LOG_SCALE_CLIP))
+    return torch.stack([cx - half_width, cy - half_height, cx + half_width, cy + half_height], -1)
+
+
+def _sides(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    return boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
+
+
+def clip_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Clip boxes [B, N, 4] to images of `sizes` [B, 2] (height, width)."""
+    limit = torch.stack([sizes[:, 1], sizes[:, 0], sizes[:, 1], sizes[:, 0]], -1)[:, None]  # [B, 1, 4]
+    return torch.minimum(boxes.clamp(min=0), limit)
+
+
+def is_larger_than(boxes: Tensor, side: float) -> Tensor:
+    """Mask [...] of the boxes [..., 4] whose two sides are at least `side` pixels."""
+    width, height = _sides(boxes)
+    return (width >= side) & (height >= side)
+
+
+def intersection_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairwise areas of a [B, N, 4] and b [B, M, 4] -> two [B, N, M]."""
+    # One coordinate at a time: a [B, N, M, 2] intermediate would cost twice the memory traffic.
+    width = torch.minimum(a[:, :, None, 2], b[:, None, :, 2]) - torch.maximum(a[:, :, None, 0], b[:, None, :, 0])
+    height = torch.minimum(a[:, :, None, 3], b[:, None, :, 3]) - torch.maximum(a[:, :, None, 1], b[:, None, :, 1])
+    intersection = width.clamp(min=0) * height.clamp(min=0)
+    area_a = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1])
+    area_b = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
+    return intersection, area_a[:, :, None] + area_b[:, None, :] - intersection
+
+
+def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU [B, N, M] of a [B, N, 4] and b [B, M, 4]; 0 where the union is empty."""
+    intersection, union = intersection_and_union(a, b)
+    return intersection / union.clamp(min=1e-9)
+
+
+def nms_mask(
+    boxes: Tensor, valid: Tensor, threshold: float, labels: Tensor | None = None, block: int | None = None
+) -> Tensor:
+    """Greedy NMS with static shapes: the mask [B, N] of boxes that survive.
+
+    `boxes` [B, N, 4] are sorted by falling score; `valid` [B, N] excludes padding; boxes of different `labels` [B, N]
+    do not suppress each other. Greedy NMS is the only fixed point of "I stay if no box before me that stays covers
+    me", and sweeping from "all stay" reaches it in as many sweeps as the longest chain of suppression has links.
+    With `block`, boxes are settled block after block: each earlier block is compared once and sweeps are needed only
+    inside a block, which is cheaper for many boxes (training) but makes a longer graph (so not for export).
+    """
+    count = boxes.shape[1]
+    block = block or count
+    kept: list[Tensor] = []
+    for start in range(0, count, block):
+        stop = min(start + block, count)
+        covers = _covers(boxes, labels, start, stop, threshold)  # [B, stop, stop - start]
+        alive = valid[:, start:stop].to(boxes.dtype)
+        if start:
+            earlier = torch.cat(kept, 1).unsqueeze(1)  # [B, 1, start]
+            alive = alive * (torch.matmul(earlier, covers[:, :start]).squeeze(1) < 0.5).to(boxes.dtype)
+        inside = covers[:, start:]
+        keep = alive
+        for _ in range(min(NMS_SWEEPS, stop - start - 1)):
+            keep = alive * (torch.matmul(keep.unsqueeze(1), inside).squeeze(1) < 0.5).to(boxes.dtype)
+        kept.append(keep)
+    return torch.cat(kept, 1) > 0.5
+
+
+def _covers(boxes: Tensor, labels: Tensor | None, start: int, stop: int, threshold: float) -> Tensor:
+    """1.0 where box j of [0, stop) would suppress the later box i of [start, stop) -> [B, stop, stop - start]."""
+    rows, columns = boxes[:, :stop], boxes[:, start:stop]
+    intersection, union = intersection_and_union(rows, columns)
+    covers = intersection > threshold * union  # without a division an empty box covers nothing, and gives no NaN
+    if labels is not None:
+        covers = covers & (labels[:, :stop, None] == labels[:, None, start:stop])
+    position = torch.arange(stop, device=boxes.device)
+    before = position[:, None] < position[start:stop]
+    return (covers & before).to(boxes.dtype)
+
+
+def box_loss(deltas: Tensor, targets: Tensor, beta: float) -> Tensor:
+    """Smooth L1 summed over the four coordinates, [..., 4] -> [...]; beta 0 is plain L1 (the papers' mmdet setting)."""
+    return F.smooth_l1_loss(deltas, targets, reduction="none", beta=beta).sum(-1)

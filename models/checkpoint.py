@@ -1,0 +1,43 @@
+"""Checkpoints: plain dictionaries of tensors and plain values, written atomically, read without executing anything."""
+
+import os
+import pickle
+from pathlib import Path
+
+import torch
+
+FORMAT = 1
+REQUIRED = ("format", "model_config", "model", "classes", "category_ids", "preprocess")
+
+
+class CheckpointError(Exception):
+    """The file is not a checkpoint of this project; the message names the file and says why."""
+
+
+def save_checkpoint(path: Path, checkpoint: dict) -> None:
+    """Write `checkpoint` to `path`: whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    try:
+        torch.save({"format": FORMAT, **checkpoint}, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | Path, device: str = "cpu") -> dict:
+    """Read a checkpoint; CheckpointError if it is missing, broken or of another format. Nothing in it is executed."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path}: holds objects other than tensors and plain values; refused") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: broken or not a checkpoint ({str(error).splitlines()[0][:120]})") from error
+    if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in REQUIRED):
+        raise CheckpointError(f"{path}: not a directdet checkpoint (it lacks {', '.join(REQUIRED)})")
+    if checkpoint["format"] != FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {checkpoint['format']}, this version reads {FORMAT}")
+    return checkpoint

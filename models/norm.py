@@ -1,0 +1,89 @@
+"""Batch normalisation in the two phases: live while pre-training, totally fixed while fine-tuning, gone when exported."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class FixedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation whose statistics and affine parameters never change ("Fixed" in Table 2 of the paper).
+
+    It stays in evaluation mode whatever train() is called with, and conv_norm() folds it into the convolution before
+    it as the network runs: no pass over the activations, none of them kept for the backward pass.
+    """
+
+    def train(self, mode: bool = True) -> "FixedBatchNorm2d":
+        return super().train(False)
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """y = scale * x + shift, per channel [C]."""
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        return scale, self.bias - self.running_mean * scale
+
+
+def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+    """Convolution, then normalisation; one convolution where the normalisation is fixed."""
+    if not isinstance(norm, FixedBatchNorm2d):
+        return norm(conv(x))
+    scale, shift = norm.scale_and_shift()
+    bias = shift if conv.bias is None else conv.bias * scale + shift
+    weight = conv.weight * scale[:, None, None, None]
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def fix_batch_norm(model: nn.Module) -> int:
+    """Turn every BatchNorm2d of `model` into a FixedBatchNorm2d, in place; returns how many there are."""
+    count = 0
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            # The class is all that differs; the parameters and buffers stay the same objects.
+            module.__class__ = FixedBatchNorm2d
+            module.requires_grad_(False)
+            module.eval()
+            count += 1
+    return count
+
+
+def has_statistics(model: nn.Module) -> bool:
+    """Whether some BatchNorm2d has seen data: fresh ones hold mean 0 and variance 1 exactly."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    return any(bool((m.running_mean != 0).any()) or bool((m.running_var != 1).any()) for m in norms)
+
+
+def fold_batch_norm(model: nn.Module, pairs: list[tuple[nn.Module, str, str]]) -> int:
+    """Fold batch normalisations into the convolutions before them, in place; returns how many were folded.
+
+    `pairs` lists (owner, name of the convolution, name of its normalisation), as ResNet.conv_norm_pairs gives them:
+    the network says what it applies to what, nothing is guessed from the order of definition. The arithmetic is done
+    in float64, so that folding costs one rounding of each weight.
+    """
+    count = 0
+    for owner, conv_name, norm_name in pairs:
+        norm = getattr(owner, norm_name)
+        if not isinstance(norm, nn.BatchNorm2d):
+            continue
+        setattr(owner, conv_name, _folded(getattr(owner, conv_name), norm))
+        setattr(owner, norm_name, nn.Identity())
+        count += 1
+    return count
+
+
+@torch.no_grad()
+def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    if norm.running_var is None:
+        raise ValueError("a BatchNorm2d without running statistics cannot be folded")
+    folded = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
+        bias=True,
+    )
+    scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    bias = torch.zeros_like(scale) if conv.bias is None else conv.bias.double()
+    folded.weight.copy_(conv.weight.double() * scale[:, None, None, None])
+    folded.bias.copy_((bias - norm.running_mean.double()) * scale + norm.bias.double())
+    return folded.to(conv.weight.device, conv.weight.dtype).train(conv.training)

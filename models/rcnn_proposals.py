@@ -1,0 +1,51 @@
+"""Region proposals: the best boxes of every level, decoded, clipped and thinned by NMS, padded to a fixed number."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .boxes import clip_boxes, decode_boxes, is_larger_than, nms_mask, take
+from .rcnn import RPN_WEIGHTS, RawMaps
+
+MIN_SIDE = 1e-3  # pixels
+TRAINING_BLOCK = 256
+
+
+def propose(
+    raw: RawMaps, sizes: Tensor, pre_nms: int, count: int, threshold: float, one_graph: bool
+) -> tuple[Tensor, Tensor]:
+    """Proposals of a batch: boxes [N, count, 4], best first, and which of them are real [N, count].
+
+    sizes [N, 2]: height and width to clip to. With one_graph the levels are padded to pre_nms and thinned in a single
+    NMS, the smaller graph, which is exported; otherwise level by level in blocks, the faster way for training's numbers.
+    """
+    boxes, scores, valid, start = [], [], [], 0
+    for number in raw.level_sizes:
+        stop, kept = start + number, min(pre_nms, number)
+        score, index = torch.topk(raw.logits[:, start:stop], kept, dim=1)
+        box = decode_boxes(take(raw.deltas[:, start:stop], index), raw.anchors[start:stop][index], RPN_WEIGHTS)
+        box = clip_boxes(box, sizes)
+        boxes.append(box)
+        scores.append(torch.sigmoid(score))
+        valid.append(is_larger_than(box, MIN_SIDE))
+        start = stop
+    if one_graph:
+        keep = _thin_together(boxes, valid, threshold)
+    else:
+        keep = torch.cat(
+            [nms_mask(b, v, threshold, block=TRAINING_BLOCK) for b, v in zip(boxes, valid, strict=True)], 1
+        )
+    all_boxes = torch.cat(boxes, 1)
+    score = torch.where(keep, torch.cat(scores, 1), -1.0)
+    score, index = torch.topk(score, min(count, score.shape[1]), dim=1)
+    real = score >= 0
+    return take(all_boxes, index) * real.unsqueeze(-1), real
+
+
+def _thin_together(boxes: list[Tensor], valid: list[Tensor], threshold: float) -> Tensor:
+    """NMS of all levels at once: each level one row of a batch, padded to the longest -> mask [N, sum of lengths]."""
+    longest, images = max(b.shape[1] for b in boxes), boxes[0].shape[0]
+    stacked = torch.stack([F.pad(b, (0, 0, 0, longest - b.shape[1])) for b in boxes], 1).flatten(0, 1)
+    filled = torch.stack([F.pad(v, (0, longest - v.shape[1])) for v in valid], 1).flatten(0, 1)
+    keep = nms_mask(stacked, filled, threshold).reshape(images, len(boxes), longest)
+    return torch.cat([keep[:, level, : b.shape[1]] for level, b in enumerate(boxes)], 1)
