@@ -18,7 +18,6 @@ from rich.table import Table
 from ..errors import UserError
 from .dataset import check_same_classes, find_splits, load_dataset
 from .image import decode_image, read_bytes
-from .masks import decode_mask
 from .records import Dataset, Problem, Record, check_size
 
 # COCO's limits between small, medium and large objects, in square pixels.
@@ -115,21 +114,23 @@ def check_data(
     return _summarise(datasets, reports, tuple(duplicates), verify_images)
 
 
-def print_report(report: CheckReport, console: Console | None = None) -> None:
-    """Print the report as tables: splits, label map with class counts, and the problems."""
+def print_report(report: CheckReport, console: Console | None = None, shown: int | None = _SHOWN) -> None:
+    """Print the report as tables: splits, label map with class counts, and `shown` problems of each kind (None: all)."""
     console = console or Console()
     console.print(_split_table(report))
     console.print(_class_table(report))
     for split in report.splits:
-        _print_list(console, f"{split.split}: missing files", [item.message for item in split.missing_files])
-        _print_list(console, f"{split.split}: broken files", [item.message for item in split.broken_files])
+        _print_list(console, f"{split.split}: missing files", [item.message for item in split.missing_files], shown)
+        _print_list(console, f"{split.split}: broken files", [item.message for item in split.broken_files], shown)
         lines = [
             f"{item.file}: annotation {item.annotation_id}: {item.message}: {item.action}" for item in split.problems
         ]
-        _print_list(console, f"{split.split}: boxes clipped or objects dropped", lines)
-    _print_list(console, "the same picture in several splits", [" = ".join(files) for files in report.duplicates])
-    _print_list(console, "errors", report.errors)
-    _print_list(console, "worth knowing", report.warnings)
+        _print_list(console, f"{split.split}: boxes clipped or objects dropped", lines, shown)
+    _print_list(
+        console, "the same picture in several splits", [" = ".join(files) for files in report.duplicates], shown
+    )
+    _print_list(console, "errors", report.errors, shown)
+    _print_list(console, "worth knowing", report.warnings, shown)
     if report.fatal:
         console.print("[bold red]not usable:[/] put the errors and the missing or broken files right first")
     else:
@@ -155,19 +156,9 @@ def _verify(record: Record) -> tuple[str, str]:
     try:
         content = read_bytes(record.path)
         check_size(record, *decode_image(content, record.path).shape[:2])
-        for annotation_id, segmentation in zip(record.annotation_ids, record.segmentations, strict=True):
-            if isinstance(segmentation, dict):  # polygons were checked when they were read
-                _verify_mask(record, annotation_id, segmentation)
     except UserError as error:
         return "broken", str(error)
     return "ok", hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-def _verify_mask(record: Record, annotation_id: int, segmentation: dict[str, Any]) -> None:
-    try:
-        decode_mask(segmentation, record.height, record.width)
-    except UserError as error:
-        raise UserError(f"{record.path}: annotation {annotation_id}: {error}") from None
 
 
 def _count(dataset: Dataset, missing: list[FileProblem], broken: list[FileProblem]) -> SplitReport:
@@ -295,14 +286,15 @@ def _class_table(report: CheckReport) -> Table:
     return table
 
 
-def _print_list(console: Console, title: str, lines: Sequence[str]) -> None:
+def _print_list(console: Console, title: str, lines: Sequence[str], shown: int | None) -> None:
     if not lines:
         return
     console.print(f"[bold]{escape(title)}[/] ({len(lines)})")
-    for line in lines[:_SHOWN]:
+    shown = len(lines) if shown is None else shown
+    for line in lines[:shown]:
         console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-    if len(lines) > _SHOWN:
-        console.print(f"  ... and {len(lines) - _SHOWN} more")
+    if len(lines) > shown:
+        console.print(f"  ... and {len(lines) - shown} more; --report FILE lists all")
 
 
 def _join(arrays: list[np.ndarray]) -> np.ndarray:

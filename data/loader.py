@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cv2
@@ -108,8 +109,9 @@ class BatchLoader:
         self._plan = plan
         self.max_objects = collate.rows
         self.images = len(samples.records)
-        self._loader = DataLoader(
-            samples,  # type: ignore[arg-type]
+        self._open = partial(
+            DataLoader,
+            samples,
             batch_sampler=plan,
             collate_fn=collate,
             num_workers=workers,
@@ -117,6 +119,7 @@ class BatchLoader:
             persistent_workers=workers > 0,
             worker_init_fn=_start_worker,
         )
+        self._loader: DataLoader | None = None
 
     @property
     def batches_per_epoch(self) -> int:
@@ -132,9 +135,16 @@ class BatchLoader:
     def __len__(self) -> int:
         return len(self._plan)
 
+    def close(self) -> None:
+        """End the worker processes; iterating again starts new ones."""
+        self._loader = None
+
     def __iter__(self) -> Iterator[Batch]:
+        self._loader = self._loader or self._open()
         for batch in self._loader:
             if isinstance(batch, _Failure):
+                # Left to the garbage collector, together with the traceback, workers would take seconds to end.
+                self.close()
                 raise UserError(batch.message)
             yield batch
 

@@ -113,11 +113,12 @@ def _draw_polygons(polygons: list[np.ndarray], fine: int) -> np.ndarray:
 
 
 def _draw_crop(crop: CropMask, fine: int) -> np.ndarray:
-    """Sample a crop whose box is given in fine cells (minus the half), uint8 [fine, fine] in 0..255."""
+    """Look up fine cells in a crop whose box is given in them (minus the half), uint8 [fine, fine] of 0 and 255."""
     height, width = crop.mask.shape
     x1, y1, x2, y2 = crop.box
     step_x, step_y = width / (x2 - x1), height / (y2 - y1)
     # Fine cell i, whose centre is i here, has the crop coordinate (i - x1) * step - 0.5.
     matrix = np.array([[step_x, 0.0, -x1 * step_x - 0.5], [0.0, step_y, -y1 * step_y - 0.5]])
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    # Nearest, since a pixel of a mask is a square: interpolating would round the corners of small objects.
+    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(crop.mask * 255, matrix, (fine, fine), flags=flags, borderMode=cv2.BORDER_CONSTANT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -83,7 +84,7 @@ class Dataset:
                 masks += not crowd and segmentation is not None
         return masks, objects
 
-    @property
+    @cached_property  # counting takes a second on the whole of COCO
     def has_masks(self) -> bool:
         """Whether every object that training uses has a mask (and there is at least one)."""
         masks, objects = self.mask_counts()

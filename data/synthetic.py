@@ -42,8 +42,8 @@ def make_synthetic(
     """Write a dataset of ``images_train`` + ``images_val`` pictures below ``root``; returns ``root``.
 
     Width and height of each picture are drawn from ``size`` (smallest, largest). Shapes overlap; boxes, masks
-    (polygons) and areas are those of the visible parts. In each split the last picture has no objects, and the first (of two or
-    more) has a crowd region, given as run lengths. The same arguments give the same bytes.
+    (polygons) and areas are those of the visible parts. In each split the last picture has no objects, and the first
+    (of two or more) has a crowd region, given as run lengths. The same arguments give the same bytes.
 
     Raises ValueError for sizes under 64 pixels, and UserError if ``root`` cannot be written.
     """

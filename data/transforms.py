@@ -156,7 +156,7 @@ def _crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sampl
         return clip_boxes(sample)
     boxes = sample.boxes - np.array([left, top, left, top], np.float32)
     shapes = _move(sample.segmentations, (1.0, 1.0), (-float(left), -float(top)))
-    image = sample.image[top : top + height, left : left + width]
+    image = np.ascontiguousarray(sample.image[top : top + height, left : left + width])
     return clip_boxes(Sample(image, boxes, sample.labels, shapes, (height, width)))
 
 

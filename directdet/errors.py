@@ -16,3 +16,9 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+
+class UsageProblem(UserError):
+    """A mistake in how a command was called, found only after the command line was parsed: exit code 2."""
+
+    exit_code = 2

@@ -3,6 +3,7 @@
 from dataclasses import asdict, fields
 
 from .rcnn import RCNN, RCNNConfig
+from .resnet import BACKBONES
 
 DETECTORS = {"rcnn": (RCNNConfig, RCNN)}
 
@@ -22,6 +23,9 @@ def build_model(config: dict) -> RCNN:
         raise ValueError(f"unknown {name} setting {sorted(unknown)[0]!r}")
     if "anchor_ratios" in settings:
         settings["anchor_ratios"] = tuple(settings["anchor_ratios"])
+    backbone = settings.get("backbone", config_type.backbone)
+    if backbone not in BACKBONES:
+        raise ValueError(f"unknown backbone {backbone!r}; there are {', '.join(BACKBONES)}")
     return network(config_type(**settings))
 
 

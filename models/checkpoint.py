@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import torch
@@ -31,11 +32,14 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> dict:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
+        if not zipfile.is_zipfile(path):  # torch.save writes zip files; a plain pickle is not even looked at
+            raise ValueError("not a file that torch.save wrote, or cut short")
         checkpoint = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: holds objects other than tensors and plain values; refused") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: broken or not a checkpoint ({str(error).splitlines()[0][:120]})") from error
+    except Exception as error:  # what a damaged file makes torch raise has no end: assertions, index errors, ...
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise CheckpointError(f"{path}: broken or not a checkpoint ({reason})") from error
     if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in REQUIRED):
         raise CheckpointError(f"{path}: not a directdet checkpoint (it lacks {', '.join(REQUIRED)})")
     if checkpoint["format"] != FORMAT:

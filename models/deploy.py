@@ -1,4 +1,4 @@
-"""The graph that is deployed: network and post-processing for one input size, from pixels to a fixed number of detections.
+"""The graph that is deployed: network and post-processing for one input size, from pixels to so many detections.
 
 Evaluation while training runs this same module. Its operations have static shapes and need no plugin: no
 NonMaxSuppression, RoiAlign, NonZero, If or Loop.

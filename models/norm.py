@@ -1,4 +1,4 @@
-"""Batch normalisation in the two phases: live while pre-training, totally fixed while fine-tuning, gone when exported."""
+"""Batch normalisation in the two phases: live while pre-training, fixed while fine-tuning, gone when exported."""
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,9 @@ def fix_batch_norm(model: nn.Module) -> int:
             # The class is all that differs; the parameters and buffers stay the same objects.
             module.__class__ = FixedBatchNorm2d
             module.requires_grad_(False)
+            # A gradient left from the phase before would still let the optimiser's decay and momentum move them.
+            for parameter in module.parameters():
+                parameter.grad = None
             module.eval()
             count += 1
     return count

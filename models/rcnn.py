@@ -1,4 +1,4 @@
-"""Faster R-CNN and Mask R-CNN on a feature pyramid: the network, from images to raw maps and from boxes to head outputs."""
+"""Faster and Mask R-CNN on a feature pyramid: the network, from images to raw maps and from boxes to head outputs."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

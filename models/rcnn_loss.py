@@ -1,4 +1,4 @@
-"""The training criterion of Faster and Mask R-CNN, static in shape: no loop over images, no boolean index, no host wait.
+"""The training criterion of Faster and Mask R-CNN, static in shape: no loop over images, boolean index or host wait.
 
 An image without objects is no special case: its rows are masked. The losses are mmdet's, as the paper used them: each
 is summed over what was sampled in the whole batch and divided by the number of samples.
@@ -98,7 +98,7 @@ def _mask_loss(
     objects: Tensor,
     draw: RandomKeys,
 ) -> tuple[Tensor, Tensor]:
-    """Mask loss over the positives of the whole batch, packed into a fixed number of slots; and how many were left out."""
+    """Mask loss over the positives of the whole batch, packed into a fixed number of slots; how many were left out."""
     if targets.masks is None:
         raise ValueError("a mask criterion needs targets with masks")
     images, per_image = positive.shape

@@ -17,7 +17,7 @@ def propose(
     """Proposals of a batch: boxes [N, count, 4], best first, and which of them are real [N, count].
 
     sizes [N, 2]: height and width to clip to. With one_graph the levels are padded to pre_nms and thinned in a single
-    NMS, the smaller graph, which is exported; otherwise level by level in blocks, the faster way for training's numbers.
+    NMS, the smaller graph, which is exported; otherwise level by level in blocks, faster for training's numbers.
     """
     boxes, scores, valid, start = [], [], [], 0
     for number in raw.level_sizes:

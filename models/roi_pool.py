@@ -5,8 +5,8 @@ adaptive ratio, which no static graph can express. RoIAlign is separable: along 
 and each sample mixes two neighbouring cells.
 
 `pool_rows` sums weighted rows of the flattened pyramid (EmbeddingBag): contiguous reads, no loop over levels, exact at
-the borders; on a CPU ten times faster than torchvision's operator, whose backward pass is serial. It serves training and
-evaluation in PyTorch. `pool_grid` is one GridSample over a canvas that all levels are packed into: the form that every
+the borders; on a CPU ten times faster than torchvision's operator, whose backward pass is serial. It serves training
+and evaluation in PyTorch. `pool_grid` is one GridSample over a canvas that all levels are packed into: the form that every
 runtime accepts without a plugin, and the one that is exported.
 """
 
@@ -86,10 +86,7 @@ def pool_grid(features: list[Tensor], strides: list[int], rois: Tensor, bins: in
     canvas_height, canvas_width = canvas.shape[2:]
     # One row a level: scale, width, height, and where the level lies in the canvas.
     table = torch.tensor(
-        [
-            [1.0 / s, f.shape[3], f.shape[2], x, y]
-            for s, f, (x, y) in zip(strides, features, corners, strict=True)
-        ],
+        [[1.0 / s, f.shape[3], f.shape[2], x, y] for s, f, (x, y) in zip(strides, features, corners, strict=True)],
         device=rois.device,
     )
     row = table[level_of(rois)]  # [N, R, 5]

@@ -1,4 +1,4 @@
-"""Training targets of a batch, padded to one number of objects, and the static operations that assign and sample them."""
+"""Training targets of a batch, padded to one number of objects, and the static operations that assign and sample."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -2,14 +2,34 @@
 
 import torch
 import torchvision
+from directdet.models.rcnn import RCNN, RCNNConfig
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
+from torchvision.ops import MultiScaleRoIAlign
 
-from directdet.models.rcnn import RCNN, RCNNConfig
+
+class TwinAnchors(AnchorGenerator):
+    """torchvision's anchors without its two roundings, which the papers' code and ours do not share.
+
+    It rounds the sides of its anchors to whole pixels, and takes image size // map size for a level's stride, which
+    is 53 and not 64 for the last level of a canvas of 160.
+    """
+
+    def __init__(self, config: RCNNConfig, strides: list[int]):
+        super().__init__(tuple((config.anchor_scale * s,) for s in strides), (config.anchor_ratios,) * len(strides))
+        self.strides = strides
+        root = torch.tensor(config.anchor_ratios).sqrt()
+        for index, stride in enumerate(strides):
+            side = config.anchor_scale * stride
+            self.cell_anchors[index] = torch.stack([-side / root, -side * root, side / root, side * root], 1) / 2
+
+    def grid_anchors(self, grid_sizes: list[list[int]], strides: list[list[torch.Tensor]]) -> list[torch.Tensor]:
+        return super().grid_anchors(grid_sizes, [[torch.tensor(s), torch.tensor(s)] for s in self.strides])
 
 
 def build_twin(model: RCNN) -> FasterRCNN:
@@ -17,20 +37,12 @@ def build_twin(model: RCNN) -> FasterRCNN:
     config = model.config
     assert config.width == 64 and config.fpn_channels == 256, "torchvision builds full-width networks only"
     backbone = _resnet_fpn_extractor(getattr(torchvision.models, config.backbone)(weights=None), 5)
-    anchors = AnchorGenerator(
-        tuple((config.anchor_scale * s,) for s in model.strides), (config.anchor_ratios,) * len(model.strides)
-    )
-    # torchvision rounds its anchors to whole pixels; the papers' code, and ours, do not.
-    for index, stride in enumerate(model.strides):
-        root = torch.tensor(config.anchor_ratios).sqrt()
-        side = config.anchor_scale * stride
-        anchors.cell_anchors[index] = torch.stack([-side / root, -side * root, side / root, side * root], 1) / 2
     if config.box_convs:
         head = FastRCNNConvFCHead((256, 7, 7), [256] * config.box_convs, [config.box_features])
     else:
         head = TwoMLPHead(256 * 49, config.box_features)
     settings = {
-        "rpn_anchor_generator": anchors,
+        "rpn_anchor_generator": TwinAnchors(config, model.strides),
         "rpn_pre_nms_top_n_train": config.train_pre_nms,
         "rpn_pre_nms_top_n_test": config.test_pre_nms,
         "rpn_post_nms_top_n_train": config.train_proposals,
@@ -43,6 +55,9 @@ def build_twin(model: RCNN) -> FasterRCNN:
         "box_detections_per_img": config.detections,
         "box_head": head,
     }
+    if config.masks:
+        assert config.mask_channels == 256, "torchvision's mask predictor is built for 256 channels"
+        settings["mask_head"] = MaskRCNNHeads(256, (256,) * config.mask_convs, 1)
     twin = (MaskRCNN if config.masks else FasterRCNN)(backbone, config.num_classes + 1, **settings)
     pairs = [
         (twin.backbone.body, model.backbone),
@@ -83,7 +98,8 @@ def conditioned_model(config: RCNNConfig, size: tuple[int, int], seed: int = 0) 
     """A random network that really detects, and on which two correct implementations agree.
 
     A fresh one is chaotic: rounding errors grow from layer to layer, and all scores are alike. So its residual branches
-    are damped, its BN statistics calibrated and its heads' outputs spread.
+    are damped, its BN statistics calibrated, and each output of its heads centred and spread over the boxes it meets:
+    labels and scores of every kind, none saturated (a saturated score hides errors and makes ties).
     """
     torch.manual_seed(seed)
     model = RCNN(config)
@@ -99,15 +115,32 @@ def conditioned_model(config: RCNNConfig, size: tuple[int, int], seed: int = 0) 
         model.backbone(smooth_images(4, size, 100 + seed))
         for norm in norms:
             norm.momentum = 0.1
-        features = list(model.fpn.eval()(model.backbone.eval()(smooth_images(1, size, 200))).values())
-        _spread(model.rpn_head.cls_logits, model.rpn_head(features)[0][0], 1.5)
-        _spread(model.rpn_head.bbox_pred, model.rpn_head(features)[1][0], 0.3)
-        pooled = nn.functional.adaptive_avg_pool2d(features[0], 7).repeat(8, 1, 1, 1) * torch.rand(8, 1, 1, 1)
-        hidden = model.box_head(pooled + 0.3 * torch.randn(pooled.shape) * features[0].std())
-        _spread(model.box_predictor.cls_score, model.box_predictor.cls_score(hidden), 2.0)
+        model.eval()
+        maps = model.fpn(model.backbone(smooth_images(2, size, 200 + seed)))
+        logits, deltas = model.rpn_head(list(maps.values()))
+        _spread(model.rpn_head.cls_logits, torch.cat([t.movedim(1, -1).flatten(0, 2) for t in logits]), 1.5)
+        _spread(model.rpn_head.bbox_pred, torch.cat([t.movedim(1, -1).flatten(0, 2) for t in deltas]), 0.3)
+        boxes = [_random_boxes(32, size) for _ in range(2)]
+        hidden = model.box_head(_pool(maps, boxes, 7, size))
+        _spread(model.box_predictor.cls_score, model.box_predictor.cls_score(hidden), 1.5)
         _spread(model.box_predictor.bbox_pred, model.box_predictor.bbox_pred(hidden), 0.5)
-    return model.eval()
+        if config.masks:
+            logits = model.mask_predictor(model.mask_head(_pool(maps, [b[:8] for b in boxes], 14, size)))
+            _spread(model.mask_predictor.mask_fcn_logits, logits.movedim(1, -1).flatten(0, 2), 2.0)
+    return model
 
 
-def _spread(layer: nn.Module, output: torch.Tensor, wanted: float) -> None:
-    layer.weight *= wanted / output.std().clamp(min=1e-6)
+def _spread(layer: nn.Module, outputs: torch.Tensor, wanted: float) -> None:
+    """Rescale `layer` so that each channel of its outputs [K, C] gets mean 0 and standard deviation `wanted`."""
+    mean, scale = outputs.mean(0), wanted / outputs.std(0).clamp(min=1e-6)
+    layer.weight.mul_(scale.reshape(-1, *[1] * (layer.weight.dim() - 1)))
+    layer.bias.copy_((layer.bias - mean) * scale)
+
+
+def _random_boxes(count: int, size: tuple[int, int]) -> torch.Tensor:
+    corners = torch.rand(count, 2, 2).sort(1).values * torch.tensor([size[1] - 8.0, size[0] - 8.0])
+    return torch.cat([corners[:, 0], corners[:, 1] + 8], 1)
+
+
+def _pool(maps: dict[str, torch.Tensor], boxes: list[torch.Tensor], bins: int, size: tuple[int, int]) -> torch.Tensor:
+    return MultiScaleRoIAlign(list(maps)[:4], bins, 2)(maps, boxes, [size] * len(boxes))

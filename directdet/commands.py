@@ -1,0 +1,295 @@
+"""The verbs of the command line. Each imports what it needs when it runs, so that help stays instant."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from .data.check import CheckReport
+
+FORMATS = ("onnx", "tensorrt", "tensorrt-rtx")
+RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "torch")
+
+PATH = click.Path(path_type=Path)  # existence is checked where files are read: there the error can say more
+
+
+class Size(click.ParamType):
+    """H,W in pixels."""
+
+    name = "H,W"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """(height, width) from "H,W"."""
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).split(",")
+        if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+            self.fail(f"{value!r} is not a size; give height and width in pixels, as 448,448", param, ctx)
+        return int(parts[0]), int(parts[1])
+
+
+def _check_settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        key, sign, _ = value.partition("=")
+        if not sign or not key.strip():
+            raise click.BadParameter(f"{value!r}: expected key=value", ctx, param)
+    return values
+
+
+data_option = click.option("--data", "data", type=PATH, required=True, metavar="DATA", help="Dataset folder.")
+split_option = click.option("--split", default="val", show_default=True, help="Split of the dataset.")
+runtime_help = f"One of {', '.join(RUNTIMES)}."
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the runtime.")
+precision_option = click.option("--precision", help="fp32 (default); tf32 on a GPU; OpenVINO also bf16, fp16.")
+
+
+@click.command("demo")
+@click.option("--out", type=PATH, default="directdet-demo", show_default=True, metavar="DIR", help="Folder to write.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+def demo(out: Path, device: str) -> int:
+    """Show the whole chain on a made-up dataset: train, export, verify, benchmark, report."""
+    from .demo import run_demo
+
+    return run_demo(out, device=device).exit_code
+
+
+@click.command("recipes")
+@click.argument("name", required=False)
+def recipes(name: str | None) -> None:
+    """List the training recipes, or show every setting of one."""
+    from rich.console import Console
+
+    from .train.settings import describe_recipe, get_recipe, recipe_table
+
+    Console().print(recipe_table() if name is None else describe_recipe(get_recipe(name)))
+
+
+@click.command("check-data")
+@click.argument("data", type=PATH)
+@click.option("--report", type=PATH, metavar="FILE", help="Write all findings: .json, .html, or else plain text.")
+@click.option("--split", "splits", multiple=True, help="Only this split (may be given again).  [default: all]")
+@click.option("--images/--no-images", default=True, show_default=True, help="Open and decode every picture.")
+def check_data(data: Path, report: Path | None, splits: tuple[str, ...], images: bool) -> int:
+    """Look at a whole dataset before time is spent on it; exit code 1 if it cannot be used."""
+    from .data.check import check_data, print_report
+
+    found = check_data(data, splits or None, verify_images=images)
+    print_report(found)
+    if report is not None:
+        from .files import write_text_atomic
+
+        write_text_atomic(report, _report_text(found, report.suffix.lower()))
+        click.echo(f"report: {report}")
+    return int(found.fatal)
+
+
+def _report_text(found: CheckReport, suffix: str) -> str:
+    """The report with every finding, in the form the file's name asks for."""
+    import io
+
+    from rich.console import Console
+
+    from .data.check import print_report
+
+    if suffix == ".json":
+        return json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    console = Console(file=io.StringIO(), width=140, record=True, force_terminal=False)
+    print_report(found, console, shown=None)
+    return console.export_html(inline_styles=True) if suffix in (".html", ".htm") else console.export_text()
+
+
+@click.command("train")
+@click.argument("recipe")
+@data_option
+@click.option("--out", type=PATH, required=True, metavar="RUN", help="Folder of the run.")
+@click.option("--phase", type=click.Choice(["pretrain", "finetune"]), help="Only this phase.  [default: both]")
+@click.option("--init", type=PATH, metavar="FILE", help="Start from the weights of this checkpoint.")
+@click.option("--resume", is_flag=True, help="Go on where the run in RUN stopped.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=_check_settings, help="Change a setting."
+)
+@click.option("--dry-run", is_flag=True, help="Check recipe, data and model, print the plan, write nothing.")
+def train(
+    recipe: str,
+    data: Path,
+    out: Path,
+    phase: str | None,
+    init: Path | None,
+    resume: bool,
+    device: str,
+    seed: int,
+    settings: tuple[str, ...],
+    dry_run: bool,
+) -> None:
+    """Train RECIPE from scratch: low-resolution pre-training, then high-resolution fine-tuning with fixed BN."""
+    if init is not None and resume:
+        raise click.UsageError("--init starts a new run, --resume goes on with one; give one of them")
+    from .train.settings import apply_settings, get_recipe
+
+    chosen = apply_settings(get_recipe(recipe), list(settings))
+    # After the recipe: a mistyped name is told before torch is imported.
+    from .train.run import train
+
+    result = train(chosen, data, out, phase=phase, init=init, resume=resume, device=device, seed=seed, dry_run=dry_run)
+    for row in result.phases:
+        best = "-" if row.get("best_ap") is None else f"{100 * row['best_ap']:.1f}"
+        click.echo(f"{row['name']}: best box AP {best}, {row['seconds']:.0f} s, {row['checkpoint']}")
+
+
+@click.command("eval")
+@click.argument("model", type=PATH)
+@data_option
+@split_option
+@click.option("--json", "json_file", type=PATH, metavar="FILE", help="Write the numbers as JSON.")
+@click.option("--runtime", type=click.Choice(["auto", *RUNTIMES]), default="auto", show_default=True)
+@device_option
+@threads_option
+@precision_option
+@click.option("--per-class", is_flag=True, help="Show the AP of each class.")
+def evaluate(
+    model: Path,
+    data: Path,
+    split: str,
+    json_file: Path | None,
+    runtime: str,
+    device: str,
+    threads: int | None,
+    precision: str | None,
+    per_class: bool,
+) -> None:
+    """COCO's twelve numbers of MODEL, boxes and masks."""
+    from rich.console import Console
+
+    from .data.dataset import load_dataset
+    from .infer.evaluate import evaluate
+    from .infer.runtimes import load
+
+    dataset = load_dataset(data, split)
+    detector = load(model, runtime, device, threads, precision)
+    metrics = evaluate(detector, dataset)
+    Console().print(metrics.table(per_class=per_class))
+    if json_file is not None:
+        from .files import write_json_atomic
+
+        about = {"root": str(data), "split": split}
+        write_json_atomic(json_file, {"model": detector.describe(), "dataset": about, **metrics.to_dict()})
+        click.echo(f"written: {json_file}")
+
+
+@click.command("export")
+@click.argument("checkpoint", type=PATH)
+@click.option("--out", type=PATH, required=True, metavar="ARTEFACT", help="Folder to write.")
+@click.option("--format", "kind", type=click.Choice(FORMATS), default="onnx", show_default=True)
+@click.option("--size", type=Size(), help="Input size, height first.  [default: that of the fine-tuning]")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per batch.")
+@click.option("--data", type=PATH, metavar="DATA", help="Verify on images of this dataset.")
+@split_option
+@click.option("--compute-capability", default="8.9", show_default=True, help="tensorrt-rtx: the GPU to build for.")
+def export(
+    checkpoint: Path,
+    out: Path,
+    kind: str,
+    size: tuple[int, int] | None,
+    batch: int,
+    data: Path | None,
+    split: str,
+    compute_capability: str,
+) -> int:
+    """Write CHECKPOINT as an artefact and verify it against PyTorch; exit code 1 if they disagree."""
+    from rich.console import Console
+
+    from .export.export import export
+
+    result = export(
+        checkpoint,
+        out,
+        format=kind,
+        size=size,
+        batch=batch,
+        data=data,
+        split=split,
+        compute_capability=compute_capability,
+    )
+    Console().print(result.verification.table())
+    passed = result.verification.passed
+    click.echo(f"{'PASS' if passed else 'FAIL'}: {result.artefact}")
+    return int(not passed)
+
+
+@click.command("infer")
+@click.argument("model", type=PATH)
+@click.argument("source")
+@click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder for pictures and detections.json.")
+@click.option("--score", type=click.FloatRange(0, 1), default=0.3, show_default=True, help="Leave out what is below.")
+@click.option("--pictures/--no-pictures", default=True, show_default=True, help="Write annotated pictures.")
+@click.option("--runtime", type=click.Choice(["auto", *RUNTIMES]), default="auto", show_default=True)
+@device_option
+@threads_option
+@precision_option
+def infer(
+    model: Path,
+    source: str,
+    out: Path,
+    score: float,
+    pictures: bool,
+    runtime: str,
+    device: str,
+    threads: int | None,
+    precision: str | None,
+) -> int:
+    """Detect on SOURCE, an image, a folder or a pattern: annotated pictures and COCO-format JSON."""
+    from .infer.predict import predict
+    from .infer.runtimes import load
+    from .infer.sources import find_images
+
+    find_images(source)  # before a model is loaded for nothing
+    summary = predict(load(model, runtime, device, threads, precision), source, out, score=score, pictures=pictures)
+    skipped = f", {len(summary.failures)} skipped" if summary.failures else ""
+    click.echo(
+        f"{summary.n_images} images{skipped}, {summary.n_detections} detections, {summary.seconds:.1f} s: "
+        f"{summary.results_file}"
+    )
+    return summary.exit_code
+
+
+@click.command("benchmark")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@data_option
+@split_option
+@click.option("--out", type=PATH, metavar="DIR", help="Write benchmark.json and benchmark.csv here.")
+@click.option(
+    "--runtime", "runtimes", type=click.Choice(RUNTIMES), multiple=True, help="May be given again.  [default: all here]"
+)
+@click.option("--iterations", type=click.IntRange(min=1), default=300, show_default=True, help="Timed batches.")
+@click.option("--warmup", type=click.IntRange(min=0), default=50, show_default=True, help="Batches before them.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per batch.")
+@device_option
+@threads_option
+@precision_option
+@click.option("--ap-images", type=click.IntRange(min=0), help="AP on the first so many images; 0: no AP.")
+@click.option("--quick", is_flag=True, help="30 iterations after 5, AP on 50 images: not to be quoted.")
+def benchmark(models: tuple[str, ...], data: Path, split: str, runtimes: tuple[str, ...], **options: Any) -> int:
+    """Time every MODEL in every runtime on real images, with its AP, beside the paper's own figures."""
+    from rich.console import Console
+
+    from .data.dataset import load_dataset
+    from .infer.benchmark import benchmark
+
+    result = benchmark(models, load_dataset(data, split), runtimes or None, **options)
+    Console().print(result.render())
+    if options["out"] is not None:
+        click.echo(f"written: {options['out']}")
+    return result.exit_code
+
+
+def add_to(group: click.Group) -> None:
+    """Add the verbs in the order of the work."""
+    for command in (demo, recipes, check_data, train, evaluate, export, infer, benchmark):
+        group.add_command(command)

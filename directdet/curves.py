@@ -1,0 +1,136 @@
+"""Loss and AP curves of a run as SVG that takes its colours from the page it stands in."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+# matplotlib knows no CSS variables: it draws in these colours, which are then replaced in its output. So one drawing
+# suits a light and a dark page.
+_INK, _FAINT, _FIRST, _SECOND, _THIRD = "#010101", "#020202", "#030303", "#040404", "#050505"
+_VARIABLES = {
+    _INK: "var(--muted)",
+    _FAINT: "var(--line)",
+    _FIRST: "var(--first)",
+    _SECOND: "var(--second)",
+    _THIRD: "var(--third)",
+}
+_SIZE = (4.4, 2.9)  # inches at 72 per inch: small, so that letters stay readable where a phone shrinks the picture
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text, in the page's font
+    "svg.hashsalt": "directdet",  # the same rows give the same bytes
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "text.color": _INK,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "grid.color": _FAINT,
+}
+
+Log = dict[str, list[dict[str, Any]]]  # phase -> rows of its log.jsonl, phases in their order
+
+
+def loss_chart(log: Log) -> str:
+    """Total loss over the steps of all phases: every row faintly, their running median on top. SVG text."""
+
+    def draw(axes: Axes, starts: dict[str, int]) -> None:
+        for phase, rows in log.items():
+            rows = [row for row in rows if row["kind"] == "step"]
+            steps = [starts[phase] + row["step"] for row in rows]
+            losses = [row["loss"] for row in rows]
+            axes.plot(steps, losses, color=_FIRST, linewidth=0.8, alpha=0.35)
+            axes.plot(steps, _running_median(losses), color=_FIRST, linewidth=1.8)
+        axes.set_ylabel("training loss")
+        axes.set_ylim(bottom=0)
+
+    return _chart(log, draw)
+
+
+def ap_chart(log: Log) -> str:
+    """Box AP50, box AP and mask AP on the val split, in per cent. SVG text."""
+    curves = (
+        ("box AP50", "bbox", "AP50", _FIRST),
+        ("box AP", "bbox", "AP", _SECOND),
+        ("mask AP", "segm", "AP", _THIRD),
+    )
+
+    def draw(axes: Axes, starts: dict[str, int]) -> None:
+        for name, kind, metric, tint in curves:
+            points = [
+                (starts[phase] + row["step"], 100 * row[kind][metric])
+                for phase, rows in log.items()
+                for row in rows
+                if row["kind"] == "eval" and row.get(kind)
+            ]
+            if points:
+                steps, values = zip(*points, strict=True)
+                axes.plot(steps, values, color=tint, linewidth=1.8, marker="o", markersize=3.5, label=name)
+        axes.set_ylabel("AP on val (%)")
+        axes.set_ylim(0, 100)
+        if axes.get_lines():
+            axes.legend(frameon=False, loc="upper left", fontsize=9)
+
+    return _chart(log, draw)
+
+
+def _chart(log: Log, draw: Callable[[Axes, dict[str, int]], None]) -> str:
+    starts, total = _starts(log)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(_SIZE, dpi=72, layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        axes.grid(axis="y", linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0)
+        for edge in ("top", "right", "left"):
+            axes.spines[edge].set_visible(False)
+        draw(axes, starts)
+        axes.set_xlim(0, max(total, 1))
+        axes.set_xlabel("step")
+        for phase, start in starts.items():
+            if start:
+                axes.axvline(start, color=_INK, linewidth=0.8, linestyle=(0, (3, 3)))
+            # Names stand above the frame, where no curve runs through them.
+            axes.annotate(phase, (start, 1), (3, 4), ("data", "axes fraction"), "offset points", fontsize=9)
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _for_page(stream.getvalue())
+
+
+def _starts(log: Log) -> tuple[dict[str, int], int]:
+    """Step at which each phase begins, counted over all phases, and their sum."""
+    starts, total = {}, 0
+    for phase, rows in log.items():
+        starts[phase] = total
+        total += max((row["step"] for row in rows), default=0)
+    return starts, total
+
+
+def _running_median(values: Sequence[float]) -> list[float]:
+    """Median of each value and its neighbours on either side, more of them the longer the curve."""
+    found, reach = [], max(1, len(values) // 25)
+    for index in range(len(values)):
+        near = sorted(values[max(0, index - reach) : index + reach + 1])
+        found.append(near[len(near) // 2])
+    return found
+
+
+def _for_page(svg: str) -> str:
+    """The <svg> element alone, scaling with its column and coloured by the page."""
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    head, rest = svg.split(">", 1)
+    # Width and height in points would fix the size; the viewBox keeps the shape.
+    words = [word for word in head.split(" ") if not word.startswith(("width=", "height="))]
+    svg = " ".join(words) + ' role="img">' + rest
+    for tint, variable in _VARIABLES.items():
+        svg = svg.replace(tint, variable)
+    return svg

@@ -1,0 +1,240 @@
+"""`directdet demo`: the whole chain on a made-up dataset, with no files needed and a report at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from .data.dataset import load_dataset
+from .data.synthetic import make_synthetic
+from .errors import UserError
+from .export.export import ExportResult, export
+from .files import write_text_atomic
+from .gallery import make_gallery
+from .infer.benchmark import BenchmarkResult, benchmark
+from .infer.runtimes import load
+from .report import Figure, Grid, Report, render
+from .train.log import read_log
+from .train.run import RunResult, train
+from .train.settings import get_recipe
+
+if TYPE_CHECKING:
+    from .train.recipes import Phase, Recipe
+
+_PICTURES, _SCORE = 8, 0.5  # of the gallery: how many, and from which score on detections are drawn
+_ITERATIONS, _WARMUP = 300, 50  # of the benchmark, per runtime
+_INTRO = (
+    "A Mask R-CNN was trained from random weights on a synthetic dataset: direct pre-training at low resolution with "
+    "live batch normalisation, then fine-tuning at higher resolution with batch normalisation fixed. It was exported "
+    "to ONNX, compared with PyTorch image by image, and timed."
+)
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What came of a demo.
+
+    Attributes:
+        report: the page.
+        ap50: box AP50 of the exported model on the val split, or None if it could not be benchmarked.
+        passed: whether the exported model agreed with PyTorch.
+        failures: benchmark cells that failed, a line each.
+        seconds: wall time of everything.
+    """
+
+    report: Path
+    ap50: float | None
+    passed: bool
+    failures: tuple[str, ...]
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        """1 if the verification or a part of the benchmark failed, else 0."""
+        return int(not self.passed or bool(self.failures))
+
+
+def run_demo(out: str | Path, device: str = "auto", seed: int = 0, command: str | None = None) -> DemoResult:
+    """Make a dataset, train both phases, export, verify, benchmark, and write OUT/report.html.
+
+    Raises:
+        UserError: `out` holds an earlier demo, or cannot be written.
+    """
+    out, console = Path(out), Console()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: not an empty folder; delete it or choose another --out")
+    seconds: dict[str, float] = {}
+    with _stage(console, seconds, "dataset"):
+        data = make_synthetic(out / "data", seed=seed)
+    recipe = get_recipe("demo")
+    with _stage(console, seconds, "training"):
+        run = train(recipe, data, out / "run", device=device, seed=seed)
+    checkpoint = run.phases[-1]["checkpoint"]
+    with _stage(console, seconds, "export and verification"):
+        exported = export(checkpoint, out / "artefact", format="onnx", data=data, split="val")
+        console.print(exported.verification.table())
+    val = load_dataset(data, "val")
+    command = command or shlex.join(["directdet", *sys.argv[1:]])
+    with _stage(console, seconds, "benchmark"):
+        timed = benchmark(
+            [checkpoint, exported.artefact],
+            val,
+            ["torch", "onnxruntime"],
+            iterations=_ITERATIONS,
+            warmup=_WARMUP,
+            device=device,
+            out=out / "benchmark",
+            command=command,
+        )
+        console.print(timed.render())
+    with _stage(console, seconds, "report"):
+        gallery = make_gallery(load(exported.artefact), val, _PICTURES, _SCORE)
+        page = render(_report(recipe, run, exported, timed, gallery, seconds, command))
+        report = write_text_atomic(out / "report.html", page)
+    result = DemoResult(
+        report=report,
+        ap50=_metric(timed, "onnxruntime", "AP50"),
+        passed=exported.verification.passed,
+        failures=tuple(timed.failures),
+        seconds=sum(seconds.values()),
+    )
+    _print_end(console, result)
+    return result
+
+
+@contextlib.contextmanager
+def _stage(console: Console, seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Say what begins, and note how long it took."""
+    console.rule(name, align="left", style="dim")
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+
+
+def _print_end(console: Console, result: DemoResult) -> None:
+    ap50 = "not measured" if result.ap50 is None else f"{result.ap50:.3f}"
+    verdict = "[bold green]PASS[/]" if result.passed else "[bold red]FAIL[/]"
+    console.rule(style="dim")
+    console.print(f"report        {escape(str(result.report))}", highlight=False, soft_wrap=True)
+    console.print(f"box AP50      {ap50}", highlight=False)
+    console.print(f"verification  {verdict}", highlight=False)
+    console.print(f"seconds       {result.seconds:.0f}", highlight=False)
+
+
+def _report(
+    recipe: Recipe,
+    run: RunResult,
+    exported: ExportResult,
+    timed: BenchmarkResult,
+    gallery: list[Any],
+    seconds: dict[str, float],
+    command: str,
+) -> Report:
+    log = {row["name"]: read_log(path) for row in run.phases if (path := run.out / row["name"] / "log.jsonl").is_file()}
+    verification = exported.verification
+    return Report(
+        title="directdet: from scratch to a verified detector",
+        intro=_INTRO,
+        figures=_figures(timed, verification.passed, seconds),
+        phases=_phase_grid(recipe, run, log),
+        log=log,
+        verification=_verification_grid(verification.to_dict()),
+        passed=verification.passed,
+        verification_note=_verification_note(verification.to_dict()),
+        benchmark=timed.to_dict(),
+        gallery=gallery,
+        gallery_note="Left the ground truth, right what the exported model finds with a score of at least "
+        f"{_SCORE:g}. The first images of the val split, not chosen.",
+        about=_about(timed, seconds, command),
+    )
+
+
+def _figures(timed: BenchmarkResult, passed: bool, seconds: dict[str, float]) -> list[Figure]:
+    figures = [
+        Figure("Verification", "PASS" if passed else "FAIL", "ONNX against PyTorch", "good" if passed else "bad")
+    ]
+    ap50, torch_ap50 = (_metric(timed, runtime, "AP50") for runtime in ("onnxruntime", "torch"))
+    if ap50 is not None:
+        beside = "" if torch_ap50 is None else f", PyTorch {100 * torch_ap50:.1f}"
+        figures.insert(0, Figure("Box AP50 on val", f"{100 * ap50:.1f}", f"ONNX Runtime{beside}"))
+    rates = {cell["runtime"]: cell["fps_end_to_end"] for cell in timed.cells if "error" not in cell}
+    if "onnxruntime" in rates:
+        beside = f"; PyTorch {rates['torch']:.1f}" if "torch" in rates else ""
+        figures.append(Figure("Frames a second", f"{rates['onnxruntime']:.1f}", f"end to end, ONNX Runtime{beside}"))
+    training = f"of which training {seconds['training']:.0f} s"
+    figures.append(Figure("Everything took", f"{sum(seconds.values()):.0f} s", training))
+    return figures
+
+
+def _metric(timed: BenchmarkResult, runtime: str, name: str) -> float | None:
+    """A number of the boxes measured in `runtime`."""
+    for cell in timed.cells:
+        if cell["runtime"] == runtime and cell.get("metrics"):
+            return cell["metrics"]["bbox"][name]
+    return None
+
+
+def _phase_grid(recipe: Recipe, run: RunResult, log: dict[str, list[dict[str, Any]]]) -> Grid:
+    """The two phases side by side: a setting a row."""
+    phases = recipe.phases()
+    rows = {row["name"]: row for row in run.phases}
+    last = {name: next((row for row in reversed(kept) if row["kind"] == "eval"), {}) for name, kept in log.items()}
+    steps = {name: max((row["step"] for row in kept), default=0) for name, kept in log.items()}
+
+    def ap(phase: Phase, kind: str, metric: str) -> str:
+        values = last.get(phase.name, {}).get(kind)
+        return f"{100 * values[metric]:.1f}" if values else "-"
+
+    lines = {
+        "batch normalisation": [phase.norm for phase in phases],
+        "input": [_input(phase) for phase in phases],
+        "images per step": [phase.batch_size for phase in phases],
+        "learning rate": [f"{phase.base_lr * phase.batch_size / phase.base_batch:g}" for phase in phases],
+        "steps": [steps.get(phase.name, "-") for phase in phases],
+        "seconds": [f"{rows[phase.name]['seconds']:.0f}" if phase.name in rows else "-" for phase in phases],
+        "box AP at the end": [ap(phase, "bbox", "AP") for phase in phases],
+        "box AP50 at the end": [ap(phase, "bbox", "AP50") for phase in phases],
+        "mask AP at the end": [ap(phase, "segm", "AP") for phase in phases],
+    }
+    return Grid(("", *(phase.name for phase in phases)), [(name, *values) for name, values in lines.items()])
+
+
+def _input(phase: Phase) -> str:
+    first, second = phase.size
+    return f"{first}x{second}" if phase.resize == "direct" else f"short edge {first}, long edge up to {second}"
+
+
+def _verification_grid(content: dict[str, Any]) -> Grid:
+    return Grid(("",), [(str(content),)])
+
+
+def _verification_note(content: dict[str, Any]) -> str:
+    return ""
+
+
+def _about(timed: BenchmarkResult, seconds: dict[str, float], command: str) -> dict[str, str]:
+    machine = timed.about["hardware"]
+    gpu = machine["gpu"]
+    versions = dict(timed.about["versions"])
+    for cell in timed.cells:
+        versions.update(cell.get("versions") or {})
+    return {
+        "command": command,
+        "date": datetime.datetime.now().astimezone().isoformat(" ", "minutes"),
+        "processor": f"{machine['cpu']}, {machine['cores_usable']} of {machine['cores']} cores usable",
+        "memory": f"{machine['memory_gib']} GiB" if machine["memory_gib"] else "not known",
+        "GPU": ", ".join(f"{value}" for value in gpu.values()) if gpu else "none",
+        "system": machine["system"],
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "time": ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()),
+    }

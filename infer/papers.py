@@ -1,0 +1,211 @@
+"""The papers' own tables as data, to stand beside what is measured here.
+
+Figures as printed. A figure from other hardware is context, never a comparison: `comparable` is False for all of them,
+since neither paper says which stages its frame rates include.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+DIRECT = "Rethinking Training from Scratch for Object Detection (direct pre-training)"
+SCRATCHDET = "ScratchDet"
+_MASK_RCNN = "Mask R-CNN R50-FPN 4conv1fc"
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """Training and inference speed; None where the paper prints none."""
+
+    method: str
+    train_s_per_iter: float | None = None
+    fps: float | None = None
+    data_s: float | None = None
+    ap: float | None = None  # as the table's `metric` says
+
+
+@dataclass(frozen=True)
+class ApRow:
+    """Accuracy in per cent; None where the paper prints none."""
+
+    method: str
+    ap_box: float
+    ap_mask: float | None = None
+    ap50: float | None = None
+    ap75: float | None = None
+    ap_s: float | None = None
+    ap_m: float | None = None
+    ap_l: float | None = None
+    detector: str = _MASK_RCNN
+    batch_per_gpu: int | None = None
+    input: str | None = None
+    fine_tune: str | None = None
+    pretrain_cost_days: float | None = None
+    total_cost_days: float | None = None
+    s_per_iter: float | None = None
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """One table of a paper.
+
+    Attributes:
+        source: paper and table.
+        title: what it shows.
+        hardware: what the paper says it ran on.
+        included: which stages a frame rate includes.
+        rows: in the paper's order.
+        metric: what the accuracy is.
+    """
+
+    source: str
+    title: str
+    hardware: str
+    included: str
+    rows: tuple[SpeedRow | ApRow, ...]
+    metric: str = "COCO val2017 AP"
+    comparable: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    def columns(self) -> list[str]:
+        """Names of the fields that at least one row has, in order."""
+        names = [field.name for field in fields(self.rows[0])]
+        return [name for name in names if any(getattr(row, name) is not None for row in self.rows)]
+
+
+_UNSTATED = "not stated in the paper"
+_TRAINING = "8x RTX 2080Ti (training)"
+
+
+def table1() -> PaperTable:
+    """Direct pre-training, Table 1: batch size and resolution of the pre-training."""
+
+    def row(method: str, batch: int, size: str, schedule: str, cost: float | None, box: float, mask: float) -> ApRow:
+        return ApRow(method, box, mask, batch_per_gpu=batch, input=size, fine_tune=schedule, total_cost_days=cost)
+
+    rows = (
+        row("Direct", 2, "448", "P3x+1x", 0.84, 39.3, 35.1),
+        row("Direct", 4, "448", "P3x+1x", 1.37, 40.6, 36.3),
+        row("Direct", 8, "448", "P3x+1x", 1.76, 41.5, 37.0),
+        row("Direct", 4, "320", "P3x+1x", 1.11, 39.9, 35.7),
+        row("Direct", 4, "448", "P3x+1x", 1.37, 40.6, 36.3),
+        row("Direct", 4, "640", "P3x+1x", 1.76, 41.1, 36.8),
+        row("ImageNet", 2, "(1333,800)", "1x", None, 38.2, 34.7),
+        row("Scratch (BN)", 2, "(1333,800)", "4x", 2.16, 36.1, 32.4),
+    )
+    return PaperTable(f"{DIRECT}, Table 1", "batch size and resolution", _TRAINING, _UNSTATED, rows)
+
+
+def table2() -> PaperTable:
+    """Direct pre-training, Table 2: what batch normalisation does in fine-tuning (2x schedule)."""
+
+    def row(start: str, norm: str, seconds: float, box: float, mask: float) -> ApRow:
+        return ApRow(f"{start}, {norm}", box, mask, fine_tune="2x", s_per_iter=seconds)
+
+    rows = (
+        row("ImageNet", "affine", 0.479, 39.2, 35.4),
+        row("ImageNet", "fixed", 0.424, 38.7, 35.1),
+        row("Direct(P1x)", "affine", 0.479, 37.8, 33.9),
+        row("Direct(P1x)", "SyncBN", 0.483, 37.9, 34.0),
+        row("Direct(P1x)", "fixed", 0.424, 40.4, 36.1),
+    )
+    return PaperTable(f"{DIRECT}, Table 2", "BN in fine-tuning", _TRAINING, _UNSTATED, rows)
+
+
+def table3() -> PaperTable:
+    """Direct pre-training, Table 3: main results. P3x and P4x print lower costs than P1x and P2x; so does the paper."""
+
+    def row(
+        method: str, fine_tune: str, pre: float | None, total: float, box: float, mask: float | None = None
+    ) -> ApRow:
+        return ApRow(method, box, mask, fine_tune=fine_tune, pretrain_cost_days=pre, total_cost_days=total)
+
+    rows = (
+        row("ImageNet", "1x", 9.05, 9.54, 38.2, 34.7),
+        row("Montage (normalised)", "1x", 2.26, 2.75, 38.4),
+        row("Direct(P1x)", "1x", 0.81, 1.26, 40.0, 35.8),
+        row("Direct(P2x)", "1x", 1.62, 2.07, 41.0, 36.6),
+        row("ImageNet", "2x", 9.05, 10.03, 39.2, 35.4),
+        row("Scratch (SyncBN)", "6x", None, 3.84, 39.6, 35.5),
+        row("Scratch (GN)", "6x", None, 2.35, 41.1, 36.5),
+        row("Direct(P3x)", "1x", 1.07, 1.52, 41.5, 37.0),
+        row("Direct(P4x)", "1x", 1.44, 1.89, 41.7, 37.3),
+    )
+    return PaperTable(f"{DIRECT}, Table 3", "main results", _TRAINING, _UNSTATED, rows)
+
+
+def table4() -> PaperTable:
+    """Direct pre-training, Table 4: lengths of the two phases."""
+    figures = (
+        ("P1x", "1x", 40.0, 35.8),
+        ("P1x", "2x", 40.4, 36.1),
+        ("P2x", "1x", 41.0, 36.6),
+        ("P2x", "2x", 40.8, 36.4),
+        ("P3x", "1x", 41.5, 37.0),
+        ("P3x", "2x", 41.0, 36.6),
+        ("P4x", "1x", 41.7, 37.3),
+    )
+    rows = tuple(ApRow(f"Direct({first})", box, mask, fine_tune=second) for first, second, box, mask in figures)
+    return PaperTable(f"{DIRECT}, Table 4", "schedules", _TRAINING, _UNSTATED, rows)
+
+
+def table7() -> PaperTable:
+    """Direct pre-training, Table 7: training and inference time."""
+    rows = (
+        SpeedRow("ImageNet", 0.478, 8.6, None),
+        SpeedRow("Scratch (GN)", 0.578, 7.6, 0.029),
+        SpeedRow("Scratch (SyncBN)", 0.483, 8.6, 0.029),
+        SpeedRow("Direct", 0.424, 8.6, 0.014),
+    )
+    hardware = "training on 8x RTX 2080Ti; inference on one GTX 1080Ti over COCO val2017"
+    return PaperTable(f"{DIRECT}, Table 7", f"time, {_MASK_RCNN}, (1333,800)", hardware, _UNSTATED, rows)
+
+
+def table8() -> PaperTable:
+    """Direct pre-training, Table 8: other detectors, ImageNet against Direct(P1x)."""
+
+    def row(detector: str, start: str, *values: float) -> ApRow:
+        box, ap50, ap75, small, medium, large = values
+        return ApRow(start, box, None, ap50, ap75, small, medium, large, detector=detector, fine_tune="1x")
+
+    rows = (
+        row("RetinaNet", "ImageNet", 36.5, 55.4, 39.1, 20.4, 40.3, 48.1),
+        row("RetinaNet", "Direct(P1x)", 37.1, 55.7, 39.6, 22.1, 40.0, 48.6),
+        row("Faster R-CNN", "ImageNet", 37.4, 58.1, 40.4, 21.2, 41.0, 48.1),
+        row("Faster R-CNN", "Direct(P1x)", 39.3, 58.7, 43.0, 24.4, 42.1, 49.8),
+        row("Cascade R-CNN", "ImageNet", 40.3, 58.6, 44.0, 22.5, 43.8, 52.9),
+        row("Cascade R-CNN", "Direct(P1x)", 41.5, 59.4, 45.1, 25.3, 44.2, 53.4),
+        row("Mask R-CNN Swin-T", "ImageNet", 43.8, 65.3, 48.1, 26.8, 47.4, 58.0),
+        row("Mask R-CNN Swin-T", "Direct(P1x)", 45.0, 65.6, 49.6, 30.2, 48.2, 57.4),
+    )
+    return PaperTable(f"{DIRECT}, Table 8", "other detectors", _TRAINING, _UNSTATED, rows)
+
+
+def scratchdet_table2() -> PaperTable:
+    """ScratchDet, Table 2: first layer of ResNet-18 SSD300, frame rate and mAP on VOC 2007 test."""
+    figures = (
+        ("stride 2, one 7x7 (ResNet-18)", 59.5, 73.1),
+        ("stride 2, one 3x3", 62.9, 73.2),
+        ("stride 2, two 3x3", 58.1, 74.9),
+        ("stride 2, three 3x3", 54.5, 75.4),
+        ("stride 1, one 7x7 (ResNet-18-B)", 37.0, 77.6),
+        ("stride 1, one 3x3", 37.2, 77.8),
+        ("stride 1, two 3x3", 31.5, 78.1),
+        ("stride 1, three 3x3 (Root-ResNet-18)", 26.9, 78.5),
+        ("stride 1, four 3x3", 24.3, 78.4),
+        ("stride 1, five 3x3", 21.8, 78.5),
+    )
+    rows = tuple(SpeedRow(method, fps=fps, ap=ap) for method, fps, ap in figures)
+    return PaperTable(
+        f"{SCRATCHDET}, Table 2", "root blocks, SSD300", "one Tesla P40", _UNSTATED, rows, "VOC 2007 test mAP"
+    )
+
+
+def all_tables() -> Sequence[PaperTable]:
+    """Every table kept here."""
+    return (table1(), table2(), table3(), table4(), table7(), table8(), scratchdet_table2())

@@ -1,0 +1,23 @@
+"""Fixtures that every room's tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def real_data_folder() -> Path:
+    """Where real test images are looked for: $DIRECTDET_DATA, else ../shared/data beside the repository."""
+    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    return Path(os.environ.get("DIRECTDET_DATA", default))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with coco-mini, penn-fudan and voc2007mini; the test is skipped where it is absent."""
+    folder = real_data_folder()
+    if not folder.is_dir():
+        pytest.skip(f"real test images not found at {folder}; set DIRECTDET_DATA to their folder")
+    return folder

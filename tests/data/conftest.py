@@ -1,0 +1,60 @@
+"""Small datasets on disk for the tests of the data room."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from directdet.data.synthetic import make_synthetic
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic dataset of 12 + 4 pictures; not to be written to."""
+    return make_synthetic(tmp_path_factory.mktemp("data") / "synthetic", 12, 4, seed=3)
+
+
+@pytest.fixture
+def write_coco(tmp_path: Path) -> Callable[..., Path]:
+    """``write_coco(objects, width=40, height=30, **changes)`` writes a one-image train split, returns its root.
+
+    id, image_id and category_id of ``objects`` are filled in unless given; ``changes`` replace parts of the json.
+    """
+
+    def write(objects: list[Any] | None = None, /, width: int = 40, height: int = 30, **changes: Any) -> Path:
+        entries = []
+        for index, entry in enumerate(objects or []):
+            defaults = {"id": index + 1, "image_id": 7, "category_id": 3}
+            entries.append({**defaults, **entry} if isinstance(entry, dict) else entry)
+        content = {
+            "images": [{"id": 7, "file_name": "a.png", "width": width, "height": height}],
+            "annotations": entries,
+            "categories": [{"id": 9, "name": "dog"}, {"id": 3, "name": "cat"}],
+            **changes,
+        }
+        write_image(tmp_path / "train2017" / "a.png", height, width)
+        file = tmp_path / "annotations" / "instances_train2017.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(content))
+        return tmp_path
+
+    return write
+
+
+def write_image(path: Path, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Write a smooth random picture, returned as uint8 [H, W, 3] BGR."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    image = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+    assert cv2.imwrite(str(path), image)
+    return image
+
+
+@pytest.fixture(name="write_image")
+def write_image_fixture() -> Callable[..., np.ndarray]:
+    return write_image

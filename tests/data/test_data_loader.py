@@ -1,0 +1,204 @@
+"""Batches: padding, order, resuming, and errors out of worker processes."""
+
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from directdet.data.dataset import load_dataset
+from directdet.data.image import PAD_COLOUR
+from directdet.data.loader import make_loader
+from directdet.data.transforms import FinetuneTransform, PretrainTransform
+
+from directdet.errors import UserError
+
+SQUARE = PretrainTransform(96)
+FREE = FinetuneTransform(96, 160)
+
+
+@pytest.fixture(scope="module")
+def dataset(synthetic):
+    return load_dataset(synthetic, "train")
+
+
+def assert_equal_batches(first, second):
+    first, second = list(first), list(second)
+    assert len(first) == len(second) > 0
+    for (images, targets), (other_images, other_targets) in zip(first, second, strict=True):
+        assert torch.equal(images, other_images) and targets.keys() == other_targets.keys()
+        assert all(torch.equal(targets[key], other_targets[key]) for key in targets)
+
+
+def test_shapes_types_and_padding(dataset):
+    loader = make_loader(dataset, SQUARE, 4, seed=1)
+    assert len(loader) == loader.batches_per_epoch == 3 and loader.images == 12
+    for images, targets in loader:
+        rows = loader.max_objects
+        assert rows % 8 == 0 and rows >= 8
+        assert images.shape == (4, 3, 96, 96) and images.dtype == torch.uint8 and images.is_contiguous()
+        expected = {
+            "boxes": ((4, rows, 4), torch.float32),
+            "labels": ((4, rows), torch.int64),
+            "valid": ((4, rows), torch.bool),
+            "sizes": ((4, 2), torch.float32),
+            "masks": ((4, rows, 56, 56), torch.uint8),
+        }
+        assert {key: (tuple(value.shape), value.dtype) for key, value in targets.items()} == expected
+        valid = targets["valid"]
+        for key in ("boxes", "labels", "masks"):
+            assert not targets[key][~valid].any()
+        boxes = targets["boxes"][valid]
+        assert (boxes[:, 2:] - boxes[:, :2] >= 1).all() and targets["masks"][valid].flatten(1).any(dim=1).all()
+        for image, (height, width) in zip(images, targets["sizes"].int().tolist(), strict=True):
+            assert (image[:, height:] == torch.tensor(PAD_COLOUR)[:, None, None]).all()
+            assert (image[:, :, width:] == torch.tensor(PAD_COLOUR)[:, None, None]).all()
+
+
+def test_canvas_is_rounded_up_to_the_divisor(dataset):
+    for images, targets in make_loader(dataset, FREE, 3, divisor=32):
+        height, width = images.shape[2:]
+        largest = targets["sizes"].max(dim=0).values.int().tolist()
+        assert (height, width) == tuple(-(-side // 32) * 32 for side in largest)
+    images, _ = next(iter(make_loader(dataset, PretrainTransform(75), 3, divisor=1)))
+    assert images.shape[2:] == (75, 75)
+
+
+def test_every_picture_once_an_epoch_and_another_order_the_next(dataset):
+    def order(epoch):
+        loader = make_loader(dataset, SQUARE, 5, seed=2, epoch=epoch, drop_last=False)
+        return [index for batch in loader._plan for _, _, index in batch]
+
+    assert sorted(order(0)) == sorted(order(1)) == list(range(12))
+    assert order(0) == order(0) and order(0) != order(1)
+
+
+def test_resuming_and_workers_change_nothing(dataset):
+    whole = list(make_loader(dataset, SQUARE, 3, seed=5, epoch=2))
+    resumed = make_loader(dataset, SQUARE, 3, seed=5, epoch=2, start_iteration=2)
+    assert len(resumed) == 2 and resumed.batches_per_epoch == 4
+    assert_equal_batches(whole[2:], resumed)
+    workers = make_loader(dataset, SQUARE, 3, seed=5, epoch=0, workers=2)
+    first = list(workers)
+    workers.set_epoch(2)  # the same worker processes
+    assert_equal_batches(whole, workers)
+    assert_equal_batches(first, make_loader(dataset, SQUARE, 3, seed=5))
+    workers.set_epoch(2, 1)
+    next(iter(workers))  # an epoch left unfinished does not leak into the next
+    workers.set_epoch(2, 3)
+    assert_equal_batches(whole[3:], workers)
+    with pytest.raises(ValueError, match="there are 4"):
+        workers.set_epoch(0, 5)
+
+
+def test_epochs_differ_in_augmentation(dataset):
+    seen = []
+    for epoch in (0, 1):
+        loader = make_loader(dataset, SQUARE, 12, epoch=epoch)
+        _, targets = next(iter(loader))
+        seen.append(sorted(targets["sizes"].sum(dim=1).tolist()))
+    assert seen[0] != seen[1]
+
+
+def test_processes_share_the_batches_of_one(dataset):
+    whole = list(make_loader(dataset, SQUARE, 6, seed=3))
+    shares = [list(make_loader(dataset, SQUARE, 3, seed=3, rank=rank, world_size=2)) for rank in (0, 1)]
+    for (images, targets), *parts in zip(whole, *shares, strict=True):
+        assert torch.equal(images, torch.cat([part[0] for part in parts]))
+        for key in targets:
+            assert torch.equal(targets[key], torch.cat([part[1][key] for part in parts]))
+    with pytest.raises(ValueError, match="drop_last"):
+        make_loader(dataset, SQUARE, 3, world_size=2, drop_last=False)
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_grouping_by_aspect(dataset, drop_last):
+    portrait = [record.height > record.width for record in dataset.records]
+    loader = make_loader(dataset, FREE, 2, group_aspect=True, drop_last=drop_last)
+    batches = [[index for _, _, index in batch] for batch in loader._plan]
+    assert len(batches) == len(loader) == len(list(loader))
+    assert all(len({portrait[index] for index in batch}) == 1 for batch in batches)
+    if not drop_last:
+        assert sorted(index for batch in batches for index in batch) == list(range(12))
+    assert batches == [[index for _, _, index in batch] for batch in loader._plan]
+    # One batch of all pictures cannot be of one shape; it is still one batch.
+    assert len(list(make_loader(dataset, FREE, 12, group_aspect=True))) == 1
+
+
+def test_max_objects_never_cuts(dataset):
+    most = max(int((~record.crowd).sum()) for record in dataset.records)
+    assert make_loader(dataset, SQUARE, 2).max_objects == 8
+    assert make_loader(dataset, SQUARE, 2, max_objects=1).max_objects >= most
+    assert make_loader(dataset, SQUARE, 2, max_objects=9).max_objects == 16
+    boxes = sum(int(targets["valid"].sum()) for _, targets in make_loader(dataset, FREE, 12))
+    assert boxes == sum(int((~record.crowd).sum()) for record in dataset.records)
+
+
+def test_empty_images_are_kept_unless_skipped(dataset):
+    assert make_loader(dataset, SQUARE, 2).images == 12
+    assert make_loader(dataset, SQUARE, 2, skip_empty=True).images == 11
+    valid = torch.cat([targets["valid"] for _, targets in make_loader(dataset, SQUARE, 2)])
+    assert (~valid.any(dim=1)).sum() == 1
+
+
+def test_without_masks(dataset, write_coco):
+    _, targets = next(iter(make_loader(dataset, SQUARE, 2, masks=False)))
+    assert "masks" not in targets
+    some = [{"bbox": [1, 1, 9, 9], "segmentation": [[1, 1, 9, 1, 9, 9]]}, {"bbox": [1, 1, 9, 9]}]
+    partly = load_dataset(write_coco(some), "train")
+    assert "masks" not in next(iter(make_loader(partly, SQUARE, 1)))[1]
+    with pytest.raises(UserError, match="1 of 2 objects have a mask"):
+        make_loader(partly, SQUARE, 1, masks=True)
+
+
+def test_too_few_images(dataset):
+    with pytest.raises(UserError, match="12 images do not fill one batch of 13"):
+        make_loader(dataset, SQUARE, 13)
+    assert len(list(make_loader(dataset, SQUARE, 13, drop_last=False))) == 1
+
+
+def test_what_workers_are_given_can_be_pickled(dataset):
+    """Where processes are spawned rather than forked it has to be."""
+    options = make_loader(dataset, SQUARE, 2)._open
+    copy = pickle.loads(pickle.dumps((*options.args, options.keywords)))
+    assert len(copy[0]) == 12
+
+
+def test_closing_and_starting_again(dataset):
+    loader = make_loader(dataset, SQUARE, 6, workers=1)
+    first = list(loader)
+    loader.close()
+    assert_equal_batches(first, loader)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("damage", ["cut", "missing", "size"])
+def test_broken_images_are_one_readable_line(synthetic, tmp_path, workers, damage, write_image):
+    root = tmp_path / "copy"
+    shutil.copytree(synthetic, root)
+    dataset = load_dataset(root, "train")
+    victim = dataset.records[3].path
+    if damage == "cut":
+        victim.write_bytes(victim.read_bytes()[:-50])
+    elif damage == "missing":
+        victim.unlink()
+    else:
+        write_image(victim, 20, 20)
+    with pytest.raises(UserError, match=victim.name) as caught:
+        list(make_loader(dataset, SQUARE, 4, workers=workers))
+    assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
+
+
+def test_boxes_follow_the_pixels_through_a_batch(write_coco):
+    import cv2
+
+    root = write_coco([{"bbox": [10, 6, 15, 12]}])
+    image = np.full((30, 40, 3), (255, 0, 0), np.uint8)
+    image[6:18, 10:25] = (0, 0, 255)
+    cv2.imwrite(str(root / "train2017" / "a.png"), image)
+    for epoch in range(6):
+        images, targets = next(iter(make_loader(load_dataset(root, "train"), FREE, 1, epoch=epoch)))
+        red = (images[0, 0].int() > images[0, 2].int()) & (images[0, 1] < 60)
+        rows, columns = torch.nonzero(red.any(dim=1)).flatten(), torch.nonzero(red.any(dim=0)).flatten()
+        extent = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        np.testing.assert_allclose(targets["boxes"][0, 0], extent, atol=1.01)

@@ -1,0 +1,161 @@
+"""Reading PASCAL VOC folders."""
+
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from directdet.data.dataset import find_splits, load_dataset, read_record_image
+from directdet.data.voc import VOC_CLASSES
+
+from directdet.errors import UserError
+
+
+def object_xml(name="cat", box=(1, 1, 10, 20), difficult=0):
+    xmin, ymin, xmax, ymax = box
+    bounds = f"<xmin>{xmin}</xmin><ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax>"
+    part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
+    return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{bounds}</bndbox>{part}</object>"
+
+
+@pytest.fixture
+def voc(tmp_path, write_image):
+    """``voc({"train": {"000001": [object_xml()]}})`` writes lists, xml and 40x30 pictures; returns the VOC folder."""
+
+    def write(lists, size="<size><width>40</width><height>30</height></size>"):
+        folder = tmp_path / "VOCdevkit" / "VOC2007"
+        (folder / "Annotations").mkdir(parents=True)
+        (folder / "ImageSets" / "Main").mkdir(parents=True)
+        for list_name, images in lists.items():
+            (folder / "ImageSets" / "Main" / f"{list_name}.txt").write_text("\n".join(images) + "\n")
+            for name, objects in images.items():
+                xml = f"<annotation>{size}{''.join(objects)}</annotation>"
+                (folder / "Annotations" / f"{name}.xml").write_text(xml)
+                write_image(folder / "JPEGImages" / f"{name}.jpg", 30, 40)
+        return folder
+
+    return write
+
+
+def test_boxes_become_zero_based(voc, tmp_path):
+    voc({"trainval": {"000012": [object_xml(), object_xml("dog", (40, 30, 40, 30), 1)]}})
+    dataset = load_dataset(tmp_path, "train")
+    assert (dataset.layout, dataset.classes, dataset.category_ids) == ("voc", VOC_CLASSES, tuple(range(1, 21)))
+    (record,) = dataset.records
+    np.testing.assert_array_equal(record.boxes, np.float32([[0, 0, 10, 20], [39, 29, 40, 30]]))
+    assert record.labels.tolist() == [VOC_CLASSES.index("cat"), VOC_CLASSES.index("dog")]
+    assert record.difficult.tolist() == [False, True] and not record.crowd.any()
+    assert record.image_id == 12 and len(set(record.annotation_ids)) == 2
+    assert record.segmentations == (None, None) and not dataset.has_masks and dataset.problems == ()
+
+
+@pytest.mark.parametrize("root", [".", "VOCdevkit", "VOCdevkit/VOC2007"])
+def test_root_may_be_any_of_the_folders(voc, tmp_path, root):
+    voc({"trainval": {"1": [object_xml()]}, "test": {"2": [object_xml()]}})
+    assert find_splits(tmp_path / root) == ["train", "val"]
+    assert load_dataset(tmp_path / root, "val").records[0].image_id == 2
+
+
+def test_val_is_held_out_of_trainval(voc, tmp_path):
+    voc({"val": {"b": []}, "trainval": {"a": [object_xml("cat")], "b": [object_xml("dog")]}})
+    train, val = load_dataset(tmp_path, "train"), load_dataset(tmp_path, "val")
+    assert [record.path.stem for record in train.records] == ["a"]
+    assert [record.path.stem for record in val.records] == ["b"]
+
+
+def test_other_classes_are_those_of_all_splits_sorted(voc, tmp_path):
+    voc({"train": {"a": [object_xml("cat")]}, "val": {"b": [object_xml("ant")]}})
+    assert load_dataset(tmp_path, "train").classes == load_dataset(tmp_path, "val").classes == ("ant", "cat")
+
+
+def test_boxes_clipped_and_dropped(voc, tmp_path):
+    boxes = [(0, 0, 5, 5), (35, 5, 45, 10), (5, 5, 4, 9), (50, 5, 60, 9), (1.5, 1.5, 3.5, 3.5)]
+    voc({"train": {"a": [object_xml(box=box) for box in boxes]}})
+    dataset = load_dataset(tmp_path, "train")
+    expected = [[0, 0, 5, 5], [34, 4, 40, 10], [0.5, 0.5, 3.5, 3.5]]
+    np.testing.assert_array_equal(dataset.records[0].boxes, np.float32(expected))
+    assert [problem.action for problem in dataset.problems] == ["clipped", "clipped", "dropped", "dropped"]
+    assert all("a.xml" in problem.file for problem in dataset.problems)
+
+
+def test_missing_size_is_read_from_the_picture(voc, tmp_path):
+    voc({"train": {"a": [object_xml()]}}, size="<size><width>0</width><height>0</height></size>")
+    record = load_dataset(tmp_path, "train").records[0]
+    assert (record.width, record.height) == (40, 30)
+
+
+@pytest.mark.parametrize(
+    ("xml", "message"),
+    [
+        ("<annotation>", r"a\.xml: not valid XML"),
+        (f"<annotation>{object_xml().replace('cat', '')}</annotation>", r"a\.xml: an object has no name"),
+        (f"<annotation>{object_xml(box=('x', 1, 2, 3))}</annotation>", "object 1: bndbox: xmin 'x' is not"),
+        (f"<annotation>{object_xml(box=('nan', 1, 2, 3))}</annotation>", "object 1: bndbox: xmin 'nan' is not"),
+        ("<annotation><object><name>cat</name></object></annotation>", "object 1: bndbox is missing"),
+        ("<annotation><size><width>x</width><height>3</height></size></annotation>", "size: 'x' x '3'"),
+    ],
+)
+def test_bad_xml_is_refused_by_name(voc, tmp_path, xml, message):
+    folder = voc({"train": {"a": []}})
+    (folder / "Annotations" / "a.xml").write_text(xml)
+    with pytest.raises(UserError, match=message):
+        load_dataset(tmp_path, "train")
+
+
+def test_bad_lists(voc, tmp_path):
+    folder = voc({"train": {"a": []}})
+    for names, message in (
+        ("b", r"b\.xml: annotation file not found"),
+        ("../a", "may lead out"),
+        ("a\na", "listed twice"),
+    ):
+        (folder / "ImageSets" / "Main" / "train.txt").write_text(names)
+        with pytest.raises(UserError, match=message):
+            load_dataset(tmp_path, "train")
+
+
+def test_several_years_are_ambiguous(voc, tmp_path):
+    folder = voc({"train": {"a": []}})
+    for name in ("Annotations", "ImageSets/Main"):
+        (folder.parent / "VOC2012" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"several VOC folders \(VOC2007, VOC2012\)"):
+        load_dataset(tmp_path, "train")
+
+
+def test_real_voc_agrees_with_its_xml(real_data):
+    root = real_data / "voc2007mini"
+    for split, images, objects, difficult in (("train", 80, 234, 48), ("val", 40, 110, 26)):
+        dataset = load_dataset(root, split)
+        assert len(dataset) == images and dataset.classes == VOC_CLASSES and dataset.problems == ()
+        assert sum(len(record.boxes) for record in dataset.records) == objects
+        assert sum(int(record.difficult.sum()) for record in dataset.records) == difficult
+        identifiers = [number for record in dataset.records for number in record.annotation_ids]
+        assert len(set(identifiers)) == objects and min(identifiers) > 0
+        for record in dataset.records[:20]:
+            tree = ElementTree.parse(root / "VOCdevkit" / "VOC2007" / "Annotations" / f"{record.path.stem}.xml")
+            for item, box, label in zip(tree.findall("object"), record.boxes, record.labels, strict=True):
+                corners = [int(item.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")]
+                assert np.add(box, [1, 1, 0, 0]).tolist() == corners
+                assert dataset.classes[label] == item.findtext("name")
+        assert read_record_image(dataset.records[0]).shape[2] == 3
+
+
+def test_real_voc_boxes_are_the_extent_of_the_masks(real_data):
+    """Object k of the xml is value k of the mask picture: an independent witness of the coordinates' origin."""
+    import cv2
+
+    root = real_data / "voc2007mini"
+    folder = root / "VOCdevkit" / "VOC2007" / "SegmentationObject"
+    differences = []
+    for record in load_dataset(root, "train").records:
+        file = folder / f"{record.path.stem}.png"
+        if not file.is_file():
+            continue
+        colours = cv2.imread(str(file)).astype(np.int64) @ [65536, 256, 1]  # BGR
+        void = int(np.array([192, 224, 224]) @ [65536, 256, 1])
+        extents = []
+        for colour in set(np.unique(colours)) - {0, void}:
+            rows, columns = np.nonzero(colours == colour)
+            extents.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        for box in record.boxes:
+            differences.append(np.abs(np.array(extents) - box).sum(axis=1).min() / 4)
+    assert len(differences) > 50 and np.median(differences) < 3

@@ -1,0 +1,162 @@
+"""The front door's errors: one line on stderr, and the right exit code."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import directdet.data.check
+from directdet import cli
+from directdet.errors import UsageProblem, UserError
+from directdet.models.checkpoint import CheckpointError
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, list[str]]:
+    """Exit code, stdout and the lines of stderr."""
+    code = cli.main([str(argument) for argument in arguments])
+    output = capsys.readouterr()
+    return code, output.out, output.err.splitlines()
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str]:
+    """Exit code and the one line that stderr must hold."""
+    code, output, lines = run(capsys, *arguments)
+    assert output == "" and len(lines) == 1, (output, lines)
+    assert lines[0].startswith("error: ")
+    return code, lines[0]
+
+
+def test_wrong_paths(capsys, tmp_path):
+    for arguments in (
+        ("check-data", tmp_path / "nowhere"),
+        ("eval", "model", "--data", tmp_path / "nowhere"),
+        ("benchmark", "model", "--data", tmp_path / "nowhere"),
+        ("infer", "model", tmp_path / "nowhere", "--out", tmp_path / "out"),
+        ("train", "demo", "--data", tmp_path / "nowhere", "--out", tmp_path / "out"),
+    ):
+        code, line = fails(capsys, *arguments)
+        assert code == 1 and "nowhere" in line and "not found" in line
+    assert not any(tmp_path.iterdir()), "something half-written was left"
+
+
+def test_broken_json(capsys, tmp_path):
+    file = tmp_path / "annotations" / "instances_train2017.json"
+    file.parent.mkdir()
+    file.write_text('{"images": [')
+    for arguments in (
+        ("check-data", tmp_path),
+        ("train", "demo", "--data", tmp_path, "--out", tmp_path / "out"),
+        ("check-data", tmp_path, "--report", tmp_path / "report.json"),
+    ):
+        code, line = fails(capsys, *arguments)
+        assert code == 1 and "instances_train2017.json" in line
+    assert {path.name for path in tmp_path.iterdir()} == {"annotations"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["trian"], "'train'"),
+        (["chek-data", "x"], "'check-data'"),
+        (["zzz"], "demo, recipes, check-data"),
+        (["recipes", "mask_rcnn_r50_fpm"], "mask_rcnn_r50_fpn"),
+        (["train", "demmo", "--data", "x", "--out", "y"], "demo"),
+        (["train", "demo", "--data", "x", "--out", "y", "--set", "batchsize=3"], "batch_size"),
+        (["train", "demo", "--data", "x", "--out", "y", "--set", "pretrain.epoch=3"], "epochs"),
+        (["train", "demo", "--data", "x", "--out", "y", "--set", "epochs"], "key=value"),
+        (["train", "demo", "--data", "x", "--outt", "y"], "--out"),
+        (["train", "demo", "--data", "x"], "--out"),
+        (["train", "demo", "--data", "x", "--out", "y", "--resume", "--init", "z"], "--init"),
+        (["export", "x", "--out", "y", "--size", "448"], "448,448"),
+        (["export", "x", "--out", "y", "--format", "onx"], "onnx"),
+    ],
+)
+def test_wrong_usage(capsys, arguments, hint):
+    code, line = fails(capsys, *arguments)
+    assert code == 2 and hint in line
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("a.json: wrong; mend it"), 1, "error: a.json: wrong; mend it"),
+        (UserError("two\n  lines"), 1, "error: two lines"),
+        (UsageProblem("--set x: unknown"), 2, "error: --set x: unknown"),
+        (CheckpointError("last.pt: broken"), 1, "error: last.pt: broken"),
+        (PermissionError(13, "Permission denied", "/root/x"), 1, "error: /root/x: Permission denied"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
+def test_errors_of_the_rooms(capsys, monkeypatch, error, code, line):
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(directdet.data.check, "check_data", fail)
+    assert run(capsys, "check-data", "x") == (code, "", [line])
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), FileNotFoundError(2, "No such file", "x"), KeyError("y")])
+def test_bugs_keep_their_traceback(monkeypatch, error):
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(directdet.data.check, "check_data", fail)
+    with pytest.raises(type(error)):
+        cli.main(["check-data", "x"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_in_a_real_process(tmp_path):
+    # The fifo keeps the process waiting inside of the command, without a race against its start.
+    fifo = tmp_path / "dataset.toml"
+    os.mkfifo(fifo)
+    command = [sys.executable, "-m", "directdet", "check-data", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with fifo.open("w"):  # returns when the process has opened the other end
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors) == (130, "", "stopped\n")
+
+
+def test_help_and_version(capsys):
+    code, output, errors = run(capsys, "--help")
+    assert code == 0 and not errors
+    verbs = [line.split()[0] for line in output.split("Commands:")[1].splitlines() if line.strip()]
+    assert verbs == ["demo", "recipes", "check-data", "train", "eval", "export", "infer", "benchmark"]
+    assert "..." not in output.split("Commands:")[1].replace("MODEL...", ""), "a summary is cut short"
+    assert run(capsys, "--version") == (0, f"directdet {importlib.metadata.version('directdet')}\n", [])
+
+
+@pytest.mark.parametrize("suffix", ["json", "html", "txt"])
+def test_check_data_report(capsys, tmp_path, suffix):
+    from directdet.data.synthetic import make_synthetic
+
+    data, report = make_synthetic(tmp_path / "data", 3, 2), tmp_path / f"report.{suffix}"
+    code, output, errors = run(capsys, "check-data", data, "--report", report)
+    assert code == 0 and not errors and "usable" in output
+    text = report.read_text("utf-8")
+    assert "triangle" in text
+    if suffix == "json":
+        assert json.loads(text)["fatal"] is False
+    next(Path(data, "val2017").glob("*.jpg")).write_bytes(b"no picture")
+    assert run(capsys, "check-data", data)[0] == 1
+
+
+def test_report_lists_every_problem(capsys, tmp_path):
+    from directdet.data.synthetic import make_synthetic
+
+    data = make_synthetic(tmp_path / "data", 14, 2)
+    for picture in Path(data, "train2017").glob("*.jpg"):
+        picture.unlink()
+    report = tmp_path / "report.txt"
+    code, output, _ = run(capsys, "check-data", data, "--report", report)
+    assert code == 1
+    assert output.count("image file not found") < 14 == report.read_text("utf-8").count("image file not found")

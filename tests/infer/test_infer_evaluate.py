@@ -1,0 +1,149 @@
+"""AP: oracles from pycocotools itself, on the original annotation file."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from directdet.data.dataset import load_dataset
+from directdet.data.records import make_record
+from directdet.infer.detections import Detections
+from directdet.infer.evaluate import METRIC_NAMES, coco_ground_truth, evaluate, score_detections
+from directdet.infer.runtimes import load
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from rich.console import Console
+
+from directdet.errors import UserError
+
+
+def truth_as_detections(dataset, keep=lambda record, index: True):
+    """The ground truth's boxes (no crowds) as detections."""
+    found = []
+    for record in dataset.records:
+        rows = [index for index in range(len(record.boxes)) if not record.crowd[index] and keep(record, index)]
+        scores = np.linspace(1, 0.5, len(rows))
+        size = (record.height, record.width)
+        found.append((record.image_id, Detections(record.boxes[rows], scores, record.labels[rows], None, size)))
+    return found
+
+
+def perturbed(dataset, seed: int = 0):
+    """Ground truth moved a little, some of it relabelled, doubled or lost, with random masks' scores."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for record in dataset.records:
+        boxes, labels = np.repeat(record.boxes, 2, 0), np.repeat(record.labels, 2)
+        keep = rng.random(len(boxes)) < 0.7
+        sizes = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+        boxes = boxes + rng.normal(0, 0.08, boxes.shape).astype(np.float32) * sizes
+        boxes = np.concatenate([np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])], 1)
+        labels = np.where(rng.random(len(labels)) < 0.1, rng.integers(0, len(dataset.classes), len(labels)), labels)
+        masks = np.clip(rng.normal(0.8, 0.2, (len(boxes), 28, 28)), 0, 1)
+        scores = rng.random(len(boxes))
+        size = (record.height, record.width)
+        found.append((record.image_id, Detections(boxes[keep], scores[keep], labels[keep], masks[keep], size)))
+    return found
+
+
+def plain_pycocotools(annotations, results, kind):
+    """The twelve numbers as everybody computes them; masks without "bbox", so that areas are the masks'."""
+    if kind == "segm":
+        results = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(annotations))
+        evaluation = COCOeval(coco, coco.loadRes(results), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return dict(zip(METRIC_NAMES, evaluation.stats, strict=True))
+
+
+def test_truth_scores_one(real_data):
+    dataset = load_dataset(real_data / "coco-mini", "val")
+    metrics = score_detections(truth_as_detections(dataset), dataset)
+    assert metrics.bbox["AP"] == pytest.approx(1) and metrics.bbox["AR100"] == pytest.approx(1)
+    assert metrics.segm is None and metrics.n_images == len(dataset)
+    assert all(value == pytest.approx(1) for value in metrics.per_class)
+
+
+def test_equals_pycocotools_on_the_original_file(real_data):
+    dataset = load_dataset(real_data / "coco-mini", "val")
+    found = perturbed(dataset)
+    metrics = score_detections(found, dataset)
+    results = [entry for image_id, one in found for entry in one.to_coco(image_id, dataset.category_ids)]
+    file = real_data / "coco-mini" / "annotations" / "instances_val2017.json"
+    for kind, ours in (("bbox", metrics.bbox), ("segm", metrics.segm)):
+        theirs = plain_pycocotools(file, results, kind)
+        assert 0.02 < theirs["AP"] < 0.98
+        assert ours == pytest.approx(theirs, abs=1e-9), kind
+    assert np.mean([value for value in metrics.per_class if value >= 0]) == pytest.approx(metrics.bbox["AP"])
+    assert len(metrics.per_class_segm) == 80
+
+
+def test_nothing_found_scores_zero(real_data):
+    dataset = load_dataset(real_data / "coco-mini", "val")
+    metrics = score_detections([], dataset)
+    assert set(metrics.bbox.values()) == {0.0} and set(metrics.segm.values()) == {0.0}
+    empty = [(record.image_id, Detections(np.zeros((0, 4)), [], [], None, (5, 5))) for record in dataset.records]
+    assert set(score_detections(empty, dataset).bbox.values()) == {0.0}
+
+
+def test_no_objects_at_all(tiny_dataset):
+    first = tiny_dataset.records[0]
+    dataset = replace(tiny_dataset, records=(make_record(1, first.path, first.width, first.height, []),))
+    metrics = score_detections([], dataset)
+    assert metrics.bbox["AP"] == -1 and metrics.per_class == [-1, -1, -1]
+    Console(file=io.StringIO()).print(metrics.table())
+
+
+def test_difficult_objects_are_neither_hits_nor_misses(tiny_dataset):
+    records = tuple(replace(record, difficult=np.array([False, True])) for record in tiny_dataset.records)
+    dataset = replace(tiny_dataset, records=records)
+    missed = score_detections(truth_as_detections(dataset, lambda record, index: index == 0), dataset)
+    assert missed.bbox["AP"] == pytest.approx(1)  # the difficult one is not missed
+    hit = score_detections(truth_as_detections(dataset), dataset)
+    assert hit.bbox["AP"] == pytest.approx(1) and hit.per_class[2] == -1
+    plain = score_detections(truth_as_detections(tiny_dataset, lambda record, index: index == 0), tiny_dataset)
+    assert plain.bbox["AP"] == pytest.approx(0.5)
+
+
+def test_ground_truth_is_complete(real_data):
+    dataset = load_dataset(real_data / "coco-mini", "val")
+    truth = coco_ground_truth(dataset)
+    assert len(truth.anns) == sum(len(record.boxes) for record in dataset.records) == 1105
+    assert sum(entry["iscrowd"] for entry in truth.anns.values()) == 16
+    assert 0 not in truth.anns
+
+
+def test_evaluate_a_detector(artefact, tiny_dataset, capsys):
+    metrics = evaluate(load(artefact, device="cpu"), tiny_dataset, progress=False)
+    assert capsys.readouterr().out == ""
+    assert metrics.bbox["AP"] == pytest.approx(1) and metrics.n_images == 3 and metrics.seconds > 0
+    assert metrics.per_class == pytest.approx([1, -1, 1])
+    assert metrics.segm is None  # the dataset has no masks
+    text = io.StringIO()
+    Console(file=text, width=120).print(metrics.table(per_class=True))
+    assert "100.0" in text.getvalue() and "dog, box" in text.getvalue()
+    assert metrics.to_dict()["bbox"]["AP"] == metrics.bbox["AP"]
+    assert evaluate(load(artefact, device="cpu"), tiny_dataset, progress=False, max_images=2).n_images == 2
+
+
+def test_classes_in_another_order_are_matched_by_name(artefact, edit_meta, tiny_dataset):
+    order = [2, 0, 1]
+    records = tuple(
+        replace(record, labels=np.array([order.index(label) for label in record.labels]))
+        for record in tiny_dataset.records
+    )
+    classes = tuple(tiny_dataset.classes[index] for index in order)
+    dataset = replace(tiny_dataset, classes=classes, category_ids=(5, 6, 7), records=records)
+    assert evaluate(load(artefact, device="cpu"), dataset, progress=False).bbox["AP"] == pytest.approx(1)
+
+
+def test_other_classes_are_refused(artefact, edit_meta, tiny_dataset):
+    edit_meta(artefact, classes=["person", "traffic light", "cat"])
+    with pytest.raises(UserError, match=r"\['dog'\].*\['cat'\]"):
+        evaluate(load(artefact, device="cpu"), tiny_dataset, progress=False)

@@ -1,0 +1,228 @@
+"""Loading models: what runs, what is refused, and that no torch is needed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from directdet.infer import onnx_runtime
+from directdet.infer.runtimes import load, model_kind
+from tiny_artefact import BOXES, CLASSES, write_artefact
+
+from directdet.errors import UserError
+
+
+def picture(height: int = 192, width: int = 256) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def check_detections(found) -> None:
+    """The tiny artefact's two boxes, twice as large in an image of 192 x 256."""
+    np.testing.assert_allclose(found.boxes, 2 * BOXES[:2], rtol=1e-6)
+    assert found.labels.tolist() == [0, 2] and found.scores.tolist() == pytest.approx([0.9, 0.6])
+    assert found.masks.shape == (2, 28, 28)
+    full = found.full_masks()
+    assert full.shape == (2, 192, 256)
+    # the ramp is above a half on the right
+    assert not full[0, 100, 20:68].any() and full[0, 100, 75:118].all()
+
+
+@pytest.mark.parametrize("runtime", ["auto", "onnxruntime", "openvino"])
+def test_runs_an_onnx_artefact(artefact, runtime):
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+    detector = load(artefact, runtime=runtime, device="cpu", threads=1)
+    check_detections(detector(picture()))
+    about = detector.describe()
+    assert about["runtime"] == ("openvino" if runtime == "openvino" else "onnxruntime")
+    assert about["precision"] == "fp32" and about["threads"] == 1 and about["size"] == [96, 128]
+    assert about["provider"] == ("CPU" if runtime == "openvino" else "CPUExecutionProvider")
+    assert detector.classes == CLASSES
+    raw = detector.run(np.zeros((1, 3, 96, 128), np.float32))
+    assert [value.dtype for value in raw] == [np.int32, np.float32, np.float32, np.int32, np.float32]
+    assert raw[0].shape == (1, 1) and raw[4].shape == (1, 3, 28, 28)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("batch", [1, 2, "batch"])
+def test_batches(tmp_path, runtime, batch):
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+    detector = load(write_artefact(tmp_path / "a", batch=batch), runtime=runtime, device="cpu", threads=1)
+    found = detector.detect_batch([picture(), picture(96, 128), picture()])
+    check_detections(found[0])
+    check_detections(found[2])
+    np.testing.assert_allclose(found[1].boxes, BOXES[:2])
+    assert detector.detect_batch([]) == []
+    if batch == "batch":
+        assert len(detector.run(np.zeros((5, 3, 96, 128), np.float32))[0]) == 5
+    else:
+        with pytest.raises(UserError, match=f"batches of {batch}"):
+            detector.run(np.zeros((5, 3, 96, 128), np.float32))
+    with pytest.raises(UserError, match="96x128"):
+        detector.run(np.zeros((1, 3, 64, 128), np.float32))
+
+
+def test_model_without_masks(tmp_path):
+    found = load(write_artefact(tmp_path / "a", masks=False), device="cpu")(picture())
+    assert found.masks is None and len(found) == 2
+
+
+def test_model_file_inside_the_folder(artefact):
+    check_detections(load(artefact / "model.onnx", device="cpu")(picture()))
+    assert model_kind(artefact / "model.onnx") == "onnx"
+
+
+def test_nothing_to_load(tmp_path):
+    with pytest.raises(UserError, match="not found"):
+        load(tmp_path / "missing")
+    with pytest.raises(UserError, match=r"neither meta\.json .* nor checkpoints/best\.pt"):
+        load(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"no meta\.json beside it"):
+        load(tmp_path / "model.onnx")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.pt").write_bytes(b"x")
+    assert model_kind(tmp_path) == "checkpoint"
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"format": 2}, "format: 2"),
+        ({"sha256": "0" * 64}, "sha256"),
+        ({"preprocess_checksum": "0" * 64}, "preprocess_checksum"),
+        ({"classes": None}, "classes: missing"),
+        ({"classes": "dog"}, "classes: a str"),
+        ({"classes": ["dog"]}, "1 classes but 3"),
+        ({"kind": "coreml"}, "coreml"),
+        ({"file": "../model.onnx"}, "plain file name"),
+        ({"file": "other.onnx"}, "cannot be read"),
+        ({"preprocess": {"size": [1, 2]}}, "preprocess: expected the fields"),
+        ({"input": {"name": "images", "shape": [1, 3]}}, "input: expected"),
+        ({"input": {"name": "pixels", "shape": [1, 3, 96, 128]}}, "pixels"),
+    ],
+)
+def test_broken_artefacts(artefact, edit_meta, changes, message):
+    edit_meta(artefact, **changes)
+    with pytest.raises(UserError, match=message) as caught:
+        load(artefact, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
+def test_corrupted_meta(artefact, content):
+    (artefact / "meta.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"meta\.json: .*export again"):
+        load(artefact)
+
+
+def test_changed_preprocessing_is_noticed(artefact, edit_meta):
+    preprocess = load(artefact, device="cpu").preprocess.to_dict()
+    edit_meta(artefact, preprocess=preprocess | {"mean": [0.0, 0.0, 0.0]})
+    with pytest.raises(UserError, match="prepared differently"):
+        load(artefact)
+
+
+def test_another_canvas_is_noticed(artefact, edit_meta):
+    from directdet.infer.preprocess import Preprocess
+
+    other = Preprocess((64, 64))
+    edit_meta(artefact, preprocess=other.to_dict(), preprocess_checksum=other.checksum())
+    with pytest.raises(UserError, match="96x128"):
+        load(artefact, device="cpu")
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_broken_model_file(artefact, edit_meta, runtime):
+    import hashlib
+
+    (artefact / "model.onnx").write_bytes(b"not a model")
+    edit_meta(artefact, sha256=hashlib.sha256(b"not a model").hexdigest())
+    with pytest.raises(UserError, match="cannot") as caught:
+        load(artefact, runtime=runtime, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"runtime": "torch"}, "cannot run a model of kind onnx; use onnxruntime or openvino"),
+        ({"runtime": "tensorrt"}, "cannot run"),
+        ({"device": "tpu"}, "runs on auto, cpu, cuda"),
+        ({"device": "cpu", "precision": "tf32"}, "only on a GPU"),
+        ({"device": "cpu", "precision": "int4"}, "fp32 or tf32"),
+        ({"runtime": "openvino", "device": "cuda"}, "OpenVINO runs on"),
+        ({"runtime": "openvino", "precision": "tf32"}, "OpenVINO takes"),
+        ({"threads": 0}, "at least 1"),
+    ],
+)
+def test_impossible_choices(artefact, options, message):
+    with pytest.raises(UserError, match=message):
+        load(artefact, **options)
+
+
+def test_cuda_never_falls_back(artefact, monkeypatch):
+    """Even if a GPU seems to be there, a session that ends on the CPU is an error; "auto" warns instead."""
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime is built without CUDA")
+    if onnx_runtime.find_gpu() is not None:
+        pytest.skip("there is a GPU here, so nothing falls back")
+    with pytest.raises(UserError, match="no such NVIDIA GPU"):
+        load(artefact, device="cuda")
+    monkeypatch.setattr(onnx_runtime, "find_gpu", lambda *_: object())
+    with pytest.raises(UserError, match=r"fell back|cannot load"):
+        load(artefact, device="cuda")
+    with pytest.warns(UserWarning, match="running on the CPU instead"):
+        detector = load(artefact, device="auto")
+    assert detector.info["provider"] == "CPUExecutionProvider"
+
+
+def test_results_that_are_no_detections(artefact):
+    detector = load(artefact, device="cpu")
+    outputs = detector.run(np.zeros((1, 3, 96, 128), np.float32))
+    detector.backend.run = lambda images: outputs[:3]
+    with pytest.raises(UserError, match="3 outputs"):
+        detector(picture())
+    detector.backend.run = lambda images: (outputs[0], outputs[1][:, :2], *outputs[2:])
+    with pytest.raises(UserError, match="'boxes' has shape"):
+        detector(picture())
+    detector.backend.run = lambda images: (*outputs[:3], outputs[3] + 5, outputs[4])
+    with pytest.raises(UserError, match="label 7 of 3 classes"):
+        detector(picture())
+
+
+def test_no_torch_is_needed(artefact, tmp_path):
+    """Load, detect, draw, write JSON and benchmark imports on a machine without torch."""
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "a.png"), picture())
+    code = """
+import sys
+for name in ("torch", "torchvision"):
+    sys.modules[name] = None
+import directdet.infer.benchmark, directdet.infer.evaluate, directdet.infer.torch_runtime
+import directdet.infer.tensorrt_runtime
+from directdet.errors import UserError
+from directdet.infer.predict import predict
+from directdet.infer.runtimes import load
+for runtime in sys.argv[4:]:
+    summary = predict(load(sys.argv[1], runtime=runtime, device="cpu"), sys.argv[2], sys.argv[3], progress=False)
+    assert summary.n_detections == 2, summary
+try:
+    load(sys.argv[2].replace("a.png", "best.pt"))
+except UserError as error:
+    assert "needs torch" in str(error), error
+print("fine")
+"""
+    (tmp_path / "best.pt").write_bytes(b"x")
+    command = [sys.executable, "-c", code, str(artefact), str(tmp_path / "a.png"), str(tmp_path / "out"), "onnxruntime"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0 and done.stdout.strip() == "fine", done.stderr
+    assert Path(tmp_path / "out" / "detections.json").is_file()

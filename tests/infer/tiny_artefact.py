@@ -1,0 +1,90 @@
+"""A tiny artefact whose detections are known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+from directdet.infer.preprocess import Preprocess
+from onnx import TensorProto, helper, numpy_helper
+
+CLASSES = ("person", "traffic light", "dog")
+CATEGORY_IDS = (1, 10, 18)
+BOXES = np.array([[10, 20, 60, 90], [30, 5, 90, 60], [0, 0, 0, 0]], np.float32)
+SCORES = np.array([0.9, 0.6, 0.0], np.float32)
+LABELS = np.array([0, 2, 0], np.int32)
+
+
+def build_onnx(path: Path, size: tuple[int, int], batch: int | str = 1, masks: bool = True) -> None:
+    """A graph that returns BOXES, SCORES, LABELS; scores depend on the input by a factor 0, so nothing folds away."""
+    rows = 1 if isinstance(batch, str) else batch
+    values = {
+        "num": np.full((rows, 1), 2, np.int32),
+        "boxes": np.tile(BOXES, (rows, 1, 1)),
+        "labels": np.tile(LABELS, (rows, 1)),
+    }
+    if masks:
+        ramp = np.linspace(0, 1, 28, dtype=np.float32)
+        values["masks"] = np.tile(np.broadcast_to(ramp, (28, 28)), (rows, 3, 1, 1))
+    names = ["num", "boxes", "scores", "labels"] + (["masks"] if masks else [])
+    constants = [
+        numpy_helper.from_array(np.ascontiguousarray(value), f"{name}_value") for name, value in values.items()
+    ]
+    constants.append(numpy_helper.from_array(np.tile(SCORES, (rows, 1)), "scores_value"))
+    constants.append(numpy_helper.from_array(np.zeros(1, np.float32), "zero"))
+    nodes = [
+        helper.make_node("ReduceMean", ["images"], ["mean"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Unsqueeze", ["mean", "one"], ["column"]),
+        helper.make_node("Mul", ["column", "zero"], ["nothing"]),
+        helper.make_node("Add", ["scores_value", "nothing"], ["scores"]),
+    ]
+    constants.append(numpy_helper.from_array(np.array([1], np.int64), "one"))
+    kinds = {"num": (TensorProto.INT32, [1]), "boxes": (TensorProto.FLOAT, [3, 4]), "scores": (TensorProto.FLOAT, [3])}
+    kinds |= {"labels": (TensorProto.INT32, [3]), "masks": (TensorProto.FLOAT, [3, 28, 28])}
+    for name in values:
+        if isinstance(batch, str):  # repeat the constant along the batch
+            shape = [1] * (values[name].ndim - 1)
+            constants.append(numpy_helper.from_array(np.array(shape, np.int64), f"{name}_rest"))
+            if not any(node.name == "rows" for node in nodes):
+                nodes.append(helper.make_node("Shape", ["images"], ["rows"], name="rows", start=0, end=1))
+            nodes.append(helper.make_node("Concat", ["rows", f"{name}_rest"], [f"{name}_repeat"], axis=0))
+            nodes.append(helper.make_node("Tile", [f"{name}_value", f"{name}_repeat"], [name]))
+        else:
+            nodes.append(helper.make_node("Identity", [f"{name}_value"], [name]))
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, *size])],
+        [helper.make_tensor_value_info(name, kinds[name][0], [batch, *kinds[name][1]]) for name in names],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def write_artefact(folder: Path, batch: int | str = 1, masks: bool = True, classes=CLASSES, ids=CATEGORY_IDS) -> Path:
+    """An artefact folder as `directdet export` writes it, around `build_onnx`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    preprocess = Preprocess((96, 128))
+    build_onnx(folder / "model.onnx", preprocess.size, batch, masks)
+    meta = {
+        "format": 1,
+        "kind": "onnx",
+        "file": "model.onnx",
+        "sha256": hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest(),
+        "classes": list(classes),
+        "category_ids": list(ids),
+        "preprocess": preprocess.to_dict(),
+        "preprocess_checksum": preprocess.checksum(),
+        "precision": "fp32",
+        "input": {"name": "images", "shape": [batch, 3, 96, 128]},
+        "outputs": ["num", "boxes", "scores", "labels", "masks"],
+        "built_for": None,
+        "recipe": "tiny",
+    }
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return folder

@@ -1,0 +1,1 @@
+"""Training: recipes, the two phases, the loop."""

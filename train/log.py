@@ -1,0 +1,55 @@
+"""What a run writes about itself: one JSON object a line, and TensorBoard events."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+class RunLog:
+    """Appends rows to log.jsonl and their numbers to TensorBoard; a context manager."""
+
+    def __init__(self, folder: Path, phase: str, resume_step: int | None):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "log.jsonl"
+        kept = _rows_until(path, resume_step) if resume_step is not None else []
+        path.write_text("".join(kept), encoding="utf-8")
+        self.phase = phase
+        self.file = path.open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step)
+
+    def write(self, kind: str, step: int, numbers: dict) -> None:
+        """One row: {"kind", "phase", "step", **numbers}; nested dictionaries become TensorBoard groups."""
+        self.file.write(json.dumps({"kind": kind, "phase": self.phase, "step": step, **numbers}) + "\n")
+        self.file.flush()
+        for name, value in numbers.items():
+            for key, number in value.items() if isinstance(value, dict) else [(kind, value)]:
+                if isinstance(number, (int, float)):
+                    self.board.add_scalar(f"{name}/{key}", number, step)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.file.close()
+        self.board.close()
+
+
+def _rows_until(path: Path, step: int) -> list[str]:
+    """The rows of an earlier part of the run, up to the step it is resumed from: what came after was lost with it."""
+    if not path.is_file():
+        return []
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            break  # a line cut short when the run was killed
+    return kept
+
+
+def read_log(path: Path) -> list[dict]:
+    """The rows of a log.jsonl."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

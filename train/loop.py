@@ -1,0 +1,251 @@
+"""The training loop of one phase."""
+
+import contextlib
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from ..data.loader import BatchLoader, make_loader
+from ..data.records import Dataset
+from ..data.transforms import FinetuneTransform, PretrainTransform
+from ..errors import UserError
+from ..infer.evaluate import Metrics, evaluate
+from ..infer.preprocess import Preprocess
+from ..infer.torch_runtime import TorchDetector
+from ..models.build import describe_model
+from ..models.checkpoint import load_checkpoint, save_checkpoint
+from ..models.rcnn import RCNN
+from ..models.rcnn_loss import rcnn_losses
+from ..models.targets import Targets
+from .log import RunLog
+from .optim import build_optimizer, factor_at, learning_rate
+from .recipes import MEAN, STD, Phase
+
+LOG_EVERY = 10  # steps; the host waits for the device only then
+CHECKPOINT_SECONDS = 300.0
+
+
+@dataclass
+class Position:
+    """Where a phase stands: `step` steps are done, `best` is the best box AP so far."""
+
+    step: int = 0
+    best: float = -1.0
+
+
+class Trainer:
+    """One phase of one run: a model, its data, its optimiser, and where it stands."""
+
+    def __init__(
+        self, model: RCNN, phase: Phase, train: Dataset, val: Dataset | None, folder: Path, recipe: str, seed: int
+    ):
+        self.model, self.phase, self.train, self.val = model, phase, train, val
+        self.folder, self.recipe, self.seed = folder, recipe, seed
+        self.device = next(model.parameters()).device
+        if phase.channels_last:
+            model.to(memory_format=torch.channels_last)
+        self.loader = make_phase_loader(phase, train, model.config.masks, seed, self.device.type == "cuda")
+        self.passes = phase.epochs * phase.repeat
+        self.steps_per_epoch = self.loader.batches_per_epoch * phase.repeat
+        self.steps = self.loader.batches_per_epoch * self.passes
+        self.rate = learning_rate(phase, phase.batch_size)
+        self.optimizer = build_optimizer(model, phase, self.rate)
+        self.position = Position()
+        self.preprocess = Preprocess(size=phase.eval_size, fixed=phase.eval_fixed, mean=MEAN, std=STD)
+
+    def run(self, resumed: bool) -> Metrics | None:
+        """Train to the end of the phase; returns the last evaluation. On Ctrl-C the finished steps are saved."""
+        metrics = None
+        with (
+            RunLog(self.folder, self.phase.name, self.position.step if resumed else None) as log,
+            _progress() as bar,
+        ):
+            task = bar.add_task(self.phase.name, total=self.steps, completed=self.position.step, note="")
+            try:
+                while self.position.step < self.steps:
+                    self._one_pass(log, bar, task)
+                    epoch = self.position.step // self.steps_per_epoch
+                    done = self.position.step == self.steps
+                    whole = self.position.step % self.steps_per_epoch == 0
+                    if self.val is not None and (done or (whole and epoch % self.phase.eval_every == 0)):
+                        metrics = self._evaluate(log, epoch)
+                    self.save("last.pt")
+            except KeyboardInterrupt:
+                self.save("last.pt")
+                raise
+        return metrics
+
+    def _one_pass(self, log: RunLog, bar: Progress, task: int) -> None:
+        """One pass over the dataset, or what is left of it."""
+        self.model.train()
+        per_pass = self.loader.batches_per_epoch
+        self.loader.set_epoch(*divmod(self.position.step, per_pass))
+        totals, since = None, 0
+        started = saved = waiting = time.perf_counter()
+        data_seconds = 0.0
+        for images, targets in self.loader:
+            data_seconds += time.perf_counter() - waiting
+            losses, counts = self.step(images, targets)
+            values = torch.stack([*losses.values(), *counts.values()])
+            totals = values if totals is None else totals + values
+            since += 1
+            self.position.step += 1
+            step = self.position.step
+            if step % LOG_EVERY == 0 or step % per_pass == 0:
+                names = [*losses, *counts]
+                means = dict(zip(names, (totals / since).tolist(), strict=True))
+                loss = self._check_finite(means, losses, step)
+                seconds = (time.perf_counter() - started) / since
+                self._report(log, bar, task, loss, means, seconds, data_seconds / since)
+                totals, since, data_seconds, started = None, 0, 0.0, time.perf_counter()
+                if time.perf_counter() - saved > CHECKPOINT_SECONDS:
+                    self.save("last.pt")
+                    saved = time.perf_counter()
+            waiting = time.perf_counter()
+
+    def step(self, images: Tensor, targets: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """One optimisation step; the losses and counts, detached, still on the device.
+
+        Every step draws from its own seed, so a run continued at any step is the same run.
+        """
+        step, phase = self.position.step, self.phase
+        torch.manual_seed(self.seed * 1_000_003 + step)
+        images = images.to(self.device, non_blocking=True)
+        moved = Targets(**{name: value.to(self.device, non_blocking=True) for name, value in targets.items()})
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * factor_at(phase, step, self.steps_per_epoch)
+        pixels = normalise(images, moved.sizes)
+        if phase.channels_last:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=phase.precision == "bf16"):
+            losses, counts = rcnn_losses(self.model, self.model(pixels), moved)
+        self.optimizer.zero_grad(set_to_none=True)
+        sum(losses.values()).backward()
+        if phase.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), phase.clip_norm)
+        self.optimizer.step()
+        return {k: v.detach() for k, v in losses.items()}, {k: v.detach().float() for k, v in counts.items()}
+
+    def _check_finite(self, means: dict[str, float], losses: dict[str, Tensor], step: int) -> float:
+        loss = sum(means[name] for name in losses)
+        if math.isfinite(loss):
+            return loss
+        bad = ", ".join(name for name in losses if not math.isfinite(means[name]))
+        raise UserError(
+            f"{self.phase.name}: the loss became {loss} ({bad}) by step {step}; try a lower rate "
+            f"(--set base_lr={self.phase.base_lr / 2:g}), a longer warm-up "
+            f"(--set warmup_iterations={max(self.phase.warmup_iterations * 2, 100)}) or --set clip_norm=10; "
+            "the last good checkpoint is kept"
+        )
+
+    def _report(
+        self, log: RunLog, bar: Progress, task: int, loss: float, means: dict, seconds: float, data_seconds: float
+    ) -> None:
+        step = self.position.step
+        dropped = means.pop("mask_dropped", 0.0)
+        positives = means.pop("positives")
+        rate = self.optimizer.param_groups[0]["lr"]
+        row = {"epoch": step / self.steps_per_epoch, "lr": rate, "loss": loss, "losses": means}
+        row |= {"positives": positives, "mask_dropped": dropped}
+        log.write("step", step, {**row, "seconds_per_step": seconds, "data_seconds": data_seconds})
+        note = f"loss {loss:.3f}  lr {rate:.2g}  {seconds:.2f} s/step"
+        if dropped:
+            note += f"  {dropped:.0f} of {positives:.0f} mask RoIs dropped: raise model.mask_slots"
+        bar.update(task, completed=step, note=note)
+
+    def _evaluate(self, log: RunLog, epoch: int) -> Metrics:
+        detector = TorchDetector.from_model(
+            self.model, self.preprocess, self.train.classes, self.train.category_ids, self.device
+        )
+        metrics = evaluate(detector, self.val)
+        row = {"epoch": epoch, "bbox": metrics.bbox}
+        if metrics.segm:
+            row["segm"] = metrics.segm
+        log.write("eval", self.position.step, row)
+        if metrics.bbox["AP"] > self.position.best:
+            self.position.best = metrics.bbox["AP"]
+            self.save("best.pt")
+        return metrics
+
+    def save(self, name: str) -> None:
+        """Write everything that a run needs to go on, and that inference needs to start."""
+        save_checkpoint(
+            self.folder / "checkpoints" / name,
+            {
+                "model_config": describe_model(self.model.config),
+                "model": {k: v.contiguous() for k, v in self.model.state_dict().items()},
+                "classes": list(self.train.classes),
+                "category_ids": list(self.train.category_ids),
+                "preprocess": self.preprocess.to_dict(),
+                "recipe": self.recipe,
+                "phase": self.phase.name,
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.position.step,
+                "steps": self.steps,
+                "best": self.position.best,
+                "seed": self.seed,
+            },
+        )
+
+    def resume(self, path: Path) -> None:
+        """Continue from a checkpoint of the same phase: weights, optimiser, position."""
+        checkpoint = load_checkpoint(path, str(self.device))
+        if checkpoint.get("phase") != self.phase.name or "optimizer" not in checkpoint:
+            raise UserError(f"{path}: is of the phase {checkpoint.get('phase')!r}, not {self.phase.name!r}")
+        if (checkpoint["steps"], checkpoint["seed"]) != (self.steps, self.seed):
+            raise UserError(
+                f"{path}: was trained for {checkpoint['steps']} steps with seed {checkpoint['seed']}, now asked for "
+                f"{self.steps} with seed {self.seed}; resume with the same settings and data"
+            )
+        if describe_model(self.model.config) != checkpoint["model_config"]:
+            raise UserError(f"{path}: holds another network; resume with the same settings")
+        self.model.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.position = Position(checkpoint["step"], checkpoint["best"])
+
+
+def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pin_memory: bool) -> BatchLoader:
+    """The training batches of a phase."""
+    if phase.resize == "direct":
+        transform = PretrainTransform(phase.size[0], phase.scale)
+    else:
+        transform = FinetuneTransform(*phase.size)
+    return make_loader(
+        dataset,
+        transform,
+        phase.batch_size,
+        workers=phase.workers,
+        seed=seed,
+        masks=masks,
+        group_aspect=phase.resize == "edges",
+        pin_memory=pin_memory,
+    )
+
+
+def normalise(images: Tensor, sizes: Tensor) -> Tensor:
+    """uint8 [N, 3, H, W] -> float32, normalised; 0 outside each picture (sizes [N, 2]), as Preprocess pads."""
+    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
+    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
+    rows = torch.arange(images.shape[2], device=images.device) < sizes[:, 0:1]  # [N, H]
+    columns = torch.arange(images.shape[3], device=images.device) < sizes[:, 1:2]
+    inside = rows[:, None, :, None] & columns[:, None, None, :]
+    return torch.where(inside, (images - mean) / std, 0.0)
+
+
+@contextlib.contextmanager
+def _progress():
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, refresh_per_second=2) as bar:
+        yield bar

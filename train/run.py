@@ -1,0 +1,178 @@
+"""`directdet train`: from a recipe and a dataset to checkpoints, one phase or both."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ..data.dataset import check_same_classes, find_splits, load_dataset
+from ..data.records import Dataset
+from ..files import write_json_atomic
+from ..errors import UsageProblem, UserError
+from ..models.build import build_model
+from .loop import Trainer
+from .prepare import apply_norm, describe_norm, load_weights
+from .recipes import Phase, Recipe
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came of a run: for every phase its name, best box AP (None without a val split), checkpoint and seconds."""
+
+    out: Path
+    phases: list[dict]
+
+
+def train(
+    recipe: Recipe,
+    data: str | Path,
+    out: str | Path,
+    phase: str | None = None,
+    init: str | Path | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    seed: int = 0,
+    dry_run: bool = False,
+) -> RunResult:
+    """Train `recipe` on the dataset in `data`, into the run folder `out`.
+
+    Args:
+        phase: "pretrain" or "finetune"; None is both, the second starting from the first's last checkpoint.
+        init: a checkpoint whose whole detector is loaded before the first phase that runs. A finetune phase without it
+            starts from OUT/pretrain.
+        resume: go on from OUT/PHASE/checkpoints/last.pt; phases that are finished are left alone.
+        dry_run: print the banner of every phase and stop before the first step.
+
+    Raises:
+        UserError: the data, a checkpoint or the settings do not do; the loss became infinite. UsageProblem: a wrong
+            combination of arguments.
+    """
+    out, place = Path(out), choose_device(device)
+    if resume and init is not None:
+        raise UsageProblem("--resume goes on from the run's own checkpoint, --init starts a new one: give one of them")
+    chosen = [p for p in recipe.phases() if phase in (None, p.name)]
+    if not chosen:
+        raise UsageProblem(f"--phase {phase}: there are pretrain and finetune")
+    dataset, val = load_splits(data)
+    _write_run_file(out, recipe, dataset, data, seed, resume, dry_run)
+    done, start = [], Path(init) if init is not None else None
+    for current in chosen:
+        folder = out / current.name
+        if start is None and current.name == "finetune" and not dry_run:
+            start = out / "pretrain" / "checkpoints" / "last.pt"
+            if not start.is_file():
+                start = None
+        done.append(_train_phase(recipe, current, dataset, val, folder, start, resume, place, seed, dry_run))
+        start = folder / "checkpoints" / "last.pt"
+    return RunResult(out, done)
+
+
+def _train_phase(
+    recipe: Recipe,
+    phase: Phase,
+    dataset: Dataset,
+    val: Dataset | None,
+    folder: Path,
+    init: Path | None,
+    resume: bool,
+    device: torch.device,
+    seed: int,
+    dry_run: bool,
+) -> dict:
+    """Run one phase; returns its line of the RunResult."""
+    last = folder / "checkpoints" / "last.pt"
+    if last.exists() and not resume and not dry_run:
+        raise UserError(f"{folder}: holds a run already; go on with --resume, or choose another --out")
+    torch.manual_seed(seed)
+    model = build_model({"detector": "rcnn", "num_classes": len(dataset.classes), **recipe.model})
+    loaded = load_weights(model, init) if init is not None else None
+    resumed = resume and last.is_file()
+    if resumed and loaded is None:
+        loaded = load_weights(model, last)
+    if not (dry_run and loaded is None and phase.name == "finetune"):  # a dry run has nothing to start from yet
+        apply_norm(model, phase)
+    trainer = Trainer(model.to(device), phase, dataset, val, folder, recipe.name, seed)
+    if resumed:
+        trainer.resume(last)
+    Console().print(banner(trainer, loaded, resumed))
+    result = {"name": phase.name, "best_ap": None, "checkpoint": str(last), "seconds": 0.0}
+    if dry_run:
+        return result
+    started = time.perf_counter()
+    metrics = trainer.run(resumed)
+    if metrics is not None:
+        Console().print(metrics.table())
+    best = trainer.position.best
+    return {**result, "best_ap": best if best >= 0 else None, "seconds": time.perf_counter() - started}
+
+
+def banner(trainer: Trainer, loaded, resumed: bool) -> Table:
+    """What is about to run, with the facts that decide whether training from scratch works."""
+    phase, model = trainer.phase, trainer.model
+    total = sum(p.numel() for p in model.parameters())
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    start = "random weights"
+    if loaded is not None:
+        start = f"{loaded.path}: {loaded.taken} tensors"
+        if loaded.skipped:
+            start += f"; not in it, left as they were: {', '.join(loaded.skipped[:6])}"
+            start += f" and {len(loaded.skipped) - 6} more" if len(loaded.skipped) > 6 else ""
+    if resumed:
+        start += f"; resumed at step {trainer.position.step}"
+    size = f"{phase.size[0]}x{phase.size[1]}" if phase.resize == "direct" else f"edges {phase.size}, padded to 32"
+    table = Table(title=f"{trainer.recipe}: {phase.name}", show_header=False)
+    for name, value in {
+        "data": f"{len(trainer.train)} train images, {len(trainer.val) if trainer.val else 'no'} val images, "
+        f"{len(trainer.train.classes)} classes",
+        "start": start,
+        "input": f"{size}, {phase.batch_size} images per step, {phase.precision}, {trainer.device}",
+        "normalisation": describe_norm(model, phase),
+        "parameters": f"{total / 1e6:.2f} M, of them frozen {frozen / 1e6:.2f} M (stages frozen: "
+        f"{phase.frozen_stages + 1 if phase.frozen_stages >= 0 else 'none'})",
+        "learning rate": f"{trainer.rate:g} = {phase.base_lr:g} x {phase.batch_size} / {phase.base_batch} images "
+        f"(linear scaling), warm-up {phase.warmup_iterations} steps, x{phase.gamma:g} after epochs "
+        f"{', '.join(map(str, phase.milestones)) or '(never)'}",
+        "steps": f"{trainer.steps} = {trainer.passes} passes x {trainer.loader.batches_per_epoch}",
+    }.items():
+        table.add_row(name, value)
+    return table
+
+
+def choose_device(device: str) -> torch.device:
+    """ "auto" is the GPU if there is one. UserError for a GPU that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu")
+    return torch.device(device)
+
+
+def load_splits(data: str | Path) -> tuple[Dataset, Dataset | None]:
+    """The train split, and the val split if there is one, with the same classes."""
+    dataset = load_dataset(data, "train")
+    if "val" not in find_splits(data):
+        return dataset, None
+    val = load_dataset(data, "val")
+    check_same_classes(dataset, val)
+    return dataset, val
+
+
+def _write_run_file(
+    out: Path, recipe: Recipe, dataset: Dataset, data: str | Path, seed: int, resume: bool, dry_run: bool
+) -> None:
+    """run.json: what was asked for, so that a run can be understood and repeated."""
+    if dry_run:
+        return
+    content = {"recipe": asdict(recipe), "data": str(data), "seed": seed, "classes": list(dataset.classes)}
+    content["torch"] = torch.__version__
+    path = out / "run.json"
+    if resume and path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before.get("recipe") != json.loads(json.dumps(content["recipe"])):
+            raise UserError(f"{path}: was started with other settings; resume with the same recipe and --set")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(path, content)
