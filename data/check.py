@@ -115,7 +115,7 @@ def check_data(
 
 
 def print_report(report: CheckReport, console: Console | None = None, shown: int | None = _SHOWN) -> None:
-    """Print the report as tables: splits, label map with class counts, and `shown` problems of each kind (None: all)."""
+    """Print the report as tables: splits, label map with class counts, `shown` problems of each kind (None: all)."""
     console = console or Console()
     console.print(_split_table(report))
     console.print(_class_table(report))

@@ -110,10 +110,11 @@ def _figures(figures: Iterable[Figure]) -> str:
 
 def _training(report: Report) -> str:
     charts = (
-        f"<figure>{loss_chart(report.log)}<figcaption>Loss of every logged step, and its running median."
-        f"</figcaption></figure><figure>{ap_chart(report.log)}<figcaption>COCO AP on the val split.</figcaption></figure>"
+        (loss_chart(report.log), "Loss of every logged step, and its running median."),
+        (ap_chart(report.log), "COCO AP on the val split."),
     )
-    return f'<div class="charts">{charts}</div>{table(report.phases)}'
+    figures = "".join(f"<figure>{chart}<figcaption>{escape(text)}</figcaption></figure>" for chart, text in charts)
+    return f'<div class="charts">{figures}</div>{table(report.phases)}'
 
 
 def _verification(report: Report) -> str:

@@ -1,0 +1,1 @@
+"""From a checkpoint to a verified artefact: folding, the ONNX graph, TensorRT engines."""

@@ -173,8 +173,8 @@ class Detector:
 def find_model(path: str | Path) -> tuple[str, Path]:
     """What MODEL names: ("artefact", folder) or ("checkpoint", file).
 
-    MODEL is an artefact folder (or the model file in it), a run folder (its checkpoints/best.pt, else last.pt), or a
-    checkpoint file.
+    MODEL is an artefact folder (or the model file in it), a run folder or the folder of one of its phases (their
+    checkpoints/best.pt, else last.pt; the finetune phase first), or a checkpoint file.
 
     Raises:
         UserError: nothing there, or nothing of the kind.
@@ -190,7 +190,8 @@ def find_model(path: str | Path) -> tuple[str, Path]:
         raise UserError(f"{path}: no {META_FILE} beside it; give a folder written by `directdet export` or a .pt file")
     if (path / META_FILE).is_file():
         return "artefact", path
-    for folder in (path / "checkpoints", path):
+    # A run of both phases has a folder for each; the later one is the detector that was asked for.
+    for folder in (path / "finetune" / "checkpoints", path / "checkpoints", path / "pretrain" / "checkpoints", path):
         for name in _CHECKPOINTS:
             if (folder / name).is_file():
                 return "checkpoint", folder / name

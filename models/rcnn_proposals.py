@@ -14,7 +14,8 @@ TRAINING_BLOCK = 256
 def propose(
     raw: RawMaps, sizes: Tensor, pre_nms: int, count: int, threshold: float, one_graph: bool
 ) -> tuple[Tensor, Tensor]:
-    """Proposals of a batch: boxes [N, count, 4], best first, and which of them are real [N, count].
+    """Proposals of a batch: boxes [N, count, 4], best first, and which of them are real [N, count]; fewer than `count`
+    columns if there are not so many anchors. Rows that are not real are zero.
 
     sizes [N, 2]: height and width to clip to. With one_graph the levels are padded to pre_nms and thinned in a single
     NMS, the smaller graph, which is exported; otherwise level by level in blocks, faster for training's numbers.

@@ -6,8 +6,8 @@ and each sample mixes two neighbouring cells.
 
 `pool_rows` sums weighted rows of the flattened pyramid (EmbeddingBag): contiguous reads, no loop over levels, exact at
 the borders; on a CPU ten times faster than torchvision's operator, whose backward pass is serial. It serves training
-and evaluation in PyTorch. `pool_grid` is one GridSample over a canvas that all levels are packed into: the form that every
-runtime accepts without a plugin, and the one that is exported.
+and evaluation in PyTorch. `pool_grid` is one GridSample over a canvas that all levels are packed into: the form that
+every runtime accepts without a plugin, and the one that is exported.
 """
 
 import torch

@@ -2,7 +2,6 @@
 
 import torch
 import torchvision
-from directdet.models.rcnn import RCNN, RCNNConfig
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -11,6 +10,8 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPH
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.ops import MultiScaleRoIAlign
+
+from directdet.models.rcnn import RCNN, RCNNConfig
 
 
 class TwinAnchors(AnchorGenerator):
@@ -59,18 +60,24 @@ def build_twin(model: RCNN) -> FasterRCNN:
         assert config.mask_channels == 256, "torchvision's mask predictor is built for 256 channels"
         settings["mask_head"] = MaskRCNNHeads(256, (256,) * config.mask_convs, 1)
     twin = (MaskRCNN if config.masks else FasterRCNN)(backbone, config.num_classes + 1, **settings)
+    for theirs, ours in same_parts(twin, model):
+        theirs.load_state_dict(ours.state_dict())
+    return twin.train(model.training)
+
+
+def same_parts(twin: FasterRCNN, model: RCNN) -> list[tuple[nn.Module, nn.Module]]:
+    """torchvision's modules and ours that hold the same parameters under the same names."""
+    heads = twin.roi_heads
     pairs = [
         (twin.backbone.body, model.backbone),
         (twin.backbone.fpn, model.fpn),
         (twin.rpn.head, model.rpn_head),
-        (twin.roi_heads.box_head, model.box_head),
-        (twin.roi_heads.box_predictor, model.box_predictor),
+        (heads.box_head, model.box_head),
+        (heads.box_predictor, model.box_predictor),
     ]
-    if config.masks:
-        pairs += [(twin.roi_heads.mask_head, model.mask_head), (twin.roi_heads.mask_predictor, model.mask_predictor)]
-    for theirs, ours in pairs:
-        theirs.load_state_dict(ours.state_dict())
-    return twin.train(model.training)
+    if model.config.masks:
+        pairs += [(heads.mask_head, model.mask_head), (heads.mask_predictor, model.mask_predictor)]
+    return pairs
 
 
 def twin_detections(twin: FasterRCNN, images: torch.Tensor) -> list[dict]:

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from directdet.models.rcnn_loss import project_masks
-from directdet.models.targets import Targets
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN, roi_heads
 from torchvision.models.detection.image_list import ImageList
+
+from directdet.models.rcnn_loss import project_masks
+from directdet.models.targets import Targets
 
 # torchvision's name of each of our losses.
 LOSS_NAMES = {
@@ -64,8 +65,8 @@ def twin_losses(
     keys: Keys,
     proposals_per_image: int,
     monkeypatch: pytest.MonkeyPatch,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """torchvision's losses by our names, sampled by `keys` as ours are, and its raw maps' features.
+) -> dict[str, Tensor]:
+    """torchvision's losses by our names, sampled by `keys` as ours are.
 
     Mask targets are ours (project_masks), which is tested by itself: torchvision averages where we threshold.
     """
@@ -101,7 +102,7 @@ def twin_losses(
     monkeypatch.setattr(roi_heads, "project_masks_on_boxes", _our_masks([t["boxes"] for t in theirs]))
     _, roi_losses = twin.roi_heads(features, proposals, sizes, theirs)
     losses |= roi_losses
-    return {ours: losses[name] for ours, name in LOSS_NAMES.items() if name in losses}, features
+    return {ours: losses[name] for ours, name in LOSS_NAMES.items() if name in losses}
 
 
 def _our_masks(boxes: list[Tensor]) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:

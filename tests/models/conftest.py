@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from directdet.models.rcnn import RCNN, RCNNConfig
-from directdet.models.targets import Targets
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 from twin import build_twin, conditioned_model
+
+from directdet.models.rcnn import RCNN, RCNNConfig
+from directdet.models.targets import Targets
 
 # torchvision's smooth L1 and its rule for the best anchor of an object; few boxes, and short heads.
 SMALL = RCNNConfig(

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from directdet.models.anchors import level_anchors
-from directdet.models.rcnn import RCNN, RCNNConfig
-from directdet.models.targets import match, random_keys, sample
 from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 from twin import TwinAnchors
+
+from directdet.models.anchors import level_anchors
+from directdet.models.rcnn import RCNN, RCNNConfig
+from directdet.models.targets import match, random_keys, sample
 
 
 @pytest.mark.parametrize("size", [(128, 128), (160, 224), (96, 320)])

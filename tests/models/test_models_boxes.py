@@ -2,6 +2,10 @@
 
 import pytest
 import torch
+from torch import Tensor
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, nms
+
 from directdet.models.boxes import (
     NMS_SWEEPS,
     box_loss,
@@ -13,9 +17,6 @@ from directdet.models.boxes import (
     pairwise_iou,
     take,
 )
-from torch import Tensor
-from torchvision.models.detection._utils import BoxCoder
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, nms
 
 WEIGHTS = [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from directdet.models import checkpoint
 from directdet.models.checkpoint import FORMAT, CheckpointError, load_checkpoint, save_checkpoint
 

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+
 from directdet.models.norm import FixedBatchNorm2d, conv_norm, fix_batch_norm, fold_batch_norm, has_statistics
 from directdet.models.resnet import BACKBONES, ResNet
-from torch import nn
 
 NORMS = {"resnet18": 20, "resnet50": 53}
 

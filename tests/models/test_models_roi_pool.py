@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from directdet.models.roi_pool import level_of, pool_grid, pool_rows
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align
+
+from directdet.models.roi_pool import level_of, pool_grid, pool_rows
 
 STRIDES = [4, 8, 16, 32]
 

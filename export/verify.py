@@ -1,0 +1,211 @@
+"""Is the artefact the model? The same pictures through both, every detection matched, differences measured."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import cv2
+import numpy as np
+from rich.table import Table
+
+from ..data.records import Dataset
+from ..infer.detections import Detections
+from ..infer.preprocess import fixture_image
+from ..infer.runtimes import Detector
+from ..infer.sources import read_bgr
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest differences that still pass: box sides in pixels of the network's input, scores and mask probabilities
+    absolute, and the smallest share of detections that must be matched."""
+
+    box: float = 0.1
+    score: float = 1e-3
+    mask: float = 0.02
+    matched: float = 0.99
+
+
+TOLERANCES = {"fp32": Tolerance()}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One picture: detections of both sides, how many were matched, the largest differences among the matched. `tied`
+    of the matched have the same label and score but stand elsewhere (see compare)."""
+
+    picture: str
+    expected: int
+    found: int
+    counted: int
+    matched: int
+    tied: int = 0
+    box: float = 0.0
+    score: float = 0.0
+    mask: float = 0.0
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The comparisons of one artefact, and the verdict."""
+
+    runtime: str
+    tolerance: Tolerance
+    comparisons: tuple[Comparison, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def matched(self) -> float:
+        """Share of the counted detections that were matched; 1 if there are none."""
+        counted = sum(c.counted for c in self.comparisons)
+        return sum(c.matched for c in self.comparisons) / counted if counted else 1.0
+
+    def largest(self, what: str) -> float:
+        return max((getattr(c, what) for c in self.comparisons), default=0.0)
+
+    @property
+    def passed(self) -> bool:
+        limits = self.tolerance
+        return self.matched >= limits.matched and all(
+            self.largest(what) <= getattr(limits, what) for what in ("box", "score", "mask")
+        )
+
+    def to_dict(self) -> dict:
+        return {
+            "passed": self.passed,
+            "runtime": self.runtime,
+            "matched": self.matched,
+            **{f"largest_{what}_difference": self.largest(what) for what in ("box", "score", "mask")},
+            "tolerance": asdict(self.tolerance),
+            "pictures": [asdict(c) for c in self.comparisons],
+            "notes": list(self.notes),
+        }
+
+    def table(self) -> Table:
+        verdict = "[bold green]PASS[/]" if self.passed else "[bold red]FAIL[/]"
+        limits = self.tolerance
+        table = Table(
+            "picture", "PyTorch", self.runtime, "matched", "box (px)", "score", "mask", title=f"verification: {verdict}"
+        )
+        for c in self.comparisons:
+            share = f"{c.matched}/{c.counted}" + (f", {c.tied} tied" if c.tied else "")
+            numbers = (f"{c.box:.1e}", f"{c.score:.1e}", f"{c.mask:.1e}")
+            table.add_row(c.picture, str(c.expected), str(c.found), share, *numbers)
+        table.add_section()
+        largest = (f"{self.largest(what):.1e}" for what in ("box", "score", "mask"))
+        table.add_row("all: largest", "", "", f"{self.matched:.1%}", *largest)
+        allowed = (f"{limits.box:.1e}", f"{limits.score:.1e}", f"{limits.mask:.1e}")
+        table.add_row("tolerance", "", "", f"{limits.matched:.0%}", *allowed)
+        for note in self.notes:
+            table.caption = note
+        return table
+
+
+def verification_pictures(
+    dataset: Dataset | None, size: tuple[int, int], count: int = 8
+) -> list[tuple[str, np.ndarray]]:
+    """Named BGR pictures to verify with: `count` of the dataset, spread over it, or made ones where there is none; a
+    blank one; and one of an odd aspect ratio."""
+    if dataset is not None and dataset.records:
+        step = max(1, len(dataset.records) // count)
+        records = dataset.records[::step][:count]
+        pictures = [(record.path.name, read_bgr(record.path)) for record in records]
+    else:
+        shapes = [(size[0], size[1]), (size[0] * 3 // 4 + 1, size[1]), (size[0], size[1] * 2 // 3 + 1)]
+        pictures = [(f"made {h}x{w}", fixture_image(h, w)) for h, w in shapes]
+    first = pictures[0][1]
+    odd = cv2.resize(first, (max(33, size[1] // 3 + 1), size[0] + 7))
+    pictures.append(("blank", np.full((size[0], size[1], 3), 255, np.uint8)))
+    pictures.append((f"odd aspect ratio {odd.shape[0]}x{odd.shape[1]}", odd))
+    return pictures
+
+
+def verify(
+    reference: Detector,
+    candidate: Detector,
+    pictures: Sequence[tuple[str, np.ndarray]],
+    precision: str = "fp32",
+    notes: tuple[str, ...] = (),
+) -> Verification:
+    """Run `pictures` through both detectors, which share one Preprocess, and compare."""
+    tolerance = TOLERANCES[precision]
+    comparisons = []
+    for name, image in pictures:
+        _, placements = reference.prepare([image])
+        scale = max(placements[0].scale_x, placements[0].scale_y)
+        blank = bool((image == image[0, 0]).all())
+        comparisons.append(compare(name, reference(image), candidate(image), scale, tolerance, ties=blank))
+    return Verification(candidate.runtime, tolerance, tuple(comparisons), notes)
+
+
+def compare(
+    name: str, expected: Detections, found: Detections, scale: float, tolerance: Tolerance, ties: bool = False
+) -> Comparison:
+    """Match detections one to one by label, overlap and score.
+
+    `scale`: network pixels per picture pixel. Left out of the count, if unmatched, are detections whose score lies
+    within the tolerance of the lowest on either side: there a rounding error decides what makes the list. With `ties`
+    two detections of one label and score also match wherever they stand: on a blank picture every place looks alike,
+    and rounding decides which of the equals is listed.
+    """
+    pairs = _match(expected, found, scale, tolerance)
+    floor = max(_lowest(expected), _lowest(found)) + tolerance.score
+    hit_expected, hit_found = {i for i, _ in pairs}, {j for _, j in pairs}
+    missed = [i for i, s in enumerate(expected.scores) if i not in hit_expected and s > floor]
+    extra = [j for j, s in enumerate(found.scores) if j not in hit_found and s > floor]
+    tied = _pair_ties(expected, found, missed, extra, tolerance.score) if ties else 0
+    counted = len(pairs) + len(missed) + len(extra) - tied
+    if not pairs:
+        return Comparison(name, len(expected), len(found), counted, tied, tied)
+    left, right = (np.array(side) for side in zip(*pairs, strict=True))
+    mask = 0.0
+    if expected.masks is not None and found.masks is not None:
+        mask = float(np.abs(expected.masks[left] - found.masks[right]).max())
+    return Comparison(
+        name,
+        len(expected),
+        len(found),
+        counted,
+        len(pairs) + tied,
+        tied,
+        float(np.abs(expected.boxes[left] - found.boxes[right]).max()) * scale,
+        float(np.abs(expected.scores[left] - found.scores[right]).max()),
+        mask,
+    )
+
+
+def _pair_ties(expected: Detections, found: Detections, missed: list[int], extra: list[int], limit: float) -> int:
+    """How many of the missed and the extra detections pair up by label and score."""
+    left, pairs = list(extra), 0
+    for i in missed:
+        for j in left:
+            if expected.labels[i] == found.labels[j] and abs(expected.scores[i] - found.scores[j]) <= limit:
+                left.remove(j)
+                pairs += 1
+                break
+    return pairs
+
+
+def _lowest(detections: Detections) -> float:
+    return float(detections.scores.min()) if len(detections) else 0.0
+
+
+def _match(expected: Detections, found: Detections, scale: float, tolerance: Tolerance) -> list[tuple[int, int]]:
+    """Pairs of the same label whose boxes and scores are near (ten tolerances, so that failures are seen as large
+    differences and not only as misses), nearest first."""
+    if not len(expected) or not len(found):
+        return []
+    distance = np.abs(expected.boxes[:, None] - found.boxes[None]).max(-1) * scale
+    gap = np.abs(expected.scores[:, None] - found.scores[None])
+    near = (distance <= 10 * tolerance.box) & (gap <= 10 * tolerance.score)
+    near &= expected.labels[:, None] == found.labels[None]
+    cost = np.where(near, distance / tolerance.box + gap / tolerance.score, np.inf)
+    pairs, used_i, used_j = [], set(), set()
+    for flat in np.argsort(cost, axis=None, kind="stable"):
+        i, j = divmod(int(flat), cost.shape[1])
+        if not np.isfinite(cost[i, j]):
+            break
+        if i not in used_i and j not in used_j:
+            pairs.append((i, j))
+            used_i.add(i)
+            used_j.add(j)
+    return pairs

@@ -1,0 +1,162 @@
+"""Raw maps and proposals against the torchvision twin; and the detector's description."""
+
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import concat_box_prediction_layers
+from twin import build_twin, conditioned_model, smooth_images
+
+from directdet.models.build import build_model, describe_model
+from directdet.models.rcnn import RCNN, RCNNConfig
+from directdet.models.rcnn_proposals import propose
+from directdet.models.resnet import BACKBONES
+
+RELATIVE = 1e-5
+
+
+def same_maps(model: RCNN, twin: FasterRCNN, images: Tensor) -> None:
+    raw = model(images)
+    features = twin.backbone(images)
+    objectness, deltas = twin.rpn.head(list(features.values()))
+    logits, deltas = concat_box_prediction_layers(objectness, deltas)
+    pairs = [*zip(raw.features, features.values(), strict=True)]
+    pairs += [(raw.logits, logits.reshape(len(images), -1)), (raw.deltas, deltas.reshape(len(images), -1, 4))]
+    for ours, theirs in pairs:
+        assert ours.shape == theirs.shape
+        assert (ours - theirs).abs().max() <= RELATIVE * theirs.abs().max()
+    sizes = ImageList(images, [tuple(images.shape[2:])] * len(images))
+    anchors = twin.rpn.anchor_generator(sizes, list(features.values()))[0]
+    torch.testing.assert_close(raw.anchors, anchors, rtol=1e-6, atol=1e-5)
+    assert sum(raw.level_sizes) == len(anchors)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("size", [(128, 128), (96, 160)])
+def test_raw_maps_of_resnet18(model: RCNN, twin: FasterRCNN, size: tuple[int, int], training: bool) -> None:
+    model.train(training), twin.train(training)
+    with torch.no_grad():
+        same_maps(model, twin, smooth_images(2, size, 7))
+    statistics = {k: v for k, v in model.backbone.state_dict().items() if "running" in k}
+    theirs = twin.backbone.body.state_dict()
+    for key, value in statistics.items():
+        torch.testing.assert_close(value, theirs[key], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_raw_maps_of_resnet50(training: bool) -> None:
+    config = RCNNConfig(num_classes=3, backbone="resnet50", masks=False, box_convs=0)
+    model = conditioned_model(config, (128, 128)).train(training)
+    twin = build_twin(model)
+    assert twin.training == training
+    with torch.no_grad():
+        same_maps(model, twin, smooth_images(2, (128, 128), 7))
+
+
+def blank(size: tuple[int, int]) -> Tensor:
+    return torch.zeros(1, 3, *size)
+
+
+def their_proposals(twin: FasterRCNN, images: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
+    return twin.rpn(ImageList(images, sizes), twin.backbone(images))[0]
+
+
+@pytest.mark.parametrize("one_graph", [False, True])
+@pytest.mark.parametrize("kind", ["pictures", "smaller than the canvas", "blank", "noise"])
+def test_proposals_equal_torchvision(
+    conditioned: RCNN, conditioned_twin: FasterRCNN, kind: str, one_graph: bool
+) -> None:
+    size, config = (160, 224), conditioned.config
+    images = smooth_images(2, size, 11)
+    sizes = [size, size]
+    if kind == "smaller than the canvas":
+        sizes = [(151, 224), (129, 197)]
+        for image, (height, width) in zip(images, sizes, strict=True):
+            image[:, height:], image[:, :, width:] = 0, 0
+    elif kind == "blank":
+        images = torch.zeros(2, 3, *size)
+    elif kind == "noise":
+        images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        boxes, real = propose(
+            conditioned(images),
+            torch.tensor(sizes, dtype=torch.float32),
+            config.test_pre_nms,
+            config.test_proposals,
+            config.rpn_nms,
+            one_graph,
+        )
+        theirs = their_proposals(conditioned_twin, images, sizes)
+    for i, expected in enumerate(theirs):
+        count = len(expected)
+        assert real[i].sum() == count > 20
+        assert real[i, :count].all()
+        torch.testing.assert_close(boxes[i, :count], expected, rtol=0, atol=1e-3)
+        assert not boxes[i, count:].any()
+
+
+def test_fewer_proposals_than_asked_for_are_padded(conditioned: RCNN, conditioned_twin: FasterRCNN) -> None:
+    images = smooth_images(2, (64, 64), 3)
+    twin = conditioned_twin
+    with torch.no_grad():
+        for one_graph in (False, True):
+            boxes, real = propose(conditioned(images), torch.full((2, 2), 64.0), 300, 1000, 0.5, one_graph)
+            twin.rpn.nms_thresh, nms = 0.5, twin.rpn.nms_thresh
+            twin.rpn._post_nms_top_n["testing"], count = 1000, twin.rpn._post_nms_top_n["testing"]
+            theirs = their_proposals(twin, images, [(64, 64)] * 2)
+            twin.rpn.nms_thresh, twin.rpn._post_nms_top_n["testing"] = nms, count
+            assert boxes.shape[1] == sum([300, 192, 48, 12, 3])
+            for i, expected in enumerate(theirs):
+                assert real[i].sum() == len(expected) < boxes.shape[1]
+                torch.testing.assert_close(boxes[i][real[i]], expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_backbones_state_their_channels_and_strides(name: str) -> None:
+    backbone = BACKBONES[name](8)
+    with torch.no_grad():
+        levels = backbone(torch.randn(1, 3, 96, 64))
+    assert list(levels) == list(backbone.channels) == list(backbone.strides)
+    for level, value in levels.items():
+        stride = backbone.strides[level]
+        assert value.shape == (1, backbone.channels[level], 96 // stride, 64 // stride)
+    stages = backbone.stages()
+    assert len(stages) == 5
+    inside = {id(p) for stage in stages for module in stage for p in module.parameters()}
+    assert inside == {id(p) for p in backbone.parameters()}
+
+
+def test_a_description_builds_the_same_network(small: RCNNConfig) -> None:
+    description = json.loads(json.dumps(describe_model(small)))
+    assert build_model(description).config == small
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"detector": "yolo"}, "unknown detector 'yolo'; there are rcnn"),
+        ({"backbone": "resnet19"}, "unknown backbone 'resnet19'; there are resnet18, resnet50"),
+        ({"colour": 3}, "unknown rcnn setting 'colour'"),
+    ],
+)
+def test_unknown_settings_are_refused(small: RCNNConfig, change: dict, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        build_model({**describe_model(small), **change})
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_parts_hold_every_parameter_once(masks: bool) -> None:
+    model = RCNN(RCNNConfig(num_classes=2, backbone="resnet18", width=8, fpn_channels=16, masks=masks, box_features=32))
+    owned = [id(p) for modules in model.parts().values() for module in modules for p in module.parameters()]
+    assert sorted(owned) == sorted(id(p) for p in model.parameters())
+    assert ("mask head" in model.parts()) == masks
+
+
+def test_the_last_layers_start_small() -> None:
+    model = RCNN(RCNNConfig(num_classes=80, backbone="resnet18", width=8, fpn_channels=16))
+    assert model.box_predictor.cls_score.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert model.box_predictor.bbox_pred.weight.std().item() == pytest.approx(0.001, rel=0.1)
+    assert all((m.weight == 1).all() for m in model.modules() if isinstance(m, nn.BatchNorm2d))

@@ -1,0 +1,196 @@
+"""The training step as a whole: one static graph, no waiting for the host, gradients everywhere, other precisions."""
+
+import copy
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from twin import smooth_images
+from twin_losses import Keys
+
+from directdet.models.deploy import Deploy
+from directdet.models.norm import FixedBatchNorm2d, fix_batch_norm
+from directdet.models.rcnn import RCNN
+from directdet.models.rcnn_loss import rcnn_losses
+from directdet.models.targets import RandomKeys, Targets, random_keys
+
+SIZE = (128, 128)
+TargetsOf = Callable[..., Targets]
+
+
+class NoHostWait(TorchDispatchMode):
+    """Fails on every operation whose result the host must wait for: .item(), nonzero, boolean indexing, ..."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero", "item", "bincount")
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.overloadpacket.__name__
+        assert not name.startswith(tuple(w for w in self.WAITS if w != "equal")) and name != "equal", operation
+        if name.startswith("index"):
+            flat = [a for arg in args for a in (arg if isinstance(arg, list | tuple) else [arg])]
+            assert not any(isinstance(a, Tensor) and a.dtype == torch.bool for a in flat[1:]), operation
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def step(model: RCNN, images: Tensor, targets: Targets, draw: RandomKeys = random_keys) -> Tensor:
+    losses, _ = rcnn_losses(model, model(images), targets, draw)
+    return sum(losses.values())
+
+
+def test_the_guard_notices_host_waits() -> None:
+    values = torch.arange(4.0)
+    for wait in (
+        lambda: values[1].item(),
+        lambda: values[values > 1],
+        lambda: values.nonzero(),
+        lambda: bool(values[0]),
+    ):
+        with pytest.raises(AssertionError), NoHostWait():
+            wait()
+
+
+def test_the_step_never_waits_for_the_host(model: RCNN, targets_of: TargetsOf) -> None:
+    images, targets = smooth_images(2, SIZE, 1), targets_of([3, 0], [SIZE] * 2)
+    with NoHostWait():
+        step(model.train(), images, targets).backward()
+    fix_batch_norm(model)
+    with NoHostWait():
+        step(model, images, targets).backward()
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_deployment_never_waits_for_the_host(conditioned: RCNN, portable: bool) -> None:
+    deploy = Deploy(conditioned, SIZE, portable)
+    with torch.no_grad(), NoHostWait():
+        deploy(smooth_images(2, SIZE, 1))
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["live BN", "fixed BN"])
+def test_the_step_is_one_graph_forward_and_backward(model: RCNN, targets_of: TargetsOf, fixed: bool) -> None:
+    if fixed:
+        fix_batch_norm(model)
+    images, targets = smooth_images(2, SIZE, 1), targets_of([3, 0], [SIZE] * 2)
+    eager = copy.deepcopy(model).train()
+    expected = step(eager, images, targets, Given(eager, targets))
+    expected.backward()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    loss = compiled(model.train(), images, targets, Given(model, targets))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    loss.backward()
+    for (name, ours), theirs in zip(model.named_parameters(), eager.parameters(), strict=True):
+        if ours.requires_grad:
+            assert (ours.grad - theirs.grad).abs().max() <= 1e-4 * theirs.grad.abs().max(), name
+    # Other objects, the same graph: nothing is specialised on what the targets hold.
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert compiled(model, images, targets_of([0, 5], [SIZE] * 2), Given(model, targets)).isfinite()
+
+
+class Given:
+    """Keys made beforehand, by shape, so that the traced function draws nothing."""
+
+    def __init__(self, model: RCNN, targets: Targets):
+        images, padded = targets.valid.shape
+        maps = [SIZE[0] // s for s in model.strides]
+        shapes = [
+            (images, sum(m * m for m in maps) * 3),
+            (images, model.config.train_proposals + padded),
+            (images * int(model.config.roi_samples * model.config.roi_positive_fraction),),
+        ]
+        keys = Keys(5)
+        self.values = {shape: keys(torch.Size(shape)) for shape in shapes}
+
+    def __call__(self, shape: torch.Size, device: torch.device) -> Tensor:
+        return self.values[tuple(shape)]
+
+
+def test_deployment_is_one_graph(conditioned: RCNN) -> None:
+    images = smooth_images(1, SIZE, 1)
+    for portable in (False, True):
+        deploy = Deploy(conditioned, SIZE, portable)
+        with torch.no_grad():
+            expected = deploy(images)
+            outputs = torch.compile(deploy, fullgraph=True, backend="eager")(images)
+        for ours, theirs in zip(outputs, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["live BN", "fixed BN"])
+def test_every_parameter_learns(model: RCNN, targets_of: TargetsOf, fixed: bool) -> None:
+    if fixed:
+        fix_batch_norm(model)
+    # Every class is present, so every row of the predictors is asked for; some are met by background alone.
+    step(model.train(), smooth_images(2, SIZE, 1), targets_of([6, 6], [SIZE] * 2)).backward()
+    frozen = {id(p) for m in model.modules() if isinstance(m, FixedBatchNorm2d) for p in m.parameters()}
+    assert len(frozen) == (40 if fixed else 0)
+    for name, parameter in model.named_parameters():
+        if id(parameter) in frozen:
+            assert parameter.grad is None, name
+        else:
+            assert parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+def test_nothing_flows_through_the_choice_of_boxes(model: RCNN, targets_of: TargetsOf) -> None:
+    losses, _ = rcnn_losses(model, model(smooth_images(1, SIZE, 1)), targets_of([3], [SIZE]))
+    (losses["class"] + losses["box"] + losses["mask"]).backward()
+    assert all(p.grad is None for p in model.rpn_head.parameters())
+
+
+def test_a_few_steps_reduce_the_loss(model: RCNN, targets_of: TargetsOf) -> None:
+    images, targets = smooth_images(2, SIZE, 1), targets_of([3, 2], [SIZE] * 2)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.002, momentum=0.9)
+    model.train()
+    history = []
+    for _ in range(8):
+        optimiser.zero_grad()
+        loss = step(model, images, targets, Keys(2))
+        loss.backward()
+        optimiser.step()
+        history.append(loss.item())
+    assert history[-1] < 0.8 * history[0]
+
+
+def test_channels_last_gives_the_same_losses_and_detections(model: RCNN, targets_of: TargetsOf) -> None:
+    images, targets = smooth_images(2, SIZE, 1), targets_of([3, 0], [SIZE] * 2)
+    last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected, detections = step(model, images, targets, Keys(2)), Deploy(model, SIZE)(images)
+        images = images.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(step(last, images, targets, Keys(2)), expected, rtol=1e-4, atol=0)
+        for ours, theirs in zip(Deploy(last, SIZE)(images), detections, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+    step(last.train(), images, targets).backward()
+    assert all(p.grad.isfinite().all() for p in last.parameters())
+
+
+def test_bfloat16_autocast_runs_and_stays_close(model: RCNN, targets_of: TargetsOf) -> None:
+    model = model.to(memory_format=torch.channels_last)
+    images = smooth_images(2, SIZE, 1).to(memory_format=torch.channels_last)
+    targets = targets_of([3, 0], [SIZE] * 2)
+    with torch.no_grad():
+        exact = model(images)
+        expected, _ = rcnn_losses(model, exact, targets, Keys(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        raw = model(images)
+        losses, _ = rcnn_losses(model, raw, targets, Keys(2))
+    assert raw.features[0].dtype == torch.bfloat16
+    assert raw.logits.dtype == raw.deltas.dtype == raw.anchors.dtype == torch.float32
+    for ours, theirs in [(raw.logits, exact.logits), (raw.deltas, exact.deltas)]:
+        assert (ours - theirs).square().mean().sqrt() < 0.02 * theirs.std()
+    for name, value in losses.items():
+        assert value.dtype == torch.float32
+        print(name, value.item(), expected[name].item())
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        outputs = Deploy(model, SIZE)(images)
+    assert all(v.isfinite().all() for v in outputs)
+    assert outputs[0].min() > 5
