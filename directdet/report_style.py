@@ -52,6 +52,7 @@ table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-
 th, td { padding: .42rem .9rem .42rem 0; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
 th:last-child, td:last-child { padding-right: 0; }
 th:first-child, td:first-child { text-align: left; }
+td:not(:first-child) { white-space: nowrap; }
 th { color: var(--muted); font-weight: 500; font-size: .82rem; vertical-align: bottom; }
 tbody th { text-align: left; color: var(--ink); font-weight: 600; padding-top: 1.1rem; }
 .bars { margin: 2rem 0 1.6rem; }

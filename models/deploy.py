@@ -19,10 +19,10 @@ OUTPUTS = ("num", "boxes", "scores", "labels", "masks")
 class Deploy(nn.Module):
     """Detections of normalised images [N, 3, H, W], H and W multiples of 32, for one (H, W).
 
-    forward -> num [N, 1] int32 and, for K = config.detections (fewer if there are not so many candidates), boxes [N, K, 4] in pixels of the canvas, scores [N, K],
-    labels [N, K] int32 (0..C-1) and, with masks, masks [N, K, 28, 28], probabilities inside each box. Best first; rows
-    from num on are zero. `portable` pools with GridSample, which every runtime has; otherwise with the form that is
-    fastest in PyTorch.
+    forward -> num [N, 1] int32 and, for K = config.detections (or fewer if there are not so many candidates), boxes
+    [N, K, 4] in pixels of the canvas, scores [N, K], labels [N, K] int32 (0..C-1) and, with masks, masks
+    [N, K, 28, 28], probabilities inside each box. Best first; rows from num on are zero. `portable` pools with
+    GridSample, which every runtime has; otherwise with the form that is fastest in PyTorch.
     """
 
     def __init__(self, model: RCNN, size: tuple[int, int], portable: bool = False):

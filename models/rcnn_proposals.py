@@ -9,6 +9,7 @@ from .rcnn import RPN_WEIGHTS, RawMaps
 
 MIN_SIDE = 1e-3  # pixels
 TRAINING_BLOCK = 256
+NOT_KEPT = -1e9  # below any logit
 
 
 def propose(
@@ -27,7 +28,7 @@ def propose(
         box = decode_boxes(take(raw.deltas[:, start:stop], index), raw.anchors[start:stop][index], RPN_WEIGHTS)
         box = clip_boxes(box, sizes)
         boxes.append(box)
-        scores.append(torch.sigmoid(score))
+        scores.append(score)
         valid.append(is_larger_than(box, MIN_SIDE))
         start = stop
     if one_graph:
@@ -37,9 +38,10 @@ def propose(
             [nms_mask(b, v, threshold, block=TRAINING_BLOCK) for b, v in zip(boxes, valid, strict=True)], 1
         )
     all_boxes = torch.cat(boxes, 1)
-    score = torch.where(keep, torch.cat(scores, 1), -1.0)
+    # Ranked by logit, not by probability: confident ones all round to 1, and ties are broken by chance.
+    score = torch.where(keep, torch.cat(scores, 1), NOT_KEPT)
     score, index = torch.topk(score, min(count, score.shape[1]), dim=1)
-    real = score >= 0
+    real = score > NOT_KEPT
     return take(all_boxes, index) * real.unsqueeze(-1), real
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
-from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.ops import MultiScaleRoIAlign
@@ -60,6 +60,8 @@ def build_twin(model: RCNN) -> FasterRCNN:
         assert config.mask_channels == 256, "torchvision's mask predictor is built for 256 channels"
         settings["mask_head"] = MaskRCNNHeads(256, (256,) * config.mask_convs, 1)
     twin = (MaskRCNN if config.masks else FasterRCNN)(backbone, config.num_classes + 1, **settings)
+    # Left to itself torchvision takes every box head for one of 1024 features.
+    twin.roi_heads.box_predictor = FastRCNNPredictor(config.box_features, config.num_classes + 1)
     for theirs, ours in same_parts(twin, model):
         theirs.load_state_dict(ours.state_dict())
     return twin.train(model.training)

@@ -229,7 +229,7 @@ def mask_rcnn_r18_slim() -> Recipe:
     model = {
         "backbone": "resnet18",
         "width": 32,
-        "fpn_channels": 128,
+        "fpn_channels": 64,
         "box_features": 256,
         "mask_channels": 64,
         "mask_convs": 2,
@@ -262,7 +262,7 @@ def demo() -> Recipe:
         "what `directdet demo` trains: a slim Mask R-CNN on a synthetic dataset, in minutes",
         pretrain,
         finetune,
-        {**slim.model, "anchor_scale": 6.0, "train_proposals": 128, "roi_samples": 48},
+        {**slim.model, "anchor_scale": 6.0, "train_proposals": 128, "roi_samples": 48, "mask_slots": 12},
         SLIM_SOURCES,
     )
 

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from ..data.dataset import check_same_classes, find_splits, load_dataset
 from ..data.records import Dataset
-from ..files import write_json_atomic
 from ..errors import UsageProblem, UserError
+from ..files import write_json_atomic
 from ..models.build import build_model
 from .loop import Trainer
 from .prepare import apply_norm, describe_norm, load_weights

@@ -18,6 +18,7 @@ SMALL = RCNNConfig(
     num_classes=5,
     backbone="resnet18",
     box_convs=1,
+    box_features=128,
     mask_convs=1,
     train_pre_nms=300,
     train_proposals=100,

@@ -1,0 +1,18 @@
+"""A small detector's checkpoint and its artefact, exported once for all tests."""
+
+import pytest
+from export_helpers import conditioned_checkpoint
+
+from directdet.export.export import export
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("export") / "model.pt"
+    conditioned_checkpoint(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint):
+    return export(checkpoint, checkpoint.parent / "artefact")

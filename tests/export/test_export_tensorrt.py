@@ -1,0 +1,42 @@
+"""TensorRT-RTX engines are built ahead of time, with no GPU; running them needs one."""
+
+import json
+
+import pytest
+
+from directdet.errors import UsageProblem, UserError
+from directdet.export.export import export
+from directdet.export.tensorrt import build_engine, check_capability
+from directdet.infer.runtimes import load
+
+
+def test_engine_is_built_without_a_gpu(checkpoint, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    result = export(checkpoint, tmp_path / "engine", format="tensorrt-rtx", compute_capability="sm_89")
+    assert result.verification.passed and result.engine.compute_capability == "8.9"
+    meta = json.loads((tmp_path / "engine" / "meta.json").read_text())
+    assert meta["kind"] == "tensorrt-rtx" and meta["built_for"]["library"] == "tensorrt_rtx"
+    assert (tmp_path / "engine" / meta["file"]).stat().st_size > 100_000
+    meta["built_for"]["compute_capability"] = "1.0"
+    (tmp_path / "engine" / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(UserError) as caught:  # on whatever machine: no GPU, or another one
+        load(tmp_path / "engine")
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_capability(exported, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    with pytest.raises(UsageProblem, match="SM89"):
+        build_engine("tensorrt-rtx", exported.artefact / "model.onnx", tmp_path / "model.engine", "9.9")
+    assert not (tmp_path / "model.engine").exists()
+
+
+@pytest.mark.parametrize(("text", "wanted"), [("8.9", "8.9"), ("89", "8.9"), ("SM120", "12.0"), ("sm_75", "7.5")])
+def test_capability_names(text, wanted):
+    assert check_capability(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["ada", "", "8", "8.9.1"])
+def test_wrong_capability_names(text):
+    with pytest.raises(UsageProblem, match=r"8\.9"):
+        check_capability(text)

@@ -1,0 +1,42 @@
+"""A small dataset and a tiny recipe, so that a step takes a fraction of a second."""
+
+from dataclasses import replace
+
+import pytest
+
+from directdet.data.synthetic import make_synthetic
+from directdet.train.recipes import Recipe
+from directdet.train.settings import get_recipe
+
+TINY_MODEL = {
+    "backbone": "resnet18",
+    "width": 8,
+    "fpn_channels": 16,
+    "box_convs": 1,
+    "box_features": 16,
+    "mask_convs": 1,
+    "mask_channels": 8,
+    "train_pre_nms": 64,
+    "train_proposals": 32,
+    "test_pre_nms": 64,
+    "test_proposals": 32,
+    "rpn_samples": 32,
+    "roi_samples": 16,
+    "mask_slots": 8,
+    "candidates": 64,
+}
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """12 train and 4 val pictures."""
+    return make_synthetic(tmp_path_factory.mktemp("shapes"), images_train=12, images_val=4, size=(64, 96))
+
+
+@pytest.fixture
+def tiny() -> Recipe:
+    recipe = get_recipe("demo")
+    common = {"batch_size": 4, "epochs": 2, "workers": 0, "warmup_iterations": 2, "eval_size": (64, 64)}
+    pretrain = replace(recipe.pretrain, size=(64, 64), eval_every=1, **common)
+    finetune = replace(recipe.finetune, size=(64, 96), eval_every=2, **common)
+    return replace(recipe, pretrain=pretrain, finetune=finetune, model=TINY_MODEL)

@@ -1,0 +1,106 @@
+"""Recipes and what the command line may change in them."""
+
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+from torch import nn
+
+from directdet.errors import UsageProblem
+from directdet.models.build import build_model
+from directdet.train.optim import build_optimizer, factor_at, learning_rate
+from directdet.train.recipes import RECIPES, Phase
+from directdet.train.settings import apply_settings, get_recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_is_whole(name):
+    recipe = get_recipe(name)
+    assert recipe.name == name and recipe.summary
+    assert (recipe.pretrain.name, recipe.finetune.name) == ("pretrain", "finetune")
+    assert (recipe.pretrain.norm, recipe.finetune.norm) == ("live", "fixed")
+    assert recipe.pretrain.frozen_stages == -1  # nothing is frozen while it is random
+    known = {f.name for f in fields(Phase)}
+    for key in recipe.sources:
+        where, _, setting = key.rpartition(".")
+        assert where == "model" or setting in known or key in ("model", "pretrain", "finetune"), key
+    with pytest.raises(FrozenInstanceError):
+        recipe.name = "other"
+
+
+def test_paper_constants():
+    recipe = get_recipe("mask_rcnn_r50_fpn")
+    # Section 3.3: "we set the learning rate as 0.08 for baseline with a batch size of 8" on each of 8 GPUs.
+    assert learning_rate(recipe.pretrain, 8 * 8) == pytest.approx(0.08)
+    assert learning_rate(recipe.finetune, 2 * 8) == pytest.approx(0.02)
+    assert recipe.pretrain.size == (448, 448) and recipe.finetune.size == (800, 1333)
+    coco_train = 117266  # images of train2017 with objects
+    passes = recipe.pretrain.epochs * recipe.pretrain.repeat
+    assert passes * coco_train / 64 == pytest.approx(88_000, rel=0.01)  # "1x schedule is 12 epochs (88k steps)"
+
+
+def test_published_parameter_count():
+    """torchvision publishes 44,401,393 for its Mask R-CNN R50-FPN (91 classes, 2fc head): there normalisations are
+    frozen, so their scales and shifts are no parameters."""
+    model = build_model({"detector": "rcnn", "num_classes": 90, "box_convs": 0})
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    affine = sum(p.numel() for m in norms for p in m.parameters())
+    assert sum(p.numel() for p in model.parameters()) - affine == 44_401_393
+
+
+def test_schedule():
+    phase = get_recipe("mask_rcnn_r50_fpn").finetune
+    assert factor_at(phase, 0, 1000) == pytest.approx(0.001)
+    assert factor_at(phase, 250, 1000) == pytest.approx(0.5005)
+    assert factor_at(phase, 500, 1000) == 1.0
+    assert factor_at(phase, 7999, 1000) == 1.0
+    assert factor_at(phase, 8000, 1000) == pytest.approx(0.1)
+    assert factor_at(phase, 11000, 1000) == pytest.approx(0.01)
+
+
+def test_weight_decay_of_normalisations():
+    recipe = get_recipe("mask_rcnn_r18_slim")
+    model = build_model({"detector": "rcnn", "num_classes": 2, **recipe.model})
+    decays = [group["weight_decay"] for group in build_optimizer(model, recipe.pretrain, 0.1).param_groups]
+    assert decays == [1e-4, 0.0]
+    sizes = [sum(p.numel() for p in g["params"]) for g in build_optimizer(model, recipe.pretrain, 0.1).param_groups]
+    assert sum(sizes) == sum(p.numel() for p in model.parameters())
+
+
+def test_settings_reach_one_phase_or_both():
+    recipe = get_recipe("demo")
+    changed = apply_settings(
+        recipe, ["batch_size=3", "finetune.size=320,512", "pretrain.size=96", "model.width=16", "clip_norm=none"]
+    )
+    assert (changed.pretrain.batch_size, changed.finetune.batch_size) == (3, 3)
+    assert (changed.pretrain.size, changed.finetune.size) == ((96, 96), (320, 512))
+    assert changed.model["width"] == 16 and changed.pretrain.clip_norm is None
+    assert apply_settings(recipe, ["milestones=2,5"]).finetune.milestones == (2, 5)
+    assert recipe == get_recipe("demo")
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("batch_sise=3", "did you mean 'batch_size'"),
+        ("model.widht=3", "did you mean 'width'"),
+        ("finetun.size=3", "did you mean 'finetune'"),
+        ("batch_size", "key=value"),
+        ("batch_size=many", "not of the type int"),
+        ("batch_size=0", "at least 1"),
+        ("batch_size=1.5", "not of the type int"),
+        ("size=1,2,3", "not of the type"),
+        ("size=8", "at least 32"),
+        ("norm=frozen", "none of live, fixed"),
+        ("model.backbone=vgg", "none of resnet18, resnet50"),
+        ("channels_last=perhaps", "not of the type bool"),
+    ],
+)
+def test_wrong_settings(setting, says):
+    with pytest.raises(UsageProblem, match=says) as caught:
+        apply_settings(get_recipe("demo"), [setting])
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(UsageProblem, match="did you mean 'mask_rcnn_r50_fpn'"):
+        get_recipe("mask_rcn_r50_fpn")

@@ -1,0 +1,209 @@
+"""Training runs: both phases, exact resumption, fixed normalisation, and runs that cannot work."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from directdet.data.image import resize
+from directdet.errors import UserError
+from directdet.infer.preprocess import Preprocess
+from directdet.infer.runtimes import load
+from directdet.models.checkpoint import load_checkpoint
+from directdet.train import loop
+from directdet.train.log import read_log
+from directdet.train.loop import Trainer, normalise
+from directdet.train.recipes import MEAN, STD
+from directdet.train.run import train
+from directdet.train.settings import apply_settings
+
+
+def state_of(run, phase="pretrain"):
+    return load_checkpoint(run / phase / "checkpoints" / "last.pt")["model"]
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def test_both_phases(shapes, tiny, tmp_path):
+    result = train(tiny, shapes, tmp_path / "run")
+    assert [phase["name"] for phase in result.phases] == ["pretrain", "finetune"]
+    rows = read_log(tmp_path / "run" / "pretrain" / "log.jsonl")
+    steps = [row for row in rows if row["kind"] == "step"]
+    assert steps[-1]["step"] == 6 and set(steps[-1]["losses"]) == {"rpn_class", "rpn_box", "class", "box", "mask"}
+    evaluations = [row for row in rows if row["kind"] == "eval"]
+    assert [row["epoch"] for row in evaluations] == [1, 2] and "AP50" in evaluations[0]["segm"]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["recipe"]["name"] == "demo"
+    assert not list((tmp_path / "run").rglob("*.part"))
+    assert load(tmp_path / "run").classes  # the run folder is a MODEL
+
+
+def test_fixed_batch_norm_does_not_change_by_a_bit(shapes, tiny, tmp_path):
+    train(tiny, shapes, tmp_path / "run")
+    before, after = state_of(tmp_path / "run", "pretrain"), state_of(tmp_path / "run", "finetune")
+    norms = [name for name in before if ".bn" in name or "downsample.1" in name]
+    assert len(norms) == 20 * 5
+    for name in norms:
+        assert torch.equal(before[name], after[name]), name
+    changed = [name for name in before if name not in norms and not torch.equal(before[name], after[name])]
+    assert len(changed) == len(before) - len(norms)  # everything else learnt
+
+
+def test_frozen_stages_do_not_change(shapes, tiny, tmp_path):
+    train(apply_settings(tiny, ["finetune.frozen_stages=1"]), shapes, tmp_path / "run")
+    before, after = state_of(tmp_path / "run", "pretrain"), state_of(tmp_path / "run", "finetune")
+    frozen = [n for n in before if n.startswith(("backbone.conv1", "backbone.layer1"))]
+    assert frozen
+    for name in frozen:
+        assert torch.equal(before[name], after[name]), name
+    assert not torch.equal(before["backbone.layer2.0.conv1.weight"], after["backbone.layer2.0.conv1.weight"])
+
+
+def test_resume_is_exact(shapes, tiny, tmp_path, monkeypatch):
+    train(tiny, shapes, tmp_path / "whole", phase="pretrain")
+    step, stop_before = Trainer.step, {"step": 4}
+
+    def stopped(self, images, targets):
+        if self.position.step == stop_before["step"]:
+            raise KeyboardInterrupt
+        return step(self, images, targets)
+
+    monkeypatch.setattr(Trainer, "step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, shapes, tmp_path / "parts", phase="pretrain")
+    checkpoint = load_checkpoint(tmp_path / "parts" / "pretrain" / "checkpoints" / "last.pt")
+    assert checkpoint["step"] == 4  # in the middle of the second epoch
+    stop_before["step"] = None
+    train(tiny, shapes, tmp_path / "parts", phase="pretrain", resume=True)
+    assert_same(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))
+    whole, parts = (
+        [r for r in read_log(tmp_path / run / "pretrain" / "log.jsonl") if r["kind"] == "eval"]
+        for run in ("whole", "parts")
+    )
+    assert [r["bbox"] for r in whole] == [r["bbox"] for r in parts]
+
+
+def test_resume_of_a_finished_run_changes_nothing(shapes, tiny, tmp_path):
+    train(tiny, shapes, tmp_path / "run")
+    before = state_of(tmp_path / "run", "finetune")
+    train(tiny, shapes, tmp_path / "run", resume=True)
+    assert_same(before, state_of(tmp_path / "run", "finetune"))
+
+
+def test_resume_with_other_settings_is_refused(shapes, tiny, tmp_path):
+    train(tiny, shapes, tmp_path / "run", phase="pretrain")
+    with pytest.raises(UserError, match="other settings"):
+        train(apply_settings(tiny, ["batch_size=2"]), shapes, tmp_path / "run", phase="pretrain", resume=True)
+
+
+def test_a_run_is_not_overwritten(shapes, tiny, tmp_path):
+    train(tiny, shapes, tmp_path / "run", phase="pretrain")
+    before = state_of(tmp_path / "run")
+    with pytest.raises(UserError, match="--resume"):
+        train(tiny, shapes, tmp_path / "run", phase="pretrain")
+    assert_same(before, state_of(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("settings", [[], ["finetune.norm=live", "finetune.frozen_stages=1"]])
+def test_freezing_random_weights_is_refused(shapes, tiny, tmp_path, settings):
+    with pytest.raises(UserError, match="random weights"):
+        train(apply_settings(tiny, settings), shapes, tmp_path / "run", phase="finetune")
+    assert not (tmp_path / "run" / "finetune").exists()
+
+
+def test_not_finite_loss_stops_and_keeps_the_last_checkpoint(shapes, tiny, tmp_path, monkeypatch):
+    step = Trainer.step
+
+    def broken(self, images, targets):
+        losses, counts = step(self, images, targets)
+        return ({**losses, "box": losses["box"] * float("nan")} if self.position.step >= 3 else losses), counts
+
+    monkeypatch.setattr(Trainer, "step", broken)
+    with pytest.raises(UserError, match=r"the loss became nan \(box\).*--set base_lr=0.01") as caught:
+        train(tiny, shapes, tmp_path / "run", phase="pretrain")
+    assert "\n" not in str(caught.value)
+    kept = load_checkpoint(tmp_path / "run" / "pretrain" / "checkpoints" / "last.pt")
+    assert kept["step"] == 3 and all(torch.isfinite(v.float()).all() for v in kept["model"].values())
+
+
+def test_init_from_another_number_of_classes(shapes, tiny, tmp_path):
+    train(tiny, shapes, tmp_path / "first", phase="pretrain")
+    path = tmp_path / "first" / "pretrain" / "checkpoints" / "last.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    for name in ("cls_score.weight", "cls_score.bias", "bbox_pred.weight", "bbox_pred.bias"):
+        key = f"box_predictor.{name}"
+        checkpoint["model"][key] = torch.cat([checkpoint["model"][key]] * 2)
+    torch.save(checkpoint, path)
+    result = train(tiny, shapes, tmp_path / "second", phase="finetune", init=path)
+    assert result.phases[0]["name"] == "finetune"
+
+
+def test_dry_run_writes_nothing(shapes, tiny, tmp_path, capsys):
+    train(tiny, shapes, tmp_path / "run", dry_run=True)
+    assert not (tmp_path / "run").exists()
+    shown = capsys.readouterr().out
+    assert "20 batch normalisations, live, over 4 images" in shown and "fixed" in shown and "linear scaling" in shown
+
+
+def test_cuda_without_a_gpu_is_refused(shapes, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no CUDA device"):
+        train(tiny, shapes, tmp_path / "run", device="cuda")
+
+
+def test_training_pixels_are_those_of_evaluation():
+    """Normalising on the device gives what Preprocess gives on the host, padding and all."""
+    picture = np.random.default_rng(0).integers(0, 256, (50, 90, 3), np.uint8)
+    wanted, placement = Preprocess(size=(64, 64), mean=MEAN, std=STD)(picture[..., ::-1])
+    canvas = np.full((1, 3, 64, 64), 99, np.uint8)
+    resized = resize(picture, placement.height, placement.width)
+    canvas[0, :, : placement.height, : placement.width] = resized.transpose(2, 0, 1)
+    sizes = torch.tensor([[placement.height, placement.width]], dtype=torch.float32)
+    torch.testing.assert_close(
+        normalise(torch.from_numpy(canvas), sizes)[0], torch.from_numpy(wanted), atol=1e-5, rtol=0
+    )
+
+
+def test_log_keeps_only_what_was_trained(tmp_path):
+    with loop.RunLog(tmp_path, "pretrain", None) as log:
+        for step in (10, 20, 30):
+            log.write("step", step, {"loss": 1.0})
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"kind": "step", "st')  # killed while writing
+    with loop.RunLog(tmp_path, "pretrain", 20) as log:
+        log.write("step", 30, {"loss": 2.0})
+    assert [(row["step"], row["loss"]) for row in read_log(tmp_path / "log.jsonl")] == [(10, 1.0), (20, 1.0), (30, 2.0)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none")
+def test_training_on_a_gpu(shapes, tiny, tmp_path):
+    settings = ["precision=bf16"]
+    result = train(apply_settings(tiny, settings), shapes, tmp_path / "run", device="cuda")
+    assert result.phases[1]["best_ap"] is not None
+
+
+@pytest.mark.slow
+def test_learns_a_small_set(shapes, tiny, tmp_path):
+    """From random weights to a dozen pictures known by heart: the whole of training works, or it could not."""
+    model = {**tiny.model, "width": 16, "fpn_channels": 32, "box_features": 64, "roi_samples": 32, "anchor_scale": 4.0}
+    settings = ["pretrain.epochs=100", "pretrain.scale=1,1", "pretrain.eval_every=100", "pretrain.base_lr=0.04"]
+    recipe = apply_settings(replace(tiny, model=model), settings)
+    both = replace(recipe, pretrain=replace(recipe.pretrain, eval_size=(64, 64)))
+    train_only = tmp_path / "data"
+    annotations = json.loads((shapes / "annotations" / "instances_train2017.json").read_text())
+    for split in ("train", "val"):
+        (train_only / "annotations").mkdir(parents=True, exist_ok=True)
+        (train_only / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(annotations))
+        (train_only / f"{split}2017").symlink_to(shapes / "train2017")
+    result = train(both, train_only, tmp_path / "run", phase="pretrain")
+    row = [r for r in read_log(tmp_path / "run" / "pretrain" / "log.jsonl") if r["kind"] == "eval"][-1]
+    assert row["bbox"]["AP50"] > 0.8, row["bbox"]
+    assert result.phases[0]["best_ap"] == row["bbox"]["AP"]
+    assert isinstance(load(tmp_path / "run").backend.model, nn.Module)
