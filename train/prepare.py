@@ -38,15 +38,15 @@ def load_weights(model: nn.Module, path: Path) -> Loaded:
     return Loaded(path, len(fitting), skipped)
 
 
-def apply_norm(model: nn.Module, phase: Phase) -> None:
-    """Fix batch normalisation and freeze stages as the phase says.
+def apply_norm(model: nn.Module, phase: Phase, trained: bool = False) -> None:
+    """Fix batch normalisation and freeze stages as the phase says. `trained`: do not ask whether the weights are.
 
     Raises UserError where that would freeze weights that are still random: such a network cannot learn, and does not
     say so.
     """
     if phase.norm == "fixed" or phase.frozen_stages >= 0:
         what = "fixed batch normalisation" if phase.norm == "fixed" else f"frozen_stages={phase.frozen_stages}"
-        if not has_statistics(model):
+        if not (trained or has_statistics(model)):
             raise UserError(
                 f"{phase.name}: {what} would freeze layers that still hold random weights; give trained ones with "
                 "--init FILE, or run the pretrain phase first"
@@ -55,7 +55,7 @@ def apply_norm(model: nn.Module, phase: Phase) -> None:
         fix_batch_norm(model)
     for modules in model.backbone.stages()[: phase.frozen_stages + 1]:
         for module in modules:
-            fix_batch_norm(module) if not isinstance(module, nn.BatchNorm2d) else None
+            fix_batch_norm(module)
             module.requires_grad_(False)
 
 

@@ -102,7 +102,7 @@ PAPER_SOURCES = {
     "finetune.milestones": "mmdet 1x schedule: after epochs 8 and 11",
     "finetune.warmup_factor": "mmdet 1x schedule: from 0.1 %",
     "finetune.norm": "section 3.4, Table 2: statistics and affine parameters fixed",
-    "finetune.frozen_stages": "authors' code froze the stem and stage 1 as well; the paper does not say so. -1 trains all",
+    "finetune.frozen_stages": "authors' code froze stem and stage 1 too, the paper does not say so; -1 trains all",
     "model.box_convs": "section 4.1: 4conv1fc box head, without normalisation",
     "momentum": "mmdet schedule: 0.9",
     "weight_decay": "mmdet schedule: 1e-4",

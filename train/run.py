@@ -15,7 +15,7 @@ from ..errors import UsageProblem, UserError
 from ..files import write_json_atomic
 from ..models.build import build_model
 from .loop import Trainer
-from .prepare import apply_norm, describe_norm, load_weights
+from .prepare import Loaded, apply_norm, describe_norm, load_weights
 from .recipes import Phase, Recipe
 
 
@@ -67,7 +67,7 @@ def train(
             if not start.is_file():
                 start = None
         done.append(_train_phase(recipe, current, dataset, val, folder, start, resume, place, seed, dry_run))
-        start = folder / "checkpoints" / "last.pt"
+        start = None if dry_run else folder / "checkpoints" / "last.pt"
     return RunResult(out, done)
 
 
@@ -93,12 +93,15 @@ def _train_phase(
     resumed = resume and last.is_file()
     if resumed and loaded is None:
         loaded = load_weights(model, last)
-    if not (dry_run and loaded is None and phase.name == "finetune"):  # a dry run has nothing to start from yet
-        apply_norm(model, phase)
+    after_pretrain = dry_run and loaded is None and phase.name == "finetune"  # what it starts from is yet to be trained
+    apply_norm(model, phase, trained=after_pretrain)
     trainer = Trainer(model.to(device), phase, dataset, val, folder, recipe.name, seed)
     if resumed:
         trainer.resume(last)
-    Console().print(banner(trainer, loaded, resumed))
+    start = "what the pretrain phase ends with" if after_pretrain else describe_start(loaded)
+    if resumed:
+        start += f"; resumed at step {trainer.position.step}"
+    Console().print(banner(trainer, start))
     result = {"name": phase.name, "best_ap": None, "checkpoint": str(last), "seconds": 0.0}
     if dry_run:
         return result
@@ -110,19 +113,22 @@ def _train_phase(
     return {**result, "best_ap": best if best >= 0 else None, "seconds": time.perf_counter() - started}
 
 
-def banner(trainer: Trainer, loaded, resumed: bool) -> Table:
+def describe_start(loaded: Loaded | None) -> str:
+    """Where the weights came from, in words."""
+    if loaded is None:
+        return "random weights"
+    text = f"{loaded.path}: {loaded.taken} tensors"
+    if loaded.skipped:
+        text += f"; not in it, left as they were: {', '.join(loaded.skipped[:6])}"
+        text += f" and {len(loaded.skipped) - 6} more" if len(loaded.skipped) > 6 else ""
+    return text
+
+
+def banner(trainer: Trainer, start: str) -> Table:
     """What is about to run, with the facts that decide whether training from scratch works."""
     phase, model = trainer.phase, trainer.model
     total = sum(p.numel() for p in model.parameters())
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    start = "random weights"
-    if loaded is not None:
-        start = f"{loaded.path}: {loaded.taken} tensors"
-        if loaded.skipped:
-            start += f"; not in it, left as they were: {', '.join(loaded.skipped[:6])}"
-            start += f" and {len(loaded.skipped) - 6} more" if len(loaded.skipped) > 6 else ""
-    if resumed:
-        start += f"; resumed at step {trainer.position.step}"
     size = f"{phase.size[0]}x{phase.size[1]}" if phase.resize == "direct" else f"edges {phase.size}, padded to 32"
     table = Table(title=f"{trainer.recipe}: {phase.name}", show_header=False)
     for name, value in {

@@ -1,0 +1,65 @@
+"""What the benchmark scripts share: a machine's description, timing, writing results."""
+
+import argparse
+import importlib.metadata
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+from directdet.infer.machine import hardware
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARIES = ("torch", "torchvision", "onnxruntime-gpu", "openvino", "numpy")
+
+
+def milliseconds(run: Callable[[], object], count: int, warmup: int) -> dict[str, float]:
+    """Median, mean and 95th percentile of `count` runs after `warmup` that do not count."""
+    for _ in range(warmup):
+        run()
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        run()
+        times.append(1e3 * (time.perf_counter() - start))
+    ordered = sorted(times)
+    p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+    return {"median_ms": statistics.median(times), "mean_ms": statistics.fmean(times), "p95_ms": p95, "runs": count}
+
+
+def in_process(script: str, cell: str, *arguments: str) -> dict:
+    """Run one cell in a process of its own: two runtimes' thread pools in one process slow each other down."""
+    command = [sys.executable, script, "--cell", cell, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{cell} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def write_results(name: str, settings: dict, rows: dict[str, dict]) -> Path:
+    """Keep the figures with what they were measured on."""
+    versions = {}
+    for library in LIBRARIES:
+        try:
+            versions[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            versions[library] = None
+    command = " ".join(["python", *sys.argv])
+    content = {"date": date.today().isoformat(), "command": command, "hardware": hardware(), "versions": versions}
+    path = ROOT / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({**content, "settings": settings, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--threads", type=int, default=2)
+    made.add_argument("--runs", type=int, default=10, help="runs counted of each cell and round")
+    made.add_argument("--rounds", type=int, default=3, help="times that all cells take turns")
+    made.add_argument("--cell", help=argparse.SUPPRESS)
+    return made
