@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .boxes import clip_boxes, decode_boxes, is_larger_than, nms_mask, take
 from .rcnn import BOX_BINS, BOX_WEIGHTS, MASK_BINS, MASK_SIZE, RCNN
 from .rcnn_proposals import propose
-from .roi_pool import pool_grid, pool_rows
+from .roi_pool import pool_rois
 
 MIN_SIDE = 1e-2  # pixels; smaller detections are dropped, as in torchvision
 OUTPUTS = ("num", "boxes", "scores", "labels", "masks")
@@ -21,8 +21,8 @@ class Deploy(nn.Module):
 
     forward -> num [N, 1] int32 and, for K = config.detections (or fewer if there are not so many candidates), boxes
     [N, K, 4] in pixels of the canvas, scores [N, K], labels [N, K] int32 (0..C-1) and, with masks, masks
-    [N, K, 28, 28], probabilities inside each box. Best first; rows from num on are zero. `portable` pools with
-    GridSample, which every runtime has; otherwise with the form that is fastest in PyTorch.
+    [N, K, 28, 28], probabilities inside each box. Best first; rows from num on are zero. `portable` is the
+    form for export: RoI pooling and NMS in operations that every runtime has, instead of the fastest in PyTorch.
     """
 
     def __init__(self, model: RCNN, size: tuple[int, int], portable: bool = False):
@@ -78,8 +78,5 @@ class Deploy(nn.Module):
 
     def _pool(self, features: list[Tensor], boxes: Tensor, bins: int) -> Tensor:
         """Boxes [N, R, 4] -> [N * R, C, bins, bins]."""
-        features, strides = features[:4], self.model.strides[:4]
-        if self.portable:
-            return pool_grid(features, strides, boxes, bins)
         image = torch.arange(boxes.shape[0], device=boxes.device).repeat_interleave(boxes.shape[1])
-        return pool_rows(features, strides, boxes.reshape(-1, 4), image, bins)
+        return pool_rois(features[:4], self.model.strides[:4], boxes.reshape(-1, 4), image, bins, self.portable)

@@ -11,7 +11,7 @@ from torch import Tensor
 from .boxes import box_loss, encode_boxes, pairwise_iou, take
 from .rcnn import BOX_BINS, BOX_WEIGHTS, MASK_BINS, MASK_SIZE, RCNN, RPN_WEIGHTS, RawMaps
 from .rcnn_proposals import propose
-from .roi_pool import pool_rows
+from .roi_pool import pool_rois
 from .targets import RandomKeys, Targets, match, random_keys, sample
 
 
@@ -78,7 +78,7 @@ def _box_losses(
 ) -> dict[str, Tensor]:
     images, per_image = labels.shape
     image = torch.arange(images, device=rois.device).repeat_interleave(per_image)
-    pooled = pool_rows(raw.features[:4], model.strides[:4], rois.reshape(-1, 4), image, BOX_BINS)
+    pooled = pool_rois(raw.features[:4], model.strides[:4], rois.reshape(-1, 4), image, BOX_BINS)
     logits, deltas = model.boxes_of(pooled)
     labels, filled, positive = labels.flatten(), filled.flatten(), positive.flatten()
     count = filled.sum().clamp(min=1)
@@ -111,7 +111,7 @@ def _mask_loss(
     image = torch.div(index, per_image, rounding_mode="floor")
     rois, labels = rois[:, :per_image].reshape(-1, 4)[index], labels[:, :per_image].reshape(-1)[index]
     objects = objects[:, :per_image].reshape(-1)[index]
-    pooled = pool_rows(raw.features[:4], model.strides[:4], rois, image, MASK_BINS)
+    pooled = pool_rois(raw.features[:4], model.strides[:4], rois, image, MASK_BINS)
     logits = model.masks_of(pooled, labels)  # [M, 28, 28]
     with torch.no_grad():
         wanted = project_masks(targets.masks[image, objects], targets.boxes[image, objects], rois)

@@ -201,7 +201,7 @@ def mask_rcnn_r18_slim() -> Recipe:
         size=(224, 224),
         scale=(0.8, 1.2),
         batch_size=8,
-        epochs=60,
+        epochs=50,
         base_lr=0.02,
         base_batch=8,
         norm_weight_decay=False,
@@ -210,7 +210,7 @@ def mask_rcnn_r18_slim() -> Recipe:
         clip_norm=10.0,
         eval_size=(224, 224),
         eval_fixed=True,
-        eval_every=20,
+        eval_every=25,
     )
     finetune = replace(
         pretrain,

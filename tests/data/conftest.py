@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+
 from directdet.data.synthetic import make_synthetic
 
 

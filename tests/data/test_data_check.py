@@ -5,10 +5,10 @@ import json
 import shutil
 
 import pytest
-from directdet.data.check import check_data, print_report
-from directdet.data.synthetic import CATEGORY_IDS, CLASSES
 from rich.console import Console
 
+from directdet.data.check import check_data, print_report
+from directdet.data.synthetic import CATEGORY_IDS, CLASSES
 from directdet.errors import UserError
 
 

@@ -3,8 +3,8 @@
 import cv2
 import numpy as np
 import pytest
-from directdet.data.image import decode_image, fit_size, pad_bottom_right, read_image, resize
 
+from directdet.data.image import decode_image, fit_size, pad_bottom_right, read_image, resize
 from directdet.errors import UserError
 
 

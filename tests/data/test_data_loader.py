@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+
 from directdet.data.dataset import load_dataset
 from directdet.data.image import PAD_COLOUR
 from directdet.data.loader import make_loader
 from directdet.data.transforms import FinetuneTransform, PretrainTransform
-
 from directdet.errors import UserError
 
 SQUARE = PretrainTransform(96)

@@ -3,10 +3,10 @@
 import cv2
 import numpy as np
 import pytest
-from directdet.data.dataset import load_dataset
-from directdet.data.masks import CropMask, decode_mask, flip_shape, rasterise, scale_and_shift, to_rle, to_shape
 from pycocotools import mask as coco_mask
 
+from directdet.data.dataset import load_dataset
+from directdet.data.masks import CropMask, decode_mask, flip_shape, rasterise, scale_and_shift, to_rle, to_shape
 from directdet.errors import UserError
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from directdet.data.dataset import find_splits, load_dataset, read_record_image
 from directdet.data.masks import decode_mask
 from directdet.data.synthetic import CATEGORY_IDS, CLASSES, make_synthetic

@@ -1,8 +1,8 @@
 """dataset.toml: splits, paths and mistyped keys."""
 
 import pytest
-from directdet.data.dataset import find_splits, load_dataset
 
+from directdet.data.dataset import find_splits, load_dataset
 from directdet.errors import UserError
 
 SINGLE = 'images = "train2017"\nannotations = "annotations/instances_train2017.json"\n'

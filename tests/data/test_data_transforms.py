@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from directdet.data.dataset import Record, load_dataset
 from directdet.data.image import PAD_COLOUR
 from directdet.data.transforms import (

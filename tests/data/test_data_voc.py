@@ -4,9 +4,9 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+
 from directdet.data.dataset import find_splits, load_dataset, read_record_image
 from directdet.data.voc import VOC_CLASSES
-
 from directdet.errors import UserError
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from tiny_artefact import BOXES, CATEGORY_IDS, CLASSES, LABELS, write_artefact
+
 from directdet.data.dataset import Dataset
 from directdet.data.records import make_record
-from tiny_artefact import BOXES, CATEGORY_IDS, CLASSES, LABELS, write_artefact
 
 
 @pytest.fixture

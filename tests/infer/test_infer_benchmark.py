@@ -8,15 +8,15 @@ import json
 
 import numpy as np
 import pytest
+from rich.console import Console
+from tiny_artefact import write_artefact
+
+from directdet.errors import UserError
 from directdet.infer import papers
 from directdet.infer.benchmark import benchmark, to_csv
 from directdet.infer.benchmark_cell import STAGES, summary, time_stages
 from directdet.infer.machine import hardware, versions
 from directdet.infer.runtimes import load
-from rich.console import Console
-from tiny_artefact import write_artefact
-
-from directdet.errors import UserError
 
 
 def test_benchmark_end_to_end(artefact, tmp_path, tiny_dataset):

@@ -6,8 +6,9 @@ import time
 
 import numpy as np
 import pytest
-from directdet.infer.detections import Detections, encode_crop, paste_crop
 from pycocotools import mask as coco_mask
+
+from directdet.infer.detections import Detections, encode_crop, paste_crop
 
 
 def slow_paste(mask: np.ndarray, box, image_size) -> np.ndarray:

@@ -8,16 +8,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from directdet.data.dataset import load_dataset
-from directdet.data.records import make_record
-from directdet.infer.detections import Detections
-from directdet.infer.evaluate import METRIC_NAMES, coco_ground_truth, evaluate, score_detections
-from directdet.infer.runtimes import load
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
+from directdet.data.dataset import load_dataset
+from directdet.data.records import make_record
 from directdet.errors import UserError
+from directdet.infer.detections import Detections
+from directdet.infer.evaluate import METRIC_NAMES, coco_ground_truth, evaluate, score_detections
+from directdet.infer.runtimes import load
 
 
 def truth_as_detections(dataset, keep=lambda record, index: True):

@@ -9,11 +9,11 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+
+from directdet.errors import UserError
 from directdet.infer import preprocess as module
 from directdet.infer.decode import to_detections
 from directdet.infer.preprocess import MEAN, STD, Preprocess, fixture_image
-
-from directdet.errors import UserError
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from directdet.infer import onnx_runtime
-from directdet.infer.runtimes import load, model_kind
 from tiny_artefact import BOXES, CLASSES, write_artefact
 
 from directdet.errors import UserError
+from directdet.infer import onnx_runtime
+from directdet.infer.runtimes import load, model_kind
 
 
 def picture(height: int = 192, width: int = 256) -> np.ndarray:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
+from directdet.errors import UserError
 from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes import load
 from directdet.infer.torch_runtime import TorchBackend, TorchDetector
@@ -12,8 +14,6 @@ from directdet.models.build import build_model, describe_model
 from directdet.models.checkpoint import save_checkpoint
 from directdet.models.deploy import Deploy
 from directdet.models.rcnn import RCNNConfig
-
-from directdet.errors import UserError
 
 CONFIG = describe_model(
     RCNNConfig(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from directdet.infer.preprocess import Preprocess
 from onnx import TensorProto, helper, numpy_helper
+
+from directdet.infer.preprocess import Preprocess
 
 CLASSES = ("person", "traffic light", "dog")
 CATEGORY_IDS = (1, 10, 18)

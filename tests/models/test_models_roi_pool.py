@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from directdet.models.roi_pool import level_of, pool_grid, pool_rows
+from directdet.models.roi_pool import level_of, pool_rois
 
 STRIDES = [4, 8, 16, 32]
 
@@ -50,11 +50,11 @@ def test_both_forms_equal_torchvision(size: tuple[int, int], bins: int) -> None:
     expected = theirs(features, boxes, bins, size)
     exact = theirs([f.double() for f in features], boxes.double(), bins, size)
     image = torch.arange(2).repeat_interleave(boxes.shape[1])
-    rows = pool_rows(features, STRIDES, boxes.flatten(0, 1), image, bins)
-    grid = pool_grid(features, STRIDES, boxes, bins)
+    rows = pool_rois(features, STRIDES, boxes.flatten(0, 1), image, bins)
+    portable = pool_rois(features, STRIDES, boxes.flatten(0, 1), image, bins, portable=True)
     # White noise is the hardest input: a rounded coordinate shows in full. Hence 2e-5 of the largest value,
     # and the rows are nearer to the result in float64 than torchvision is.
-    for pooled in (rows, grid):
+    for pooled in (rows, portable):
         assert (pooled - expected).abs().max() <= 2e-5 * expected.abs().max()
     assert (rows - exact).abs().max() <= (expected - exact).abs().max()
 
@@ -72,7 +72,7 @@ def test_all_four_levels_are_met_and_chosen_as_torchvision_does() -> None:
 def test_rows_may_come_in_any_order_of_images() -> None:
     features, boxes = pyramid((128, 128)), hard_boxes((128, 128))
     image = torch.arange(len(boxes)) % 2
-    pooled = pool_rows(features, STRIDES, boxes, image, 7)
+    pooled = pool_rois(features, STRIDES, boxes, image, 7)
     for i in range(2):
         expected = theirs([f[i : i + 1] for f in features], boxes[None], 7, (128, 128))
         torch.testing.assert_close(pooled[image == i], expected[image == i], rtol=1e-5, atol=2e-5)
@@ -84,7 +84,7 @@ def test_gradients_of_the_rows_equal_torchvision() -> None:
     ours = [f.requires_grad_() for f in pyramid(size, images=1)]
     reference = [f.detach().clone().requires_grad_() for f in ours]
     weight = torch.randn(len(boxes), 8, 7, 7, generator=torch.Generator().manual_seed(3))
-    (pool_rows(ours, STRIDES, boxes, torch.zeros(len(boxes), dtype=torch.long), 7) * weight).sum().backward()
+    (pool_rois(ours, STRIDES, boxes, torch.zeros(len(boxes), dtype=torch.long), 7) * weight).sum().backward()
     level = level_of(boxes)
     assert set(level.tolist()) == {0, 1, 2}
     for i, (feature, stride) in enumerate(zip(reference, STRIDES, strict=True)):
@@ -98,8 +98,8 @@ def test_half_precision_maps_are_pooled_in_float32_coordinates() -> None:
     features, boxes = pyramid((128, 128), images=1), hard_boxes((128, 128))
     exact = theirs([f.bfloat16().float() for f in features], boxes[None], 7, (128, 128))
     half = [f.bfloat16() for f in features]
-    rows = pool_rows(half, STRIDES, boxes, torch.zeros(len(boxes), dtype=torch.long), 7)
-    grid = pool_grid(half, STRIDES, boxes[None], 7)
-    assert rows.dtype == grid.dtype == torch.bfloat16
+    rows = pool_rois(half, STRIDES, boxes, torch.zeros(len(boxes), dtype=torch.long), 7)
+    portable = pool_rois(half, STRIDES, boxes, torch.zeros(len(boxes), dtype=torch.long), 7, portable=True)
+    assert rows.dtype == portable.dtype == torch.bfloat16
     torch.testing.assert_close(rows.float(), exact, rtol=1e-2, atol=1e-2)
-    torch.testing.assert_close(grid.float(), exact, rtol=1e-2, atol=2e-2)
+    torch.testing.assert_close(portable.float(), exact, rtol=1e-2, atol=2e-2)
