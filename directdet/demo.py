@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .export.verify import Verification
     from .train.recipes import Phase, Recipe
 
+_TRAIN, _VAL = 200, 40  # images
 _PICTURES, _SCORE = 8, 0.5  # of the gallery: how many, and from which score on detections are drawn
 # Fewer than the benchmark's own 300 after 50: the demo is to end in minutes, and the page says how many there were.
 _ITERATIONS, _WARMUP = 100, 20
@@ -77,7 +78,7 @@ def run_demo(out: str | Path, device: str = "auto", seed: int = 0, command: str 
         raise UserError(f"{out}: not an empty folder; delete it or choose another --out")
     seconds: dict[str, float] = {}
     with _stage(console, seconds, "dataset"):
-        data = make_synthetic(out / "data", seed=seed)
+        data = make_synthetic(out / "data", images_train=_TRAIN, images_val=_VAL, seed=seed)
     recipe = get_recipe("demo")
     with _stage(console, seconds, "training"):
         run = train(recipe, data, out / "run", device=device, seed=seed)

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 
 from directdet import cli, demo
-from directdet.data.synthetic import make_synthetic
 from directdet.train.settings import apply_settings, get_recipe
 
 TINY = ("size=64", "eval_size=64", "epochs=1", "milestones=()", "workers=0", "batch_size=4")
@@ -18,7 +17,8 @@ TINY = ("size=64", "eval_size=64", "epochs=1", "milestones=()", "workers=0", "ba
 def tiny(monkeypatch):
     recipe = apply_settings(get_recipe("demo"), TINY)
     monkeypatch.setattr(demo, "get_recipe", lambda name: replace(recipe, name=name))
-    monkeypatch.setattr(demo, "make_synthetic", lambda root, seed: make_synthetic(root, 8, 4, seed=seed))
+    monkeypatch.setattr(demo, "_TRAIN", 8)
+    monkeypatch.setattr(demo, "_VAL", 4)
     monkeypatch.setattr(demo, "_ITERATIONS", 3)
     monkeypatch.setattr(demo, "_WARMUP", 1)
 
