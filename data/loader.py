@@ -7,6 +7,7 @@ interrupted run was resumed, nor on how many processes share the epoch.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -279,3 +280,5 @@ def _start_worker(_: int) -> None:
     # The workers are the parallelism; OpenCV's own threads in each would only compete.
     cv2.setNumThreads(0)
     os.environ["OMP_NUM_THREADS"] = "1"
+    # Ctrl-C reaches every process of the terminal; only the one that trains is to act on it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

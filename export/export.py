@@ -17,8 +17,7 @@ from ..files import write_json_atomic
 from ..infer.artefact import META_FILE
 from ..infer.preprocess import Preprocess
 from ..infer.runtimes import find_model, load
-from ..infer.torch_runtime import TorchDetector
-from ..models.build import build_model
+from ..infer.torch_runtime import TorchDetector, load_torch
 from ..models.checkpoint import load_checkpoint
 from .onnx_graph import OPSET, GraphFacts, write_onnx
 from .tensorrt import MODULES, EngineFacts, build_engine, check_capability
@@ -67,17 +66,16 @@ def export(
     if batch < 1:
         raise UsageProblem(f"--batch {batch}: at least 1")
     capability = check_capability(compute_capability)
-    out, source = Path(out), _checkpoint_file(checkpoint)
+    out, source = Path(out).resolve(), _checkpoint_file(checkpoint)
     if out.exists() and not (out / META_FILE).is_file() and any(out.iterdir() if out.is_dir() else [out]):
         raise UserError(f"{out}: exists and is no artefact; choose another --out")
+    trained = load_torch(source, device="cpu")
     loaded = load_checkpoint(source)
-    preprocess = deployed_preprocess(Preprocess.from_dict(loaded["preprocess"], str(source)), size)
+    preprocess = deployed_preprocess(trained.preprocess, size)
     dataset = None
     if data is not None:
         dataset = load_dataset(data, split if split in find_splits(data) else "train")
-    model = build_model(loaded["model_config"])
-    model.load_state_dict(loaded["model"])
-    model.eval()
+    model = trained.backend.model
     out.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:

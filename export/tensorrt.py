@@ -58,6 +58,7 @@ def build_engine(kind: str, onnx_path: Path, engine_path: Path, capability: str)
     if not parser.parse_from_file(str(onnx_path)):
         raise UserError(f"{kind} cannot read {onnx_path}: {parser.get_error(0)}")
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is to mean fp32; TF32 keeps 10 bits of each factor
     if kind == "tensorrt-rtx":
         name = f"SM{capability.replace('.', '')}"
         if not hasattr(trt.ComputeCapability, name):

@@ -98,8 +98,7 @@ class Verification:
         table.add_row("all: largest", "", "", f"{self.matched:.1%}", *largest)
         allowed = (f"{limits.box:.1e}", f"{limits.score:.1e}", f"{limits.mask:.1e}")
         table.add_row("tolerance", "", "", f"{limits.matched:.0%}", *allowed)
-        for note in self.notes:
-            table.caption = note
+        table.caption = "\n".join(self.notes)
         return table
 
 
@@ -136,7 +135,9 @@ def verify(
     disturbed by about a rounding error. What it does not repeat under that disturbance is undecided, and not counted.
     """
     tolerance, comparisons = TOLERANCES[precision], []
-    for name, image in pictures:
+    limits = reference.backend.model.config
+    candidates = candidate.detect_batch([image for _, image in pictures])  # every row of the batch gets pictures
+    for (name, image), found in zip(pictures, candidates, strict=True):
         batch, placements = reference.prepare([image])
         scale = max(placements[0].scale_x, placements[0].scale_y)
         expected = reference.decode(reference.run(batch), 0, placements[0])
@@ -144,7 +145,8 @@ def verify(
         for seed in range(DISTURBED_RUNS):
             noise = np.random.default_rng(seed).normal(0.0, DISTURBANCE, batch.shape).astype(np.float32)
             disturbed.append(reference.decode(reference.run(batch + noise), 0, placements[0]))
-        comparisons.append(compare(name, expected, candidate(image), disturbed, scale, tolerance))
+        floors = [_floor(other, limits.detections, limits.score_threshold) for other in (expected, found)]
+        comparisons.append(compare(name, expected, found, disturbed, floors, scale, tolerance))
     if not any(c.counted for c in comparisons):
         notes = (*notes, "no detections to compare: verify again with --data once the model is trained")
     return Verification(candidate.runtime, tolerance, tuple(comparisons), notes)
@@ -155,21 +157,24 @@ def compare(
     expected: Detections,
     found: Detections,
     disturbed: Sequence[Detections],
+    floors: Sequence[float],
     scale: float,
     tolerance: Tolerance,
 ) -> Comparison:
     """Match detections one to one by label, overlap and score.
 
-    `scale`: network pixels per picture pixel. Left out of the count, if unmatched, are detections whose score lies
-    within the tolerance of the lowest on either side, where a rounding error decides what makes the list; those of
-    `expected` that some `disturbed` run lacks; and those of `found` that some `disturbed` run has.
+    `scale`: network pixels per picture pixel. `floors`: the scores that `expected` and `found` reach down to. Left out
+    of the count, if unmatched, are detections that stand at the other side's floor, within the tolerance, where
+    rounding decides what makes the list; those of `expected` that some `disturbed` run lacks; and those of `found` that
+    some `disturbed` run has. Where only one side has masks, nothing matches.
     """
+    if (expected.masks is None) != (found.masks is None):
+        return Comparison(name, len(expected), len(found), len(expected) + len(found), 0, 0)
     pairs = _match(expected, found, scale, tolerance)
     repeated = [{i for i, _ in _match(expected, other, scale, tolerance)} for other in disturbed]
     known = [{i for i, _ in _match(found, other, scale, tolerance)} for other in disturbed]
-    floor = max(_lowest(expected), _lowest(found)) + tolerance.score
-    missed = _unmatched(expected, {i for i, _ in pairs}, floor)
-    extra = _unmatched(found, {j for _, j in pairs}, floor)
+    missed = _unmatched(expected, {i for i, _ in pairs}, floors[1] + tolerance.score)
+    extra = _unmatched(found, {j for _, j in pairs}, floors[0] + tolerance.score)
     excused = {i for i in missed if any(i not in run for run in repeated)}
     excused_extra = {j for j in extra if any(j in run for run in known)}
     undecided = len(excused) + len(excused_extra)
@@ -178,7 +183,7 @@ def compare(
         return Comparison(name, len(expected), len(found), counted, 0, undecided)
     left, right = (np.array(side) for side in zip(*pairs, strict=True))
     mask = 0.0
-    if expected.masks is not None and found.masks is not None:
+    if expected.masks is not None:
         mask = float(np.abs(expected.masks[left] - found.masks[right]).max())
     return Comparison(
         name,
@@ -197,8 +202,9 @@ def _unmatched(detections: Detections, matched: set[int], floor: float) -> list[
     return [i for i, score in enumerate(detections.scores) if i not in matched and score > floor]
 
 
-def _lowest(detections: Detections) -> float:
-    return float(detections.scores.min()) if len(detections) else 0.0
+def _floor(detections: Detections, limit: int, threshold: float) -> float:
+    """The score that a list reaches down to: that of its last entry if it is full, else the model's threshold."""
+    return float(detections.scores.min()) if len(detections) >= limit else threshold
 
 
 def _match(expected: Detections, found: Detections, scale: float, tolerance: Tolerance) -> list[tuple[int, int]]:

@@ -4,15 +4,13 @@ import torch
 from torch import Tensor
 
 
-def level_anchors(
-    height: int, width: int, stride: int, scale: float, ratios: tuple[float, ...], device: torch.device
-) -> Tensor:
-    """Anchors [height * width * len(ratios), 4] of one level, in pixels, ordered by row, column, ratio.
+def level_anchors(height: int, width: int, stride: int, scale: float, ratios: Tensor) -> Tensor:
+    """Anchors [height * width * A, 4] of one level, for ratios [A], in pixels, ordered by row, column, ratio.
 
     Every anchor has the area (scale * stride)^2 and is centred on a corner of its cell, with height / width = ratio
     (mmdet's anchors, which the paper used; torchvision rounds their sides to whole pixels).
     """
-    root = torch.tensor(ratios, dtype=torch.float32, device=device).sqrt()
+    root, device = ratios.sqrt(), ratios.device
     half_height, half_width = 0.5 * scale * stride * root, 0.5 * scale * stride / root
     cell = torch.stack([-half_width, -half_height, half_width, half_height], -1)  # [A, 4]
     y = torch.arange(height, dtype=torch.float32, device=device) * stride

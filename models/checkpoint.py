@@ -20,7 +20,10 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     try:
-        torch.save({"format": FORMAT, **checkpoint}, temporary)
+        with temporary.open("wb") as file:
+            torch.save({"format": FORMAT, **checkpoint}, file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

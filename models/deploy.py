@@ -33,7 +33,7 @@ class Deploy(nn.Module):
         device = next(model.parameters()).device
         shapes = [(size[0] // s, size[1] // s) for s in model.strides[:-1]]
         shapes.append(((shapes[-1][0] + 1) // 2, (shapes[-1][1] + 1) // 2))  # the last level pools with stride 2
-        self.register_buffer("anchors", model.anchors(shapes, device), persistent=False)
+        self.register_buffer("anchors", model.anchors(shapes), persistent=False)
         limit = torch.tensor([size], dtype=torch.float32, device=device)
         self.register_buffer("limit", limit, persistent=False)
 

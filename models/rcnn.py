@@ -28,7 +28,8 @@ class RCNNConfig:
         box_convs: 4 is the paper's 4conv1fc head without normalisation, 0 the classic two-layer one.
         rpn_min_positive_iou: an anchor that is the best of its object counts as positive from this IoU on (mmdet: 0.3;
             torchvision: 0).
-        mask_slots: mask RoIs per image, packed over the batch: positives beyond mask_slots * batch are left out.
+        mask_slots: mask RoIs per image, packed over the batch: positives beyond mask_slots * batch are left out. 128
+            holds all that the paper's sampling can give.
         smooth_l1_beta: 0 is plain L1, as the paper's code.
         candidates: boxes that enter the last NMS, best first.
     """
@@ -57,7 +58,7 @@ class RCNNConfig:
     roi_samples: int = 512
     roi_positive_fraction: float = 0.25
     roi_positive_iou: float = 0.5
-    mask_slots: int = 64
+    mask_slots: int = 128
     smooth_l1_beta: float = 0.0
     score_threshold: float = 0.05
     nms: float = 0.5
@@ -90,6 +91,7 @@ class RCNN(nn.Module):
         self.fpn = FeaturePyramidNetwork(list(self.backbone.channels.values()), channels, LastLevelMaxPool())
         strides = list(self.backbone.strides.values())
         self.strides = [*strides, strides[-1] * 2]
+        self.register_buffer("anchor_ratios", torch.tensor(config.anchor_ratios), persistent=False)
         self.rpn_head = RPNHead(channels, len(config.anchor_ratios))
         size = (channels, BOX_BINS, BOX_BINS)
         if config.box_convs:
@@ -114,7 +116,7 @@ class RCNN(nn.Module):
         logits, deltas = self.rpn_head(features)
         per_cell = len(self.config.anchor_ratios)
         if anchors is None:
-            anchors = self.anchors([tuple(f.shape[2:]) for f in features], images.device)
+            anchors = self.anchors([tuple(f.shape[2:]) for f in features])
         return RawMaps(
             features,
             torch.cat([t.permute(0, 2, 3, 1).flatten(1) for t in logits], 1).float(),
@@ -123,11 +125,10 @@ class RCNN(nn.Module):
             [f.shape[2] * f.shape[3] * per_cell for f in features],
         )
 
-    def anchors(self, shapes: list[tuple[int, int]], device: torch.device) -> Tensor:
+    def anchors(self, shapes: list[tuple[int, int]]) -> Tensor:
         """Anchors [A, 4] of maps of the given (height, width), level after level."""
-        config = self.config
         per_level = [
-            level_anchors(height, width, stride, config.anchor_scale, config.anchor_ratios, device)
+            level_anchors(height, width, stride, self.config.anchor_scale, self.anchor_ratios)
             for (height, width), stride in zip(shapes, self.strides, strict=True)
         ]
         return torch.cat(per_level)
@@ -142,15 +143,3 @@ class RCNN(nn.Module):
         logits = self.mask_predictor(self.mask_head(pooled)).float()
         index = labels.reshape(-1, 1, 1, 1).expand(-1, 1, MASK_SIZE, MASK_SIZE)
         return torch.gather(logits, 1, index).squeeze(1)
-
-    def parts(self) -> dict[str, list[nn.Module]]:
-        """The detector's parts by the paper's names (Table 5), for loading and for the start banner."""
-        parts = {
-            "backbone": [self.backbone],
-            "fpn": [self.fpn],
-            "rpn": [self.rpn_head],
-            "box head": [self.box_head, self.box_predictor],
-        }
-        if self.config.masks:
-            parts["mask head"] = [self.mask_head, self.mask_predictor]
-        return parts

@@ -27,6 +27,14 @@ def level_of(rois: Tensor) -> Tensor:
     return sum((side >= s * LEVEL_TOLERANCE).to(torch.int64) for s in LEVEL_SIDES)
 
 
+def _by_level(level: Tensor, values: list[float] | list[int]) -> Tensor:
+    """values[level], elementwise. Not a table on the device: making one would copy from the host at every step."""
+    chosen = torch.full_like(level, values[0], dtype=None if isinstance(values[0], int) else torch.float32)
+    for index, value in enumerate(values[1:], 1):
+        chosen = torch.where(level == index, value, chosen)
+    return chosen
+
+
 def _samples(start: Tensor, stop: Tensor, scale: Tensor, limit: Tensor, bins: int) -> tuple[Tensor, Tensor]:
     """Sample positions along one axis, in cells of the RoI's level.
 
@@ -48,14 +56,12 @@ def pool_rois(
     `portable`: Gather and MatMul instead of EmbeddingBag, which ONNX does not have.
     """
     count, channels = features[0].shape[:2]
-    device = rois.device
     table = torch.cat([f.permute(0, 2, 3, 1).reshape(count, -1, channels) for f in features], 1).float()
     heights, widths = [f.shape[2] for f in features], [f.shape[3] for f in features]
     first = [sum(h * w for h, w in zip(heights[:i], widths[:i], strict=True)) for i in range(len(features))]
     level = level_of(rois)
-    scale = torch.tensor([1.0 / s for s in strides], device=device)[level, None]
-    height = torch.tensor(heights, device=device)[level, None]
-    width = torch.tensor(widths, device=device)[level, None]
+    scale = _by_level(level[:, None], [1.0 / s for s in strides]).to(rois.dtype)
+    height, width = _by_level(level[:, None], heights), _by_level(level[:, None], widths)
 
     def taps(start: Tensor, stop: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
         position, inside = _samples(start, stop, scale, limit.to(rois.dtype), bins)
@@ -69,7 +75,7 @@ def pool_rois(
 
     x, weight_x = taps(rois[:, 0:1], rois[:, 2:3], width)  # [K, bins, 4]
     y, weight_y = taps(rois[:, 1:2], rois[:, 3:4], height)
-    row = torch.tensor(first, device=device)[level] + image * table.shape[1]
+    row = _by_level(level, first) + image * table.shape[1]
     index = row[:, None, None, None, None] + y[:, :, None, :, None] * width[..., None, None, None] + x[:, None, :, None]
     weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None]  # [K, bins, bins, 4, 4]
     taps_per_bin = (2 * SAMPLES) ** 2

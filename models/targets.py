@@ -37,7 +37,8 @@ def match(
     """Assign objects to boxes.
 
     iou [N, A, G], valid [N, G] -> the object of each box [N, A], and 1 (positive), 0 (negative) or -1 (ignored) [N, A].
-    With min_positive_iou, the best boxes of an object are positive from that IoU on, so that no object goes without.
+    With min_positive_iou, the best boxes of an object are positive from that IoU on, for the object that they overlap
+    most (torchvision's rule; mmdet gives them to the object they were rescued for).
     An image without objects has negatives only.
     """
     iou = torch.where(valid[:, None], iou, -1.0)

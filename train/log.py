@@ -6,6 +6,8 @@ from types import TracebackType
 
 from torch.utils.tensorboard import SummaryWriter
 
+from ..files import write_text_atomic
+
 
 class RunLog:
     """Appends rows to log.jsonl and their numbers to TensorBoard; a context manager."""
@@ -14,10 +16,12 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
         kept = _rows_until(path, resume_step) if resume_step is not None else []
-        path.write_text("".join(kept), encoding="utf-8")
+        write_text_atomic(path, "".join(kept))
         self.phase = phase
         self.file = path.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step)
+        self.board = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=None if resume_step is None else resume_step + 1
+        )
 
     def write(self, kind: str, step: int, numbers: dict) -> None:
         """One row: {"kind", "phase", "step", **numbers}; nested dictionaries become TensorBoard groups."""

@@ -1,8 +1,14 @@
 """The training loop of one phase."""
 
+from __future__ import annotations
+
 import contextlib
 import math
+import signal
+import sys
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +30,7 @@ from ..models.rcnn_loss import rcnn_losses
 from ..models.targets import Targets
 from .log import RunLog
 from .optim import build_optimizer, factor_at, learning_rate
-from .recipes import MEAN, STD, Phase
+from .recipes import Phase
 
 LOG_EVERY = 10  # steps; the host waits for the device only then
 CHECKPOINT_SECONDS = 300.0
@@ -32,10 +38,48 @@ CHECKPOINT_SECONDS = 300.0
 
 @dataclass
 class Position:
-    """Where a phase stands: `step` steps are done, `best` is the best box AP so far."""
+    """Where a phase stands: steps done, the best box AP so far, and the step it was last measured at."""
 
     step: int = 0
     best: float = -1.0
+    evaluated: int = 0
+
+
+class _Interrupt:
+    """Ctrl-C while steps are running waits for the end of the step: half a step would not be the same run when resumed.
+
+    A second Ctrl-C, and one outside of deferred(), interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._deferring = False
+        self._before: object = None
+
+    def __enter__(self) -> _Interrupt:
+        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+            self._before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _handle(self, *_: object) -> None:
+        if not self._deferring or self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Ctrl-C in here is raised at the end."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+        if self.asked:
+            raise KeyboardInterrupt
 
 
 class Trainer:
@@ -52,36 +96,45 @@ class Trainer:
         self.loader = make_phase_loader(phase, train, model.config.masks, seed, self.device.type == "cuda")
         self.passes = phase.epochs * phase.repeat
         self.steps_per_epoch = self.loader.batches_per_epoch * phase.repeat
-        self.steps = self.loader.batches_per_epoch * self.passes
+        self.steps = min(self.loader.batches_per_epoch * self.passes, phase.max_steps or sys.maxsize)
         self.rate = learning_rate(phase, phase.batch_size)
         self.optimizer = build_optimizer(model, phase, self.rate)
         self.position = Position()
-        self.preprocess = Preprocess(size=phase.eval_size, fixed=phase.eval_fixed, mean=MEAN, std=STD)
+        self.preprocess = Preprocess(size=phase.eval_size, fixed=phase.eval_fixed)
+        self.mean = torch.tensor(self.preprocess.mean, device=self.device)
+        self.std = torch.tensor(self.preprocess.std, device=self.device)
 
     def run(self, resumed: bool) -> Metrics | None:
-        """Train to the end of the phase; returns the last evaluation. On Ctrl-C the finished steps are saved."""
+        """Train to the end of the phase; returns the last evaluation, if there was one.
+
+        On Ctrl-C the step in progress is finished and saved before KeyboardInterrupt is raised.
+        """
         metrics = None
         with (
             RunLog(self.folder, self.phase.name, self.position.step if resumed else None) as log,
             _progress() as bar,
+            _Interrupt() as interrupt,
         ):
             task = bar.add_task(self.phase.name, total=self.steps, completed=self.position.step, note="")
-            try:
-                while self.position.step < self.steps:
-                    self._one_pass(log, bar, task)
-                    epoch = self.position.step // self.steps_per_epoch
-                    done = self.position.step == self.steps
-                    whole = self.position.step % self.steps_per_epoch == 0
-                    if self.val is not None and (done or (whole and epoch % self.phase.eval_every == 0)):
-                        metrics = self._evaluate(log, epoch)
+            while True:
+                if self._evaluation_is_due():  # first: a resumed run may have been stopped while it evaluated
+                    bar.update(task, note="evaluating")
+                    metrics = self._evaluate(log)
+                if self.position.step >= self.steps:
+                    return metrics
+                with interrupt.deferred():
+                    self._one_pass(log, bar, task, interrupt)
                     self.save("last.pt")
-            except KeyboardInterrupt:
-                self.save("last.pt")
-                raise
-        return metrics
 
-    def _one_pass(self, log: RunLog, bar: Progress, task: int) -> None:
-        """One pass over the dataset, or what is left of it."""
+    def _evaluation_is_due(self) -> bool:
+        step, every = self.position.step, self.phase.eval_every
+        if self.val is None or not every or step in (0, self.position.evaluated):
+            return False
+        epoch, rest = divmod(step, self.steps_per_epoch)
+        return step == self.steps or (rest == 0 and epoch % every == 0)
+
+    def _one_pass(self, log: RunLog, bar: Progress, task: int, interrupt: _Interrupt) -> None:
+        """One pass over the dataset, or what is left of it, or what comes before an interrupt."""
         self.model.train()
         per_pass = self.loader.batches_per_epoch
         self.loader.set_epoch(*divmod(self.position.step, per_pass))
@@ -96,7 +149,8 @@ class Trainer:
             since += 1
             self.position.step += 1
             step = self.position.step
-            if step % LOG_EVERY == 0 or step % per_pass == 0:
+            last = step % per_pass == 0 or step == self.steps
+            if step % LOG_EVERY == 0 or last:
                 names = [*losses, *counts]
                 means = dict(zip(names, (totals / since).tolist(), strict=True))
                 loss = self._check_finite(means, losses, step)
@@ -106,6 +160,8 @@ class Trainer:
                 if time.perf_counter() - saved > CHECKPOINT_SECONDS:
                     self.save("last.pt")
                     saved = time.perf_counter()
+            if last or interrupt.asked:
+                break
             waiting = time.perf_counter()
 
     def step(self, images: Tensor, targets: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -119,7 +175,7 @@ class Trainer:
         moved = Targets(**{name: value.to(self.device, non_blocking=True) for name, value in targets.items()})
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * factor_at(phase, step, self.steps_per_epoch)
-        pixels = normalise(images, moved.sizes)
+        pixels = normalise(images, moved.sizes, self.mean, self.std)
         if phase.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=phase.precision == "bf16"):
@@ -136,11 +192,12 @@ class Trainer:
         if math.isfinite(loss):
             return loss
         bad = ", ".join(name for name in losses if not math.isfinite(means[name]))
+        phase, kept = self.phase, self.folder / "checkpoints" / "last.pt"
+        start = f", from {kept} by --init" if kept.is_file() else ""
         raise UserError(
-            f"{self.phase.name}: the loss became {loss} ({bad}) by step {step}; try a lower rate "
-            f"(--set base_lr={self.phase.base_lr / 2:g}), a longer warm-up "
-            f"(--set warmup_iterations={max(self.phase.warmup_iterations * 2, 100)}) or --set clip_norm=10; "
-            "the last good checkpoint is kept"
+            f"{phase.name}: the loss became {loss} ({bad}) by step {step}; try again with another --out{start}: a "
+            f"lower rate (--set {phase.name}.base_lr={phase.base_lr / 2:g}), a longer warm-up (--set {phase.name}."
+            f"warmup_iterations={max(phase.warmup_iterations * 2, 100)}) or --set {phase.name}.clip_norm=10"
         )
 
     def _report(
@@ -158,18 +215,20 @@ class Trainer:
             note += f"  {dropped:.0f} of {positives:.0f} mask RoIs dropped: raise model.mask_slots"
         bar.update(task, completed=step, note=note)
 
-    def _evaluate(self, log: RunLog, epoch: int) -> Metrics:
+    def _evaluate(self, log: RunLog) -> Metrics:
         detector = TorchDetector.from_model(
             self.model, self.preprocess, self.train.classes, self.train.category_ids, self.device
         )
-        metrics = evaluate(detector, self.val)
-        row = {"epoch": epoch, "bbox": metrics.bbox}
+        metrics = evaluate(detector, self.val, progress=False)
+        row = {"epoch": self.position.step // self.steps_per_epoch, "bbox": metrics.bbox}
         if metrics.segm:
             row["segm"] = metrics.segm
         log.write("eval", self.position.step, row)
+        self.position.evaluated = self.position.step
         if metrics.bbox["AP"] > self.position.best:
             self.position.best = metrics.bbox["AP"]
             self.save("best.pt")
+        self.save("last.pt")
         return metrics
 
     def save(self, name: str) -> None:
@@ -188,6 +247,7 @@ class Trainer:
                 "step": self.position.step,
                 "steps": self.steps,
                 "best": self.position.best,
+                "evaluated": self.position.evaluated,
                 "seed": self.seed,
             },
         )
@@ -206,7 +266,7 @@ class Trainer:
             raise UserError(f"{path}: holds another network; resume with the same settings")
         self.model.load_state_dict(checkpoint["model"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.position = Position(checkpoint["step"], checkpoint["best"])
+        self.position = Position(checkpoint["step"], checkpoint["best"], checkpoint["evaluated"])
 
 
 def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pin_memory: bool) -> BatchLoader:
@@ -227,18 +287,16 @@ def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pi
     )
 
 
-def normalise(images: Tensor, sizes: Tensor) -> Tensor:
+def normalise(images: Tensor, sizes: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """uint8 [N, 3, H, W] -> float32, normalised; 0 outside each picture (sizes [N, 2]), as Preprocess pads."""
-    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
     rows = torch.arange(images.shape[2], device=images.device) < sizes[:, 0:1]  # [N, H]
     columns = torch.arange(images.shape[3], device=images.device) < sizes[:, 1:2]
     inside = rows[:, None, :, None] & columns[:, None, None, :]
-    return torch.where(inside, (images - mean) / std, 0.0)
+    return torch.where(inside, (images - mean.view(3, 1, 1)) / std.view(3, 1, 1), 0.0)
 
 
 @contextlib.contextmanager
-def _progress():
+def _progress() -> Iterator[Progress]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

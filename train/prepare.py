@@ -7,11 +7,12 @@ from torch import nn
 
 from ..errors import UserError
 from ..models.checkpoint import load_checkpoint
-from ..models.norm import fix_batch_norm, has_statistics
+from ..models.norm import FixedBatchNorm2d, fix_batch_norm, has_statistics
 from .recipes import Phase
 
 # Below this, a batch normalisation's statistics are too noisy to train with (ScratchDet issue 8, mmdetection 1468).
 SMALL_BN_BATCH = 8
+CLASS_LAYERS = ("box_predictor.", "mask_predictor.mask_fcn_logits.")
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,17 @@ class Loaded:
     skipped: tuple[str, ...]
 
 
-def load_weights(model: nn.Module, path: Path) -> Loaded:
+def load_weights(model: nn.Module, path: Path, classes: tuple[str, ...]) -> Loaded:
     """Load a whole detector's weights into `model`, by name and shape; what does not fit is skipped and named.
 
-    The backbone has to fit entirely: half a backbone is a mistake, a new number of classes is not.
+    The backbone has to fit entirely: half a backbone is a mistake, other `classes` are not. Then the layers that have
+    outputs of each class stay as they are, even where their number happens to be the same.
     """
-    state, own = load_checkpoint(path)["model"], model.state_dict()
+    checkpoint, own = load_checkpoint(path), model.state_dict()
+    state = checkpoint["model"]
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    if tuple(checkpoint["classes"]) != tuple(classes):
+        fitting = {name: value for name, value in fitting.items() if not name.startswith(CLASS_LAYERS)}
     skipped = tuple(name for name in own if name not in fitting)
     if any(name.startswith("backbone.") for name in skipped):
         name = next(name for name in skipped if name.startswith("backbone."))
@@ -61,10 +66,13 @@ def apply_norm(model: nn.Module, phase: Phase, trained: bool = False) -> None:
 
 def describe_norm(model: nn.Module, phase: Phase) -> str:
     """BN mode and batch in words, for the start banner."""
-    count = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
-    if phase.norm == "fixed":
-        return f"{count} batch normalisations, statistics and affine parameters fixed"
-    text = f"{count} batch normalisations, live, over {phase.batch_size} images per device"
-    if phase.batch_size < SMALL_BN_BATCH:
-        text += f" (fewer than {SMALL_BN_BATCH}: expect noisy statistics; gradient accumulation does not help)"
-    return text
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    fixed = sum(isinstance(m, FixedBatchNorm2d) for m in norms)
+    parts = []
+    if fixed:
+        parts.append(f"{fixed} batch normalisations, statistics and affine parameters fixed")
+    if live := len(norms) - fixed:
+        parts.append(f"{live} batch normalisations, live, over {phase.batch_size} images per device")
+        if phase.batch_size < SMALL_BN_BATCH:
+            parts[-1] += f" (fewer than {SMALL_BN_BATCH}: expect noisy statistics; gradient accumulation does not help)"
+    return "; ".join(parts)

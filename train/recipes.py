@@ -8,10 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-# Pixel statistics (0 to 255, RGB) that the papers' code normalises with.
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
-
 
 @dataclass(frozen=True)
 class Phase:
@@ -24,6 +20,7 @@ class Phase:
         scale: the range of alpha.
         batch_size: images per device.
         epochs, repeat: passes over the dataset are epochs * repeat; evaluation and milestones count epochs.
+        max_steps: stop after so many steps, whatever the epochs say; None: no such limit.
         base_lr, base_batch: the linear scaling rule: learning rate = base_lr * images per step / base_batch.
         norm_weight_decay: whether weight decay applies to the normalisations' affine parameters.
         milestones, gamma: epochs after which the learning rate is multiplied by gamma; none: constant.
@@ -33,7 +30,7 @@ class Phase:
         clip_norm: the gradient's largest L2 norm, or None.
         precision: "fp32" or "bf16" (autocast).
         eval_size: as `size`; evaluation resizes by edges, or onto a fixed canvas where eval_fixed.
-        eval_every: epochs between evaluations; the last epoch is always evaluated.
+        eval_every: epochs between evaluations, the last epoch being always evaluated; 0: none at all.
     """
 
     name: str
@@ -43,6 +40,7 @@ class Phase:
     batch_size: int = 2
     epochs: int = 12
     repeat: int = 1
+    max_steps: int | None = None
     optimizer: str = "sgd"
     base_lr: float = 0.02
     base_batch: int = 16
@@ -103,6 +101,7 @@ PAPER_SOURCES = {
     "finetune.warmup_factor": "mmdet 1x schedule: from 0.1 %",
     "finetune.norm": "section 3.4, Table 2: statistics and affine parameters fixed",
     "finetune.frozen_stages": "authors' code froze stem and stage 1 too, the paper does not say so; -1 trains all",
+    "model.mask_slots": "ours: packs the mask RoIs of a batch; 128 an image holds all that are sampled",
     "model.box_convs": "section 4.1: 4conv1fc box head, without normalisation",
     "momentum": "mmdet schedule: 0.9",
     "weight_decay": "mmdet schedule: 1e-4",

@@ -14,6 +14,7 @@ from ..data.records import Dataset
 from ..errors import UsageProblem, UserError
 from ..files import write_json_atomic
 from ..models.build import build_model
+from ..models.checkpoint import load_checkpoint
 from .loop import Trainer
 from .prepare import Loaded, apply_norm, describe_norm, load_weights
 from .recipes import Phase, Recipe
@@ -55,20 +56,34 @@ def train(
     if resume and init is not None:
         raise UsageProblem("--resume goes on from the run's own checkpoint, --init starts a new one: give one of them")
     chosen = [p for p in recipe.phases() if phase in (None, p.name)]
+    if seed < 0:
+        raise UsageProblem(f"--seed {seed}: at least 0")
     if not chosen:
         raise UsageProblem(f"--phase {phase}: there are pretrain and finetune")
     dataset, val = load_splits(data)
-    _write_run_file(out, recipe, dataset, data, seed, resume, dry_run)
+    asked = {"recipe": asdict(recipe), "data": str(data), "seed": seed, "classes": list(dataset.classes)}
     done, start = [], Path(init) if init is not None else None
     for current in chosen:
         folder = out / current.name
         if start is None and current.name == "finetune" and not dry_run:
-            start = out / "pretrain" / "checkpoints" / "last.pt"
-            if not start.is_file():
-                start = None
-        done.append(_train_phase(recipe, current, dataset, val, folder, start, resume, place, seed, dry_run))
+            start = _pretrained(out)
+        done.append(_train_phase(recipe, current, dataset, val, folder, start, resume, place, seed, dry_run, asked))
         start = None if dry_run else folder / "checkpoints" / "last.pt"
     return RunResult(out, done)
+
+
+def _pretrained(out: Path) -> Path | None:
+    """The last checkpoint of the run's pretrain phase, if there is one; UserError if the phase is not finished."""
+    path = out / "pretrain" / "checkpoints" / "last.pt"
+    if not path.is_file():
+        return None
+    found = load_checkpoint(path)
+    if found["step"] < found["steps"]:
+        raise UserError(
+            f"{path}: the pretrain phase stopped at step {found['step']} of {found['steps']}; finish it with --resume, "
+            "or start from it as it is with --init"
+        )
+    return path
 
 
 def _train_phase(
@@ -82,6 +97,7 @@ def _train_phase(
     device: torch.device,
     seed: int,
     dry_run: bool,
+    asked: dict,
 ) -> dict:
     """Run one phase; returns its line of the RunResult."""
     last = folder / "checkpoints" / "last.pt"
@@ -89,10 +105,11 @@ def _train_phase(
         raise UserError(f"{folder}: holds a run already; go on with --resume, or choose another --out")
     torch.manual_seed(seed)
     model = build_model({"detector": "rcnn", "num_classes": len(dataset.classes), **recipe.model})
-    loaded = load_weights(model, init) if init is not None else None
     resumed = resume and last.is_file()
-    if resumed and loaded is None:
-        loaded = load_weights(model, last)
+    if resumed:
+        _check_asked(folder / "run.json", asked)
+        init = last
+    loaded = load_weights(model, init, dataset.classes) if init is not None else None
     after_pretrain = dry_run and loaded is None and phase.name == "finetune"  # what it starts from is yet to be trained
     apply_norm(model, phase, trained=after_pretrain)
     trainer = Trainer(model.to(device), phase, dataset, val, folder, recipe.name, seed)
@@ -105,6 +122,8 @@ def _train_phase(
     result = {"name": phase.name, "best_ap": None, "checkpoint": str(last), "seconds": 0.0}
     if dry_run:
         return result
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(folder / "run.json", {**asked, "init": str(init) if init else None, "torch": torch.__version__})
     started = time.perf_counter()
     metrics = trainer.run(resumed)
     if metrics is not None:
@@ -138,7 +157,7 @@ def banner(trainer: Trainer, start: str) -> Table:
         "input": f"{size}, {phase.batch_size} images per step, {phase.precision}, {trainer.device}",
         "normalisation": describe_norm(model, phase),
         "parameters": f"{total / 1e6:.2f} M, of them frozen {frozen / 1e6:.2f} M (stages frozen: "
-        f"{phase.frozen_stages + 1 if phase.frozen_stages >= 0 else 'none'})",
+        f"{phase.frozen_stages if phase.frozen_stages >= 0 else 'none'})",
         "learning rate": f"{trainer.rate:g} = {phase.base_lr:g} x {phase.batch_size} / {phase.base_batch} images "
         f"(linear scaling), warm-up {phase.warmup_iterations} steps, x{phase.gamma:g} after epochs "
         f"{', '.join(map(str, phase.milestones)) or '(never)'}",
@@ -167,18 +186,10 @@ def load_splits(data: str | Path) -> tuple[Dataset, Dataset | None]:
     return dataset, val
 
 
-def _write_run_file(
-    out: Path, recipe: Recipe, dataset: Dataset, data: str | Path, seed: int, resume: bool, dry_run: bool
-) -> None:
-    """run.json: what was asked for, so that a run can be understood and repeated."""
-    if dry_run:
+def _check_asked(path: Path, asked: dict) -> None:
+    """UserError if the run that `path` (run.json) describes was started with another recipe or other settings."""
+    if not path.is_file():
         return
-    content = {"recipe": asdict(recipe), "data": str(data), "seed": seed, "classes": list(dataset.classes)}
-    content["torch"] = torch.__version__
-    path = out / "run.json"
-    if resume and path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if before.get("recipe") != json.loads(json.dumps(content["recipe"])):
-            raise UserError(f"{path}: was started with other settings; resume with the same recipe and --set")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(path, content)
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if before.get("recipe") != json.loads(json.dumps(asked["recipe"])):
+        raise UserError(f"{path}: was started with other settings; resume with the same recipe and --set")

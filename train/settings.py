@@ -19,7 +19,15 @@ _CHOICES = {
     "precision": ("fp32", "bf16"),
     "optimizer": ("sgd", "adamw"),
 }
-_POSITIVE = ("batch_size", "epochs", "repeat", "base_batch", "eval_every")
+_MANY = 10**9
+_RANGES = {
+    **dict.fromkeys(("batch_size", "epochs", "repeat", "base_batch", "max_steps"), (1, _MANY)),
+    **dict.fromkeys(("eval_every", "workers", "warmup_iterations"), (0, _MANY)),
+    **dict.fromkeys(("momentum", "weight_decay", "gamma", "warmup_factor"), (0.0, 1.0)),
+    "base_lr": (0.0, 100.0),
+    "clip_norm": (1e-6, 1e9),
+    "frozen_stages": (-1, 4),
+}
 
 
 def get_recipe(name: str) -> Recipe:
@@ -50,17 +58,31 @@ def apply_settings(recipe: Recipe, settings: list[str] | tuple[str, ...]) -> Rec
                 recipe = replace(recipe, **{phase: changed})
         else:
             _check_known(key, where, ["model", "pretrain", "finetune"])
+    for phase in recipe.phases():
+        _check_sizes(phase)
     return recipe
+
+
+def _check_sizes(phase: Phase) -> None:
+    if phase.resize == "direct" and phase.size[0] != phase.size[1]:
+        raise UsageProblem(f"--set {phase.name}.size: direct resizing makes squares, {phase.size} is none")
+    if phase.eval_fixed and any(side % 32 for side in phase.eval_size):
+        raise UsageProblem(
+            f"--set {phase.name}.eval_size: {phase.eval_size} are not multiples of 32, as a canvas must be"
+        )
 
 
 def _phase_value(key: str, name: str, text: str) -> Any:
     value = _parse(key, text, typing.get_type_hints(Phase)[name])
     if name in _CHOICES and value not in _CHOICES[name]:
         raise UsageProblem(f"--set {key}: {value!r} is none of {', '.join(_CHOICES[name])}")
-    if name in _POSITIVE and value < 1:
-        raise UsageProblem(f"--set {key}: {value} must be at least 1")
+    if name in _RANGES and value is not None and not _RANGES[name][0] <= value <= _RANGES[name][1]:
+        low, high = _RANGES[name]
+        raise UsageProblem(f"--set {key}: {value} is not between {low:g} and {high:g}")
     if name in ("size", "eval_size") and min(value) < 32:
         raise UsageProblem(f"--set {key}: {value} is too small; at least 32 pixels")
+    if name == "scale" and not 0 < value[0] <= value[1]:
+        raise UsageProblem(f"--set {key}: {value} is not a range (low, high) above 0")
     return value
 
 
@@ -73,6 +95,11 @@ def _model_value(key: str, name: str, text: str) -> Any:
     value = _parse(key, text, typing.get_type_hints(RCNNConfig)[name])
     if name == "backbone" and value not in BACKBONES:
         raise UsageProblem(f"--set {key}: {value!r} is none of {', '.join(BACKBONES)}")
+    share = name in ("rpn_nms", "nms", "score_threshold") or name.endswith(("_iou", "_fraction"))
+    if share and not 0 <= value <= 1:
+        raise UsageProblem(f"--set {key}: {value} is not between 0 and 1")
+    if isinstance(value, int) and name not in ("masks", "box_convs") and value < 1:
+        raise UsageProblem(f"--set {key}: {value} must be at least 1")
     return value
 
 
@@ -103,7 +130,7 @@ def _parse(key: str, text: str, wanted: Any) -> Any:
         if typing.get_origin(wanted) is tuple:
             return _parse_tuple(value, typing.get_args(wanted))
         return _number(value, wanted)
-    except (ValueError, SyntaxError, KeyError, TypeError):
+    except (ValueError, SyntaxError, KeyError, TypeError, OverflowError):
         kind = wanted.__name__ if isinstance(wanted, type) and not typing.get_args(wanted) else str(wanted)
         raise UsageProblem(f"--set {key}: {text!r} is not of the type {kind}") from None
 

@@ -1,6 +1,7 @@
 """The exported graph: what it holds, that it is the model, and that it says so honestly."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from directdet.errors import UsageProblem, UserError
 from directdet.export import export as export_module
 from directdet.export.export import deployed_preprocess, export
 from directdet.export.onnx_graph import FORBIDDEN, count_operators, fold
+from directdet.export.verify import verification_pictures, verify
 from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes import load
 from directdet.models.build import build_model
@@ -74,6 +76,7 @@ def test_runtimes_agree_on_pictures_not_exported_with(checkpoint, exported, runt
     assert_same_detections(torch_outputs(checkpoint, images), detector.run(images.numpy()))
 
 
+@pytest.mark.slow
 def test_batch_and_other_size(checkpoint, tmp_path):
     result = export(checkpoint, tmp_path / "artefact", batch=2, size=(96, 128))
     assert result.verification.passed
@@ -84,6 +87,7 @@ def test_batch_and_other_size(checkpoint, tmp_path):
         assert_same_detections([v[row : row + 1] for v in expected], [v[row : row + 1] for v in found])
 
 
+@pytest.mark.slow
 def test_without_masks(tmp_path):
     conditioned_checkpoint(tmp_path / "model.pt", masks=False)
     result = export(tmp_path / "model.pt", tmp_path / "artefact")
@@ -101,6 +105,7 @@ def test_folding_is_counted_and_equal(checkpoint):
     assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == 20  # the original is left alone
 
 
+@pytest.mark.slow
 def test_a_wrong_graph_fails_verification(checkpoint, tmp_path, monkeypatch):
     """If verification could not fail, it would say nothing: export a graph with one weight of the box head changed."""
     write = export_module.write_onnx
@@ -118,6 +123,25 @@ def test_a_wrong_graph_fails_verification(checkpoint, tmp_path, monkeypatch):
     result = export(checkpoint, tmp_path / "artefact")
     assert not result.verification.passed
     assert json.loads((tmp_path / "artefact" / "meta.json").read_text())["verification"]["passed"] is False
+
+
+def test_lost_detections_fail_verification(checkpoint, exported, monkeypatch):
+    """A candidate that finds only the better half, or one of each picture, is not the model."""
+    reference, candidate = load(checkpoint, device="cpu"), load(exported.artefact, device="cpu")
+    pictures = verification_pictures(None, (128, 160))
+    assert verify(reference, candidate, pictures).passed
+    detect = candidate.detect_batch
+    for keep in (
+        lambda found: found.above(float(np.median(found.scores))),
+        lambda found: found.above(found.scores.max()),
+    ):
+        monkeypatch.setattr(candidate, "detect_batch", lambda images, keep=keep: [keep(f) for f in detect(images)])
+        verdict = verify(reference, candidate, pictures)
+        assert not verdict.passed and verdict.matched < 0.6
+    monkeypatch.setattr(
+        candidate, "detect_batch", lambda images: [replace(found, masks=None) for found in detect(images)]
+    )
+    assert verify(reference, candidate, pictures).matched == 0.0
 
 
 def test_user_mistakes(checkpoint, exported, tmp_path):

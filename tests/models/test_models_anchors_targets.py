@@ -17,12 +17,12 @@ from directdet.models.targets import match, random_keys, sample
 def test_anchors_equal_torchvision_level_by_level(conditioned: RCNN, small: RCNNConfig, size: tuple[int, int]) -> None:
     maps = [torch.zeros(1, 1, -(-size[0] // s), -(-size[1] // s)) for s in conditioned.strides]
     theirs = TwinAnchors(small, conditioned.strides)(ImageList(torch.zeros(1, 3, *size), [size]), maps)[0]
-    ours = conditioned.anchors([tuple(m.shape[2:]) for m in maps], torch.device("cpu"))
+    ours = conditioned.anchors([tuple(m.shape[2:]) for m in maps])
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-5)
 
 
 def test_anchors_have_the_stated_area_ratio_and_centre() -> None:
-    anchors = level_anchors(2, 3, 16, 8.0, (0.5, 1.0, 2.0), torch.device("cpu"))
+    anchors = level_anchors(2, 3, 16, 8.0, torch.tensor([0.5, 1.0, 2.0]))
     assert anchors.shape == (18, 4)
     width, height = anchors[:, 2] - anchors[:, 0], anchors[:, 3] - anchors[:, 1]
     torch.testing.assert_close(width * height, torch.full((18,), 128.0**2))

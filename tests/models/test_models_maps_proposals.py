@@ -143,14 +143,6 @@ def test_unknown_settings_are_refused(small: RCNNConfig, change: dict, reason: s
         build_model({**describe_model(small), **change})
 
 
-@pytest.mark.parametrize("masks", [True, False])
-def test_parts_hold_every_parameter_once(masks: bool) -> None:
-    model = RCNN(RCNNConfig(num_classes=2, backbone="resnet18", width=8, fpn_channels=16, masks=masks, box_features=32))
-    owned = [id(p) for modules in model.parts().values() for module in modules for p in module.parameters()]
-    assert sorted(owned) == sorted(id(p) for p in model.parameters())
-    assert ("mask head" in model.parts()) == masks
-
-
 def test_the_last_layers_start_small() -> None:
     model = RCNN(RCNNConfig(num_classes=80, backbone="resnet18", width=8, fpn_channels=16))
     assert model.box_predictor.cls_score.weight.std().item() == pytest.approx(0.01, rel=0.1)

@@ -1,6 +1,8 @@
 """Training runs: both phases, exact resumption, fixed normalisation, and runs that cannot work."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -10,13 +12,14 @@ from torch import nn
 
 from directdet.data.image import resize
 from directdet.errors import UserError
-from directdet.infer.preprocess import Preprocess
+from directdet.infer.preprocess import MEAN, STD, Preprocess
 from directdet.infer.runtimes import load
+from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
 from directdet.train import loop
 from directdet.train.log import read_log
 from directdet.train.loop import Trainer, normalise
-from directdet.train.recipes import MEAN, STD
+from directdet.train.prepare import load_weights
 from directdet.train.run import train
 from directdet.train.settings import apply_settings
 
@@ -39,7 +42,7 @@ def test_both_phases(shapes, tiny, tmp_path):
     assert steps[-1]["step"] == 6 and set(steps[-1]["losses"]) == {"rpn_class", "rpn_box", "class", "box", "mask"}
     evaluations = [row for row in rows if row["kind"] == "eval"]
     assert [row["epoch"] for row in evaluations] == [1, 2] and "AP50" in evaluations[0]["segm"]
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["recipe"]["name"] == "demo"
+    assert json.loads((tmp_path / "run" / "pretrain" / "run.json").read_text())["recipe"]["name"] == "demo"
     assert not list((tmp_path / "run").rglob("*.part"))
     assert load(tmp_path / "run").classes  # the run folder is a MODEL
 
@@ -67,19 +70,19 @@ def test_frozen_stages_do_not_change(shapes, tiny, tmp_path):
 
 def test_resume_is_exact(shapes, tiny, tmp_path, monkeypatch):
     train(tiny, shapes, tmp_path / "whole", phase="pretrain")
-    step, stop_before = Trainer.step, {"step": 4}
+    step = Trainer.step
 
-    def stopped(self, images, targets):
-        if self.position.step == stop_before["step"]:
-            raise KeyboardInterrupt
+    def interrupted(self, images, targets):
+        if self.position.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)  # in the middle of the fourth step
         return step(self, images, targets)
 
-    monkeypatch.setattr(Trainer, "step", stopped)
+    monkeypatch.setattr(Trainer, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(tiny, shapes, tmp_path / "parts", phase="pretrain")
     checkpoint = load_checkpoint(tmp_path / "parts" / "pretrain" / "checkpoints" / "last.pt")
     assert checkpoint["step"] == 4  # in the middle of the second epoch
-    stop_before["step"] = None
+    monkeypatch.setattr(Trainer, "step", step)
     train(tiny, shapes, tmp_path / "parts", phase="pretrain", resume=True)
     assert_same(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))
     whole, parts = (
@@ -125,7 +128,7 @@ def test_not_finite_loss_stops_and_keeps_the_last_checkpoint(shapes, tiny, tmp_p
         return ({**losses, "box": losses["box"] * float("nan")} if self.position.step >= 3 else losses), counts
 
     monkeypatch.setattr(Trainer, "step", broken)
-    with pytest.raises(UserError, match=r"the loss became nan \(box\).*--set base_lr=0.01") as caught:
+    with pytest.raises(UserError, match=r"the loss became nan \(box\).*--init.*--set pretrain.base_lr=0.01") as caught:
         train(tiny, shapes, tmp_path / "run", phase="pretrain")
     assert "\n" not in str(caught.value)
     kept = load_checkpoint(tmp_path / "run" / "pretrain" / "checkpoints" / "last.pt")
@@ -144,11 +147,58 @@ def test_init_from_another_number_of_classes(shapes, tiny, tmp_path):
     assert result.phases[0]["name"] == "finetune"
 
 
+def test_max_steps_and_no_evaluation(shapes, tiny, tmp_path):
+    train(apply_settings(tiny, ["max_steps=5", "eval_every=0"]), shapes, tmp_path / "run", phase="pretrain")
+    rows = read_log(tmp_path / "run" / "pretrain" / "log.jsonl")
+    assert [(row["kind"], row["step"]) for row in rows] == [("step", 3), ("step", 5)]
+    assert load_checkpoint(tmp_path / "run" / "pretrain" / "checkpoints" / "last.pt")["step"] == 5
+
+
 def test_dry_run_writes_nothing(shapes, tiny, tmp_path, capsys):
     train(tiny, shapes, tmp_path / "run", dry_run=True)
     assert not (tmp_path / "run").exists()
     shown = capsys.readouterr().out
     assert "20 batch normalisations, live, over 4 images" in shown and "fixed" in shown and "linear scaling" in shown
+
+
+def test_refusals_write_nothing(shapes, tiny, tmp_path):
+    train(tiny, shapes, tmp_path / "run", phase="pretrain")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="holds a run already"):
+        train(apply_settings(tiny, ["base_lr=0.5"]), shapes, tmp_path / "run", phase="pretrain")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    train(tiny, shapes, tmp_path / "run", phase="pretrain", resume=True)
+
+
+def test_finetune_does_not_start_from_half_a_pretrain_phase(shapes, tiny, tmp_path):
+    train(tiny, shapes, tmp_path / "run", phase="pretrain")
+    path = tmp_path / "run" / "pretrain" / "checkpoints" / "last.pt"
+    torch.save({**torch.load(path, weights_only=True), "step": 3}, path)
+    with pytest.raises(UserError, match="stopped at step 3 of 6"):
+        train(tiny, shapes, tmp_path / "run", phase="finetune")
+
+
+def test_an_interrupted_evaluation_is_made_up_for(shapes, tiny, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(apply_settings(tiny, ["eval_every=2"]), shapes, tmp_path / "run", phase="pretrain")
+    result = train(apply_settings(tiny, ["eval_every=2"]), shapes, tmp_path / "run", phase="pretrain", resume=True)
+    assert result.phases[0]["best_ap"] is not None
+    assert (tmp_path / "run" / "pretrain" / "checkpoints" / "best.pt").is_file()
+
+
+def test_other_classes_do_not_inherit_the_class_layers(shapes, tiny, tmp_path):
+    train(tiny, shapes, tmp_path / "run", phase="pretrain")
+    path = tmp_path / "run" / "pretrain" / "checkpoints" / "last.pt"
+    names = tuple(load_checkpoint(path)["classes"])
+    model = build_model({"detector": "rcnn", "num_classes": len(names), **tiny.model})
+    assert load_weights(model, path, names).skipped == ()
+    skipped = load_weights(model, path, ("other", *names[1:])).skipped
+    assert skipped and all(name.startswith(("box_predictor", "mask_predictor.mask_fcn")) for name in skipped)
 
 
 def test_cuda_without_a_gpu_is_refused(shapes, tiny, tmp_path, monkeypatch):
@@ -160,14 +210,13 @@ def test_cuda_without_a_gpu_is_refused(shapes, tiny, tmp_path, monkeypatch):
 def test_training_pixels_are_those_of_evaluation():
     """Normalising on the device gives what Preprocess gives on the host, padding and all."""
     picture = np.random.default_rng(0).integers(0, 256, (50, 90, 3), np.uint8)
-    wanted, placement = Preprocess(size=(64, 64), mean=MEAN, std=STD)(picture[..., ::-1])
+    wanted, placement = Preprocess(size=(64, 64))(picture[..., ::-1])
     canvas = np.full((1, 3, 64, 64), 99, np.uint8)
     resized = resize(picture, placement.height, placement.width)
     canvas[0, :, : placement.height, : placement.width] = resized.transpose(2, 0, 1)
     sizes = torch.tensor([[placement.height, placement.width]], dtype=torch.float32)
-    torch.testing.assert_close(
-        normalise(torch.from_numpy(canvas), sizes)[0], torch.from_numpy(wanted), atol=1e-5, rtol=0
-    )
+    found = normalise(torch.from_numpy(canvas), sizes, torch.tensor(MEAN), torch.tensor(STD))[0]
+    torch.testing.assert_close(found, torch.from_numpy(wanted), atol=1e-5, rtol=0)
 
 
 def test_log_keeps_only_what_was_trained(tmp_path):
