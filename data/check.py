@@ -22,6 +22,7 @@ from .records import Dataset, Problem, Record, check_size
 
 # COCO's limits between small, medium and large objects, in square pixels.
 _SMALL, _LARGE = 32**2, 96**2
+_FEW = 10  # with fewer objects in train a class is pointed out
 _SHOWN = 10  # lines of each kind of problem that are printed; the report file has all
 
 
@@ -97,7 +98,9 @@ def check_data(
     datasets = [load_dataset(root, name) for name in names]
     digests: dict[str, dict[str, set[str]]] = {}  # content -> split -> files
     reports = []
-    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
+    console = Console(stderr=True)
+    # A bar that vanishes leaves an empty line in a log file.
+    with Progress(console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
         for dataset in datasets:
             task = bar.add_task(f"images of {escape(dataset.split)}", total=len(dataset))
             missing, broken = [], []
@@ -207,7 +210,9 @@ def _summarise(
             errors.append(f"{report.split}: no images")
         elif report.objects == 0:
             errors.append(f"{report.split}: no objects")
-        if 0 < report.objects_with_mask < report.objects:
+        if report.objects_with_mask == 0 < report.objects:
+            warnings.append(f"{report.split}: no object has a mask: only recipes without masks (faster_rcnn_...) fit")
+        elif report.objects_with_mask < report.objects:
             warnings.append(
                 f"{report.split}: {report.objects_with_mask} of {report.objects} objects have a mask; "
                 "training with masks needs all of them"
@@ -224,6 +229,9 @@ def _summarise(
         unused = [
             name for name, seen, total in zip(first.classes, train, totals, strict=True) if not total and not seen
         ]
+        rare = [name for name, seen in zip(first.classes, train, strict=True) if 0 < seen < _FEW]
+        if rare:
+            warnings.append(f"classes with fewer than {_FEW} objects in train: {len(rare)} of {len(train)}")
         if untrained:
             warnings.append(f"classes without objects in train, but with some elsewhere: {', '.join(untrained)}")
         if unused:

@@ -88,7 +88,8 @@ def _find_layout(root: str | os.PathLike[str]) -> tuple[Path, str]:
     if folder.suffix == ".toml" and folder.is_file():
         return folder, "toml"
     if not folder.is_dir():
-        raise UserError(f"{folder}: dataset folder not found")
+        what = "is a file; give the dataset's folder" if folder.exists() else "dataset folder not found"
+        raise UserError(f"{folder}: {what}")
     if (folder / "dataset.toml").is_file():
         return folder / "dataset.toml", "toml"
     if coco_splits(folder):

@@ -51,9 +51,9 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 def decode_image(content: bytes, name: str | os.PathLike[str] = "image") -> np.ndarray:
     """Decode the bytes of an image file, as :func:`read_image`; ``name`` is used in error messages."""
     if not content:
-        raise UserError(f"{name}: image file is empty; restore it or remove it from the annotations")
+        raise UserError(f"{name}: image file is empty; restore it or leave it out")
     if _is_cut_short(content):
-        raise UserError(f"{name}: image file is cut short or damaged; restore it or remove it from the annotations")
+        raise UserError(f"{name}: image file is cut short or damaged; restore it or leave it out")
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:  # e.g. more pixels than OpenCV accepts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,9 @@ def demo(out: Path, device: str) -> int:
     """
     from .demo import run_demo
 
-    return run_demo(out, device=device).exit_code
+    result = run_demo(out, device=device)
+    _tell_failures(result.failures)
+    return result.exit_code
 
 
 @click.command("recipes")
@@ -83,12 +86,13 @@ def check_data(data: Path, report: Path | None, splits: tuple[str, ...], images:
     Exit code 1 if it cannot be used: missing or broken files, splits that do not match.
     """
     from .data.check import check_data, print_report
+    from .files import require_writable, write_text_atomic
 
+    if report is not None:
+        require_writable(report)
     found = check_data(data, splits or None, verify_images=images)
     print_report(found)
     if report is not None:
-        from .files import write_text_atomic
-
         write_text_atomic(report, _report_text(found, report.suffix.lower()))
         click.echo(f"report: {report}")
     return int(found.fatal)
@@ -148,6 +152,9 @@ def train(
     from .train.run import train
 
     result = train(chosen, data, out, phase=phase, init=init, resume=resume, device=device, seed=seed, dry_run=dry_run)
+    if dry_run:
+        click.echo("dry run: nothing was written")
+        return
     for row in result.phases:
         best = "-" if row.get("best_ap") is None else f"{100 * row['best_ap']:.1f}"
         click.echo(f"{row['name']}: best box AP {best}, {row['seconds']:.0f} s, {row['checkpoint']}")
@@ -178,16 +185,17 @@ def evaluate(
     from rich.console import Console
 
     from .data.dataset import load_dataset
+    from .files import require_writable, write_json_atomic
     from .infer.evaluate import evaluate
     from .infer.runtimes import load
 
+    if json_file is not None:
+        require_writable(json_file)
     dataset = load_dataset(data, split)
     detector = load(model, runtime, device, threads, precision)
     metrics = evaluate(detector, dataset)
     Console().print(metrics.table(per_class=per_class))
     if json_file is not None:
-        from .files import write_json_atomic
-
         about = {"root": str(data), "split": split}
         write_json_atomic(json_file, {"model": detector.describe(), "dataset": about, **metrics.to_dict()})
         click.echo(f"written: {json_file}")
@@ -254,7 +262,7 @@ def infer(
     device: str,
     threads: int | None,
     precision: str | None,
-) -> int:
+) -> None:
     """Detect on images: annotated pictures and COCO-format JSON.
 
     SOURCE is an image, a folder or a pattern in quotes such as 'folder/*.jpg'.
@@ -270,7 +278,6 @@ def infer(
         f"{summary.n_images} images{skipped}, {summary.n_detections} detections, {summary.seconds:.1f} s: "
         f"{summary.results_file}"
     )
-    return summary.exit_code
 
 
 @click.command("benchmark")
@@ -298,12 +305,23 @@ def benchmark(models: tuple[str, ...], data: Path, split: str, runtimes: tuple[s
 
     from .data.dataset import load_dataset
     from .infer.benchmark import benchmark
+    from .infer.runtimes import model_kind
 
-    result = benchmark(models, load_dataset(data, split), runtimes or None, **options)
+    dataset = load_dataset(data, split)
+    for model in models:
+        model_kind(model)  # a mistyped path is told now, not after the other models were timed
+    result = benchmark(models, dataset, runtimes or None, **options)
     Console().print(result.render())
     if options["out"] is not None:
         click.echo(f"written: {options['out']}")
+    _tell_failures(result.failures)
     return result.exit_code
+
+
+def _tell_failures(failures: Sequence[str]) -> None:
+    """What a benchmark could not measure, one line each on stderr: its tables may go to a file."""
+    for line in failures:
+        click.echo(click.style("failed:", fg="red", bold=True) + f" {line}", err=True)
 
 
 def add_to(group: click.Group) -> None:

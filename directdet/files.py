@@ -49,6 +49,26 @@ def write_json_atomic(path: str | os.PathLike[str], value: Any, indent: int | No
     return write_text_atomic(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def require_writable(path: str | os.PathLike[str], folder: bool = False) -> None:
+    """Fail before hours of work rather than after them if ``path``, a file or a folder to come, cannot be written.
+
+    Nothing is made or changed.
+
+    Raises:
+        UserError: the other kind of thing is in the way, or the nearest existing folder cannot be written to.
+    """
+    target = Path(path)
+    if target.exists() and target.is_dir() != folder:
+        raise UserError(f"{target}: is a {'file; give a folder' if folder else 'folder; give the name of a file'}")
+    parent = target if folder else target.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise UserError(f"{target}: cannot be written: {parent} is a file, not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{target}: cannot be written: no files can be made in {parent}; choose another place")
+
+
 def _ordinary_mode(target: Path) -> int:
     """Permission bits for ``target``: those of the file it replaces, else what the umask leaves."""
     with contextlib.suppress(OSError):

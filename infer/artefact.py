@@ -64,6 +64,8 @@ def read_artefact(folder: str | Path) -> Artefact:
         raise UserError(
             f"{where}: {len(meta['classes'])} classes but {len(meta['category_ids'])} category_ids; export again"
         )
+    if not all(isinstance(number, int) for number in meta["category_ids"]):
+        raise UserError(f"{where}: category_ids: expected whole numbers; export again")
     preprocess = Preprocess.from_dict(meta["preprocess"], where)
     name, shape = _input(meta["input"], where)
     model_file = _model_file(folder, meta, where)
@@ -77,7 +79,7 @@ def read_artefact(folder: str | Path) -> Artefact:
         kind=meta["kind"],
         model_file=model_file,
         classes=tuple(str(name) for name in meta["classes"]),
-        category_ids=tuple(int(number) for number in meta["category_ids"]),
+        category_ids=tuple(meta["category_ids"]),
         preprocess=preprocess,
         input_name=name,
         input_shape=shape,

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from ..data.dataset import Dataset
 from ..errors import UserError
-from ..files import write_json_atomic, write_text_atomic
+from ..files import require_writable, write_json_atomic, write_text_atomic
 from .benchmark_cell import STAGES
 from .machine import hardware, versions
 from .papers import PaperTable, table7
@@ -73,16 +73,14 @@ class BenchmarkResult:
         return {"about": self.about, "cells": self.cells, "paper": self.paper.to_dict()}
 
     def render(self) -> Group:
-        """Tables for the terminal."""
+        """Tables for the terminal; why a cell failed is in `failures`."""
         paper = self.paper
-        parts: list[Any] = [
+        return Group(
             _summary_table(self),
             _stage_table(self),
             Text(f"not comparable: {paper.source}\n{paper.title}; {paper.hardware}; stages included: {paper.included}"),
             _paper_table(paper),
-        ]
-        parts.extend(Text(f"failed: {line}", style="red") for line in self.failures)
-        return Group(*parts)
+        )
 
 
 def benchmark(
@@ -121,7 +119,7 @@ def benchmark(
         progress: say on stderr which pair is running.
 
     Raises:
-        UserError: numbers out of range, or no model or dataset to start with.
+        UserError: numbers out of range, or no model or dataset to start with, or `out` cannot be written.
     """
     if quick:
         iterations, warmup, ap_images = QUICK["iterations"], QUICK["warmup"], QUICK["ap_images"]
@@ -131,6 +129,8 @@ def benchmark(
         raise UserError("benchmark: no model given; name artefact folders or checkpoints")
     if not dataset.records:
         raise UserError(f"{dataset.root}: {dataset.split}: no images to time on")
+    if out is not None:
+        require_writable(out, folder=True)
     console = Console(stderr=True, quiet=not progress)
     settings = {
         "device": device,

@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -88,7 +89,9 @@ def evaluate(detector: Detector, dataset: Dataset, progress: bool = True, max_im
         raise UserError(f"{dataset.root}: {dataset.split}: no images to evaluate on")
     start = time.perf_counter()
     found = []
-    for record in track(records, description="evaluating", disable=not progress, transient=True):
+    console = Console(stderr=True)
+    hidden = not (progress and console.is_terminal)  # a bar that vanishes leaves an empty line in a log file
+    for record in track(records, description="evaluating", console=console, disable=hidden, transient=True):
         detections = detector(read_record_image(record)[:, :, ::-1])
         detections.labels = order[detections.labels]
         found.append((record.image_id, detections))

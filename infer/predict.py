@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ..errors import UserError
-from ..files import write_bytes_atomic, write_json_atomic
+from ..files import require_writable, write_bytes_atomic, write_json_atomic
 from .draw import draw
 from .runtimes import Detector
 from .sources import find_images, read_bgr
@@ -42,11 +42,6 @@ class PredictSummary:
     results_file: Path
     failures: list[str] = field(default_factory=list)
 
-    @property
-    def exit_code(self) -> int:
-        """1 if every image failed, else 0."""
-        return int(self.n_images == 0)
-
 
 def predict(
     detector: Detector,
@@ -69,11 +64,12 @@ def predict(
         progress: show a progress bar.
 
     Raises:
-        UserError: no images, or `out` holds the source images, which would be overwritten. A broken image is only
-            reported and skipped.
+        UserError: no images or none that can be read; `out` cannot be written, or holds the source images, which
+            would be overwritten. A broken image among good ones is only reported and skipped.
     """
     paths = find_images(source)
     out = Path(out)
+    require_writable(out, folder=True)
     names = _output_names(paths)
     if pictures:
         _refuse_overwriting(paths, [out / name for name in names], out)
@@ -82,15 +78,18 @@ def predict(
     failures: list[str] = []
     console = Console(stderr=True)
     start = time.perf_counter()
+    hidden = not (progress and console.is_terminal)  # a bar that vanishes leaves an empty line in a log file
     steps = track(
-        zip(paths, names, strict=True), "detecting", len(paths), console=console, transient=True, disable=not progress
+        zip(paths, names, strict=True), "detecting", len(paths), console=console, transient=True, disable=hidden
     )
     for number, (path, name) in enumerate(steps, start=1):
         try:
             image = read_bgr(path)
         except UserError as error:
             failures.append(str(error))
-            console.print(f"skipped: {error}", style="yellow", markup=False, highlight=False)
+            # Among others a broken image is worth a line of its own; if it is the only one, the error below says it.
+            if len(paths) > 1:
+                console.print(f"skipped: {error}", style="yellow", markup=False, highlight=False, soft_wrap=True)
             continue
         found = detector(image).above(score)
         height, width = image.shape[:2]
@@ -98,6 +97,8 @@ def predict(
         annotations.extend(found.to_coco(number, detector.category_ids))
         if pictures:
             write_bytes_atomic(out / name, _encode(draw(image, found, detector.classes), name))
+    if not images:
+        raise UserError(failures[0] if len(paths) == 1 else f"{source}: none of its {len(paths)} images can be read")
     pairs = zip(detector.category_ids, detector.classes, strict=True)
     categories = [{"id": category, "name": name} for category, name in pairs]
     content = {"images": images, "categories": categories, "annotations": annotations}

@@ -106,3 +106,12 @@ def test_real_data_is_sound(real_data, name):
     assert not report.fatal and report.duplicates == () and report.untrained_classes == ()
     counts = {"coco-mini": (1235, 1089), "voc2007mini": (234, 110)}[name]
     assert tuple(split.objects for split in report.splits) == counts
+    notes = {
+        "coco-mini": ["classes with fewer than 10 objects in train: 46 of 80"],
+        "voc2007mini": [
+            "train: no object has a mask: only recipes without masks (faster_rcnn_...) fit",
+            "val: no object has a mask: only recipes without masks (faster_rcnn_...) fit",
+            "classes with fewer than 10 objects in train: 14 of 20",
+        ],
+    }
+    assert list(report.warnings) == notes[name]

@@ -60,6 +60,39 @@ def test_broken_json(capsys, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"annotations"}
 
 
+def test_what_cannot_be_written_is_told_before_the_work(capsys, tmp_path, monkeypatch):
+    from directdet.data.synthetic import make_synthetic
+    from directdet.files import require_writable
+
+    data, file = make_synthetic(tmp_path / "data", 3, 2), tmp_path / "file.txt"
+    file.write_text("kept")
+    for arguments, hint in (
+        (("check-data", data, "--report", tmp_path), "is a folder"),
+        (("check-data", data, "--report", file / "report.json"), "is a file, not a folder"),
+        (("eval", "model", "--data", data, "--json", tmp_path), "is a folder"),
+        (("check-data", file), "is a file; give the dataset's folder"),
+        (("benchmark", tmp_path / "nowhere", "--data", data), "not found"),
+    ):
+        code, line = fails(capsys, *arguments)
+        assert code == 1 and hint in line
+    require_writable(tmp_path / "new" / "folder", folder=True)
+    with pytest.raises(UserError, match="give a folder"):
+        require_writable(file, folder=True)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(UserError, match="no files can be made"):
+        require_writable(tmp_path / "new" / "report.json")
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "file.txt"} and file.read_text() == "kept"
+
+
+def test_dry_run_names_no_files(capsys, tmp_path):
+    from directdet.data.synthetic import make_synthetic
+
+    data = make_synthetic(tmp_path / "data", 16, 2)
+    code, output, _ = run(capsys, "train", "demo", "--data", data, "--out", tmp_path / "run", "--dry-run")
+    assert code == 0 and output.endswith("dry run: nothing was written\n")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [

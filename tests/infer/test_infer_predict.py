@@ -79,7 +79,7 @@ def test_predict_writes_pictures_and_coco_results(artefact, tmp_path):
     for name in ("in/a.png", "in/a.jpg", "in/b.png"):
         save(tmp_path / name)
     summary = predict(load(artefact, device="cpu"), tmp_path / "in", tmp_path / "out", progress=False)
-    assert summary.exit_code == 0 and (summary.n_images, summary.n_detections) == (3, 6) and not summary.failures
+    assert (summary.n_images, summary.n_detections) == (3, 6) and not summary.failures
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == ["a.jpg", "a.png", "b.png", "detections.json"]
     content = json.loads(summary.results_file.read_text())
@@ -107,10 +107,14 @@ def test_predict_skips_broken_images(artefact, tmp_path, capsys):
     (tmp_path / "in" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     detector = load(artefact, device="cpu")
     summary = predict(detector, tmp_path / "in", tmp_path / "out", progress=False)
-    assert summary.exit_code == 0 and summary.n_images == 1 and "cut.jpg" in summary.failures[0]
+    assert summary.n_images == 1 and "cut.jpg" in summary.failures[0]
     assert "skipped" in capsys.readouterr().err
-    summary = predict(detector, tmp_path / "in" / "cut.jpg", tmp_path / "out2", progress=False)
-    assert summary.exit_code == 1 and summary.n_images == 0
+    with pytest.raises(UserError, match=r"cut\.jpg: .* cut short"):
+        predict(detector, tmp_path / "in" / "cut.jpg", tmp_path / "out2", progress=False)
+    (tmp_path / "in" / "a.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="none of its 2 images"):
+        predict(detector, tmp_path / "in", tmp_path / "out2", progress=False)
+    assert not (tmp_path / "out2").exists(), "something half-written was left"
 
 
 def test_predict_keeps_folders_apart_and_never_overwrites_the_source(artefact, tmp_path):

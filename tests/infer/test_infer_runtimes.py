@@ -99,6 +99,7 @@ def test_nothing_to_load(tmp_path):
         ({"classes": None}, "classes: missing"),
         ({"classes": "dog"}, "classes: a str"),
         ({"classes": ["dog"]}, "1 classes but 3"),
+        ({"category_ids": ["a", "b", "c"]}, "category_ids: expected whole numbers"),
         ({"kind": "coreml"}, "coreml"),
         ({"file": "../model.onnx"}, "plain file name"),
         ({"file": "other.onnx"}, "cannot be read"),
