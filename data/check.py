@@ -77,6 +77,11 @@ class CheckReport:
         """Whether training or evaluation would fail: missing or broken images, or splits that do not match."""
         return bool(self.errors) or any(split.missing_files or split.broken_files for split in self.splits)
 
+    @property
+    def dropped(self) -> tuple[Problem, ...]:
+        """The objects that training leaves out because their boxes are none."""
+        return tuple(p for split in self.splits for p in split.problems if p.action == "dropped")
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain dicts, lists, numbers and strings, for a report file."""
         return {"fatal": self.fatal, **_plain(asdict(self))}

@@ -83,7 +83,8 @@ def recipes(name: str | None) -> None:
 def check_data(data: Path, report: Path | None, splits: tuple[str, ...], images: bool) -> int:
     """Look through a dataset before time is spent on it.
 
-    Exit code 1 if it cannot be used: missing or broken files, splits that do not match.
+    Exit code 1 if it cannot be used (missing or broken files, splits that do not match) or if objects are left out
+    because their boxes are none.
     """
     from .data.check import check_data, print_report
     from .files import require_writable, write_text_atomic
@@ -95,7 +96,15 @@ def check_data(data: Path, report: Path | None, splits: tuple[str, ...], images:
     if report is not None:
         write_text_atomic(report, _report_text(found, report.suffix.lower()))
         click.echo(f"report: {report}")
-    return int(found.fatal)
+    if found.dropped:
+        first, more = found.dropped[0], len(found.dropped) - 1
+        others = f" (and {more} more)" if more else ""
+        click.echo(
+            f"error: {first.file}: annotation {first.annotation_id}: {first.message}{others}; training would leave it "
+            "out: correct or remove it",
+            err=True,
+        )
+    return int(found.fatal or bool(found.dropped))
 
 
 def _report_text(found: CheckReport, suffix: str) -> str:
@@ -121,7 +130,7 @@ def _report_text(found: CheckReport, suffix: str) -> str:
 @click.option("--init", type=PATH, metavar="FILE", help="Start from the weights of this checkpoint.")
 @click.option("--resume", is_flag=True, help="Go on where the run in RUN stopped.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=_check_settings, help="Change a setting."
 )
@@ -208,7 +217,7 @@ def evaluate(
 @click.option("--size", type=Size(), help="Input size, height first.  [default: that of the fine-tuning]")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per batch.")
 @click.option("--data", type=PATH, metavar="DATA", help="Verify on images of this dataset.")
-@split_option
+@click.option("--split", help="Split to verify with.  [default: val, or train where there is no val]")
 @click.option("--compute-capability", default="8.9", show_default=True, help="tensorrt-rtx: the GPU to build for.")
 def export(
     checkpoint: Path,
@@ -217,7 +226,7 @@ def export(
     size: tuple[int, int] | None,
     batch: int,
     data: Path | None,
-    split: str,
+    split: str | None,
     compute_capability: str,
 ) -> int:
     """Write CHECKPOINT as an artefact, verified against PyTorch.

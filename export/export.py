@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ..data.dataset import find_splits, load_dataset
 from ..errors import UsageProblem, UserError
-from ..files import write_json_atomic
+from ..files import require_writable, write_json_atomic
 from ..infer.artefact import META_FILE
 from ..infer.preprocess import Preprocess
 from ..infer.runtimes import find_model, load
@@ -25,6 +25,7 @@ from .verify import Verification, verification_pictures, verify
 
 FORMATS = ("onnx", *MODULES)
 META_FORMAT = 1
+LARGEST_SIDE = 4096  # pixels
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def export(
     size: tuple[int, int] | None = None,
     batch: int = 1,
     data: str | Path | None = None,
-    split: str = "val",
+    split: str | None = None,
     compute_capability: str = "8.9",
 ) -> ExportResult:
     """Export the model in `checkpoint` (a file or a run folder) to the artefact folder `out`, and verify it.
@@ -54,7 +55,8 @@ def export(
             engine for the GPU at hand.
         size: height and width of the network's input, multiples of 32; None is the size the model was evaluated at.
         batch: images per run.
-        data: a dataset whose `split` gives the pictures to verify with; None uses made ones.
+        data: a dataset whose `split` gives the pictures to verify with (None: val, or train where there is no val);
+            without data, made ones are used.
 
     The artefact appears in `out` only when it is whole; it is kept, marked as failed, where it does not verify.
 
@@ -74,8 +76,10 @@ def export(
     preprocess = deployed_preprocess(trained.preprocess, size)
     dataset = None
     if data is not None:
-        dataset = load_dataset(data, split if split in find_splits(data) else "train")
+        split = split or ("val" if "val" in find_splits(data) else "train")
+        dataset = load_dataset(data, split)
     model = trained.backend.model
+    require_writable(out, folder=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -117,8 +121,9 @@ def deployed_preprocess(trained: Preprocess, size: tuple[int, int] | None) -> Pr
     if size is None:
         short, long = trained.size
         size = (short, long) if trained.fixed else (-(-short // 32) * 32, -(-long // 32) * 32)
-    if len(size) != 2 or any(side < 32 or side % 32 for side in size):
-        raise UsageProblem(f"--size {','.join(map(str, size))}: height and width must be multiples of 32")
+    if len(size) != 2 or any(side % 32 or not 32 <= side <= LARGEST_SIDE for side in size):
+        shown = ",".join(map(str, size))
+        raise UsageProblem(f"--size {shown}: height and width must be multiples of 32, at most {LARGEST_SIDE}")
     return replace(trained, size=tuple(size), fixed=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import sys
 import threading
@@ -279,7 +280,7 @@ def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pi
         dataset,
         transform,
         phase.batch_size,
-        workers=phase.workers,
+        workers=min(phase.workers, os.cpu_count() or 1),
         seed=seed,
         masks=masks,
         group_aspect=phase.resize == "edges",

@@ -12,7 +12,7 @@ from rich.table import Table
 from ..data.dataset import check_same_classes, find_splits, load_dataset
 from ..data.records import Dataset
 from ..errors import UsageProblem, UserError
-from ..files import write_json_atomic
+from ..files import require_writable, write_json_atomic
 from ..models.build import build_model
 from ..models.checkpoint import load_checkpoint
 from .loop import Trainer
@@ -60,14 +60,22 @@ def train(
         raise UsageProblem(f"--seed {seed}: at least 0")
     if not chosen:
         raise UsageProblem(f"--phase {phase}: there are pretrain and finetune")
+    require_writable(out, folder=True)
+    phases = [out / p.name / "checkpoints" / "last.pt" for p in chosen]
+    if resume and not any(path.is_file() for path in (*phases, out / "pretrain" / "checkpoints" / "last.pt")):
+        raise UserError(f"{out}: --resume finds no run there (no checkpoint of {' or '.join(p.name for p in chosen)})")
     dataset, val = load_splits(data)
     asked = {"recipe": asdict(recipe), "data": str(data), "seed": seed, "classes": list(dataset.classes)}
     done, start = [], Path(init) if init is not None else None
     for current in chosen:
         folder = out / current.name
-        if start is None and current.name == "finetune" and not dry_run:
+        if start is None and current.name == "finetune":
             start = _pretrained(out)
-        done.append(_train_phase(recipe, current, dataset, val, folder, start, resume, place, seed, dry_run, asked))
+        done.append(
+            _train_phase(
+                recipe, current, dataset, val, folder, start, resume, place, seed, dry_run, asked, len(done) > 0
+            )
+        )
         start = None if dry_run else folder / "checkpoints" / "last.pt"
     return RunResult(out, done)
 
@@ -98,8 +106,9 @@ def _train_phase(
     seed: int,
     dry_run: bool,
     asked: dict,
+    planned: bool,
 ) -> dict:
-    """Run one phase; returns its line of the RunResult."""
+    """Run one phase; returns its line of the RunResult. `planned`: the phase before it is part of the same run."""
     last = folder / "checkpoints" / "last.pt"
     if last.exists() and not resume and not dry_run:
         raise UserError(f"{folder}: holds a run already; go on with --resume, or choose another --out")
@@ -110,7 +119,7 @@ def _train_phase(
         _check_asked(folder / "run.json", asked)
         init = last
     loaded = load_weights(model, init, dataset.classes) if init is not None else None
-    after_pretrain = dry_run and loaded is None and phase.name == "finetune"  # what it starts from is yet to be trained
+    after_pretrain = dry_run and planned  # what it starts from is yet to be trained
     apply_norm(model, phase, trained=after_pretrain)
     trainer = Trainer(model.to(device), phase, dataset, val, folder, recipe.name, seed)
     if resumed:
@@ -152,7 +161,7 @@ def banner(trainer: Trainer, start: str) -> Table:
     table = Table(title=f"{trainer.recipe}: {phase.name}", show_header=False)
     for name, value in {
         "data": f"{len(trainer.train)} train images, {len(trainer.val) if trainer.val else 'no'} val images, "
-        f"{len(trainer.train.classes)} classes",
+        f"{len(trainer.train.classes)} classes{_left_out(trainer.train)}",
         "start": start,
         "input": f"{size}, {phase.batch_size} images per step, {phase.precision}, {trainer.device}",
         "normalisation": describe_norm(model, phase),
@@ -165,6 +174,17 @@ def banner(trainer: Trainer, start: str) -> Table:
     }.items():
         table.add_row(name, value)
     return table
+
+
+def _left_out(dataset: Dataset) -> str:
+    """What reading the annotations had to drop, in words."""
+    dropped = [p for p in dataset.problems if p.action == "dropped"]
+    if not dropped:
+        return ""
+    first = dropped[0]
+    return (
+        f"; {len(dropped)} objects left out, the first: {first.file}: annotation {first.annotation_id}: {first.message}"
+    )
 
 
 def choose_device(device: str) -> torch.device:

@@ -60,6 +60,25 @@ def test_broken_json(capsys, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"annotations"}
 
 
+def test_a_box_of_zero_width(capsys, tmp_path):
+    from directdet.data.synthetic import make_synthetic
+
+    data = make_synthetic(tmp_path / "data", 4, 2, size=(64, 64))
+    file = data / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    bad = next(a for a in content["annotations"] if not a["iscrowd"])
+    bad["bbox"][2] = 0
+    file.write_text(json.dumps(content))
+    code, _, lines = run(capsys, "check-data", data)
+    assert code == 1 and len(lines) == 1, lines
+    assert lines[0].startswith("error: ") and f"annotation {bad['id']}: " in lines[0] and "no width" in lines[0]
+    assert run(capsys, "train", "demo", "--data", data, "--out", tmp_path / "run", "--dry-run")[0] == 1  # 4 < a batch
+    code, output, _ = run(
+        capsys, "train", "demo", "--data", data, "--out", tmp_path / "run", "--dry-run", "--set", "batch_size=2"
+    )
+    assert code == 0 and "1 objects left out" in output
+
+
 def test_what_cannot_be_written_is_told_before_the_work(capsys, tmp_path, monkeypatch):
     from directdet.data.synthetic import make_synthetic
     from directdet.files import require_writable

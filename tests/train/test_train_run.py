@@ -161,6 +161,20 @@ def test_dry_run_writes_nothing(shapes, tiny, tmp_path, capsys):
     assert "20 batch normalisations, live, over 4 images" in shown and "fixed" in shown and "linear scaling" in shown
 
 
+def test_resume_of_nothing_is_refused(shapes, tiny, tmp_path):
+    with pytest.raises(UserError, match="finds no run there"):
+        train(tiny, shapes, tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_refuses_what_the_run_would(shapes, tiny, tmp_path):
+    with pytest.raises(UserError, match="random weights"):
+        train(tiny, shapes, tmp_path / "run", phase="finetune", dry_run=True)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="give a folder"):
+        train(tiny, shapes, tmp_path / "file", dry_run=True)
+
+
 def test_refusals_write_nothing(shapes, tiny, tmp_path):
     train(tiny, shapes, tmp_path / "run", phase="pretrain")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
