@@ -1,7 +1,8 @@
 """Is the artefact the model? The same pictures through both, every detection matched, differences measured."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import cv2
 import numpy as np
@@ -9,7 +10,7 @@ from rich.table import Table
 
 from ..data.records import Dataset
 from ..infer.detections import Detections
-from ..infer.preprocess import fixture_image
+from ..infer.preprocess import Placement, fixture_image
 from ..infer.runtimes import Detector
 from ..infer.sources import read_bgr
 
@@ -141,10 +142,7 @@ def verify(
         batch, placements = reference.prepare([image])
         scale = max(placements[0].scale_x, placements[0].scale_y)
         expected = reference.decode(reference.run(batch), 0, placements[0])
-        disturbed = []
-        for seed in range(DISTURBED_RUNS):
-            noise = np.random.default_rng(seed).normal(0.0, DISTURBANCE, batch.shape).astype(np.float32)
-            disturbed.append(reference.decode(reference.run(batch + noise), 0, placements[0]))
+        disturbed = partial(_disturbed, reference, batch, placements[0])
         floors = [_floor(other, limits.detections, limits.score_threshold) for other in (expected, found)]
         comparisons.append(compare(name, expected, found, disturbed, floors, scale, tolerance))
     if not any(c.counted for c in comparisons):
@@ -156,7 +154,7 @@ def compare(
     name: str,
     expected: Detections,
     found: Detections,
-    disturbed: Sequence[Detections],
+    disturbed: Callable[[], Sequence[Detections]],
     floors: Sequence[float],
     scale: float,
     tolerance: Tolerance,
@@ -166,18 +164,21 @@ def compare(
     `scale`: network pixels per picture pixel. `floors`: the scores that `expected` and `found` reach down to. Left out
     of the count, if unmatched, are detections that stand at the other side's floor, within the tolerance, where
     rounding decides what makes the list; those of `expected` that some `disturbed` run lacks; and those of `found` that
-    some `disturbed` run has. Where only one side has masks, nothing matches.
+    some `disturbed` run has (it is called only where something is unmatched). Where only one side has masks, nothing
+    matches.
     """
     if (expected.masks is None) != (found.masks is None):
         return Comparison(name, len(expected), len(found), len(expected) + len(found), 0, 0)
     pairs = _match(expected, found, scale, tolerance)
-    repeated = [{i for i, _ in _match(expected, other, scale, tolerance)} for other in disturbed]
-    known = [{i for i, _ in _match(found, other, scale, tolerance)} for other in disturbed]
     missed = _unmatched(expected, {i for i, _ in pairs}, floors[1] + tolerance.score)
     extra = _unmatched(found, {j for _, j in pairs}, floors[0] + tolerance.score)
-    excused = {i for i in missed if any(i not in run for run in repeated)}
-    excused_extra = {j for j in extra if any(j in run for run in known)}
-    undecided = len(excused) + len(excused_extra)
+    undecided = 0
+    if missed or extra:
+        runs = disturbed()
+        repeated = [{i for i, _ in _match(expected, run, scale, tolerance)} for run in runs]
+        known = [{j for j, _ in _match(found, run, scale, tolerance)} for run in runs]
+        undecided += sum(any(i not in run for run in repeated) for i in missed)
+        undecided += sum(any(j in run for run in known) for j in extra)
     counted = len(pairs) + len(missed) + len(extra) - undecided
     if not pairs:
         return Comparison(name, len(expected), len(found), counted, 0, undecided)
@@ -196,6 +197,15 @@ def compare(
         float(np.abs(expected.scores[left] - found.scores[right]).max()),
         mask,
     )
+
+
+def _disturbed(reference: Detector, batch: np.ndarray, placement: Placement) -> list[Detections]:
+    """What the reference finds in a batch of one picture under noise of about a rounding error."""
+    found = []
+    for seed in range(DISTURBED_RUNS):
+        noise = np.random.default_rng(seed).normal(0.0, DISTURBANCE, batch.shape).astype(np.float32)
+        found.append(reference.decode(reference.run(batch + noise), 0, placement))
+    return found
 
 
 def _unmatched(detections: Detections, matched: set[int], floor: float) -> list[int]:
