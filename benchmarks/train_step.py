@@ -1,7 +1,8 @@
-"""A training step of Mask R-CNN R50-FPN at 224x224, batch 2, on a CPU: ours against torchvision's.
+"""Forward and backward pass of Mask R-CNN R50-FPN at 224x224, batch 2, on a CPU: ours against torchvision's.
 
 Same weights, as many RoIs sampled (512 an image), eight objects in each picture. Variants take turns in one process;
-the ratios are of the steps of one round.
+the ratios are of the passes of one round. Then the backbone and FPN alone at 448x448, where normalisation costs most:
+live, fixed, and fixed with the stem and first stage frozen as in the paper's code.
 
     python benchmarks/train_step.py
 """
@@ -53,6 +54,33 @@ def ours(model: RCNN, images: torch.Tensor, targets: Targets, bf16: bool = False
     return float(counts["mask_dropped"])
 
 
+def backbone_passes(turns: int) -> dict[str, dict[str, float]]:
+    """Seconds of a forward and backward pass of backbone and FPN, by what happens to batch normalisation."""
+    live = RCNN(RCNNConfig(num_classes=80)).train()
+    fixed, frozen = copy.deepcopy(live), copy.deepcopy(live)
+    for model in (fixed, frozen):
+        fix_batch_norm(model)
+    for modules in frozen.backbone.stages()[:2]:
+        for module in modules:
+            module.requires_grad_(False)
+    images = smooth_images(BATCH, (448, 448), 1)
+    models = {"live BN": live, "fixed BN": fixed, "fixed BN, stem and stage 1 frozen": frozen}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for turn in range(turns):
+        for name, model in models.items():
+            model.zero_grad(set_to_none=True)
+            start = time.perf_counter()
+            sum(level.mean() for level in model.fpn(model.backbone(images)).values()).backward()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    rows = {}
+    for name, times in seconds.items():
+        ratio = statistics.median(a / b for a, b in zip(times, seconds["live BN"], strict=True))
+        rows[f"backbone and FPN at 448, {name}"] = {"median_s": statistics.median(times), "to_live": ratio}
+        print(f"backbone and FPN at 448, {name:34s} {statistics.median(times):5.2f} s   {ratio:.2f} of live BN's")
+    return rows
+
+
 def main() -> None:
     given = parser(__doc__).parse_args()
     torch.set_num_threads(given.threads)
@@ -96,6 +124,7 @@ def main() -> None:
     pairs = zip(seconds["directdet, fixed BN"], seconds["directdet"], strict=True)
     rows["directdet, fixed BN"]["to_live"] = statistics.median(a / b for a, b in pairs)
     print(f"fixed BN takes {rows['directdet, fixed BN']['to_live']:.2f} of live BN's time")
+    rows |= backbone_passes(given.rounds * 2 + 1)
     settings = {"size": SIZE, "batch": BATCH, "rois": 512, "mask_slots": 32, "threads": given.threads}
     print(write_results("train_step_cpu", settings, rows))
 
