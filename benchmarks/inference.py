@@ -4,12 +4,15 @@ Same weights, same settings, end to end: from a picture in memory to detections 
 both sides. Runtimes take turns, each in a process of its own; the ratios are of medians of the same round.
 
     python benchmarks/inference.py
+    python benchmarks/inference.py --operators    # where ONNX Runtime's time goes, by operator
 """
 
+import argparse
 import json
 import statistics
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +38,7 @@ def prepare(folder: Path) -> None:
     content |= {"classes": [f"class {i}" for i in range(80)], "category_ids": list(range(80))}
     save_checkpoint(folder / "model.pt", {**content, "preprocess": Preprocess(size=SIZE).to_dict()})
     result = export(folder / "model.pt", folder / "artefact")
-    print(result.verification.to_dict()["passed"], "verification", f"{result.verification.matched:.1%} matched")
+    assert result.verification.passed, "the artefact is not the model: its speed would say nothing"
 
 
 def picture() -> np.ndarray:
@@ -77,15 +80,43 @@ def cell(name: str, folder: Path, runs: int, threads: int) -> dict[str, float]:
     return milliseconds(run, runs, warmup=2)
 
 
+def operator_shares(folder: Path, threads: int, runs: int) -> dict[str, dict[str, float]]:
+    """Milliseconds and share of ONNX Runtime's node time by operator, largest first."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    model = str(folder / "artefact" / "model.onnx")
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(0).normal(size=(1, 3, *SIZE)).astype(np.float32)
+    for _ in range(runs):
+        session.run(None, {"images": images})
+    spent: Counter[str] = Counter()
+    for event in json.loads(Path(session.end_profiling()).read_text()):
+        if event.get("cat") == "Node" and event["name"].endswith("kernel_time"):
+            spent[event["args"]["op_name"]] += event["dur"] / 1e3 / runs
+    total = spent.total()
+    return {name: {"ms": ms, "share": ms / total} for name, ms in spent.most_common(10)}
+
+
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--folder", type=Path)
+    options.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options.add_argument("--operators", action="store_true", help="only where ONNX Runtime's time goes")
     given = options.parse_args()
     if given.cell:
         print(json.dumps(cell(given.cell, given.folder, given.runs, given.threads)))
         return
     with tempfile.TemporaryDirectory() as temporary:
         prepare(Path(temporary))
+        if given.operators:
+            rows = operator_shares(Path(temporary), given.threads, given.runs)
+            for name, row in rows.items():
+                print(f"{name:20s} {row['ms']:8.1f} ms   {row['share']:.1%}")
+            print(write_results("inference_cpu_operators", {"size": SIZE, "threads": given.threads}, rows))
+            return
         rounds = []
         for _ in range(given.rounds):
             shared = ("--folder", temporary, "--runs", str(given.runs), "--threads", str(given.threads))

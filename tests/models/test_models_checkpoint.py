@@ -3,6 +3,7 @@
 import os
 import pickle
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -48,8 +49,8 @@ def test_a_crash_while_saving_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     path = tmp_path / "last.pt"
     save_checkpoint(path, CONTENT)
 
-    def half_written(content: object, file: Path) -> None:
-        Path(file).write_bytes(b"PK\x03\x04 half")
+    def half_written(content: object, file: BinaryIO) -> None:
+        file.write(b"PK\x03\x04 half")
         raise OSError("no space left on device")
 
     def not_replaced(source: Path, target: Path) -> None:
