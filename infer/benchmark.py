@@ -199,7 +199,8 @@ def _run(specification: dict[str, Any]) -> dict[str, Any]:
     if specification["threads"] is not None:
         environment["OMP_NUM_THREADS"] = str(specification["threads"])
     done = subprocess.run(
-        [sys.executable, "-m", "directdet.infer.benchmark_cell"],
+        # -P: in a checkout, the folder directdet/ would hide the installed package of that name.
+        [sys.executable, "-P", "-m", "directdet.infer.benchmark_cell"],
         input=json.dumps(specification),
         env=environment,
         stdout=subprocess.PIPE,
