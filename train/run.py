@@ -158,6 +158,7 @@ def banner(trainer: Trainer, start: str) -> Table:
     total = sum(p.numel() for p in model.parameters())
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     size = f"{phase.size[0]}x{phase.size[1]}" if phase.resize == "direct" else f"edges {phase.size}, padded to 32"
+    whole = trainer.passes * trainer.loader.batches_per_epoch
     table = Table(title=f"{trainer.recipe}: {phase.name}", show_header=False)
     for name, value in {
         "data": f"{len(trainer.train)} train images, {len(trainer.val) if trainer.val else 'no'} val images, "
@@ -170,7 +171,8 @@ def banner(trainer: Trainer, start: str) -> Table:
         "learning rate": f"{trainer.rate:g} = {phase.base_lr:g} x {phase.batch_size} / {phase.base_batch} images "
         f"(linear scaling), warm-up {phase.warmup_iterations} steps, x{phase.gamma:g} after epochs "
         f"{', '.join(map(str, phase.milestones)) or '(never)'}",
-        "steps": f"{trainer.steps} = {trainer.passes} passes x {trainer.loader.batches_per_epoch}",
+        "steps": f"{trainer.steps}{' (max_steps) of' if trainer.steps < whole else ' ='} {trainer.passes} passes x "
+        f"{trainer.loader.batches_per_epoch}",
     }.items():
         table.add_row(name, value)
     return table
