@@ -18,7 +18,8 @@ from ..infer.artefact import META_FILE
 from ..infer.preprocess import Preprocess
 from ..infer.runtimes import find_model, load
 from ..infer.torch_runtime import TorchDetector, load_torch
-from ..models.checkpoint import load_checkpoint
+from ..models.build import describe_model
+from ..models.deploy import output_names
 from .onnx_graph import OPSET, GraphFacts, write_onnx
 from .tensorrt import MODULES, EngineFacts, build_engine, check_capability
 from .verify import Verification, verification_pictures, verify
@@ -72,7 +73,6 @@ def export(
     if out.exists() and not (out / META_FILE).is_file() and any(out.iterdir() if out.is_dir() else [out]):
         raise UserError(f"{out}: exists and is no artefact; choose another --out")
     trained = load_torch(source, device="cpu")
-    loaded = load_checkpoint(source)
     preprocess = deployed_preprocess(trained.preprocess, size)
     dataset = None
     if data is not None:
@@ -84,9 +84,9 @@ def export(
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         graph = write_onnx(model, preprocess.size, batch, part / "model.onnx")
-        meta = _meta(loaded, preprocess, graph, source, batch)
+        meta = _meta(trained, preprocess, graph, source, batch)
         _finish_meta(part, meta, "onnx", "model.onnx", None)
-        reference = TorchDetector.from_model(model, preprocess, loaded["classes"], loaded["category_ids"])
+        reference = TorchDetector.from_model(model, preprocess, trained.classes, trained.category_ids)
         pictures = verification_pictures(dataset, preprocess.size)
         engine = None
         if format == "onnx":
@@ -134,20 +134,19 @@ def _checkpoint_file(path: str | Path) -> Path:
     return place
 
 
-def _meta(loaded: dict, preprocess: Preprocess, graph: GraphFacts, source: Path, batch: int) -> dict:
-    outputs = ["num", "boxes", "scores", "labels", *(["masks"] if loaded["model_config"]["masks"] else [])]
-    config = loaded["model_config"]
+def _meta(trained: TorchDetector, preprocess: Preprocess, graph: GraphFacts, source: Path, batch: int) -> dict:
+    config = describe_model(trained.backend.model.config)
     thresholds = {key: config[key] for key in ("score_threshold", "nms", "candidates", "detections", "test_proposals")}
     libraries = ("torch", "torchvision", "onnx", "onnxscript")
     return {
         "format": META_FORMAT,
-        "classes": list(loaded["classes"]),
-        "category_ids": list(loaded["category_ids"]),
+        "classes": list(trained.classes),
+        "category_ids": list(trained.category_ids),
         "preprocess": preprocess.to_dict(),
         "preprocess_checksum": preprocess.checksum(),
         "precision": "fp32",
         "input": {"name": "images", "shape": [batch, 3, *preprocess.size]},
-        "outputs": outputs,
+        "outputs": list(output_names(trained.backend.model.config)),
         "thresholds": thresholds,
         "opset": OPSET,
         "operators": graph.operators,
@@ -155,8 +154,8 @@ def _meta(loaded: dict, preprocess: Preprocess, graph: GraphFacts, source: Path,
         "fold_error": graph.fold_error,
         "built_with": {name: importlib.metadata.version(name) for name in libraries},
         "checkpoint_sha256": _sha256(source),
-        "recipe": loaded.get("recipe"),
-        "phase": loaded.get("phase"),
+        "recipe": trained.meta["recipe"],
+        "phase": trained.meta["phase"],
         "model_config": config,
     }
 

@@ -14,7 +14,7 @@ import onnx
 import torch
 
 from ..errors import UserError
-from ..models.deploy import OUTPUTS, Deploy
+from ..models.deploy import Deploy, output_names
 from ..models.norm import fold_batch_norm
 from ..models.rcnn import RCNN
 
@@ -56,7 +56,6 @@ def write_onnx(model: RCNN, size: tuple[int, int], batch: int, path: Path) -> Gr
     folded, count, error = fold(model, size)
     deployed = Deploy(folded, size, portable=True).eval()
     images = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
-    outputs = OUTPUTS if model.config.masks else OUTPUTS[:-1]
     with torch.no_grad(), _quiet():
         torch.onnx.export(
             deployed,
@@ -65,7 +64,7 @@ def write_onnx(model: RCNN, size: tuple[int, int], batch: int, path: Path) -> Gr
             dynamo=True,
             opset_version=OPSET,
             input_names=["images"],
-            output_names=list(outputs),
+            output_names=list(output_names(model.config)),
             external_data=False,
             verbose=False,
         )

@@ -8,12 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from .boxes import clip_boxes, decode_boxes, is_larger_than, nms_mask, take
-from .rcnn import BOX_BINS, BOX_WEIGHTS, MASK_BINS, MASK_SIZE, RCNN
+from .rcnn import BOX_BINS, BOX_WEIGHTS, MASK_BINS, MASK_SIZE, RCNN, RCNNConfig
 from .rcnn_proposals import propose
 from .roi_pool import pool_rois
 
 MIN_SIDE = 1e-2  # pixels; smaller detections are dropped, as in torchvision
 OUTPUTS = ("num", "boxes", "scores", "labels", "masks")
+
+
+def output_names(config: RCNNConfig) -> tuple[str, ...]:
+    """Names of what Deploy returns for a network of this configuration, in order."""
+    return OUTPUTS if config.masks else OUTPUTS[:-1]
 
 
 class Deploy(nn.Module):

@@ -150,8 +150,8 @@ class Trainer:
             since += 1
             self.position.step += 1
             step = self.position.step
-            last = step % per_pass == 0 or step == self.steps
-            if step % LOG_EVERY == 0 or last:
+            last = step % per_pass == 0 or step == self.steps or interrupt.asked
+            if step % LOG_EVERY == 0 or last:  # before anything is saved: a loss that is not finite is found here
                 names = [*losses, *counts]
                 means = dict(zip(names, (totals / since).tolist(), strict=True))
                 loss = self._check_finite(means, losses, step)
@@ -161,7 +161,7 @@ class Trainer:
                 if time.perf_counter() - saved > CHECKPOINT_SECONDS:
                     self.save("last.pt")
                     saved = time.perf_counter()
-            if last or interrupt.asked:
+            if last:
                 break
             waiting = time.perf_counter()
 
