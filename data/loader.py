@@ -57,7 +57,8 @@ def make_loader(
         max_objects: rows of the padded targets; None takes the most objects of any picture, rounded up to 8. A smaller
             number is raised to that: objects are never cut off.
         masks: with masks; None takes them if every object has one.
-        group_aspect: a batch holds either landscape or portrait pictures, which saves padding.
+        group_aspect: a batch holds either landscape or portrait pictures, which saves padding; what is left of both at
+            the end of an epoch shares batches.
         skip_empty: leave out pictures without objects (crowd regions do not count).
         drop_last: leave out the last pictures that do not fill a batch.
         rank, world_size: this process takes its share of each batch of batch_size * world_size pictures.
@@ -171,11 +172,9 @@ class _BatchPlan:
 
     @property
     def count(self) -> int:
+        """Batches of an epoch. Grouping changes what they hold, never how many there are."""
         whole = self.batch_size * self.world_size
-        groups = [self.images]
-        if self.portrait is not None:
-            groups = [int(self.portrait.sum()), int((~self.portrait).sum())]
-        return max(1, sum(size // whole if self.drop_last else -(-size // whole) for size in groups))
+        return self.images // whole if self.drop_last else -(-self.images // whole)
 
     def __len__(self) -> int:
         return self.count - self.start
@@ -191,19 +190,18 @@ class _BatchPlan:
         """All batches of the epoch, for all processes together, as lists of (position, picture)."""
         whole = self.batch_size * self.world_size
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.images).tolist()
+        # What fills no batch is dropped before grouping: afterwards it would be the rarer orientation every time.
+        entries = list(enumerate(order))[: self.count * whole]
         full: list[list[tuple[int, int]]] = []
         open_batches: dict[bool, list[tuple[int, int]]] = {}
-        for position, index in enumerate(order):
+        for position, index in entries:
             group = self.portrait is not None and bool(self.portrait[index])
             batch = open_batches.setdefault(group, [])
             batch.append((position, index))
             if len(batch) == whole:
                 full.append(open_batches.pop(group))
-        rest = [open_batches[group] for group in sorted(open_batches)]
-        if not self.drop_last:
-            return full + rest
-        # Enough pictures for a batch, but not of one shape: a mixed batch is better than none.
-        return full or [[entry for batch in rest for entry in batch][:whole]]
+        rest = sorted(entry for batch in open_batches.values() for entry in batch)
+        return full + [rest[start : start + whole] for start in range(0, len(rest), whole)]
 
 
 class _Samples:

@@ -17,7 +17,7 @@ from .masks import Shape, flip_shape, rasterise, scale_and_shift, to_shape
 from .records import Record, read_record_image
 
 __all__ = [
-    "FinetuneTransform",
+    "EdgesTransform",
     "PretrainTransform",
     "Sample",
     "clip_boxes",
@@ -60,9 +60,13 @@ def load_sample(record: Record, masks: bool) -> Sample:
     return Sample(image, record.boxes[keep], record.labels[keep], shapes, image.shape[:2])
 
 
-def short_edge_resize(sample: Sample, short: int = 800, long: int = 1333) -> Sample:
-    """Resize in proportion so that the short edge is ``short``, or the long edge ``long`` if it would exceed that."""
-    return _resize(sample, *fit_size(*sample.size, min(short, long), max(short, long)))
+def short_edge_resize(sample: Sample, short: int = 800, long: int = 1333, shrink: float = 1.0) -> Sample:
+    """Resize in proportion so that the short edge is ``short``, or the long edge ``long`` if it would exceed that.
+
+    Both edges of that size are then divided by ``shrink``, rounded half up; the pixels are resampled only once.
+    """
+    height, width = fit_size(*sample.size, min(short, long), max(short, long))
+    return _resize(sample, max(1, int(height / shrink + 0.5)), max(1, int(width / shrink + 0.5)))
 
 
 def direct_resize(sample: Sample, length: int, rng: np.random.Generator, scale: Sequence[float] = (0.8, 1.2)) -> Sample:
@@ -121,15 +125,34 @@ class PretrainTransform:
 
 
 @dataclass(frozen=True)
-class FinetuneTransform:
-    """Fine-tuning: :func:`short_edge_resize`, and a flip half the time."""
+class EdgesTransform:
+    """Fine-tuning, and Stitcher-style pre-training: :func:`short_edge_resize`, and a flip half the time.
+
+    ValueError if ``shrink`` is under 1.
+
+    Attributes:
+        short, long: the edges in pixels, (800, 1333) in the paper.
+        flip: its probability.
+        shrink: n >= 1, the Stitcher style of the paper's section 3.2: the picture is given the size (H / n, W / n),
+            (H, W) being what the edges make of it.
+        short_edges: multi-scale training (Table 6: 640, 672, 704, 736, 768, 800): the short edge is one of these, each
+            as likely as any other, and ``short`` is not used; none: always ``short``.
+    """
 
     short: int = 800
     long: int = 1333
     flip: float = 0.5
+    shrink: float = 1.0
+    short_edges: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.shrink >= 1:
+            raise ValueError(f"shrink = {self.shrink}: a picture is divided by 1 or more")
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        return _flip_sometimes(clip_boxes(short_edge_resize(sample, self.short, self.long)), self.flip, rng)
+        # The edge is drawn before the flip, and neither hangs on the picture or on shrink.
+        short = self.short_edges[int(rng.integers(len(self.short_edges)))] if self.short_edges else self.short
+        return _flip_sometimes(clip_boxes(short_edge_resize(sample, short, self.long, self.shrink)), self.flip, rng)
 
 
 def _flip_sometimes(sample: Sample, probability: float, rng: np.random.Generator) -> Sample:

@@ -19,7 +19,7 @@ from ..infer.preprocess import Preprocess
 from ..infer.runtimes import find_model, load
 from ..infer.torch_runtime import TorchDetector, load_torch
 from ..models.build import describe_model
-from ..models.deploy import output_names
+from ..models.postprocess import output_names
 from .onnx_graph import OPSET, GraphFacts, write_onnx
 from .tensorrt import MODULES, EngineFacts, build_engine, check_capability
 from .verify import Verification, verification_pictures, verify
@@ -136,7 +136,8 @@ def _checkpoint_file(path: str | Path) -> Path:
 
 def _meta(trained: TorchDetector, preprocess: Preprocess, graph: GraphFacts, source: Path, batch: int) -> dict:
     config = describe_model(trained.backend.model.config)
-    thresholds = {key: config[key] for key in ("score_threshold", "nms", "candidates", "detections", "test_proposals")}
+    keys = ("score_threshold", "nms", "candidates", "detections", "test_proposals")
+    thresholds = {key: config[key] for key in keys if key in config}
     libraries = ("torch", "torchvision", "onnx", "onnxscript")
     return {
         "format": META_FORMAT,

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import onnx
 import torch
+from torch import nn
 
 from ..errors import UserError
-from ..models.deploy import Deploy, output_names
+from ..models.build import deploy_model
 from ..models.norm import fold_batch_norm
-from ..models.rcnn import RCNN
+from ..models.postprocess import output_names
 
 OPSET = 18
 # A graph with none of these runs everywhere without a plugin: TensorRT-RTX has no runner for the first four, and
@@ -34,7 +35,7 @@ class GraphFacts:
     fold_error: float
 
 
-def fold(model: RCNN, size: tuple[int, int]) -> tuple[RCNN, int, float]:
+def fold(model: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, int, float]:
     """A copy of `model` without batch normalisation; how many were folded; the largest relative difference it makes.
 
     Raises UserError if folding changes the raw maps by more than rounding.
@@ -51,10 +52,10 @@ def fold(model: RCNN, size: tuple[int, int]) -> tuple[RCNN, int, float]:
     return folded, count, error
 
 
-def write_onnx(model: RCNN, size: tuple[int, int], batch: int, path: Path) -> GraphFacts:
+def write_onnx(model: nn.Module, size: tuple[int, int], batch: int, path: Path) -> GraphFacts:
     """Write network and post-processing for images [batch, 3, *size] to `path`; no plugin is needed to run it."""
     folded, count, error = fold(model, size)
-    deployed = Deploy(folded, size, portable=True).eval()
+    deployed = deploy_model(folded, size, portable=True).eval()
     images = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad(), _quiet():
         torch.onnx.export(

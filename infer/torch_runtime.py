@@ -59,10 +59,10 @@ class TorchBackend:
     def _deploy(self, size: tuple[int, int]) -> torch.nn.Module:
         """The deployed form for one canvas size."""
         if size not in self._deployed:
-            from ..models.deploy import Deploy
+            from ..models.build import deploy_model
 
             try:
-                self._deployed[size] = Deploy(self.model, size)
+                self._deployed[size] = deploy_model(self.model, size)
             except ValueError as error:
                 raise UserError(f"input of {size[0]}x{size[1]} pixels (H x W): {error}") from None
             if len(self._deployed) > _KEPT_SIZES:

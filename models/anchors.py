@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 
 
-def level_anchors(height: int, width: int, stride: int, scale: float, ratios: Tensor) -> Tensor:
-    """Anchors [height * width * A, 4] of one level, for ratios [A], in pixels, ordered by row, column, ratio.
+def level_anchors(height: int, width: int, stride: int, shapes: Tensor) -> Tensor:
+    """Anchors [height * width * A, 4] of one level, in pixels, ordered by row, column, shape.
 
-    Every anchor has the area (scale * stride)^2 and is centred on a corner of its cell, with height / width = ratio
-    (mmdet's anchors, which the paper used; torchvision rounds their sides to whole pixels).
+    shapes [A, 2]: (scale, ratio) of each. An anchor has the area (scale * stride)^2 and is centred on a corner of its
+    cell, with height / width = ratio (mmdet's anchors, which the paper used; torchvision rounds their sides to whole
+    pixels).
     """
-    root, device = ratios.sqrt(), ratios.device
+    scale, root, device = shapes[:, 0], shapes[:, 1].sqrt(), shapes.device
     half_height, half_width = 0.5 * scale * stride * root, 0.5 * scale * stride / root
     cell = torch.stack([-half_width, -half_height, half_width, half_height], -1)  # [A, 4]
     y = torch.arange(height, dtype=torch.float32, device=device) * stride
@@ -18,3 +19,8 @@ def level_anchors(height: int, width: int, stride: int, scale: float, ratios: Te
     y, x = torch.meshgrid(y, x, indexing="ij")
     corners = torch.stack([x, y, x, y], -1).reshape(-1, 1, 4)
     return (corners + cell).reshape(-1, 4)
+
+
+def anchor_shapes(scales: tuple[float, ...], ratios: tuple[float, ...]) -> Tensor:
+    """(scale, ratio) of every anchor of a cell, [ratios * scales, 2]: all scales of one ratio, then of the next."""
+    return torch.tensor([(scale, ratio) for ratio in ratios for scale in scales])

@@ -1,14 +1,42 @@
-"""Detectors by name: from a plain dictionary, as a checkpoint keeps it, to a network."""
+"""Detectors by name: from a plain dictionary, as a checkpoint keeps it, to a network and what belongs to it."""
 
+from collections.abc import Callable
 from dataclasses import asdict, fields
+from typing import Any, NamedTuple
 
+from torch import Tensor, nn
+
+from .backbones import BACKBONES
 from .rcnn import RCNN, RCNNConfig
-from .resnet import BACKBONES
+from .rcnn_deploy import RCNNDeploy
+from .rcnn_loss import rcnn_losses
+from .retinanet import RetinaNet, RetinaNetConfig
+from .retinanet_deploy import RetinaNetDeploy
+from .retinanet_loss import retinanet_losses
+from .targets import RandomKeys, Targets, random_keys
 
-DETECTORS = {"rcnn": (RCNNConfig, RCNN)}
+
+class Detector(NamedTuple):
+    """The parts of a detector.
+
+    config: a frozen dataclass with num_classes, backbone, masks and the thresholds. network(config): a module whose
+    forward(images [N, 3, H, W]) gives raw maps. losses(model, raw, targets, draw) -> (losses by name, counts to watch,
+    "positives" among them). deploy(model, (height, width), portable): what is evaluated and exported, see postprocess.
+    """
+
+    config: type
+    network: Callable[[Any], nn.Module]
+    losses: Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]
+    deploy: Callable[..., nn.Module]
 
 
-def build_model(config: dict) -> RCNN:
+DETECTORS = {
+    "rcnn": Detector(RCNNConfig, RCNN, rcnn_losses, RCNNDeploy),
+    "retinanet": Detector(RetinaNetConfig, RetinaNet, retinanet_losses, RetinaNetDeploy),
+}
+
+
+def build_model(config: dict) -> nn.Module:
     """The network that `config` describes: {"detector": name, **fields of its configuration}.
 
     Raises ValueError for an unknown detector, backbone or field.
@@ -17,20 +45,37 @@ def build_model(config: dict) -> RCNN:
     name = settings.pop("detector", None)
     if name not in DETECTORS:
         raise ValueError(f"unknown detector {name!r}; there are {', '.join(DETECTORS)}")
-    config_type, network = DETECTORS[name]
+    config_type = DETECTORS[name].config
     unknown = settings.keys() - {f.name for f in fields(config_type)}
     if unknown:
         raise ValueError(f"unknown {name} setting {sorted(unknown)[0]!r}")
-    if "anchor_ratios" in settings:
-        settings["anchor_ratios"] = tuple(settings["anchor_ratios"])
+    # Checkpoints and JSON know lists only.
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     backbone = settings.get("backbone", config_type.backbone)
     if backbone not in BACKBONES:
         raise ValueError(f"unknown backbone {backbone!r}; there are {', '.join(BACKBONES)}")
-    return network(config_type(**settings))
+    return DETECTORS[name].network(config_type(**settings))
 
 
-def describe_model(config: RCNNConfig) -> dict:
+def describe_model(config: Any) -> dict:
     """The dictionary build_model() takes, made of plain values that JSON and weights_only loading accept."""
-    settings = asdict(config)
-    settings["anchor_ratios"] = list(config.anchor_ratios)
-    return {"detector": "rcnn", **settings}
+    name = next(name for name, parts in DETECTORS.items() if parts.config is type(config))
+    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
+    return {"detector": name, **settings}
+
+
+def parts_of(model: nn.Module) -> Detector:
+    """The parts that belong to a network of build_model()."""
+    return next(parts for parts in DETECTORS.values() if parts.config is type(model.config))
+
+
+def losses_of(
+    model: nn.Module, images: Tensor, targets: Targets, draw: RandomKeys = random_keys
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """One forward pass over normalised images [N, 3, H, W] and its losses; see Detector.losses."""
+    return parts_of(model).losses(model, model(images), targets, draw)
+
+
+def deploy_model(model: nn.Module, size: tuple[int, int], portable: bool = False) -> nn.Module:
+    """The deployed form of a network for inputs of `size` (height, width), multiples of 32 (ValueError if not)."""
+    return parts_of(model).deploy(model, size, portable)

@@ -1,12 +1,27 @@
-"""Batch normalisation in the two phases: live while pre-training, fixed while fine-tuning, gone when exported."""
+"""Batch normalisation in the two phases: live while pre-training, fixed while fine-tuning, gone when exported.
+
+And what the paper compares it with: affine parameters that learn over fixed statistics, statistics of all processes
+(SyncBN), and group normalisation.
+"""
+
+import math
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+GROUPS = 32  # of group normalisation, in the Scratch (GN) baseline
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """32 groups, or as many as divide a slimmer network's channels."""
+    return nn.GroupNorm(math.gcd(GROUPS, channels), channels)
 
 
 class FixedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation whose statistics and affine parameters never change ("Fixed" in Table 2 of the paper).
+    """Batch normalisation whose statistics never change: "Fixed" in Table 2, or "affine" where gamma and beta learn.
 
     It stays in evaluation mode whatever train() is called with, and conv_norm() folds it into the convolution before
     it as the network runs: no pass over the activations, none of them kept for the backward pass.
@@ -31,14 +46,47 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
-def fix_batch_norm(model: nn.Module) -> int:
-    """Turn every BatchNorm2d of `model` into a FixedBatchNorm2d, in place; returns how many there are."""
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation over the batches of all processes. torch's own runs on GPUs only; this runs on both."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(x)
+        values = x.float()
+        count = torch.full((1,), values.numel() / values.shape[1], device=x.device)
+        # One message: sums and counts together. all_reduce passes gradients, so that backward synchronises as well.
+        sums = all_reduce(torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count]))
+        mean, square, count = sums[:-1].view(2, -1)[0], sums[:-1].view(2, -1)[1], sums[-1]
+        mean, square = mean / count, square / count
+        variance = (square - mean.square()).clamp(min=0)
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        shift = self.bias - mean * scale
+        return (values * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+
+
+def sync_batch_norm(model: nn.Module) -> int:
+    """Turn every live BatchNorm2d of `model` into a SyncBatchNorm2d, in place; returns how many there are."""
+    found = [m for m in model.modules() if type(m) is nn.BatchNorm2d]
+    for module in found:
+        module.__class__ = SyncBatchNorm2d
+    return len(found)
+
+
+def fix_batch_norm(model: nn.Module, affine: bool = False) -> int:
+    """Turn every BatchNorm2d of `model` into a FixedBatchNorm2d, in place; returns how many there are.
+
+    With `affine`, statistics are fixed and the affine parameters go on learning.
+    """
     count = 0
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             # The class is all that differs; the parameters and buffers stay the same objects.
             module.__class__ = FixedBatchNorm2d
-            module.requires_grad_(False)
+            module.requires_grad_(affine)
             # A gradient left from the phase before would still let the optimiser's decay and momentum move them.
             for parameter in module.parameters():
                 parameter.grad = None

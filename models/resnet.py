@@ -1,12 +1,16 @@
-"""ResNet-18 and ResNet-50 backbones ("pytorch" style: the stride sits on the 3x3), of any width.
+"""ResNet-18, ResNet-50 and ResNet-101 backbones ("pytorch" style: the stride sits on the 3x3), of any width.
 
 Parameter names are torchvision's, so its weights load and it serves as the oracle.
 """
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .norm import conv_norm
+from .norm import conv_norm, group_norm
+
+Norm = Callable[[int], nn.Module]
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -18,11 +22,11 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, planes: int, stride: int):
+    def __init__(self, in_channels: int, planes: int, stride: int, norm: Norm):
         super().__init__()
-        self.conv1, self.bn1 = _conv(in_channels, planes, 3, stride), nn.BatchNorm2d(planes)
-        self.conv2, self.bn2 = _conv(planes, planes, 3), nn.BatchNorm2d(planes)
-        self.downsample = _shortcut(in_channels, planes, stride)
+        self.conv1, self.bn1 = _conv(in_channels, planes, 3, stride), norm(planes)
+        self.conv2, self.bn2 = _conv(planes, planes, 3), norm(planes)
+        self.downsample = _shortcut(in_channels, planes, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(conv_norm(self.conv1, self.bn1, x))
@@ -35,12 +39,12 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, planes: int, stride: int):
+    def __init__(self, in_channels: int, planes: int, stride: int, norm: Norm):
         super().__init__()
-        self.conv1, self.bn1 = _conv(in_channels, planes, 1), nn.BatchNorm2d(planes)
-        self.conv2, self.bn2 = _conv(planes, planes, 3, stride), nn.BatchNorm2d(planes)
-        self.conv3, self.bn3 = _conv(planes, planes * 4, 1), nn.BatchNorm2d(planes * 4)
-        self.downsample = _shortcut(in_channels, planes * 4, stride)
+        self.conv1, self.bn1 = _conv(in_channels, planes, 1), norm(planes)
+        self.conv2, self.bn2 = _conv(planes, planes, 3, stride), norm(planes)
+        self.conv3, self.bn3 = _conv(planes, planes * 4, 1), norm(planes * 4)
+        self.downsample = _shortcut(in_channels, planes * 4, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(conv_norm(self.conv1, self.bn1, x))
@@ -49,10 +53,10 @@ class Bottleneck(nn.Module):
         return F.relu(out + (x if self.downsample is None else conv_norm(*self.downsample, x)))
 
 
-def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> nn.Sequential | None:
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(_conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+    return nn.Sequential(_conv(in_channels, out_channels, 1, stride), norm(out_channels))
 
 
 class ResNet(nn.Module):
@@ -62,15 +66,21 @@ class ResNet(nn.Module):
     convolutions, 1 and 0 for the normalisations (no zero-initialised residual branches: facts of the authors' code).
     """
 
-    def __init__(self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, ...], width: int = 64):
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, ...],
+        width: int = 64,
+        norm: Norm = nn.BatchNorm2d,
+    ):
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(width)
+        self.conv1, self.bn1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False), norm(width)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         channels = width
         for stage, depth in enumerate(depths):
             planes, blocks = width * 2**stage, []
             for index in range(depth):
-                blocks.append(block(channels, planes, 2 if stage and index == 0 else 1))
+                blocks.append(block(channels, planes, 2 if stage and index == 0 else 1, norm))
                 channels = planes * block.expansion
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
         levels = range(2, 2 + len(depths))
@@ -104,14 +114,19 @@ class ResNet(nn.Module):
         return [[self.conv1, self.bn1], *([getattr(self, f"layer{i + 1}")] for i in range(len(self.channels)))]
 
 
-def resnet18(width: int = 64) -> ResNet:
-    """ResNet-18; `width` is the stem's number of channels."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), width)
+def resnet18(width: int | None = None, norm: str = "bn") -> ResNet:
+    """ResNet-18; `width` is the stem's number of channels (64), `norm` "bn" or "gn"."""
+    return ResNet(BasicBlock, (2, 2, 2, 2), width or 64, NORMS[norm])
 
 
-def resnet50(width: int = 64) -> ResNet:
-    """ResNet-50; `width` is the stem's number of channels."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), width)
+def resnet50(width: int | None = None, norm: str = "bn") -> ResNet:
+    """ResNet-50; `width` is the stem's number of channels (64), `norm` "bn" or "gn"."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), width or 64, NORMS[norm])
 
 
-BACKBONES = {"resnet18": resnet18, "resnet50": resnet50}
+def resnet101(width: int | None = None, norm: str = "bn") -> ResNet:
+    """ResNet-101; `width` is the stem's number of channels (64), `norm` "bn" or "gn"."""
+    return ResNet(Bottleneck, (3, 4, 23, 3), width or 64, NORMS[norm])
+
+
+NORMS: dict[str, Norm] = {"bn": nn.BatchNorm2d, "gn": group_norm}

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
@@ -64,3 +65,17 @@ def sample(assigned: Tensor, total: int, positives: int, draw: RandomKeys) -> tu
     priority = torch.where(chosen > 0, 2.0, torch.where(assigned == 0, keys, -1.0))
     priority, index = torch.topk(priority, total, dim=1)
     return index, priority >= 0, priority > 1
+
+
+def shared_count(mask: Tensor) -> Tensor:
+    """How many of `mask` are set, at least 1; the mean over all processes, where there are several.
+
+    A loss is a sum divided by this. Gradients being averaged over processes, so many processes then learn exactly what
+    one with the batches of all of them would, however unevenly objects are spread.
+    """
+    count = mask.sum().float()
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(count)
+        count /= dist.get_world_size()
+        return count.clamp(min=1 / dist.get_world_size())
+    return count.clamp(min=1)

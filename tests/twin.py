@@ -36,7 +36,7 @@ class TwinAnchors(AnchorGenerator):
 def build_twin(model: RCNN) -> FasterRCNN:
     """torchvision's detector holding the weights of `model`, with every setting that torchvision has set alike."""
     config = model.config
-    assert config.width == 64 and config.fpn_channels == 256, "torchvision builds full-width networks only"
+    assert config.width in (None, 64) and config.fpn_channels == 256, "torchvision builds full-width networks only"
     backbone = _resnet_fpn_extractor(getattr(torchvision.models, config.backbone)(weights=None), 5)
     if config.box_convs:
         head = FastRCNNConvFCHead((256, 7, 7), [256] * config.box_convs, [config.box_features])

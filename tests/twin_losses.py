@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN, roi_heads
 from torchvision.models.detection.image_list import ImageList
 
-from directdet.models.rcnn_loss import project_masks
+from directdet.models.mask_loss import project_masks
 from directdet.models.targets import Targets
 
 # torchvision's name of each of our losses.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..data.loader import BatchLoader, make_loader
 from ..data.records import Dataset
-from ..data.transforms import FinetuneTransform, PretrainTransform
+from ..data.transforms import EdgesTransform, PretrainTransform
 from ..errors import UserError
 from ..infer.evaluate import Metrics, evaluate
 from ..infer.preprocess import Preprocess
@@ -275,7 +275,7 @@ def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pi
     if phase.resize == "direct":
         transform = PretrainTransform(phase.size[0], phase.scale)
     else:
-        transform = FinetuneTransform(*phase.size)
+        transform = EdgesTransform(*phase.size)
     return make_loader(
         dataset,
         transform,

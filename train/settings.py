@@ -87,8 +87,8 @@ def _phase_value(key: str, name: str, text: str) -> Any:
 
 
 def _model_value(key: str, name: str, text: str) -> Any:
+    from ..models.backbones import BACKBONES
     from ..models.rcnn import RCNNConfig
-    from ..models.resnet import BACKBONES
 
     known = [f.name for f in fields(RCNNConfig) if f.name != "num_classes"]
     _check_known(key, name, known)

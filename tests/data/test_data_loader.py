@@ -2,19 +2,20 @@
 
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from directdet.data.dataset import load_dataset
+from directdet.data.dataset import Dataset, Record, load_dataset
 from directdet.data.image import PAD_COLOUR
 from directdet.data.loader import make_loader
-from directdet.data.transforms import FinetuneTransform, PretrainTransform
+from directdet.data.transforms import EdgesTransform, PretrainTransform
 from directdet.errors import UserError
 
 SQUARE = PretrainTransform(96)
-FREE = FinetuneTransform(96, 160)
+FREE = EdgesTransform(96, 160)
 
 
 @pytest.fixture(scope="module")
@@ -111,18 +112,78 @@ def test_processes_share_the_batches_of_one(dataset):
         make_loader(dataset, SQUARE, 3, world_size=2, drop_last=False)
 
 
+def pictures(portrait, landscape):
+    """A dataset of sizes only; for tests that open no picture."""
+    sizes = [(60, 90)] * portrait + [(90, 60)] * landscape
+    none = np.zeros(0, bool)
+    records = tuple(
+        Record(index, Path(f"{index}.jpg"), *size, np.zeros((0, 4), np.float32), none, none, none, (), ())
+        for index, size in enumerate(sizes)
+    )
+    return Dataset(Path("made-up"), "train", "coco", ("thing",), (1,), records)
+
+
+def planned(loader, epoch=0):
+    loader.set_epoch(epoch)
+    return [[index for _, _, index in batch] for batch in loader._plan]
+
+
 @pytest.mark.parametrize("drop_last", [True, False])
-def test_grouping_by_aspect(dataset, drop_last):
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 6, 8, 20])
+def test_grouping_by_aspect_leaves_no_picture_out(batch_size, drop_last):
+    dataset = pictures(portrait=3, landscape=17)
+    loader = make_loader(dataset, FREE, batch_size, group_aspect=True, drop_last=drop_last)
+    plain = make_loader(dataset, FREE, batch_size, drop_last=drop_last)
+    seen = set()
+    for epoch in range(12):
+        batches = planned(loader, epoch)
+        assert len(batches) == len(loader) == loader.batches_per_epoch
+        entries = [index for batch in batches for index in batch]
+        # The pictures of an epoch are those it has without grouping: nobody is dropped for the shape.
+        assert sorted(entries) == sorted(index for batch in planned(plain, epoch) for index in batch)
+        assert len(entries) == len(set(entries)) == (20 // batch_size * batch_size if drop_last else 20)
+        assert all(len(batch) == batch_size for batch in batches[: 20 // batch_size])
+        mixed = [number for number, batch in enumerate(batches) if len({index < 3 for index in batch}) > 1]
+        # What is left of the two fills less than two batches, at the end.
+        assert all(number >= len(batches) - 2 for number in mixed)
+        assert len(mixed) <= (1 if drop_last else 2)
+        seen.update(entries)
+        assert batches == planned(loader, epoch)
+    assert seen == set(range(20))
+
+
+def test_grouped_batches_keep_the_draws_of_their_pictures():
+    """A picture's augmentation is drawn by its position in the epoch, whatever batch it is put into."""
+    dataset = pictures(portrait=7, landscape=13)
+    grouped, plain = (make_loader(dataset, FREE, 4, seed=3, epoch=1, group_aspect=group) for group in (True, False))
+    entries = [sorted(entry for batch in loader._plan for entry in batch) for loader in (grouped, plain)]
+    assert entries[0] == entries[1] and len(entries[0]) == 20
+    whole = planned(grouped, 1)
+    assert whole != planned(plain, 1)
+    grouped.set_epoch(1, 3)
+    assert [[index for _, _, index in batch] for batch in grouped._plan] == whole[3:] and len(grouped) == 2
+
+
+def test_processes_share_grouped_batches():
+    dataset = pictures(portrait=5, landscape=18)
+    whole = make_loader(dataset, FREE, 6, seed=4, group_aspect=True)
+    shares = [make_loader(dataset, FREE, 3, seed=4, group_aspect=True, rank=rank, world_size=2) for rank in (0, 1)]
+    for epoch in range(4):
+        parts = [planned(share, epoch) for share in shares]
+        assert [first + second for first, second in zip(*parts, strict=True)] == planned(whole, epoch)
+        taken = [index for part in parts for batch in part for index in batch]
+        assert len(taken) == len(set(taken)) == 18 and all(len(batch) == 3 for part in parts for batch in part)
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_grouped_batches_are_read(dataset, drop_last):
     portrait = [record.height > record.width for record in dataset.records]
-    loader = make_loader(dataset, FREE, 2, group_aspect=True, drop_last=drop_last)
-    batches = [[index for _, _, index in batch] for batch in loader._plan]
-    assert len(batches) == len(loader) == len(list(loader))
-    assert all(len({portrait[index] for index in batch}) == 1 for batch in batches)
-    if not drop_last:
-        assert sorted(index for batch in batches for index in batch) == list(range(12))
-    assert batches == [[index for _, _, index in batch] for batch in loader._plan]
-    # One batch of all pictures cannot be of one shape; it is still one batch.
-    assert len(list(make_loader(dataset, FREE, 12, group_aspect=True))) == 1
+    loader = make_loader(dataset, FREE, 5, group_aspect=True, drop_last=drop_last)
+    batches, plan = list(loader), planned(loader)
+    assert len(batches) == len(plan) == (2 if drop_last else 3)
+    for (_, targets), indices in zip(batches, plan, strict=True):
+        tall = (targets["sizes"][:, 0] > targets["sizes"][:, 1]).tolist()
+        assert tall == [portrait[index] for index in indices]
 
 
 def test_max_objects_never_cuts(dataset):

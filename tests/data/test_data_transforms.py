@@ -1,12 +1,13 @@
 """Geometry of samples: boxes and masks follow the pixels."""
 
+import cv2
 import numpy as np
 import pytest
 
 from directdet.data.dataset import Record, load_dataset
 from directdet.data.image import PAD_COLOUR
 from directdet.data.transforms import (
-    FinetuneTransform,
+    EdgesTransform,
     PretrainTransform,
     Sample,
     clip_boxes,
@@ -88,6 +89,63 @@ def test_short_edge_resize(size, expected):
     assert rasterise(sample.segmentations[0], sample.boxes[0]).mean() > 0.97
 
 
+@pytest.mark.parametrize(
+    ("size", "shrink", "expected"),
+    [
+        ((480, 640), 2, (400, 534)),  # 800 x 1067, the second half rounded up
+        ((480, 640), 1.5, (533, 711)),
+        ((100, 500), 4, (67, 333)),  # 267 x 1333
+        ((3, 900), 10, (1, 133)),  # 4 x 1333: no edge goes under a pixel
+    ],
+)
+def test_shrink_divides_the_edges_and_resamples_once(size, shrink, expected):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    sample = Sample(image, np.float32([[0, 0, size[1], size[0]]]), np.array([0]), None, size)
+    result = EdgesTransform(flip=0, shrink=shrink)(sample, np.random.default_rng(0))
+    assert result.size == expected
+    once = cv2.resize(image, (expected[1], expected[0]), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(result.image, once)
+    np.testing.assert_allclose(result.boxes, [[0, 0, expected[1], expected[0]]], rtol=1e-6)
+
+
+def test_boxes_and_masks_follow_a_shrunk_picture():
+    result = EdgesTransform(300, 500, flip=0, shrink=2.5)(painted(), np.random.default_rng(0))
+    np.testing.assert_allclose(result.boxes[0], red_box(result), atol=1.01)
+    assert rasterise(result.segmentations[0], result.boxes[0]).mean() > 0.97
+    for shrink in (0.5, 0, float("nan")):
+        with pytest.raises(ValueError, match="1 or more"):
+            EdgesTransform(shrink=shrink)
+
+
+def test_short_edges_are_equally_likely_and_the_long_edge_holds():
+    edges = (32, 35, 38, 41)
+    transform = EdgesTransform(99, 60, short_edges=edges)  # the plain short edge is not among them
+    short = [transform(painted(40, 50, (5, 5, 11, 11)), np.random.default_rng(seed)).size[0] for seed in range(400)]
+    counts = [short.count(edge) for edge in edges]
+    assert sum(counts) == 400 and all(70 < count < 130 for count in counts)  # 100 each, +- 3.4 standard deviations
+    # 1:1.8: the long edge is the limit from 35 on.
+    sizes = {transform(painted(40, 72, (5, 5, 11, 11)), np.random.default_rng(seed)).size for seed in range(40)}
+    assert sizes == {(32, 58), (33, 60)}
+
+
+def test_draws_hang_neither_on_the_picture_nor_on_shrink():
+    def draws(sample, shrink):
+        transform = EdgesTransform(40, 200, shrink=shrink, short_edges=(40, 60, 80))
+        result = []
+        for seed in range(30):
+            rng = np.random.default_rng(seed)
+            moved = transform(sample, rng)
+            flipped = moved.boxes[0, 0] > moved.size[1] / 2
+            result.append((round(min(moved.size) * shrink / 20), bool(flipped), rng.random()))
+        return result
+
+    first = draws(painted(40, 60, (5, 5, 20, 20)), 1)
+    assert len(set(first)) == 30 and {(edge, flip) for edge, flip, _ in first} == {
+        (edge, flip) for edge in (2, 3, 4) for flip in (False, True)
+    }
+    assert first == draws(painted(90, 70, (5, 5, 20, 20)), 1) == draws(painted(40, 60, (5, 5, 20, 20)), 2)
+
+
 @pytest.mark.parametrize("width", [210, 211])
 def test_hflip_is_exact_and_its_own_inverse(width):
     sample = painted(width=width)
@@ -125,7 +183,7 @@ def test_samples_without_objects_or_masks():
     image = np.zeros((30, 40, 3), np.uint8)
     for shapes in (None, ()):
         sample = Sample(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), shapes, (30, 40))
-        for transform in (PretrainTransform(64), FinetuneTransform(20, 33)):
+        for transform in (PretrainTransform(64), EdgesTransform(20, 33)):
             for seed in range(4):
                 result = transform(sample, np.random.default_rng(seed))
                 assert result.boxes.shape == (0, 4) and result.segmentations == shapes
@@ -133,9 +191,9 @@ def test_samples_without_objects_or_masks():
 
 def test_flip_happens_half_the_time():
     sample = painted(40, 60, (5, 5, 11, 11))
-    flips = [FinetuneTransform(40, 66)(sample, np.random.default_rng(seed)).boxes[0, 0] > 30 for seed in range(200)]
+    flips = [EdgesTransform(40, 66)(sample, np.random.default_rng(seed)).boxes[0, 0] > 30 for seed in range(200)]
     assert 70 < sum(flips) < 130
-    assert FinetuneTransform(40, 66, flip=0)(sample, np.random.default_rng(0)).boxes[0, 0] < 30
+    assert EdgesTransform(40, 66, flip=0)(sample, np.random.default_rng(0)).boxes[0, 0] < 30
 
 
 def test_load_sample_leaves_out_crowd_but_keeps_difficult(synthetic):
@@ -152,6 +210,30 @@ def test_load_sample_leaves_out_crowd_but_keeps_difficult(synthetic):
     assert plain.areas.tolist() == [16]
     with pytest.raises(ValueError, match="no mask"):
         load_sample(plain, masks=True)
+
+
+def test_subset_is_drawn_by_its_seed_and_keeps_the_order(synthetic):
+    whole = load_dataset(synthetic, "train")
+    place = {record.image_id: index for index, record in enumerate(whole.records)}
+
+    def drawn(fraction, seed):
+        part = whole.subset(fraction, seed)
+        assert (part.classes, part.category_ids, part.split) == (whole.classes, whole.category_ids, whole.split)
+        assert all(record is whole.records[place[record.image_id]] for record in part.records)
+        return [place[record.image_id] for record in part.records]
+
+    for fraction, count in ((1, 12), (0.5, 6), (0.1, 1), (1e-9, 1), (0.125, 2)):
+        assert len(drawn(fraction, 0)) == count
+    assert drawn(1, 3) == list(range(12))
+    draws = [drawn(0.25, seed) for seed in range(40)]
+    assert draws == [drawn(0.25, seed) for seed in range(40)]
+    assert all(indices == sorted(set(indices)) for indices in draws)
+    assert {index for indices in draws for index in indices} == set(range(12))  # no picture is left out by all seeds
+    assert all(set(drawn(0.25, seed)) < set(drawn(0.5, seed)) for seed in range(5))
+    assert whole.has_masks and whole.subset(0.5, 0).has_masks
+    for fraction in (0, -0.1, 1.01, float("nan")):
+        with pytest.raises(ValueError, match="more than 0 and at most 1"):
+            whole.subset(fraction, 0)
 
 
 def test_record_lists_must_agree(tmp_path):

@@ -20,7 +20,7 @@ from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes import load
 from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
-from directdet.models.deploy import Deploy
+from directdet.models.rcnn_deploy import RCNNDeploy
 
 
 def torch_outputs(checkpoint, images):
@@ -28,7 +28,7 @@ def torch_outputs(checkpoint, images):
     model = build_model(loaded["model_config"])
     model.load_state_dict(loaded["model"])
     with torch.no_grad():
-        return [v.numpy() for v in Deploy(model.eval(), tuple(images.shape[2:]))(images)]
+        return [v.numpy() for v in RCNNDeploy(model.eval(), tuple(images.shape[2:]))(images)]
 
 
 def assert_same_detections(expected, found):

@@ -12,8 +12,8 @@ from directdet.infer.runtimes import load
 from directdet.infer.torch_runtime import TorchBackend, TorchDetector
 from directdet.models.build import build_model, describe_model
 from directdet.models.checkpoint import save_checkpoint
-from directdet.models.deploy import Deploy
 from directdet.models.rcnn import RCNNConfig
+from directdet.models.rcnn_deploy import RCNNDeploy
 
 CONFIG = describe_model(
     RCNNConfig(
@@ -63,7 +63,7 @@ def test_checkpoint_runs_as_the_model_does(model, tmp_path):
     assert detector.runtime == "torch" and detector.describe()["recipe"] == "test"
     batch, _ = detector.prepare([picture()])
     with torch.no_grad():
-        expected = Deploy(model, (64, 96))(torch.from_numpy(batch))
+        expected = RCNNDeploy(model, (64, 96))(torch.from_numpy(batch))
     for ours, theirs in zip(detector.run(batch), expected, strict=True):
         np.testing.assert_array_equal(ours, theirs.numpy())
     found = detector(picture())

@@ -29,6 +29,7 @@ SMALL = RCNNConfig(
     mask_slots=8,
     rpn_min_positive_iou=0.0,
     smooth_l1_beta=1 / 9,
+    rpn_smooth_l1_beta=1 / 9,
     detections=30,
 )
 

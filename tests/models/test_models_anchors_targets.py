@@ -8,7 +8,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 from twin import TwinAnchors
 
-from directdet.models.anchors import level_anchors
+from directdet.models.anchors import anchor_shapes, level_anchors
 from directdet.models.rcnn import RCNN, RCNNConfig
 from directdet.models.targets import match, random_keys, sample
 
@@ -22,7 +22,7 @@ def test_anchors_equal_torchvision_level_by_level(conditioned: RCNN, small: RCNN
 
 
 def test_anchors_have_the_stated_area_ratio_and_centre() -> None:
-    anchors = level_anchors(2, 3, 16, 8.0, torch.tensor([0.5, 1.0, 2.0]))
+    anchors = level_anchors(2, 3, 16, anchor_shapes((8.0,), (0.5, 1.0, 2.0)))
     assert anchors.shape == (18, 4)
     width, height = anchors[:, 2] - anchors[:, 0], anchors[:, 3] - anchors[:, 1]
     torch.testing.assert_close(width * height, torch.full((18,), 128.0**2))

@@ -9,15 +9,15 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.ops import box_iou
 from twin import build_twin, conditioned_model, smooth_images, twin_detections
 
-from directdet.models.deploy import Deploy
 from directdet.models.rcnn import RCNN, RCNNConfig
+from directdet.models.rcnn_deploy import RCNNDeploy
 
 Variant = Callable[..., RCNN]
 
 
 def detect(model: RCNN, images: Tensor, portable: bool) -> tuple[Tensor, ...]:
     with torch.no_grad():
-        return Deploy(model, tuple(images.shape[2:]), portable)(images)
+        return RCNNDeploy(model, tuple(images.shape[2:]), portable)(images)
 
 
 def check(outputs: tuple[Tensor, ...], theirs: list[dict], config: RCNNConfig, least: int = 10) -> None:
@@ -153,4 +153,4 @@ def test_each_image_of_a_batch_stands_alone(conditioned: RCNN) -> None:
 
 def test_odd_canvases_are_refused(conditioned: RCNN) -> None:
     with pytest.raises(ValueError, match="multiples of 32, not 100 and 128"):
-        Deploy(conditioned, (100, 128))
+        RCNNDeploy(conditioned, (100, 128))

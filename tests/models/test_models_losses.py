@@ -9,8 +9,9 @@ from torchvision.models.detection import FasterRCNN
 from twin import build_twin, conditioned_model, same_parts, smooth_images
 from twin_losses import Keys, twin_losses
 
+from directdet.models.mask_loss import project_masks
 from directdet.models.rcnn import RCNN, RCNNConfig
-from directdet.models.rcnn_loss import project_masks, rcnn_losses
+from directdet.models.rcnn_loss import rcnn_losses
 from directdet.models.targets import Targets
 
 TargetsOf = Callable[..., Targets]

@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from twin import conditioned_model, smooth_images
 from twin_losses import Keys
 
-from directdet.models.deploy import Deploy
 from directdet.models.norm import FixedBatchNorm2d, fix_batch_norm
 from directdet.models.rcnn import RCNN, RCNNConfig
+from directdet.models.rcnn_deploy import RCNNDeploy
 from directdet.models.rcnn_loss import rcnn_losses
 from directdet.models.targets import RandomKeys, Targets, random_keys
 
@@ -70,7 +70,7 @@ def test_the_step_never_waits_for_the_host(model: RCNN, targets_of: TargetsOf) -
 
 @pytest.mark.parametrize("portable", [False, True])
 def test_deployment_never_waits_for_the_host(conditioned: RCNN, portable: bool) -> None:
-    deploy = Deploy(conditioned, SIZE, portable)
+    deploy = RCNNDeploy(conditioned, SIZE, portable)
     with torch.no_grad(), NoHostWait():
         deploy(smooth_images(2, SIZE, 1))
 
@@ -131,7 +131,7 @@ def test_the_step_is_one_graph_forward_and_backward(
 
 
 def test_deployment_is_one_graph(slim: RCNN) -> None:
-    images, deploy = smooth_images(1, SIZE, 1), Deploy(slim, SIZE, portable=True)
+    images, deploy = smooth_images(1, SIZE, 1), RCNNDeploy(slim, SIZE, portable=True)
     with torch.no_grad():
         expected = deploy(images)
         outputs = torch.compile(deploy, fullgraph=True, backend="eager")(images)
@@ -165,10 +165,10 @@ def test_channels_last_gives_the_same_losses_and_detections(model: RCNN, targets
     images, targets = smooth_images(2, SIZE, 1), targets_of([3, 0], [SIZE] * 2)
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)
     with torch.no_grad():
-        expected, detections = step(model, images, targets, Keys(2)), Deploy(model, SIZE)(images)
+        expected, detections = step(model, images, targets, Keys(2)), RCNNDeploy(model, SIZE)(images)
         images = images.to(memory_format=torch.channels_last)
         torch.testing.assert_close(step(last, images, targets, Keys(2)), expected, rtol=1e-4, atol=0)
-        for ours, theirs in zip(Deploy(last, SIZE)(images), detections, strict=True):
+        for ours, theirs in zip(RCNNDeploy(last, SIZE)(images), detections, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
     step(last.train(), images, targets).backward()
     assert all(p.grad.isfinite().all() for p in last.parameters())
@@ -196,6 +196,6 @@ def test_bfloat16_autocast_runs_and_stays_close(slim: RCNN, targets_of: TargetsO
     sum(own.values()).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        outputs = Deploy(model, SIZE)(images)
+        outputs = RCNNDeploy(model, SIZE)(images)
     assert all(v.isfinite().all() for v in outputs)
     assert outputs[0].min() > 5

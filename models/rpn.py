@@ -1,11 +1,13 @@
-"""Region proposals: the best boxes of every level, decoded, clipped and thinned by NMS, padded to a fixed number."""
+"""Region proposals: their losses, and the best boxes of every level, thinned by NMS and padded to a fixed number."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .boxes import clip_boxes, decode_boxes, is_larger_than, nms_mask, take
-from .rcnn import RPN_WEIGHTS, RawMaps
+from .boxes import box_loss, clip_boxes, decode_boxes, encode_boxes, is_larger_than, nms_mask, pairwise_iou, take
+from .pyramid import RawMaps
+from .rcnn import RPN_WEIGHTS, TwoStageConfig
+from .targets import RandomKeys, Targets, match, sample, shared_count
 
 MIN_SIDE = 1e-3  # pixels
 TRAINING_BLOCK = 256
@@ -52,3 +54,24 @@ def _thin_together(boxes: list[Tensor], valid: list[Tensor], threshold: float) -
     filled = torch.stack([F.pad(v, (0, longest - v.shape[1])) for v in valid], 1).flatten(0, 1)
     keep = nms_mask(stacked, filled, threshold).reshape(images, len(boxes), longest)
     return torch.cat([keep[:, level, : b.shape[1]] for level, b in enumerate(boxes)], 1)
+
+
+def rpn_losses(config: TwoStageConfig, raw: RawMaps, targets: Targets, draw: RandomKeys) -> dict[str, Tensor]:
+    """The losses rpn_class and rpn_box of sampled anchors."""
+    with torch.no_grad():
+        anchors = raw.anchors.expand(targets.boxes.shape[0], -1, -1)  # [N, A, 4]
+        objects, assigned = match(
+            pairwise_iou(anchors, targets.boxes),
+            targets.valid,
+            config.rpn_positive_iou,
+            config.rpn_negative_iou,
+            config.rpn_min_positive_iou,
+        )
+        positives = int(config.rpn_samples * config.rpn_positive_fraction)
+        index, filled, positive = sample(assigned, config.rpn_samples, positives, draw)
+        matched = take(targets.boxes, take(objects, index))
+        wanted = encode_boxes(matched, raw.anchors[index], RPN_WEIGHTS)
+        count = shared_count(filled)
+    class_loss = F.binary_cross_entropy_with_logits(take(raw.logits, index), positive.float(), reduction="none")
+    regression = box_loss(take(raw.deltas, index), wanted, config.rpn_smooth_l1_beta)
+    return {"rpn_class": (class_loss * filled).sum() / count, "rpn_box": (regression * positive).sum() / count}

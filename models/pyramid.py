@@ -1,0 +1,43 @@
+"""What every detector on a feature pyramid shares: its raw maps, and how its parts are built."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from .norm import group_norm
+
+
+class RawMaps(NamedTuple):
+    """What a network says of a batch before any choice is made. A is the number of anchors of all levels.
+
+    features: the pyramid, finest first, five of [N, C, H, W]; logits [N, A] of proposals, or [N, A, classes] of a
+    one-stage detector; deltas [N, A, 4]; anchors [A, 4]; level_sizes: anchors of each level.
+    """
+
+    features: list[Tensor]
+    logits: Tensor
+    deltas: Tensor
+    anchors: Tensor
+    level_sizes: list[int]
+
+
+def flatten_map(values: Tensor, per_anchor: int) -> Tensor:
+    """[N, anchors * per_anchor, H, W] -> [N, H * W * anchors, per_anchor], float32, in the anchors' order."""
+    return values.permute(0, 2, 3, 1).reshape(values.shape[0], -1, per_anchor).float()
+
+
+def map_shapes(size: tuple[int, int], strides: list[int]) -> list[tuple[int, int]]:
+    """(height, width) of each level for an input of `size`, a multiple of 32: every level rounds up."""
+    return [(-(-size[0] // stride), -(-size[1] // stride)) for stride in strides]
+
+
+def norm_layer(norm: str) -> Callable[[int], nn.Module] | None:
+    """The `norm_layer` argument of torchvision's necks and heads: nothing, or group normalisation (Scratch (GN))."""
+    return group_norm if norm == "gn" else None
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """ValueError unless both sides are multiples of 32, the backbone's coarsest stride."""
+    if size[0] % 32 or size[1] % 32:
+        raise ValueError(f"height and width must be multiples of 32, not {size[0]} and {size[1]}")
