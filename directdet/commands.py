@@ -70,9 +70,9 @@ def recipes(name: str | None) -> None:
     """List the training recipes, or show every setting of one."""
     from rich.console import Console
 
-    from .train.settings import describe_recipe, get_recipe, recipe_table
+    from .train.settings import describe_recipe, get_recipe, recipe_groups
 
-    Console().print(recipe_table() if name is None else describe_recipe(get_recipe(name)))
+    Console().print(recipe_groups() if name is None else describe_recipe(get_recipe(name)))
 
 
 @click.command("check-data")
@@ -126,8 +126,10 @@ def _report_text(found: CheckReport, suffix: str) -> str:
 @click.argument("recipe")
 @data_option
 @click.option("--out", type=PATH, required=True, metavar="RUN", help="Folder of the run.")
-@click.option("--phase", type=click.Choice(["pretrain", "finetune"]), help="Only this phase.  [default: both]")
-@click.option("--init", type=PATH, metavar="FILE", help="Start from the weights of this checkpoint.")
+@click.option(
+    "--phase", type=click.Choice(["pretrain", "finetune", "scratch"]), help="Only this phase.  [default: all]"
+)
+@click.option("--init", metavar="FILE", help="Start from this checkpoint or backbone file, from imagenet or random.")
 @click.option("--resume", is_flag=True, help="Go on where the run in RUN stopped.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -140,7 +142,7 @@ def train(
     data: Path,
     out: Path,
     phase: str | None,
-    init: Path | None,
+    init: str | None,
     resume: bool,
     device: str,
     seed: int,

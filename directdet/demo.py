@@ -30,7 +30,7 @@ from .train.settings import get_recipe
 
 if TYPE_CHECKING:
     from .export.verify import Verification
-    from .train.recipes import Phase, Recipe
+    from .train.recipe import Phase, Recipe
 
 _TRAIN, _VAL = 200, 40  # images
 _PICTURES, _SCORE = 8, 0.5  # of the gallery: how many, and from which score on detections are drawn
@@ -189,7 +189,7 @@ def _metric(timed: BenchmarkResult, runtime: str, name: str) -> float | None:
 
 def _phase_grid(recipe: Recipe, run: RunResult, log: dict[str, list[dict[str, Any]]]) -> Grid:
     """The two phases side by side: a setting a row."""
-    phases = recipe.phases()
+    phases = recipe.phases
     rows = {row["name"]: row for row in run.phases}
     last = {name: next((row for row in reversed(kept) if row["kind"] == "eval"), {}) for name, kept in log.items()}
     steps = {name: max((row["step"] for row in kept), default=0) for name, kept in log.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -83,11 +83,26 @@ def evaluate(detector: Detector, dataset: Dataset, progress: bool = True, max_im
     Raises:
         UserError: other classes, no images, or an image that cannot be read.
     """
-    order = match_classes(detector, dataset)
     records = dataset.records[:max_images]
-    if not records:
-        raise UserError(f"{dataset.root}: {dataset.split}: no images to evaluate on")
     start = time.perf_counter()
+    found = detect(detector, dataset, records, progress)
+    seconds = time.perf_counter() - start
+    metrics = score_detections(found, dataset, records)
+    metrics.seconds = seconds
+    return metrics
+
+
+def detect(
+    detector: Detector, dataset: Dataset, records: Sequence[Record], progress: bool = False
+) -> list[tuple[int, Detections]]:
+    """(image id, detections with the dataset's labels) of each record, for score_detections.
+
+    Raises:
+        UserError: other classes than the dataset's, no images in it, or an image that cannot be read.
+    """
+    order = match_classes(detector, dataset)
+    if not dataset.records:
+        raise UserError(f"{dataset.root}: {dataset.split}: no images to evaluate on")
     found = []
     console = Console(stderr=True)
     hidden = not (progress and console.is_terminal)  # a bar that vanishes leaves an empty line in a log file
@@ -95,10 +110,7 @@ def evaluate(detector: Detector, dataset: Dataset, progress: bool = True, max_im
         detections = detector(read_record_image(record)[:, :, ::-1])
         detections.labels = order[detections.labels]
         found.append((record.image_id, detections))
-    seconds = time.perf_counter() - start
-    metrics = score_detections(found, dataset, records)
-    metrics.seconds = seconds
-    return metrics
+    return found
 
 
 def match_classes(detector: Detector, dataset: Dataset) -> np.ndarray:

@@ -249,8 +249,9 @@ def table10() -> PaperTable:
     """
     rows = (
         ApRow("Direct", 41.0, 36.6, fine_tune="P2x+1x", total_cost_days=2.07, memory_gb=8.06, input="448, (1333,800)"),
-        ApRow("DropBlock", 39.8, 35.5, batch_per_gpu=8, input="640", fine_tune="3x", total_cost_days=3.32,
-              memory_gb=11.25),
+        ApRow(
+            "DropBlock", 39.8, 35.5, batch_per_gpu=8, input="640", fine_tune="3x", total_cost_days=3.32, memory_gb=11.25
+        ),
     )
     hardware = "8x RTX 2080Ti (Direct), 8x RTX 6000 (DropBlock) (training)"
     return PaperTable(f"{DIRECT}, Table 10", "against DropBlock-style training", hardware, _UNSTATED, rows)

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .backbones import BACKBONES
+from .cascade import Cascade, CascadeConfig
+from .cascade_deploy import CascadeDeploy
+from .cascade_loss import cascade_losses
 from .rcnn import RCNN, RCNNConfig
 from .rcnn_deploy import RCNNDeploy
 from .rcnn_loss import rcnn_losses
@@ -32,6 +35,7 @@ class Detector(NamedTuple):
 
 DETECTORS = {
     "rcnn": Detector(RCNNConfig, RCNN, rcnn_losses, RCNNDeploy),
+    "cascade": Detector(CascadeConfig, Cascade, cascade_losses, CascadeDeploy),
     "retinanet": Detector(RetinaNetConfig, RetinaNet, retinanet_losses, RetinaNetDeploy),
 }
 

@@ -38,14 +38,16 @@ class WindowAttention(ShiftedWindowAttention):
         """Tokens [N, H, W, C] -> the same shape."""
         images, height, width, channels = x.shape
         rows, columns = -(-height // WINDOW), -(-width // WINDOW)  # windows
-        x = F.pad(x, (0, 0, 0, columns * WINDOW - width, 0, rows * WINDOW - height))
+        if (height, width) != (rows * WINDOW, columns * WINDOW):  # even nothing costs a copy
+            x = F.pad(x, (0, 0, 0, columns * WINDOW - width, 0, rows * WINDOW - height))
         shift = [0 if count == 1 else own for count, own in zip((rows, columns), self.shift_size, strict=True)]
         if any(shift):
             x = torch.roll(x, (-shift[0], -shift[1]), (1, 2))
         x = x.reshape(images, rows, WINDOW, columns, WINDOW, channels).transpose(2, 3).reshape(-1, WINDOW**2, channels)
 
         qkv = self.qkv(x).reshape(-1, WINDOW**2, 3, self.num_heads, channels // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [N * windows, heads, 49, channels of a head]
+        qkv = qkv.permute(2, 0, 3, 1, 4)
+        query, key, value = qkv[0], qkv[1], qkv[2]  # each [N * windows, heads, 49, channels of a head]
         query = query * (channels // self.num_heads) ** -0.5
         logits = query @ key.transpose(-2, -1) + self.get_relative_position_bias()
         if any(shift):

@@ -3,17 +3,23 @@
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNet as TorchvisionRetinaNet
 from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops import box_iou, remove_small_boxes, sigmoid_focal_loss
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from twin import smooth_images
 
 from directdet.models.norm import group_norm
+from directdet.models.postprocess import MIN_SIDE
+from directdet.models.pyramid import RawMaps
 from directdet.models.retinanet import RetinaNet, RetinaNetConfig
 from directdet.models.targets import Targets
+
+EVERY = 1_000_000
 
 
 class TwinAnchors(AnchorGenerator):
@@ -57,7 +63,7 @@ def build_twin(model: RetinaNet) -> TorchvisionRetinaNet:
         head=RetinaNetHead(config.fpn_channels, len(anchors.cell_anchors[0]), config.num_classes, norm),
         score_thresh=config.score_threshold,
         nms_thresh=config.nms,
-        detections_per_img=config.detections,
+        detections_per_img=EVERY,
         fg_iou_thresh=config.positive_iou,
         bg_iou_thresh=config.negative_iou,
         topk_candidates=config.test_pre_nms,
@@ -72,9 +78,7 @@ def same_parts(twin: TorchvisionRetinaNet, model: RetinaNet) -> list[tuple[nn.Mo
     return [(twin.backbone.body, model.backbone), (twin.backbone.fpn, model.fpn), (twin.head, model.head)]
 
 
-def twin_maps(
-    twin: TorchvisionRetinaNet, images: Tensor
-) -> tuple[list[Tensor], dict[str, Tensor], list[Tensor]]:
+def twin_maps(twin: TorchvisionRetinaNet, images: Tensor) -> tuple[list[Tensor], dict[str, Tensor], list[Tensor]]:
     """Features, head outputs and each image's anchors, from normalised images [N, 3, H, W] on."""
     features = list(twin.backbone(images).values())
     sizes = [tuple(images.shape[2:])] * len(images)
@@ -92,14 +96,57 @@ def twin_losses(twin: TorchvisionRetinaNet, images: Tensor, targets: Targets) ->
     return {"class": losses["classification"], "box": losses["bbox_regression"]}
 
 
-def twin_detections(twin: TorchvisionRetinaNet, images: Tensor) -> list[dict]:
-    """torchvision's own path from normalised images [N, 3, H, W] to detections."""
+def plain_losses(config: RetinaNetConfig, raw: RawMaps, targets: Targets) -> tuple[dict[str, Tensor], int]:
+    """The losses image by image with torchvision's parts, divided by the positives of the whole batch; and those."""
+    matcher = Matcher(config.positive_iou, config.negative_iou, allow_low_quality_matches=True)
+    losses, positives = {"class": torch.zeros(()), "box": torch.zeros(())}, 0
+    for i, valid in enumerate(targets.valid):
+        boxes, labels = targets.boxes[i][valid], targets.labels[i][valid]
+        background = torch.full((len(raw.anchors),), -1)
+        matched = matcher(box_iou(boxes, raw.anchors)) if len(boxes) else background
+        positive = matched >= 0
+        wanted = torch.zeros_like(raw.logits[i])
+        wanted[positive, labels[matched[positive]]] = 1
+        kept = matched != Matcher.BETWEEN_THRESHOLDS
+        focal = sigmoid_focal_loss(raw.logits[i][kept], wanted[kept], config.focal_alpha, config.focal_gamma)
+        losses["class"] = losses["class"] + focal.sum()
+        if positive.any():
+            deltas = BoxCoder((1.0, 1.0, 1.0, 1.0)).encode_single(boxes[matched[positive]], raw.anchors[positive])
+            losses["box"] = losses["box"] + (raw.deltas[i][positive] - deltas).abs().sum()
+        positives += int(positive.sum())
+    return {name: value / max(1, positives) for name, value in losses.items()}, positives
+
+
+def twin_detections(twin: TorchvisionRetinaNet, images: Tensor, count: int) -> list[dict]:
+    """torchvision's own path from normalised images [N, 3, H, W] to the best `count` detections of each.
+
+    Its RetinaNet alone of its detectors keeps boxes that clipping has made empty; they are taken out here.
+    """
     features, outputs, anchors = twin_maps(twin, images)
     # As its forward() does between the head and the end: everything split by level.
     sizes = [f.shape[2] * f.shape[3] * len(twin.anchor_generator.cell_anchors[0]) for f in features]
     split = {name: list(value.split(sizes, 1)) for name, value in outputs.items()}
     image_sizes = [tuple(images.shape[2:])] * len(images)
-    return twin.postprocess_detections(split, [list(a.split(sizes)) for a in anchors], image_sizes)
+    found = twin.postprocess_detections(split, [list(a.split(sizes)) for a in anchors], image_sizes)
+    kept = [remove_small_boxes(d["boxes"], MIN_SIDE)[:count] for d in found]
+    return [{name: value[index] for name, value in d.items()} for d, index in zip(found, kept, strict=True)]
+
+
+def same_detections(outputs: tuple[Tensor, ...], theirs: list[dict], least: int = 10) -> None:
+    """Every detection has its own partner of the same label, box and score; all else is 0."""
+    num, boxes, scores, labels = outputs
+    assert num.dtype == labels.dtype == torch.int32 and num.shape == (len(theirs), 1)
+    for i, expected in enumerate(theirs):
+        count = num[i].item()
+        assert count == len(expected["boxes"]) >= least
+        assert (scores[i, :count].diff() <= 0).all()
+        assert not boxes[i, count:].any() and not scores[i, count:].any() and not labels[i, count:].any()
+        iou = box_iou(boxes[i, :count], expected["boxes"])
+        iou[labels[i, :count, None] != expected["labels"]] = 0
+        value, partner = iou.max(1)
+        assert (value > 0.99).all() and len(partner.unique()) == count
+        torch.testing.assert_close(boxes[i, :count], expected["boxes"][partner], rtol=0, atol=0.01)
+        torch.testing.assert_close(scores[i, :count], expected["scores"][partner], rtol=0, atol=1e-5)
 
 
 def conditioned_model(config: RetinaNetConfig, size: tuple[int, int], seed: int = 0) -> RetinaNet:

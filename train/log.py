@@ -10,13 +10,16 @@ from ..files import write_text_atomic
 
 
 class RunLog:
-    """Appends rows to log.jsonl and their numbers to TensorBoard; a context manager."""
+    """Appends rows to log.jsonl and their numbers to TensorBoard; a context manager. Not `kept`, it writes nothing."""
 
-    def __init__(self, folder: Path, phase: str, resume_step: int | None):
+    def __init__(self, folder: Path, phase: str, resume_step: int | None, kept: bool = True):
+        self.file = self.board = None
+        if not kept:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
-        kept = _rows_until(path, resume_step) if resume_step is not None else []
-        write_text_atomic(path, "".join(kept))
+        rows = _rows_until(path, resume_step) if resume_step is not None else []
+        write_text_atomic(path, "".join(rows))
         self.phase = phase
         self.file = path.open("a", encoding="utf-8")
         self.board = SummaryWriter(
@@ -25,6 +28,8 @@ class RunLog:
 
     def write(self, kind: str, step: int, numbers: dict) -> None:
         """One row: {"kind", "phase", "step", **numbers}; nested dictionaries become TensorBoard groups."""
+        if self.file is None:
+            return
         self.file.write(json.dumps({"kind": kind, "phase": self.phase, "step": step, **numbers}) + "\n")
         self.file.flush()
         for name, value in numbers.items():
@@ -36,8 +41,9 @@ class RunLog:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.file.close()
-        self.board.close()
+        if self.file is not None:
+            self.file.close()
+            self.board.close()
 
 
 def _rows_until(path: Path, step: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import signal
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -21,17 +23,16 @@ from ..data.loader import BatchLoader, make_loader
 from ..data.records import Dataset
 from ..data.transforms import EdgesTransform, PretrainTransform
 from ..errors import UserError
-from ..infer.evaluate import Metrics, evaluate
+from ..infer.evaluate import Metrics, detect, score_detections
 from ..infer.preprocess import Preprocess
 from ..infer.torch_runtime import TorchDetector
 from ..models.build import describe_model
 from ..models.checkpoint import load_checkpoint, save_checkpoint
-from ..models.rcnn import RCNN
-from ..models.rcnn_loss import rcnn_losses
-from ..models.targets import Targets
+from . import distributed
 from .log import RunLog
-from .optim import build_optimizer, factor_at, learning_rate
-from .recipes import Phase
+from .optim import learning_rate
+from .recipe import Phase
+from .step import Batch, Stepper
 
 LOG_EVERY = 10  # steps; the host waits for the device only then
 CHECKPOINT_SECONDS = 300.0
@@ -84,10 +85,13 @@ class _Interrupt:
 
 
 class Trainer:
-    """One phase of one run: a model, its data, its optimiser, and where it stands."""
+    """One phase of one run: a model, its data, its optimiser, and where it stands.
+
+    Where there are several processes each has its share of every batch and of the evaluation; the main one writes.
+    """
 
     def __init__(
-        self, model: RCNN, phase: Phase, train: Dataset, val: Dataset | None, folder: Path, recipe: str, seed: int
+        self, model: nn.Module, phase: Phase, train: Dataset, val: Dataset | None, folder: Path, recipe: str, seed: int
     ):
         self.model, self.phase, self.train, self.val = model, phase, train, val
         self.folder, self.recipe, self.seed = folder, recipe, seed
@@ -95,15 +99,20 @@ class Trainer:
         if phase.channels_last:
             model.to(memory_format=torch.channels_last)
         self.loader = make_phase_loader(phase, train, model.config.masks, seed, self.device.type == "cuda")
-        self.passes = phase.epochs * phase.repeat
-        self.steps_per_epoch = self.loader.batches_per_epoch * phase.repeat
-        self.steps = min(self.loader.batches_per_epoch * self.passes, phase.max_steps or sys.maxsize)
-        self.rate = learning_rate(phase, phase.batch_size)
-        self.optimizer = build_optimizer(model, phase, self.rate)
-        self.position = Position()
+        self.steps_per_pass = self.loader.batches_per_epoch // phase.accumulate
+        if not self.steps_per_pass:
+            raise UserError(
+                f"{phase.name}: accumulate: {phase.accumulate} batches make a step, the data has "
+                f"{self.loader.batches_per_epoch}; lower it"
+            )
+        self.steps_per_epoch = self.steps_per_pass * phase.repeat
+        whole = phase.iterations or self.steps_per_epoch * phase.epochs
+        self.steps = min(whole, phase.max_steps or sys.maxsize)
+        self.images_per_step = phase.batch_size * phase.accumulate * distributed.world_size()
+        self.rate = learning_rate(phase, self.images_per_step)
         self.preprocess = Preprocess(size=phase.eval_size, fixed=phase.eval_fixed)
-        self.mean = torch.tensor(self.preprocess.mean, device=self.device)
-        self.std = torch.tensor(self.preprocess.std, device=self.device)
+        self.stepper = Stepper(model, phase, self.preprocess, self.rate, seed)
+        self.position = Position()
 
     def run(self, resumed: bool) -> Metrics | None:
         """Train to the end of the phase; returns the last evaluation, if there was one.
@@ -112,7 +121,7 @@ class Trainer:
         """
         metrics = None
         with (
-            RunLog(self.folder, self.phase.name, self.position.step if resumed else None) as log,
+            RunLog(self.folder, self.phase.name, self.position.step if resumed else None, distributed.is_main()) as log,
             _progress() as bar,
             _Interrupt() as interrupt,
         ):
@@ -137,27 +146,32 @@ class Trainer:
     def _one_pass(self, log: RunLog, bar: Progress, task: int, interrupt: _Interrupt) -> None:
         """One pass over the dataset, or what is left of it, or what comes before an interrupt."""
         self.model.train()
-        per_pass = self.loader.batches_per_epoch
-        self.loader.set_epoch(*divmod(self.position.step, per_pass))
+        accumulate, number = self.phase.accumulate, self.position.step // self.steps_per_pass
+        self.loader.set_epoch(number, self.position.step % self.steps_per_pass * accumulate)
         totals, since = None, 0
         started = saved = waiting = time.perf_counter()
         data_seconds = 0.0
-        for images, targets in self.loader:
+        batches = iter(self.loader)
+        while group := list(itertools.islice(batches, accumulate)):
             data_seconds += time.perf_counter() - waiting
-            losses, counts = self.step(images, targets)
+            losses, counts = self.step(group)
             values = torch.stack([*losses.values(), *counts.values()])
             totals = values if totals is None else totals + values
             since += 1
             self.position.step += 1
             step = self.position.step
-            last = step % per_pass == 0 or step == self.steps or interrupt.asked
+            last = step % self.steps_per_pass == 0 or step == self.steps
+            # Several processes have to stop at the same step, which they agree about only where they log.
+            last = last or (interrupt.asked and distributed.world_size() == 1)
             if step % LOG_EVERY == 0 or last:  # before anything is saved: a loss that is not finite is found here
                 names = [*losses, *counts]
-                means = dict(zip(names, (totals / since).tolist(), strict=True))
+                means = dict(zip(names, distributed.mean(totals / since).tolist(), strict=True))
                 loss = self._check_finite(means, losses, step)
                 seconds = (time.perf_counter() - started) / since
                 self._report(log, bar, task, loss, means, seconds, data_seconds / since)
                 totals, since, data_seconds, started = None, 0, 0.0, time.perf_counter()
+                interrupt.asked = distributed.any_of(interrupt.asked, self.device)
+                last = last or interrupt.asked
                 if time.perf_counter() - saved > CHECKPOINT_SECONDS:
                     self.save("last.pt")
                     saved = time.perf_counter()
@@ -165,28 +179,9 @@ class Trainer:
                 break
             waiting = time.perf_counter()
 
-    def step(self, images: Tensor, targets: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """One optimisation step; the losses and counts, detached, still on the device.
-
-        Every step draws from its own seed, so a run continued at any step is the same run.
-        """
-        step, phase = self.position.step, self.phase
-        torch.manual_seed(self.seed * 1_000_003 + step)
-        images = images.to(self.device, non_blocking=True)
-        moved = Targets(**{name: value.to(self.device, non_blocking=True) for name, value in targets.items()})
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * factor_at(phase, step, self.steps_per_epoch)
-        pixels = normalise(images, moved.sizes, self.mean, self.std)
-        if phase.channels_last:
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=phase.precision == "bf16"):
-            losses, counts = rcnn_losses(self.model, self.model(pixels), moved)
-        self.optimizer.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
-        if phase.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), phase.clip_norm)
-        self.optimizer.step()
-        return {k: v.detach() for k, v in losses.items()}, {k: v.detach().float() for k, v in counts.items()}
+    def step(self, batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """One optimisation step over so many batches as the phase accumulates."""
+        return self.stepper.step(batches, self.position.step, self.steps_per_epoch)
 
     def _check_finite(self, means: dict[str, float], losses: dict[str, Tensor], step: int) -> float:
         loss = sum(means[name] for name in losses)
@@ -207,9 +202,11 @@ class Trainer:
         step = self.position.step
         dropped = means.pop("mask_dropped", 0.0)
         positives = means.pop("positives")
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = self.stepper.optimizer.param_groups[0]["lr"]
         row = {"epoch": step / self.steps_per_epoch, "lr": rate, "loss": loss, "losses": means}
         row |= {"positives": positives, "mask_dropped": dropped}
+        if self.device.type == "cuda":
+            row["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         log.write("step", step, {**row, "seconds_per_step": seconds, "data_seconds": data_seconds})
         note = f"loss {loss:.3f}  lr {rate:.2g}  {seconds:.2f} s/step"
         if dropped:
@@ -217,10 +214,19 @@ class Trainer:
         bar.update(task, completed=step, note=note)
 
     def _evaluate(self, log: RunLog) -> Metrics:
+        """Every picture once, each by one process, all with the main one's statistics of batch normalisation."""
+        distributed.share_buffers(self.model)
         detector = TorchDetector.from_model(
             self.model, self.preprocess, self.train.classes, self.train.category_ids, self.device
         )
-        metrics = evaluate(detector, self.val, progress=False)
+        started = time.perf_counter()
+        mine = self.val.records[distributed.rank() :: distributed.world_size()]
+        found = distributed.gather(detect(detector, self.val, mine))
+        metrics = None
+        if distributed.is_main():
+            metrics = score_detections(itertools.chain.from_iterable(found), self.val)
+            metrics.seconds = time.perf_counter() - started
+        metrics = distributed.from_main(metrics)
         row = {"epoch": self.position.step // self.steps_per_epoch, "bbox": metrics.bbox}
         if metrics.segm:
             row["segm"] = metrics.segm
@@ -234,6 +240,8 @@ class Trainer:
 
     def save(self, name: str) -> None:
         """Write everything that a run needs to go on, and that inference needs to start."""
+        if not distributed.is_main():
+            return
         save_checkpoint(
             self.folder / "checkpoints" / name,
             {
@@ -244,12 +252,13 @@ class Trainer:
                 "preprocess": self.preprocess.to_dict(),
                 "recipe": self.recipe,
                 "phase": self.phase.name,
-                "optimizer": self.optimizer.state_dict(),
+                **self.stepper.state(),
                 "step": self.position.step,
                 "steps": self.steps,
                 "best": self.position.best,
                 "evaluated": self.position.evaluated,
                 "seed": self.seed,
+                "images_per_step": self.images_per_step,
             },
         )
 
@@ -258,24 +267,26 @@ class Trainer:
         checkpoint = load_checkpoint(path, str(self.device))
         if checkpoint.get("phase") != self.phase.name or "optimizer" not in checkpoint:
             raise UserError(f"{path}: is of the phase {checkpoint.get('phase')!r}, not {self.phase.name!r}")
-        if (checkpoint["steps"], checkpoint["seed"]) != (self.steps, self.seed):
+        before = tuple(checkpoint.get(key) for key in ("steps", "seed", "images_per_step"))
+        if before != (self.steps, self.seed, self.images_per_step):
             raise UserError(
-                f"{path}: was trained for {checkpoint['steps']} steps with seed {checkpoint['seed']}, now asked for "
-                f"{self.steps} with seed {self.seed}; resume with the same settings and data"
+                f"{path}: was trained for {before[0]} steps of {before[2]} images with seed {before[1]}, now asked for "
+                f"{self.steps} of {self.images_per_step} with seed {self.seed}; resume with the same settings, data "
+                "and number of processes"
             )
         if describe_model(self.model.config) != checkpoint["model_config"]:
             raise UserError(f"{path}: holds another network; resume with the same settings")
         self.model.load_state_dict(checkpoint["model"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.stepper.load_state(checkpoint)
         self.position = Position(checkpoint["step"], checkpoint["best"], checkpoint["evaluated"])
 
 
 def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pin_memory: bool) -> BatchLoader:
-    """The training batches of a phase."""
+    """The training batches of a phase, this process's share of them."""
     if phase.resize == "direct":
         transform = PretrainTransform(phase.size[0], phase.scale)
     else:
-        transform = EdgesTransform(*phase.size)
+        transform = EdgesTransform(*phase.size, shrink=phase.shrink, short_edges=phase.short_edges)
     return make_loader(
         dataset,
         transform,
@@ -285,15 +296,9 @@ def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pi
         masks=masks,
         group_aspect=phase.resize == "edges",
         pin_memory=pin_memory,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
     )
-
-
-def normalise(images: Tensor, sizes: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 [N, 3, H, W] -> float32, normalised; 0 outside each picture (sizes [N, 2]), as Preprocess pads."""
-    rows = torch.arange(images.shape[2], device=images.device) < sizes[:, 0:1]  # [N, H]
-    columns = torch.arange(images.shape[3], device=images.device) < sizes[:, 1:2]
-    inside = rows[:, None, :, None] & columns[:, None, None, :]
-    return torch.where(inside, (images - mean.view(3, 1, 1)) / std.view(3, 1, 1), 0.0)
 
 
 @contextlib.contextmanager
@@ -306,5 +311,6 @@ def _progress() -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, refresh_per_second=2) as bar:
+    console = Console(quiet=not distributed.is_main())
+    with Progress(*columns, refresh_per_second=2, console=console) as bar:
         yield bar

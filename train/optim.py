@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .recipes import Phase
+from .recipe import Phase
 
 
 def learning_rate(phase: Phase, images_per_step: int) -> float:
@@ -13,7 +13,8 @@ def learning_rate(phase: Phase, images_per_step: int) -> float:
 
 def factor_at(phase: Phase, step: int, steps_per_epoch: int) -> float:
     """What the full learning rate is multiplied by at `step` (0-based): warm-up, then a drop at every milestone."""
-    factor = phase.gamma ** sum(step >= milestone * steps_per_epoch for milestone in phase.milestones)
+    unit = steps_per_epoch if phase.iterations is None else 1
+    factor = phase.gamma ** sum(step >= milestone * unit for milestone in phase.milestones)
     if step < phase.warmup_iterations:
         rise = step / phase.warmup_iterations
         factor *= phase.warmup_factor + (1 - phase.warmup_factor) * rise
@@ -21,13 +22,17 @@ def factor_at(phase: Phase, step: int, steps_per_epoch: int) -> float:
 
 
 def build_optimizer(model: nn.Module, phase: Phase, rate: float) -> torch.optim.Optimizer:
-    """SGD or AdamW over the trainable parameters; normalisations without weight decay where the phase says so."""
+    """SGD or AdamW over the trainable parameters.
+
+    Normalisations and the position biases of attention go without weight decay where the phase says so.
+    """
     norms = {
         id(p)
         for module in model.modules()
         if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm))
         for p in module.parameters(recurse=False)
     }
+    norms |= {id(p) for name, p in model.named_parameters() if name.endswith("relative_position_bias_table")}
     trainable = [p for p in model.parameters() if p.requires_grad]
     plain = [p for p in trainable if id(p) not in norms]
     affine = [p for p in trainable if id(p) in norms]

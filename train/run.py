@@ -15,9 +15,10 @@ from ..errors import UsageProblem, UserError
 from ..files import require_writable, write_json_atomic
 from ..models.build import build_model
 from ..models.checkpoint import load_checkpoint
+from . import distributed
 from .loop import Trainer
-from .prepare import Loaded, apply_norm, describe_norm, load_weights
-from .recipes import Phase, Recipe
+from .prepare import IMAGENET, Loaded, apply_norm, describe_norm, load_weights
+from .recipe import Phase, Recipe
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,12 @@ def train(
 ) -> RunResult:
     """Train `recipe` on the dataset in `data`, into the run folder `out`.
 
+    Started by torchrun, every process calls this; each trains on its share of every batch, the main one writes.
+
     Args:
-        phase: "pretrain" or "finetune"; None is both, the second starting from the first's last checkpoint.
-        init: a checkpoint whose whole detector is loaded before the first phase that runs. A finetune phase without it
-            starts from OUT/pretrain.
+        phase: one of the recipe's; None is all of them, each starting from the one before's last checkpoint.
+        init: what the first phase that runs starts from: a checkpoint or a torchvision backbone's file, "imagenet" or
+            "random". None is the recipe's own start; a finetune phase that runs alone starts from OUT/pretrain.
         resume: go on from OUT/PHASE/checkpoints/last.pt; phases that are finished are left alone.
         dry_run: print the banner of every phase and stop before the first step.
 
@@ -55,28 +58,49 @@ def train(
     out, place = Path(out), choose_device(device)
     if resume and init is not None:
         raise UsageProblem("--resume goes on from the run's own checkpoint, --init starts a new one: give one of them")
-    chosen = [p for p in recipe.phases() if phase in (None, p.name)]
+    chosen = [p for p in recipe.phases if phase in (None, p.name)]
     if seed < 0:
         raise UsageProblem(f"--seed {seed}: at least 0")
     if not chosen:
-        raise UsageProblem(f"--phase {phase}: there are pretrain and finetune")
+        names = " and ".join(p.name for p in recipe.phases)
+        raise UsageProblem(f"--phase {phase}: {recipe.name} has {names}")
     require_writable(out, folder=True)
     phases = [out / p.name / "checkpoints" / "last.pt" for p in chosen]
     if resume and not any(path.is_file() for path in (*phases, out / "pretrain" / "checkpoints" / "last.pt")):
         raise UserError(f"{out}: --resume finds no run there (no checkpoint of {' or '.join(p.name for p in chosen)})")
-    dataset, val = load_splits(data)
+    dataset, val = load_splits(data, recipe.data_fraction)
     asked = {"recipe": asdict(recipe), "data": str(data), "seed": seed, "classes": list(dataset.classes)}
-    done, start = [], Path(init) if init is not None else None
+    place = distributed.start(place)
+    try:
+        return _train_phases(recipe, chosen, dataset, val, out, init, resume, place, seed, dry_run, asked)
+    finally:
+        distributed.stop()
+
+
+def _train_phases(
+    recipe: Recipe,
+    chosen: list[Phase],
+    dataset: Dataset,
+    val: Dataset | None,
+    out: Path,
+    init: str | Path | None,
+    resume: bool,
+    device: torch.device,
+    seed: int,
+    dry_run: bool,
+    asked: dict,
+) -> RunResult:
+    done: list[dict] = []
+    start = init if init is not None else recipe.init
     for current in chosen:
         folder = out / current.name
-        if start is None and current.name == "finetune":
-            start = _pretrained(out)
+        if start == "random" and init is None and current.name == "finetune":
+            start = _pretrained(out) or start
+        planned = dry_run and bool(done)  # what it starts from is yet to be trained
         done.append(
-            _train_phase(
-                recipe, current, dataset, val, folder, start, resume, place, seed, dry_run, asked, len(done) > 0
-            )
+            _train_phase(recipe, current, dataset, val, folder, start, resume, device, seed, dry_run, asked, planned)
         )
-        start = None if dry_run else folder / "checkpoints" / "last.pt"
+        start = "random" if dry_run else folder / "checkpoints" / "last.pt"
     return RunResult(out, done)
 
 
@@ -100,7 +124,7 @@ def _train_phase(
     dataset: Dataset,
     val: Dataset | None,
     folder: Path,
-    init: Path | None,
+    start: str | Path,
     resume: bool,
     device: torch.device,
     seed: int,
@@ -108,48 +132,52 @@ def _train_phase(
     asked: dict,
     planned: bool,
 ) -> dict:
-    """Run one phase; returns its line of the RunResult. `planned`: the phase before it is part of the same run."""
+    """Run one phase; returns its line of the RunResult. `planned`: a dry run of the phase before it came first."""
     last = folder / "checkpoints" / "last.pt"
     if last.exists() and not resume and not dry_run:
         raise UserError(f"{folder}: holds a run already; go on with --resume, or choose another --out")
     torch.manual_seed(seed)
-    model = build_model({"detector": "rcnn", "num_classes": len(dataset.classes), **recipe.model})
+    model = build_model({"detector": recipe.detector, "num_classes": len(dataset.classes), **recipe.model})
     resumed = resume and last.is_file()
     if resumed:
         _check_asked(folder / "run.json", asked)
-        init = last
-    loaded = load_weights(model, init, dataset.classes) if init is not None else None
-    after_pretrain = dry_run and planned  # what it starts from is yet to be trained
-    apply_norm(model, phase, trained=after_pretrain)
+    loaded = None
+    if resumed:
+        loaded = load_weights(model, last, dataset.classes)
+    elif str(start) != "random":
+        loaded = load_weights(model, start, dataset.classes, phase.parts)
+    apply_norm(model, phase, trained=loaded is not None and loaded.taken["backbone"] > 0, known=not planned)
     trainer = Trainer(model.to(device), phase, dataset, val, folder, recipe.name, seed)
     if resumed:
         trainer.resume(last)
-    start = "what the pretrain phase ends with" if after_pretrain else describe_start(loaded)
-    if resumed:
-        start += f"; resumed at step {trainer.position.step}"
-    Console().print(banner(trainer, start))
+    if distributed.is_main():
+        words = "what the pretrain phase ends with" if planned else describe_start(loaded, start)
+        Console().print(banner(trainer, f"{words}; resumed at step {trainer.position.step}" if resumed else words))
+        if loaded is not None and not resumed:
+            Console().print(loaded.table())
     result = {"name": phase.name, "best_ap": None, "checkpoint": str(last), "seconds": 0.0}
     if dry_run:
         return result
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(folder / "run.json", {**asked, "init": str(init) if init else None, "torch": torch.__version__})
+    if distributed.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = {"init": str(last if resumed else start), "torch": torch.__version__}
+        write_json_atomic(folder / "run.json", {**asked, **facts, "processes": distributed.world_size()})
     started = time.perf_counter()
     metrics = trainer.run(resumed)
-    if metrics is not None:
+    if metrics is not None and distributed.is_main():
         Console().print(metrics.table())
+    distributed.from_main(None)  # nobody reads the phase's checkpoint before it is written
     best = trainer.position.best
     return {**result, "best_ap": best if best >= 0 else None, "seconds": time.perf_counter() - started}
 
 
-def describe_start(loaded: Loaded | None) -> str:
+def describe_start(loaded: Loaded | None, start: str | Path) -> str:
     """Where the weights came from, in words."""
     if loaded is None:
         return "random weights"
-    text = f"{loaded.path}: {loaded.taken} tensors"
-    if loaded.skipped:
-        text += f"; not in it, left as they were: {', '.join(loaded.skipped[:6])}"
-        text += f" and {len(loaded.skipped) - 6} more" if len(loaded.skipped) > 6 else ""
-    return text
+    name = "ImageNet (torchvision)" if str(start) == IMAGENET else loaded.source
+    left = sum(len(names) for names in loaded.left.values())
+    return f"{name}: {loaded.count()} tensors" + (f", {left} left as they were" if left else "")
 
 
 def banner(trainer: Trainer, start: str) -> Table:
@@ -157,25 +185,42 @@ def banner(trainer: Trainer, start: str) -> Table:
     phase, model = trainer.phase, trainer.model
     total = sum(p.numel() for p in model.parameters())
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    size = f"{phase.size[0]}x{phase.size[1]}" if phase.resize == "direct" else f"edges {phase.size}, padded to 32"
-    whole = trainer.passes * trainer.loader.batches_per_epoch
+    size = f"{phase.size[0]}x{phase.size[1]}"
+    if phase.resize == "edges":
+        size = f"edges {phase.size}, padded to 32"
+        size += f", divided by {phase.shrink:g}" if phase.shrink != 1 else ""
+        size += f", short edge of {', '.join(map(str, phase.short_edges))}" if phase.short_edges else ""
+    whole = phase.iterations or trainer.steps_per_epoch * phase.epochs
+    unit = "epochs" if phase.iterations is None else "steps"
     table = Table(title=f"{trainer.recipe}: {phase.name}", show_header=False)
     for name, value in {
         "data": f"{len(trainer.train)} train images, {len(trainer.val) if trainer.val else 'no'} val images, "
         f"{len(trainer.train.classes)} classes{_left_out(trainer.train)}",
         "start": start,
-        "input": f"{size}, {phase.batch_size} images per step, {phase.precision}, {trainer.device}",
+        "input": f"{size}, {_images(trainer)}, {phase.precision}, {trainer.device}",
         "normalisation": describe_norm(model, phase),
         "parameters": f"{total / 1e6:.2f} M, of them frozen {frozen / 1e6:.2f} M (stages frozen: "
         f"{phase.frozen_stages if phase.frozen_stages >= 0 else 'none'})",
-        "learning rate": f"{trainer.rate:g} = {phase.base_lr:g} x {phase.batch_size} / {phase.base_batch} images "
-        f"(linear scaling), warm-up {phase.warmup_iterations} steps, x{phase.gamma:g} after epochs "
+        "learning rate": f"{trainer.rate:g} = {phase.base_lr:g} x {trainer.images_per_step} / {phase.base_batch} "
+        f"images (linear scaling), warm-up {phase.warmup_iterations} steps, x{phase.gamma:g} after {unit} "
         f"{', '.join(map(str, phase.milestones)) or '(never)'}",
-        "steps": f"{trainer.steps}{' (max_steps) of' if trainer.steps < whole else ' ='} {trainer.passes} passes x "
-        f"{trainer.loader.batches_per_epoch}",
+        "steps": f"{trainer.steps}{f' (max_steps) of {whole}' if trainer.steps < whole else ''}, "
+        f"{whole / trainer.steps_per_pass:.4g} passes of {trainer.steps_per_pass}",
     }.items():
         table.add_row(name, value)
     return table
+
+
+def _images(trainer: Trainer) -> str:
+    """How the images of a step come together."""
+    phase, processes = trainer.phase, distributed.world_size()
+    text = f"{trainer.images_per_step} images per step"
+    if processes > 1 or phase.accumulate > 1:
+        text += f" ({phase.batch_size}"
+        text += f" on each of {processes} devices" if processes > 1 else ""
+        text += f", {phase.accumulate} times" if phase.accumulate > 1 else ""
+        text += ")"
+    return text
 
 
 def _left_out(dataset: Dataset) -> str:
@@ -198,9 +243,11 @@ def choose_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def load_splits(data: str | Path) -> tuple[Dataset, Dataset | None]:
-    """The train split, and the val split if there is one, with the same classes."""
+def load_splits(data: str | Path, fraction: float = 1.0) -> tuple[Dataset, Dataset | None]:
+    """The train split or a fixed share of it, and the val split if there is one, with the same classes."""
     dataset = load_dataset(data, "train")
+    if fraction < 1:
+        dataset = dataset.subset(fraction, seed=0)
     if "val" not in find_splits(data):
         return dataset, None
     val = load_dataset(data, "val")

@@ -11,17 +11,22 @@ from rich.console import Group
 from rich.table import Table
 
 from ..errors import UsageProblem
-from .recipes import RECIPES, Phase, Recipe
+from .paper_rows import paper_groups, results_of
+from .recipe import PARTS, Phase, Recipe
+from .recipes import RECIPES
 
 _CHOICES = {
     "resize": ("direct", "edges"),
-    "norm": ("live", "fixed"),
-    "precision": ("fp32", "bf16"),
+    "norm": ("live", "sync", "affine", "fixed"),
+    "precision": ("fp32", "bf16", "fp16"),
+    "parts": PARTS,
     "optimizer": ("sgd", "adamw"),
 }
 _MANY = 10**9
 _RANGES = {
-    **dict.fromkeys(("batch_size", "epochs", "repeat", "base_batch", "max_steps"), (1, _MANY)),
+    **dict.fromkeys(
+        ("batch_size", "accumulate", "epochs", "repeat", "iterations", "base_batch", "max_steps", "shrink"), (1, _MANY)
+    ),
     **dict.fromkeys(("eval_every", "workers", "warmup_iterations"), (0, _MANY)),
     **dict.fromkeys(("momentum", "weight_decay", "gamma", "warmup_factor"), (0.0, 1.0)),
     "base_lr": (0.0, 100.0),
@@ -40,8 +45,9 @@ def get_recipe(name: str) -> Recipe:
 def apply_settings(recipe: Recipe, settings: list[str] | tuple[str, ...]) -> Recipe:
     """The recipe with `settings` applied, each "key=value".
 
-    A key is a field of Phase (for both phases), one with "pretrain." or "finetune." before it (for that phase), or
-    "model." and a field of the network's configuration. UsageProblem for an unknown key or a value of the wrong type.
+    A key is a field of Phase (for every phase), one with the name of a phase and a dot before it (for that one),
+    "init", "data_fraction", or "model." and a field of the network's configuration. UsageProblem for an unknown key or
+    a value of the wrong type.
     """
     for setting in settings:
         key, equals, text = setting.partition("=")
@@ -49,16 +55,18 @@ def apply_settings(recipe: Recipe, settings: list[str] | tuple[str, ...]) -> Rec
         if not equals:
             raise UsageProblem(f"--set {setting}: write it as key=value")
         where, _, name = key.rpartition(".")
+        names = [phase.name for phase in recipe.phases]
         if where == "model":
-            recipe = replace(recipe, model={**recipe.model, name: _model_value(key, name, text)})
-        elif where in ("", "pretrain", "finetune"):
+            recipe = replace(recipe, model={**recipe.model, name: _model_value(recipe.detector, key, name, text)})
+        elif key in ("init", "data_fraction"):
+            recipe = replace(recipe, **{key: _recipe_value(key, text)})
+        elif where == "" or where in names:
             _check_known(key, name, [f.name for f in fields(Phase) if f.name != "name"])
-            for phase in (where,) if where else ("pretrain", "finetune"):
-                changed = replace(getattr(recipe, phase), **{name: _phase_value(key, name, text)})
-                recipe = replace(recipe, **{phase: changed})
+            for phase in (where,) if where else names:
+                recipe = recipe.with_phase(phase, **{name: _phase_value(key, name, text)})
         else:
-            _check_known(key, where, ["model", "pretrain", "finetune"])
-    for phase in recipe.phases():
+            _check_known(key, where, ["model", *names])
+    for phase in recipe.phases:
         _check_sizes(phase)
     return recipe
 
@@ -72,27 +80,41 @@ def _check_sizes(phase: Phase) -> None:
         )
 
 
+def _recipe_value(key: str, text: str) -> Any:
+    if key == "init":
+        if text not in ("random", "imagenet"):
+            raise UsageProblem(f"--set init: {text!r} is none of random, imagenet; a file is given with --init FILE")
+        return text
+    value = _parse(key, text, float)
+    if not 0 < value <= 1:
+        raise UsageProblem(f"--set data_fraction: {value} is not above 0 and at most 1")
+    return value
+
+
 def _phase_value(key: str, name: str, text: str) -> Any:
     value = _parse(key, text, typing.get_type_hints(Phase)[name])
-    if name in _CHOICES and value not in _CHOICES[name]:
-        raise UsageProblem(f"--set {key}: {value!r} is none of {', '.join(_CHOICES[name])}")
+    for one in value if name == "parts" else (value,):
+        if name in _CHOICES and one not in _CHOICES[name]:
+            raise UsageProblem(f"--set {key}: {one!r} is none of {', '.join(_CHOICES[name])}")
     if name in _RANGES and value is not None and not _RANGES[name][0] <= value <= _RANGES[name][1]:
         low, high = _RANGES[name]
         raise UsageProblem(f"--set {key}: {value} is not between {low:g} and {high:g}")
-    if name in ("size", "eval_size") and min(value) < 32:
+    if name in ("size", "eval_size", "short_edges") and value and min(value) < 32:
         raise UsageProblem(f"--set {key}: {value} is too small; at least 32 pixels")
     if name == "scale" and not 0 < value[0] <= value[1]:
         raise UsageProblem(f"--set {key}: {value} is not a range (low, high) above 0")
     return value
 
 
-def _model_value(key: str, name: str, text: str) -> Any:
+def _model_value(detector: str, key: str, name: str, text: str) -> Any:
     from ..models.backbones import BACKBONES
-    from ..models.rcnn import RCNNConfig
+    from ..models.build import DETECTORS
 
-    known = [f.name for f in fields(RCNNConfig) if f.name != "num_classes"]
-    _check_known(key, name, known)
-    value = _parse(key, text, typing.get_type_hints(RCNNConfig)[name])
+    config = DETECTORS[detector].config
+    _check_known(key, name, [f.name for f in fields(config) if f.name != "num_classes"])
+    value = _parse(key, text, typing.get_type_hints(config)[name])
+    if name == "norm" and value not in ("bn", "gn"):
+        raise UsageProblem(f"--set {key}: {value!r} is none of bn, gn")
     if name == "backbone" and value not in BACKBONES:
         raise UsageProblem(f"--set {key}: {value!r} is none of {', '.join(BACKBONES)}")
     share = name in ("rpn_nms", "nms", "score_threshold") or name.endswith(("_iou", "_fraction"))
@@ -126,6 +148,8 @@ def _parse(key: str, text: str, wanted: Any) -> Any:
             return text
         if wanted is bool:
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+        if wanted == tuple[str, ...]:
+            return tuple(part.strip() for part in text.split(",") if part.strip())
         value = ast.literal_eval(text)
         if typing.get_origin(wanted) is tuple:
             return _parse_tuple(value, typing.get_args(wanted))
@@ -150,34 +174,55 @@ def _number(value: Any, kind: type) -> Any:
     return kind(value)
 
 
-def recipe_table() -> Table:
-    """All recipes, one a line."""
-    table = Table("recipe", "what it is", "in the paper")
+def recipe_groups() -> Group:
+    """Every recipe, grouped by the paper's tables, with the paper's result and cost beside it."""
+    groups = []
+    for title, rows in paper_groups():
+        table = Table("recipe", "row of the table", "in the paper", title=title, title_justify="left")
+        for row in rows:
+            table.add_row(row.recipe or f"(no recipe: {row.why_not})", row.label, row.result)
+        groups.append(table)
+    placed = {row.recipe for _, rows in paper_groups() for row in rows}
+    others = Table("recipe", "what it is", title="Beside the tables", title_justify="left")
     for name, build in RECIPES.items():
-        recipe = build()
-        table.add_row(name, recipe.summary, recipe.paper)
-    return table
+        if name not in placed:
+            others.add_row(name, build().summary)
+    return Group(*groups, others)
 
 
 def describe_recipe(recipe: Recipe) -> Group:
     """Every setting of a recipe with where it comes from, and the command that runs it."""
-    table = Table("setting", "pretrain", "finetune", "source", title=recipe.summary)
+    from ..models.build import DETECTORS
+
+    names = [phase.name for phase in recipe.phases]
+    table = Table("setting", *names, "source", title=recipe.summary)
     for setting in fields(Phase):
         if setting.name == "name":
             continue
-        keys = (f"pretrain.{setting.name}", f"finetune.{setting.name}", setting.name)
-        source = "; ".join(f"{key}: {recipe.sources[key]}" for key in keys if key in recipe.sources)
-        values = [str(getattr(phase, setting.name)) for phase in recipe.phases()]
-        table.add_row(setting.name, *values, source)
-    model = Table("network setting", "value", "source")
-    from ..models.rcnn import RCNNConfig
-
-    for setting in fields(RCNNConfig):
+        keys = (*(f"{name}.{setting.name}" for name in names), setting.name)
+        found = [f"{key}: {recipe.sources[key]}" for key in keys if key in recipe.sources]
+        values = [getattr(phase, setting.name) for phase in recipe.phases]
+        if not found and any(value != setting.default for value in values):
+            found = [f"{name}: {recipe.sources[name]}" for name in names if name in recipe.sources]
+        unused = all(value == setting.default for value in values)
+        table.add_row(setting.name, *map(_shown, values), "; ".join(found) or ("default" if unused else "ours"))
+    model = Table(f"{recipe.detector} setting", "value", "source")
+    for setting in fields(DETECTORS[recipe.detector].config):
         if setting.name == "num_classes":
             continue
         key = f"model.{setting.name}"
         value, default = recipe.model.get(setting.name, setting.default), setting.default
-        source = recipe.sources.get(key, "" if value == default else recipe.sources.get("model", ""))
-        model.add_row(setting.name, str(value), source or "models/rcnn.py, the paper's code")
-    command = f"directdet train {recipe.name} --data DATA --out RUN"
-    return Group(table, model, f"In the paper: {recipe.paper}" if recipe.paper else "", f"Run it: {command}")
+        other = (
+            "the paper's code" if value == default else recipe.sources.get("model", "what the recipe is named after")
+        )
+        source = recipe.sources.get(key, other)
+        model.add_row(setting.name, _shown(value), source)
+    facts = [f"First phase starts from: {recipe.init} weights"]
+    if recipe.data_fraction < 1:
+        facts.append(f"Share of the training images: {recipe.data_fraction:g} ({recipe.sources['data_fraction']})")
+    facts += [f"In the paper: {text}" for text in results_of(recipe.name)]
+    return Group(table, model, *facts, f"Run it: directdet train {recipe.name} --data DATA --out RUN")
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

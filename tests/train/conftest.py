@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from directdet.data.synthetic import make_synthetic
-from directdet.train.recipes import Recipe
+from directdet.train.recipe import Recipe
 from directdet.train.settings import get_recipe
 
 TINY_MODEL = {
@@ -37,6 +37,6 @@ def shapes(tmp_path_factory):
 def tiny() -> Recipe:
     recipe = get_recipe("demo")
     common = {"batch_size": 4, "epochs": 2, "workers": 0, "warmup_iterations": 2, "eval_size": (64, 64)}
-    pretrain = replace(recipe.pretrain, size=(64, 64), eval_every=1, **common)
-    finetune = replace(recipe.finetune, size=(64, 96), eval_every=2, **common)
-    return replace(recipe, pretrain=pretrain, finetune=finetune, model=TINY_MODEL)
+    recipe = recipe.with_phase("pretrain", size=(64, 64), eval_every=1, **common)
+    recipe = recipe.with_phase("finetune", size=(64, 96), eval_every=2, **common)
+    return replace(recipe, model=TINY_MODEL)

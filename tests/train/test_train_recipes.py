@@ -8,7 +8,8 @@ from torch import nn
 from directdet.errors import UsageProblem
 from directdet.models.build import build_model
 from directdet.train.optim import build_optimizer, factor_at, learning_rate
-from directdet.train.recipes import RECIPES, Phase
+from directdet.train.recipe import PARTS, Phase
+from directdet.train.recipes import RECIPES
 from directdet.train.settings import apply_settings, get_recipe
 
 
@@ -16,13 +17,16 @@ from directdet.train.settings import apply_settings, get_recipe
 def test_recipe_is_whole(name):
     recipe = get_recipe(name)
     assert recipe.name == name and recipe.summary
-    assert (recipe.pretrain.name, recipe.finetune.name) == ("pretrain", "finetune")
-    assert (recipe.pretrain.norm, recipe.finetune.norm) == ("live", "fixed")
-    assert recipe.pretrain.frozen_stages == -1  # nothing is frozen while it is random
+    names = [phase.name for phase in recipe.phases]
+    assert names in (["pretrain", "finetune"], ["scratch"], ["finetune"])
+    assert (recipe.init == "imagenet") == (names == ["finetune"])
+    if recipe.init == "random":  # nothing is frozen or fixed while it is random
+        assert recipe.phases[0].frozen_stages == -1 and recipe.phases[0].norm in ("live", "sync")
+    assert all(phase.parts == PARTS[: len(phase.parts)] for phase in recipe.phases)
     known = {f.name for f in fields(Phase)}
     for key in recipe.sources:
         where, _, setting = key.rpartition(".")
-        assert where == "model" or setting in known or key in ("model", "pretrain", "finetune"), key
+        assert where == "model" or setting in known or key in ("model", "data_fraction", *names), key
     with pytest.raises(FrozenInstanceError):
         recipe.name = "other"
 
@@ -30,11 +34,11 @@ def test_recipe_is_whole(name):
 def test_paper_constants():
     recipe = get_recipe("mask_rcnn_r50_fpn")
     # Section 3.3: "we set the learning rate as 0.08 for baseline with a batch size of 8" on each of 8 GPUs.
-    assert learning_rate(recipe.pretrain, 8 * 8) == pytest.approx(0.08)
-    assert learning_rate(recipe.finetune, 2 * 8) == pytest.approx(0.02)
-    assert recipe.pretrain.size == (448, 448) and recipe.finetune.size == (800, 1333)
+    assert learning_rate(recipe.phase("pretrain"), 8 * 8) == pytest.approx(0.08)
+    assert learning_rate(recipe.phase("finetune"), 2 * 8) == pytest.approx(0.02)
+    assert recipe.phase("pretrain").size == (448, 448) and recipe.phase("finetune").size == (800, 1333)
     coco_train = 117266  # images of train2017 with objects
-    passes = recipe.pretrain.epochs * recipe.pretrain.repeat
+    passes = recipe.phase("pretrain").epochs * recipe.phase("pretrain").repeat
     assert passes * coco_train / 64 == pytest.approx(88_000, rel=0.01)  # "1x schedule is 12 epochs (88k steps)"
 
 
@@ -48,7 +52,7 @@ def test_published_parameter_count():
 
 
 def test_schedule():
-    phase = get_recipe("mask_rcnn_r50_fpn").finetune
+    phase = get_recipe("mask_rcnn_r50_fpn").phase("finetune")
     assert factor_at(phase, 0, 1000) == pytest.approx(0.001)
     assert factor_at(phase, 250, 1000) == pytest.approx(0.5005)
     assert factor_at(phase, 500, 1000) == 1.0
@@ -60,9 +64,11 @@ def test_schedule():
 def test_weight_decay_of_normalisations():
     recipe = get_recipe("mask_rcnn_r18_slim")
     model = build_model({"detector": "rcnn", "num_classes": 2, **recipe.model})
-    decays = [group["weight_decay"] for group in build_optimizer(model, recipe.pretrain, 0.1).param_groups]
+    decays = [group["weight_decay"] for group in build_optimizer(model, recipe.phase("pretrain"), 0.1).param_groups]
     assert decays == [1e-4, 0.0]
-    sizes = [sum(p.numel() for p in g["params"]) for g in build_optimizer(model, recipe.pretrain, 0.1).param_groups]
+    sizes = [
+        sum(p.numel() for p in g["params"]) for g in build_optimizer(model, recipe.phase("pretrain"), 0.1).param_groups
+    ]
     assert sum(sizes) == sum(p.numel() for p in model.parameters())
 
 
@@ -71,10 +77,10 @@ def test_settings_reach_one_phase_or_both():
     changed = apply_settings(
         recipe, ["batch_size=3", "finetune.size=320,512", "pretrain.size=96", "model.width=16", "clip_norm=none"]
     )
-    assert (changed.pretrain.batch_size, changed.finetune.batch_size) == (3, 3)
-    assert (changed.pretrain.size, changed.finetune.size) == ((96, 96), (320, 512))
-    assert changed.model["width"] == 16 and changed.pretrain.clip_norm is None
-    assert apply_settings(recipe, ["milestones=2,5"]).finetune.milestones == (2, 5)
+    assert (changed.phase("pretrain").batch_size, changed.phase("finetune").batch_size) == (3, 3)
+    assert (changed.phase("pretrain").size, changed.phase("finetune").size) == ((96, 96), (320, 512))
+    assert changed.model["width"] == 16 and changed.phase("pretrain").clip_norm is None
+    assert apply_settings(recipe, ["milestones=2,5"]).phase("finetune").milestones == (2, 5)
     assert recipe == get_recipe("demo")
 
 
@@ -97,7 +103,7 @@ def test_settings_reach_one_phase_or_both():
         ("batch_size=1.5", "not of the type int"),
         ("size=1,2,3", "not of the type"),
         ("size=8", "at least 32"),
-        ("norm=frozen", "none of live, fixed"),
+        ("norm=frozen", "none of live, sync, affine, fixed"),
         ("model.backbone=vgg", "none of resnet18, resnet50"),
         ("channels_last=perhaps", "not of the type bool"),
     ],

@@ -18,10 +18,11 @@ from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
 from directdet.train import loop
 from directdet.train.log import read_log
-from directdet.train.loop import Trainer, normalise
+from directdet.train.loop import Trainer
 from directdet.train.prepare import load_weights
 from directdet.train.run import train
 from directdet.train.settings import apply_settings
+from directdet.train.step import normalise
 
 
 def state_of(run, phase="pretrain"):
@@ -72,10 +73,10 @@ def test_resume_is_exact(shapes, tiny, tmp_path, monkeypatch):
     train(tiny, shapes, tmp_path / "whole", phase="pretrain")
     step = Trainer.step
 
-    def interrupted(self, images, targets):
+    def interrupted(self, batches):
         if self.position.step == 3:
             os.kill(os.getpid(), signal.SIGINT)  # in the middle of the fourth step
-        return step(self, images, targets)
+        return step(self, batches)
 
     monkeypatch.setattr(Trainer, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -123,8 +124,8 @@ def test_freezing_random_weights_is_refused(shapes, tiny, tmp_path, settings):
 def test_not_finite_loss_stops_and_keeps_the_last_checkpoint(shapes, tiny, tmp_path, monkeypatch):
     step = Trainer.step
 
-    def broken(self, images, targets):
-        losses, counts = step(self, images, targets)
+    def broken(self, batches):
+        losses, counts = step(self, batches)
         return ({**losses, "box": losses["box"] * float("nan")} if self.position.step >= 3 else losses), counts
 
     monkeypatch.setattr(Trainer, "step", broken)
@@ -197,7 +198,7 @@ def test_an_interrupted_evaluation_is_made_up_for(shapes, tiny, tmp_path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", interrupted)
+        patch.setattr(loop, "detect", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(apply_settings(tiny, ["eval_every=2"]), shapes, tmp_path / "run", phase="pretrain")
     result = train(apply_settings(tiny, ["eval_every=2"]), shapes, tmp_path / "run", phase="pretrain", resume=True)
@@ -210,9 +211,11 @@ def test_other_classes_do_not_inherit_the_class_layers(shapes, tiny, tmp_path):
     path = tmp_path / "run" / "pretrain" / "checkpoints" / "last.pt"
     names = tuple(load_checkpoint(path)["classes"])
     model = build_model({"detector": "rcnn", "num_classes": len(names), **tiny.model})
-    assert load_weights(model, path, names).skipped == ()
-    skipped = load_weights(model, path, ("other", *names[1:])).skipped
-    assert skipped and all(name.startswith(("box_predictor", "mask_predictor.mask_fcn")) for name in skipped)
+    assert not any(load_weights(model, path, names).left.values())
+    left = load_weights(model, path, ("other", *names[1:])).left
+    assert not left["backbone"] and not left["fpn"] and not left["rpn"] and left["box"] and left["mask"]
+    for name, why in (*left["box"], *left["mask"]):
+        assert name.startswith(("box_predictor", "mask_predictor.mask_fcn")) and why == "of other classes"
 
 
 def test_cuda_without_a_gpu_is_refused(shapes, tiny, tmp_path, monkeypatch):
@@ -258,7 +261,7 @@ def test_learns_a_small_set(shapes, tiny, tmp_path):
     model = {**tiny.model, "width": 16, "fpn_channels": 32, "box_features": 64, "roi_samples": 32, "anchor_scale": 4.0}
     settings = ["pretrain.epochs=100", "pretrain.scale=1,1", "pretrain.eval_every=100", "pretrain.base_lr=0.04"]
     recipe = apply_settings(replace(tiny, model=model), settings)
-    both = replace(recipe, pretrain=replace(recipe.pretrain, eval_size=(64, 64)))
+    both = recipe.with_phase("pretrain", eval_size=(64, 64))
     train_only = tmp_path / "data"
     annotations = json.loads((shapes / "annotations" / "instances_train2017.json").read_text())
     for split in ("train", "val"):
