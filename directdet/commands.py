@@ -171,6 +171,68 @@ def train(
         click.echo(f"{row['name']}: best box AP {best}, {row['seconds']:.0f} s, {row['checkpoint']}")
 
 
+class Minutes(click.ParamType):
+    """A time such as 90s, 20m or 2h, in seconds."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds from "20m"."""
+        if isinstance(value, float):
+            return value
+        units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+        try:
+            seconds = float(value[:-1]) * units[value[-1]]
+        except (KeyError, ValueError, IndexError):
+            seconds = 0.0
+        if not 0 < seconds < 1e9:
+            self.fail(f"{value!r} is not a time; write it as 90s, 20m or 2h", param, ctx)
+        return seconds
+
+
+@click.command("reproduce")
+@click.argument("comparison")
+@data_option
+@click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder of the comparison.")
+@click.option("--budget", type=Minutes(), default="20m", show_default=True, help="Time for all rows together.")
+@click.option("--scale", help="tiny, small, medium or paper.  [default: small, on a GPU medium]")
+@click.option("--imagenet", metavar="FILE", help="Weights for the ImageNet rows: a file, or imagenet to fetch them.")
+@click.option("--time-limit", type=Minutes(), help="Stop after so long; the same command goes on.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def reproduce(
+    comparison: str,
+    data: Path,
+    out: Path,
+    budget: float,
+    scale: str | None,
+    imagenet: str | None,
+    time_limit: float | None,
+    device: str,
+    seed: int,
+) -> None:
+    """Run a comparison of the paper, scaled down, on DATA.
+
+    COMPARISON is direct/table1, table2, table5, table7, table8 or direct/scratch. Its rows get equal budgets; it can be
+    stopped and goes on when called again.
+    """
+    from rich.console import Console
+
+    if comparison == "direct/table7":
+        from .train.timing import time_table7, timing_table
+
+        Console().print(timing_table(time_table7(data, out, scale, device)))
+        click.echo(f"written: {out / 'results.json'}")
+        return
+    from .comparison import draw_comparison
+    from .train.reproduce import reproduce
+
+    found = reproduce(comparison, data, out, budget, scale, device, seed, imagenet, time_limit)
+    draw_comparison(found.to_dict(), out / "comparison.png")
+    Console().print(found.table())
+    click.echo(f"written: {out / 'results.json'}")
+
+
 @click.command("eval")
 @click.argument("model", type=PATH)
 @data_option
@@ -337,5 +399,5 @@ def _tell_failures(failures: Sequence[str]) -> None:
 
 def add_to(group: click.Group) -> None:
     """Add the verbs in the order of the work."""
-    for command in (demo, recipes, check_data, train, evaluate, export, infer, benchmark):
+    for command in (demo, recipes, check_data, train, reproduce, evaluate, export, infer, benchmark):
         group.add_command(command)

@@ -46,7 +46,7 @@ def is_main() -> bool:
 
 
 def wrap(module: nn.Module) -> nn.Module:
-    """The module with gradients averaged over all processes; buffers stay each process's own, as in the papers' code."""
+    """The module with gradients averaged over all processes; buffers stay each process's own, as in mmdet."""
     if world_size() == 1:
         return module
     device = next(module.parameters()).device

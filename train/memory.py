@@ -101,7 +101,9 @@ class Ledger(TorchDispatchMode):
         count = flop_registry.get(func._overloadpacket)
         if count is not None:
             self.flops += count(*args, **(kwargs or {}), out_val=result)
-        fresh = [t for t in tree_leaves(result) if isinstance(t, Tensor) and t.untyped_storage()._cdata not in self._live]
+        fresh = [
+            t for t in tree_leaves(result) if isinstance(t, Tensor) and t.untyped_storage()._cdata not in self._live
+        ]
         if fresh:
             self.enter(fresh, f"{_place(sys._getframe(1))}: {func._overloadpacket.__name__}")
         return result

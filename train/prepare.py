@@ -133,8 +133,8 @@ def _imagenet(model: nn.Module) -> tuple[dict[str, Tensor], None]:
         state = weights.get_state_dict(progress=distributed.is_main())
     except (URLError, OSError) as error:
         raise UserError(
-            f"--init {IMAGENET}: {weights.url} could not be fetched ({error}); fetch it elsewhere and give the file with "
-            "--init FILE"
+            f"--init {IMAGENET}: {weights.url} could not be fetched ({error}); fetch it elsewhere and give the file "
+            "with --init FILE"
         ) from None
     return {f"backbone.{name}": value for name, value in state.items()}, None
 

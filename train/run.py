@@ -137,7 +137,10 @@ def _train_phase(
     if last.exists() and not resume and not dry_run:
         raise UserError(f"{folder}: holds a run already; go on with --resume, or choose another --out")
     torch.manual_seed(seed)
-    model = build_model({"detector": recipe.detector, "num_classes": len(dataset.classes), **recipe.model})
+    try:
+        model = build_model({"detector": recipe.detector, "num_classes": len(dataset.classes), **recipe.model})
+    except ValueError as error:  # settings that are each allowed, but not together
+        raise UsageProblem(f"{recipe.name}: model: {error}") from None
     resumed = resume and last.is_file()
     if resumed:
         _check_asked(folder / "run.json", asked)

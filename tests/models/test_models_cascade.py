@@ -135,6 +135,17 @@ def test_nothing_found_is_all_zero(cascade: Cascade, variant: Callable[..., Casc
     assert [tuple(v.shape) for v in outputs] == [(2, 1), (2, 30, 4), (2, 30), (2, 30), (2, 30, 28, 28)]
 
 
+def test_padding_takes_no_place_among_the_candidates(cascade: Cascade, variant: Callable[..., Cascade]) -> None:
+    """More proposals are asked for than there are, and few candidates let in: the best detections stay the same."""
+    images = smooth_images(1, (64, 64), 7)
+    everything = detect(variant(cascade, test_proposals=1000, candidates=5000), images, False)
+    few = detect(variant(cascade, test_proposals=1000, candidates=60), images, False)
+    count = few[0].item()
+    assert 5 < count <= 30
+    for ours, theirs in zip(few[1:4], everything[1:4], strict=True):
+        assert torch.equal(ours[:, :count], theirs[:, :count])
+
+
 def test_the_first_stage_is_an_rcnn_with_one_box_for_all_classes(
     boxes_only: Cascade, trunk: RCNN, targets_of: TargetsOf
 ) -> None:

@@ -1,0 +1,52 @@
+"""A comparison's picture: what each row reached here, beside what the paper reports for it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from .files import write_bytes_atomic
+
+_OURS, _PAPER = "#1f6f8b", "#b9c3c9"
+
+
+def draw_comparison(result: dict[str, Any], path: Path) -> None:
+    """Write a PNG with two panels: box AP here and in the paper, each on its own scale."""
+    rows = [row for row in result["rows"] if "box_ap" in row]
+    if not rows:
+        return
+    plan = result["plan"]
+    figure = Figure(figsize=(9.0, 1.4 + 0.5 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    here, there = figure.subplots(1, 2, sharey=True)
+    labels = [row["label"] for row in rows]
+    places = range(len(rows))
+    _bars(here, places, [100 * row["box_ap"] for row in rows], _OURS)
+    here.set_title(f"here ({plan['scale']}, {plan['budget_s'] / 60:.0f} min, {plan['device']})", fontsize=10)
+    _bars(there, places, [(row["paper"] or {}).get("box_ap") for row in rows], _PAPER)
+    there.set_title("in the paper (COCO)", fontsize=10)
+    here.set_yticks(list(places), labels)
+    here.invert_yaxis()
+    figure.suptitle(f"{plan['experiment']}: box AP, equal {plan['equal']}", fontsize=11)
+    figure.supxlabel("compare rows with each other, not the two panels", fontsize=9)
+    write_bytes_atomic(path, _png(figure))
+
+
+def _bars(axes: Any, places: range, values: list[float | None], colour: str) -> None:
+    """Horizontal bars with their numbers; nothing where there is no value."""
+    known = [(place, value) for place, value in zip(places, values, strict=True) if value is not None]
+    bars = axes.barh([place for place, _ in known], [value for _, value in known], color=colour, height=0.6)
+    axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.15)
+    axes.set_xlim(left=0)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    return buffer.getvalue()
