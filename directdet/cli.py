@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _complain(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
+        click.echo(f"{_who()}stopped", err=True)
         return _STOPPED
     except UserError as error:
         return _complain(str(error), error.exit_code)
@@ -90,8 +90,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _complain(message: str, code: int) -> int:
     """Print one line on stderr, whatever the message holds."""
     line = " ".join(part.strip() for part in message.splitlines() if part.strip())
-    click.echo(click.style("error:", fg="red", bold=True) + f" {line}", err=True)
+    click.echo(_who() + click.style("error:", fg="red", bold=True) + f" {line}", err=True)
     return code
+
+
+def _who() -> str:
+    """Which process speaks, where torchrun started several and it is not the main one: most errors are of all."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    number = os.environ.get("RANK", "0")
+    return f"[rank {number}] " if several and number != "0" else ""
 
 
 def _usage_line(error: click.UsageError) -> str:

@@ -5,12 +5,12 @@ And what the paper compares it with: affine parameters that learn over fixed sta
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 GROUPS = 32  # of group normalisation, in the Scratch (GN) baseline
 
@@ -46,6 +46,22 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over all processes, and backward that of its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation over the batches of all processes. torch's own runs on GPUs only; this runs on both."""
 
@@ -53,12 +69,17 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(x)
         values = x.float()
+        variance, mean = torch.var_mean(values, (0, 2, 3), correction=0)
         count = torch.full((1,), values.numel() / values.shape[1], device=x.device)
-        # One message: sums and counts together. all_reduce passes gradients, so that backward synchronises as well.
-        sums = all_reduce(torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count]))
-        mean, square, count = sums[:-1].view(2, -1)[0], sums[:-1].view(2, -1)[1], sums[-1]
-        mean, square = mean / count, square / count
-        variance = (square - mean.square()).clamp(min=0)
+        # One message: a table to which each process adds its row. It is no sum of squares, from which a large mean could
+        # only be subtracted with the loss of the variance's digits.
+        mine = torch.arange(dist.get_world_size(), device=x.device) == dist.get_rank()
+        table = _SumOverProcesses.apply(mine[:, None] * torch.cat([mean, variance, count]))
+        means, variances = table[:, :-1].unflatten(1, (2, -1)).unbind(1)  # [processes, C] each
+        count = table[:, -1].sum()
+        share = table[:, -1:] / count
+        mean = (share * means).sum(0)
+        variance = (share * (variances + (means - mean).square())).sum(0)
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -9,15 +10,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import UserError
+
 TIMEOUT = datetime.timedelta(minutes=30)  # one process evaluates or reads while the others wait
 
 
 def start(device: torch.device) -> torch.device:
-    """Join the other processes, if torchrun started some; the device of this one."""
+    """Join the other processes, if torchrun started some; the device of this one. UserError if it has no GPU left."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if device.index >= torch.cuda.device_count():
+            raise UserError(
+                f"torchrun: process {device.index + 1} of this machine has no GPU, torch sees "
+                f"{torch.cuda.device_count()}; start so many with --nproc-per-node"
+            )
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
@@ -50,9 +58,10 @@ def wrap(module: nn.Module) -> nn.Module:
     if world_size() == 1:
         return module
     device = next(module.parameters()).device
-    return DistributedDataParallel(
-        module, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
-    )
+    devices = [device.index] if device.type == "cuda" else None
+    with warnings.catch_warnings():  # newer releases of torch have another name for it, older ones not yet
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
 
 def mean(values: Tensor) -> Tensor:
@@ -69,11 +78,11 @@ def any_of(flag: bool, device: torch.device) -> bool:
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all processes, in order, in every process."""
+    """The values of all processes, in order, in the main one; nothing in the others."""
     if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    values: list[Any] = [None] * world_size() if is_main() else []
+    dist.gather_object(value, values if is_main() else None)
     return values
 
 

@@ -34,6 +34,11 @@ from .step import Batch, Stepper
 BLOCK = 512  # bytes: the caching allocator rounds every request up to a multiple
 OBJECTS = 96  # rows of the padded targets: COCO's fullest picture has 93 objects
 MASK_SIDE = 56  # of the loader's masks
+# The backward passes of gather and indexing add into fresh zeros in place, but out of place where tensors are fake.
+IN_PLACE = {
+    torch.ops.aten.scatter_add.default: torch.ops.aten.scatter_add_.default,
+    torch.ops.aten.index_put.default: torch.ops.aten.index_put_.default,
+}
 MODELS = str(Path(__file__).resolve().parents[1] / "models")
 
 
@@ -95,9 +100,12 @@ class Ledger(TorchDispatchMode):
                 self._at_peak[label] += size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
         if func is torch.ops.prim.device.default:  # every second call is this question
-            return result
+            return func(*args, **(kwargs or {}))
+        place = None
+        if func in IN_PLACE and (place := _place(sys._getframe(1))) == "backward":
+            func = IN_PLACE[func]
+        result = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)
         if count is not None:
             self.flops += count(*args, **(kwargs or {}), out_val=result)
@@ -105,7 +113,7 @@ class Ledger(TorchDispatchMode):
             t for t in tree_leaves(result) if isinstance(t, Tensor) and t.untyped_storage()._cdata not in self._live
         ]
         if fresh:
-            self.enter(fresh, f"{_place(sys._getframe(1))}: {func._overloadpacket.__name__}")
+            self.enter(fresh, f"{place or _place(sys._getframe(1))}: {func._overloadpacket.__name__}")
         return result
 
 

@@ -23,7 +23,10 @@ from .recipe import Phase, Recipe
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came of a run: for every phase its name, best box AP (None without a val split), checkpoint and seconds."""
+    """What came of a run: for every phase its name, best box AP (None without a val split), checkpoint and seconds.
+
+    Of several processes the main one tells; in the others there are no phases.
+    """
 
     out: Path
     phases: list[dict]
@@ -101,7 +104,7 @@ def _train_phases(
             _train_phase(recipe, current, dataset, val, folder, start, resume, device, seed, dry_run, asked, planned)
         )
         start = "random" if dry_run else folder / "checkpoints" / "last.pt"
-    return RunResult(out, done)
+    return RunResult(out, done if distributed.is_main() else [])
 
 
 def _pretrained(out: Path) -> Path | None:

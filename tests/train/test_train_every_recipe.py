@@ -1,0 +1,79 @@
+"""Every recipe runs: two iterations of each phase and an evaluation, at tiny size, on real file formats."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from directdet.models.backbones import BACKBONES
+from directdet.train.log import read_log
+from directdet.train.recipe import Phase, Recipe
+from directdet.train.recipes import RECIPES
+from directdet.train.run import train
+from directdet.train.settings import get_recipe
+
+SMALL = {
+    "rcnn": {"fpn_channels": 16, "box_features": 16, "mask_convs": 1, "mask_channels": 8},
+    "cascade": {"fpn_channels": 16, "box_features": 16, "mask_convs": 1, "mask_channels": 8},
+    "retinanet": {"fpn_channels": 16, "head_convs": 1, "test_pre_nms": 32, "candidates": 64},
+}
+FEW = {
+    "train_pre_nms": 64,
+    "train_proposals": 32,
+    "test_pre_nms": 32,
+    "test_proposals": 16,
+    "rpn_samples": 32,
+    "roi_samples": 16,
+    "mask_slots": 4,
+    "candidates": 64,
+}
+
+
+def tiny_phase(phase: Phase) -> Phase:
+    """The same phase in everything but pixels, images and length."""
+    size = (64, 64) if phase.resize == "direct" else (64, 96)
+    length = {"iterations": 2, "milestones": ()} if phase.iterations else {"max_steps": 2}
+    short_edges = tuple(edge // 10 // 16 * 16 for edge in phase.short_edges)
+    changes = {"size": size, "short_edges": short_edges, "batch_size": 2, "workers": 0, **length}
+    return replace(phase, **changes, eval_size=(64, 96), eval_fixed=False, eval_every=1_000_000)
+
+
+def tiny_recipe(recipe: Recipe) -> Recipe:
+    """The same recipe, tiny."""
+    width = 32 if recipe.model["backbone"] == "swin_t" else 8
+    model = {**recipe.model, "width": width, **SMALL[recipe.detector]}
+    if recipe.detector != "retinanet":
+        model |= FEW
+    model["box_convs"] = min(1, model.get("box_convs", 1)) if recipe.detector == "rcnn" else None
+    model = {key: value for key, value in model.items() if value is not None}
+    phases = tuple(tiny_phase(phase) for phase in recipe.phases)
+    return replace(recipe, phases=phases, model=model, data_fraction=max(recipe.data_fraction, 0.4))
+
+
+def backbone_file(recipe: Recipe, folder: Path) -> Path:
+    """What stands for ImageNet weights: a backbone's state as torchvision saves it, its statistics not fresh."""
+    torch.manual_seed(0)
+    backbone = BACKBONES[recipe.model["backbone"]](recipe.model["width"])
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+    path = folder / "backbone.pth"
+    torch.save({**backbone.state_dict(), "fc.weight": torch.zeros(3, 3)}, path)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_iterations_and_an_evaluation(name, shapes, tmp_path):
+    torch.set_num_threads(1)
+    recipe = tiny_recipe(get_recipe(name))
+    init = backbone_file(recipe, tmp_path) if recipe.init == "imagenet" else None
+    result = train(recipe, shapes, tmp_path / "run", init=init)
+    assert [row["name"] for row in result.phases] == [phase.name for phase in get_recipe(name).phases]
+    for phase in recipe.phases:
+        rows = read_log(tmp_path / "run" / phase.name / "log.jsonl")
+        assert [(row["kind"], row["step"]) for row in rows][-2:] == [("step", 2), ("eval", 2)]
+        assert all(torch.tensor(list(row["losses"].values())).isfinite().all() for row in rows if row["kind"] == "step")
+        assert ("segm" in rows[-1]) == recipe.model.get("masks", recipe.detector == "rcnn")
