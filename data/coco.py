@@ -108,7 +108,7 @@ class _ObjectReader:
             "box": clipped,
             "label": label,
             "crowd": bool(entry.get("iscrowd", 0)),
-            "difficult": False,
+            "difficult": bool(entry.get("difficult", False)),  # VOC, written as COCO, keeps it
             "segmentation": segmentation,
             "id": annotation_id,
             "area": area if is_number(area) else (clipped[2] - clipped[0]) * (clipped[3] - clipped[1]),

@@ -13,8 +13,9 @@ from .rcnn_deploy import TwoStageDeploy
 class CascadeDeploy(TwoStageDeploy):
     """forward(images [N, 3, H, W]) -> num, boxes, scores, labels and, with masks, masks; see postprocess.
 
-    A box is what three refinements make of a proposal; its scores are the mean of the probabilities that each stage
-    gives to the box it is fed (mmdet takes the mean of their logits). Its mask is the mean of the three heads' masks.
+    A box is what three refinements make of a proposal; its scores are the softmax of the mean of the logits that each
+    stage gives to the box it is fed (as mmdet; the Cascade R-CNN paper averages probabilities). Its mask is the mean of
+    the three heads' masks.
     """
 
     model: Cascade
@@ -24,9 +25,9 @@ class CascadeDeploy(TwoStageDeploy):
         stages = []
         for stage in range(STAGES):
             logits, deltas = self.model.boxes_of(stage, self.pool(features, boxes, BOX_BINS))
-            stages.append(torch.softmax(logits, -1))
+            stages.append(logits)
             boxes = refine(stage, boxes, deltas, sizes)
-        scores = (sum(stages) / STAGES).reshape(*real.shape, -1)[..., 1:]
+        scores = torch.softmax(sum(stages) / STAGES, -1).reshape(*real.shape, -1)[..., 1:]
         boxes, scores, labels = self._choose(boxes, scores * real.unsqueeze(-1).to(scores.dtype))
         outputs = packed(boxes, scores, labels)
         if not self.model.config.masks:

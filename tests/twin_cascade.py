@@ -162,10 +162,10 @@ def loop_detections(model: Cascade, images: Tensor) -> list[dict[str, Tensor]]:
         own_maps, scores = {k: v[i : i + 1] for k, v in maps.items()}, []
         for head, predictor, (_, _, stds) in zip(model.box_heads, model.box_predictors, PUBLISHED, strict=True):
             logits, deltas = predictor(head(their_pool(own_maps, [boxes], 7, [size])))
-            scores.append(logits.softmax(1)[:, 1:])
+            scores.append(logits)
             boxes = BoxCoder(tuple(1 / s for s in stds)).decode_single(deltas, boxes)
             boxes = clip_boxes_to_image(boxes, size)
-        score = torch.stack(scores).mean(0)
+        score = torch.stack(scores).mean(0).softmax(1)[:, 1:]
         roi, label = torch.where(score > config.score_threshold)
         score, boxes = score[roi, label], boxes[roi]
         large = remove_small_boxes(boxes, 1e-2)

@@ -94,11 +94,6 @@ class Stepper:
         self.scaler.load_state_dict(state.get("scaler") or {})
 
 
-def _mean(rows: tuple[dict[str, Tensor], ...]) -> dict[str, Tensor]:
-    """The mean of each value over the rows, detached."""
-    return {key: sum(row[key].detach().float() for row in rows) / len(rows) for key in rows[0]}
-
-
 def normalise(images: Tensor, sizes: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """uint8 [N, 3, H, W] -> float32, normalised; 0 outside each picture (sizes [N, 2]), as Preprocess pads."""
     rows = torch.arange(images.shape[2], device=images.device) < sizes[:, 0:1]  # [N, H]

@@ -1,0 +1,98 @@
+"""The paper's comparisons on a GPU, in slices that resume: what gpu_pack.py packed goes in, JSON comes out.
+
+On a machine without network, from the repository's root (it needs torch, torchvision and the project's dependencies, no
+installation):
+
+    python benchmarks/gpu_evidence.py --data /tmp/voc --unpack parts/part0.tar     # once for each part
+    python benchmarks/gpu_evidence.py --data /tmp/voc --out /tmp/evidence --slice 540 --copy-to "$OUT"
+
+The second command runs for `--slice` seconds at most; call it again until it says that everything is finished. It runs
+from-scratch against direct pre-training for equal time, Table 2's three modes of batch normalisation and Table 7's
+times, and copies each results.json to --copy-to. Commit those under results/.
+"""
+
+import argparse
+import importlib.util
+import os
+import shutil
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Comparison: seconds of its budget.
+COMPARISONS = {"direct/scratch": 600.0, "direct/table2": 420.0, "direct/table7": 60.0}
+SPARE = 20.0  # seconds of a slice for what comes before and after training
+
+
+def use_checkout() -> None:
+    """Make `import directdet` work from the checkout: its rooms lie at the top level, so links stand for the package."""
+    if importlib.util.find_spec("directdet.train") is not None:
+        return
+    package = Path(os.environ.get("TMPDIR", "/tmp")) / f"directdet-{os.getuid()}" / "directdet"
+    package.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(package, ignore_errors=True)
+    shutil.copytree(ROOT / "directdet", package)
+    for room in ("models", "data", "train", "export", "infer"):
+        shutil.copytree(ROOT / room, package / room)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "directdet"]:
+        del sys.modules[name]
+    sys.path.insert(0, str(package.parent))
+
+
+def unpack(part: Path, data: Path) -> None:
+    """Add one part to the dataset."""
+    data.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(part) as archive:
+        archive.extractall(data, filter="data")
+    print(f"{part}: unpacked into {data}")
+
+
+def run(arguments: argparse.Namespace) -> bool:
+    """One slice; whether everything is finished."""
+    use_checkout()
+    from directdet.train.reproduce import reproduce
+    from directdet.train.timing import time_table7
+
+    end = time.monotonic() + arguments.slice
+    for name, budget in COMPARISONS.items():
+        out = arguments.out / name.replace("/", "_")
+        left = end - time.monotonic() - SPARE
+        if left < SPARE:
+            return False
+        if name == "direct/table7":
+            if not (out / "results.json").is_file():
+                time_table7(arguments.data, out, arguments.scale, arguments.device)
+        else:
+            options = {"scale": arguments.scale, "device": arguments.device, "time_limit": left}
+            found = reproduce(name, arguments.data, out, budget * arguments.shorten, **options)
+            if not found.finished:
+                return False
+        if arguments.copy_to:
+            arguments.copy_to.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(out / "results.json", arguments.copy_to / f"{name.replace('/', '_')}.json")
+    return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--unpack", type=Path, metavar="PART")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--slice", type=float, default=540.0, help="seconds")
+    parser.add_argument("--shorten", type=float, default=1.0, help="of every budget")
+    parser.add_argument("--scale", default="medium")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--copy-to", type=Path)
+    arguments = parser.parse_args()
+    if arguments.unpack:
+        unpack(arguments.unpack, arguments.data)
+    elif arguments.out is None:
+        parser.error("--out or --unpack")
+    else:
+        print("everything is finished" if run(arguments) else "not finished: the same command goes on")
+
+
+if __name__ == "__main__":
+    main()

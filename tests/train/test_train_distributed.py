@@ -1,0 +1,334 @@
+"""Two processes, as torchrun starts them, on CPUs: what they learn, and what becomes of a run when one is lost.
+
+Group normalisation stands in where batches are compared, as each picture then has its own statistics.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_MODEL
+from distributed_worker import (
+    PATIENCE,
+    Pair,
+    gradient_messages,
+    synchronised_norm,
+    train_evaluated,
+    train_interrupted,
+    train_watched,
+)
+from torch import Tensor, nn
+
+from directdet.cli import main
+from directdet.data.dataset import load_dataset
+from directdet.data.loader import make_loader
+from directdet.data.synthetic import make_synthetic
+from directdet.data.transforms import PretrainTransform
+from directdet.errors import UserError
+from directdet.infer.evaluate import evaluate
+from directdet.infer.preprocess import Preprocess
+from directdet.infer.runtimes import load
+from directdet.models.build import build_model
+from directdet.models.checkpoint import load_checkpoint
+from directdet.train.log import read_log
+from directdet.train.recipe import Recipe
+from directdet.train.run import train
+from directdet.train.settings import apply_settings, get_recipe
+from directdet.train.step import Stepper
+
+# The same sums in another order: float32 noise (6e-8) that several steps, each with sums over thousands, let grow.
+NOISE = 1e-5
+SETTINGS = (
+    *(f"model.{name}={value}" for name, value in TINY_MODEL.items()),
+    "model.norm=gn",
+    "size=64",
+    "eval_size=64",
+    "eval_every=0",
+    "batch_size=2",
+    "epochs=3",
+    "base_lr=0.2",
+    "warmup_iterations=2",
+    "workers=0",
+)
+
+
+def recipe(*settings: str) -> Recipe:
+    """The tiny recipe with group normalisation, and with `settings`."""
+    return apply_settings(get_recipe("demo"), (*SETTINGS, *settings))
+
+
+def doubled(*settings: str) -> Recipe:
+    """What one process has to do to make the steps of two with recipe(*settings)."""
+    one = recipe(*settings)
+    return one.with_phase("pretrain", batch_size=2 * one.phase("pretrain").batch_size)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 train pictures, of which every second has no objects, and 5 val pictures: not the same number for each."""
+    root = make_synthetic(tmp_path_factory.mktemp("pictures"), images_train=12, images_val=5, size=(64, 96))
+    path = root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] % 2]
+    path.write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    processes = Pair()
+    yield processes
+    processes.close()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the processes compared with: torch divides its sums among threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def checkpoint_of(run: Path, name: str = "last.pt") -> dict:
+    return load_checkpoint(run / "pretrain" / "checkpoints" / name)
+
+
+def rows_of(run: Path, kind: str) -> list[dict]:
+    return [row for row in read_log(run / "pretrain" / "log.jsonl") if row["kind"] == kind]
+
+
+def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = NOISE) -> None:
+    """Every tensor, relative to its largest value or to 1, whichever is more."""
+    assert one.keys() == other.keys()
+    for name in one:
+        largest = max(1.0, float(other[name].abs().max()))
+        assert float((one[name].double() - other[name]).abs().max()) <= tolerance * largest, name
+
+
+def objects_by_rank(data: Path, of: Recipe, passes: int) -> np.ndarray:
+    """How many objects each of two processes has at every step, int [steps, 2]."""
+    phase, counts = of.phase("pretrain"), []
+    for epoch in range(passes):
+        both = [
+            make_loader(
+                load_dataset(data, "train"),
+                PretrainTransform(phase.size[0], phase.scale),
+                phase.batch_size,
+                epoch=epoch,
+                rank=rank,
+                world_size=2,
+            )
+            for rank in (0, 1)
+        ]
+        counts += [[int(targets["valid"].sum()) for _, targets in batches] for batches in zip(*both, strict=True)]
+    return np.array(counts)
+
+
+def torchrun(*arguments: str | Path) -> subprocess.Popen:
+    """Start torchrun with two processes; `arguments` name what they run."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, *map(str, arguments)], env=environment, **pipes)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr; a failure where it hangs."""
+    try:
+        out, err = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun then ends its processes
+        pytest.fail(f"torchrun did not end within {PATIENCE:.0f} s: {process.communicate()}")
+    return process.returncode, out, err
+
+
+def worker(fault: str, at: int, folder: Path, data: Path, out: Path) -> list[str | Path]:
+    """What torchrun has to run for a training with a fault; see the script."""
+    script = Path(__file__).with_name("distributed_worker.py")
+    return [script, fault, str(at), folder, *command_line(data, out)]
+
+
+def command_line(data: Path, out: Path) -> list[str | Path]:
+    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    return ["train", "demo", "--data", data, "--out", out, "--phase", "pretrain", "--device", "cpu", *settings]
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str, str]:
+    """An undisturbed run of `directdet train` by torchrun: its folder, exit code, stdout and stderr."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return out, *finish(torchrun("-m", "directdet", *command_line(data, out)))
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_with_twice_the_batch_learns(
+    whole: tuple[Path, int, str, str], data: Path, tmp_path: Path
+) -> None:
+    run, code, _, err = whole
+    assert code == 0, err
+    objects = objects_by_rank(data, recipe(), passes=3)
+    assert ((objects == 0).sum(1) == 1).any()  # in some step one process has no objects and the other has
+    train(doubled(), data, tmp_path / "one", phase="pretrain", device="cpu")
+    two, one = checkpoint_of(run), checkpoint_of(tmp_path / "one")
+    assert two["step"] == one["step"] == 9 and two["images_per_step"] == one["images_per_step"] == 4
+    assert not any(row["mask_dropped"] for row in rows_of(run, "step"))
+    torch.manual_seed(0)
+    start = build_model(one["model_config"]).state_dict()
+    assert max(float((one["model"][name] - start[name]).abs().max()) for name in start) > 1000 * NOISE
+    assert_close(two["model"], one["model"])
+    for ours, theirs in zip(rows_of(run, "step"), rows_of(tmp_path / "one", "step"), strict=True):
+        assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4)
+        assert ours["positives"] * 2 == pytest.approx(theirs["positives"])  # the mean over processes
+
+
+@pytest.mark.slow
+def test_only_the_main_process_speaks_and_writes(whole: tuple[Path, int, str, str]) -> None:
+    run, _, out, err = whole
+    assert out.count("demo: pretrain") == out.count("pretrain: best box AP") == 1
+    assert "2 on each of 2 devices" in out and "Warning" not in err and "error" not in err
+    assert [row["step"] for row in rows_of(run, "step")] == [3, 6, 9]
+    assert len(list((run / "pretrain" / "tensorboard").iterdir())) == 1
+    found = {path.name for path in run.rglob("*") if path.is_file() and path.parent.name != "tensorboard"}
+    assert found == {"last.pt", "log.jsonl", "run.json"}
+    assert json.loads((run / "pretrain" / "run.json").read_text())["processes"] == 2
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_run_which_then_goes_on(
+    whole: tuple[Path, int, str, str], pair: Pair, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    code, _, err = finish(torchrun(*worker("die", 4, tmp_path, data, out)))
+    assert code != 0 and "exitcode  : 9" in err
+    assert (tmp_path / "steps1").read_text() == "4"
+    assert checkpoint_of(out)["step"] == 3  # what the pass before it ended with
+    assert not list(out.rglob("*.part"))
+    with pytest.raises(UserError, match="number of processes"):
+        train(recipe(), data, out, phase="pretrain", device="cpu", resume=True)
+    pair(train_watched, recipe(), data, out, {"resume": True})
+    ended, expected = checkpoint_of(out), checkpoint_of(whole[0])
+    assert ended["step"] == 9
+    assert all(torch.equal(ended["model"][name], value) for name, value in expected["model"].items())
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_processes_at_the_same_step(
+    whole: tuple[Path, int, str, str], pair: Pair, data: Path, tmp_path: Path
+) -> None:
+    """torchrun has its processes in sessions of their own: the terminal's Ctrl-C reaches it alone, and it passes it on."""
+    out = tmp_path / "run"
+    process = torchrun(*worker("wait", 3, tmp_path, data, out))
+    started = time.monotonic()
+    while not all((tmp_path / f"steps{rank}").exists() for rank in (0, 1)) and process.poll() is None:
+        assert time.monotonic() - started < PATIENCE
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert code != 0
+    lines = err.splitlines()
+    assert "stopped" in lines and "[rank 1] stopped" in lines, err
+    made = checkpoint_of(out)["step"]
+    assert 0 < made < 9
+    assert (tmp_path / "steps0").read_text() == (tmp_path / "steps1").read_text() == str(made)
+    pair(train_watched, recipe(), data, out, {"resume": True})
+    ended, expected = checkpoint_of(out)["model"], checkpoint_of(whole[0])["model"]
+    assert all(torch.equal(ended[name], value) for name, value in expected.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ctrl_c_in_one_process_stops_both(pair: Pair, data: Path, tmp_path: Path, rank: int) -> None:
+    """They agree about it where they log, here in the middle of a pass of three steps."""
+    assert pair(train_interrupted, recipe(), data, tmp_path / "run", rank, 3, 5) == [5, 5]
+    assert checkpoint_of(tmp_path / "run")["step"] == 5
+
+
+@pytest.mark.slow
+def test_wrong_data_is_told_in_one_line_by_each_process(tmp_path: Path) -> None:
+    code, out, err = finish(torchrun("-m", "directdet", *command_line(tmp_path / "nothing", tmp_path / "run")))
+    lines = [line for line in err.splitlines() if "error:" in line]
+    assert code != 0 and not out and not (tmp_path / "run").exists()
+    assert len(lines) == 2 and sum(line.startswith("[rank 1] error:") for line in lines) == 1, err
+    assert all(f"{tmp_path / 'nothing'}: " in line for line in lines)
+
+
+def test_errors_say_which_process_speaks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for world, rank, prefix in (("2", "0", ""), ("2", "1", "[rank 1] "), ("1", "1", "")):
+        monkeypatch.setenv("WORLD_SIZE", world)
+        monkeypatch.setenv("RANK", rank)
+        assert main(["check-data", str(tmp_path / "nothing")]) != 0
+        assert capsys.readouterr().err.startswith(f"{prefix}error: ")
+
+
+def test_more_processes_than_gpus_are_refused(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="process 2 of this machine has no GPU.*--nproc-per-node"):
+        train(recipe(), data, tmp_path / "run", phase="pretrain")
+
+
+@pytest.mark.slow
+def test_a_process_without_objects_neither_hangs_nor_spoils_the_other(pair: Pair, data: Path, tmp_path: Path) -> None:
+    settings = ("batch_size=1", "epochs=1")
+    objects = objects_by_rank(data, recipe(*settings), passes=1)
+    empty = {tuple(row) for row in objects == 0}
+    assert {(True, True)} < empty  # in some step neither process has any
+    assert empty & {(True, False), (False, True)}  # in some step one of them has
+    results = pair(train_watched, recipe(*settings), data, tmp_path / "run", {})
+    assert [len(result["losses"]) for result in results] == [6, 6]
+    for result in results:
+        assert all(math.isfinite(value) for step in result["losses"] for value in step.values())
+    assert [bool(result["phases"]) for result in results] == [True, False]  # the main one tells
+    state = checkpoint_of(tmp_path / "run")["model"]
+    assert all(torch.isfinite(value.float()).all() for value in state.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_synchronised_norm_is_batch_norm_of_all_batches_together(pair: Pair, offset: float) -> None:
+    """Also with batches of different sizes and contents, and where a mean is large beside its deviation."""
+    generator = torch.Generator().manual_seed(0)
+    reference = nn.Sequential(nn.BatchNorm2d(6))
+    for value in reference.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(torch.rand(value.shape, generator=generator) + 0.5)
+    sizes = [(2, 6, 9, 12), (3, 6, 7, 5)]
+    parts = [torch.randn(size, generator=generator) * (1 + k) + k + offset for k, size in enumerate(sizes)]
+    gradients = [torch.randn(size, generator=generator) for size in sizes]
+    found = pair(synchronised_norm, reference.state_dict(), parts, gradients)
+
+    # Batches of different shapes cannot be joined, but batch normalisation knows no neighbours: pixels in a row can.
+    def joined(tensors: list[Tensor]) -> Tensor:
+        return torch.cat([t.transpose(0, 1).reshape(1, 6, 1, -1) for t in tensors], 3)
+
+    reference, x = reference.double(), joined(parts).double().requires_grad_()
+    y = reference.train()(x)
+    y.backward(joined(gradients).double())
+    # A value near `offset` is itself rounded by 6e-8 of it, and so is the difference from the mean.
+    tolerance = 1e-6 * (5 + offset)
+    for name, expected in {"y": y, "x": x.grad}.items():
+        together = joined([torch.from_numpy(one[name]) for one in found]).double()
+        torch.testing.assert_close(together, expected.detach(), rtol=0, atol=tolerance)
+    for name in ("weight", "bias"):  # each process has the gradient of its own share, and they are added up
+        total = torch.from_numpy(found[0][name]).double() + torch.from_numpy(found[1][name])
+        del total
+    for name, expected in reference.state_dict().items():
+        del name, expected
