@@ -195,7 +195,7 @@ class Minutes(click.ParamType):
 @data_option
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder of the comparison.")
 @click.option("--budget", type=Minutes(), default="20m", show_default=True, help="Time for all rows together.")
-@click.option("--scale", help="tiny, small, medium or paper.  [default: small, on a GPU medium]")
+@click.option("--scale", help="smoke, tiny, small, medium or paper.  [default: small, on a GPU medium]")
 @click.option("--imagenet", metavar="FILE", help="Weights for the ImageNet rows: a file, or imagenet to fetch them.")
 @click.option("--time-limit", type=Minutes(), help="Stop after so long; the same command goes on.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)

@@ -18,7 +18,8 @@ from ..errors import UserError
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
-_CHECKSUM_BIN = 0.25  # in normalised units, about 14 grey levels
+_CHECKSUM_BIN = 0.25  # in normalised units, with ImageNet's std about 14 grey levels
+_CHECKSUM_LEVELS = 14.0  # a bin holds at least so many grey levels, whatever the std
 _CHECKSUM_MARGIN = 0.3  # points must lie this near (in bins) to the middle of their bin
 
 
@@ -46,11 +47,13 @@ class Preprocess:
 
     Attributes:
         size: (H, W). With `fixed` the canvas itself; else the rule (short edge, long edge) in any order.
-        fixed: True: keep the ratio and fit into exactly H x W. False: the short edge becomes min(size) unless the long
-            edge would then exceed max(size), and the canvas is padded to a multiple of `divisor`, so that its size
-            differs from image to image (the papers' (1333, 800)).
+        fixed: True: fit into exactly H x W, keeping the ratio unless `warp`. False: the short edge becomes min(size)
+            unless the long edge would then exceed max(size), and the canvas is padded to a multiple of `divisor`, so
+            that its size differs from image to image (the papers' (1333, 800)).
         divisor: what the canvas is padded to when it is not fixed.
         mean, std: per channel, RGB, 0-255 scale.
+        warp: fill the fixed canvas whatever the picture's ratio, without padding (SSD, and so ScratchDet). The network
+            is made for this one size, which need not be a multiple of 32.
     """
 
     size: tuple[int, int]
@@ -58,6 +61,7 @@ class Preprocess:
     divisor: int = 32
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
+    warp: bool = False
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 1:
@@ -66,6 +70,8 @@ class Preprocess:
             raise ValueError(f"preprocess: divisor: {self.divisor}; expected at least 1")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError("preprocess: mean and std: expected three numbers each, std above 0")
+        if self.warp and not self.fixed:
+            raise ValueError("preprocess: warp: only onto a canvas of fixed size")
 
     @cached_property
     def _tables(self) -> tuple[np.ndarray, ...]:
@@ -77,7 +83,9 @@ class Preprocess:
 
     def place(self, height: int, width: int) -> Placement:
         """Placement of an image of this size; edges are rounded half up, as the papers' code does."""
-        if self.fixed:
+        if self.warp:
+            new_height, new_width = self.size
+        elif self.fixed:
             scale = min(self.size[0] / height, self.size[1] / width)
             new_height = min(self.size[0], max(1, int(height * scale + 0.5)))
             new_width = min(self.size[1], max(1, int(width * scale + 0.5)))
@@ -132,17 +140,18 @@ class Preprocess:
             "divisor": int(self.divisor),
             "mean": [float(value) for value in self.mean],
             "std": [float(value) for value in self.std],
+            "warp": bool(self.warp),
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str = "preprocess") -> Preprocess:
-        """Inverse of `to_dict`.
+        """Inverse of `to_dict`; without "warp", which older files do not have, nothing is warped.
 
         Raises:
             UserError: a field is missing, unknown or senseless; `where` names the file.
         """
         wanted = {"size", "fixed", "divisor", "mean", "std"}
-        if not isinstance(values, dict) or set(values) != wanted:
+        if not isinstance(values, dict) or set(values) - {"warp"} != wanted:
             found = sorted(values) if isinstance(values, dict) else type(values).__name__
             raise UserError(f"{where}: preprocess: expected the fields {sorted(wanted)}, found {found}; export again")
         try:
@@ -152,6 +161,7 @@ class Preprocess:
                 divisor=int(values["divisor"]),
                 mean=tuple(float(value) for value in values["mean"]),  # type: ignore[arg-type]
                 std=tuple(float(value) for value in values["std"]),  # type: ignore[arg-type]
+                warp=bool(values.get("warp", False)),
             )
         except (TypeError, ValueError) as error:
             raise UserError(f"{where}: preprocess: {error}; export again") from error
@@ -165,13 +175,14 @@ class Preprocess:
         interpolation still changes thousands of bins.
         """
         digest = hashlib.sha256()
+        bin_size = np.array([max(_CHECKSUM_BIN, _CHECKSUM_LEVELS / std) for std in self.std])[:, None, None]
         for height, width in ((427, 640), (333, 200)):
             image = fixture_image(height, width)
             prepared, placement = self(image)
             grid = np.ix_(range(3), range(0, prepared.shape[1], 5), range(0, prepared.shape[2], 5))
-            exact = self._reference(image, placement, prepared.shape[1:], grid) / _CHECKSUM_BIN
+            exact = self._reference(image, placement, prepared.shape[1:], grid) / bin_size
             steady = np.abs(exact - np.round(exact)) < _CHECKSUM_MARGIN
-            bins = np.round(prepared[grid] / _CHECKSUM_BIN).astype("<i4")
+            bins = np.round(prepared[grid] / bin_size).astype("<i4")
             digest.update(repr((prepared.shape, placement.height, placement.width)).encode())
             digest.update(np.where(steady, bins, 9999).astype("<i4").tobytes())
         return digest.hexdigest()

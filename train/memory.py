@@ -99,12 +99,24 @@ class Ledger(TorchDispatchMode):
             for _, size, label in self._live.values():
                 self._at_peak[label] += size
 
+    def _own_layout(self, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
+        """The copy of an output's gradient that a convolution in channels last makes of one that is not."""
+        last = torch.channels_last
+        if x.dim() != 4 or gradient.is_contiguous(memory_format=last):
+            return None
+        if not (x.is_contiguous(memory_format=last) or weight.is_contiguous(memory_format=last)):
+            return None
+        copy = torch.empty_like(gradient, memory_format=last)
+        self.enter([copy], "backward: copy in channels last")
+        return copy
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is torch.ops.prim.device.default:  # every second call is this question
             return func(*args, **(kwargs or {}))
         place = None
         if func in IN_PLACE and (place := _place(sys._getframe(1))) == "backward":
             func = IN_PLACE[func]
+        held = self._own_layout(*args[:3]) if func is torch.ops.aten.convolution_backward.default else None
         result = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)
         if count is not None:
@@ -114,6 +126,7 @@ class Ledger(TorchDispatchMode):
         ]
         if fresh:
             self.enter(fresh, f"{place or _place(sys._getframe(1))}: {func._overloadpacket.__name__}")
+        del held  # only now: the operator has it until its results are there
         return result
 
 

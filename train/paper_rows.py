@@ -94,7 +94,8 @@ def paper_groups() -> list[tuple[str, list[Row]]]:
 def results_of(recipe: str) -> list[str]:
     """What the paper reached with a recipe, one line for each place where it says so."""
     found = [(title, row) for title, rows in paper_groups() for row in rows if row.recipe == recipe]
-    return [f"{title.partition(':')[0]}, {row.label}: {row.result}" for title, row in found]
+    lines = [f"{title.partition(':')[0]}, {row.label}: {row.result}" for title, row in found]
+    return list(dict.fromkeys(lines))  # Table 1 prints some rows twice
 
 
 def label(row: ApRow | SpeedRow) -> str:

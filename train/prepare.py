@@ -83,10 +83,11 @@ def load_weights(
             taken[part] += 1
             continue
         left[part].append((name, why))
-    wrong = [(name, why) for name, why in left["backbone"] if why != "not asked for" and not _optional(name)]
+    wrong = [f"{name} is {why}" for name, why in left["backbone"] if why != "not asked for" and not _optional(name)]
+    if "backbone" in parts:  # a deeper network's layers fit, too, as far as there are any here
+        wrong += [f"{name} is not in this recipe's network" for name in state if _foreign(name, own)]
     if wrong:
-        name, why = wrong[0]
-        raise UserError(f"{source}: {name} is {why}; use weights of this recipe's backbone")
+        raise UserError(f"{source}: {wrong[0]}; use weights of this recipe's backbone")
     model.load_state_dict(fitting, strict=False)
     return Loaded(str(source), taken, {part: tuple(names) for part, names in left.items()})
 
@@ -99,6 +100,12 @@ def _parts_in(state: dict[str, Tensor]) -> list[str]:
 def _optional(name: str) -> bool:
     """What an ImageNet backbone does not have: counters of old files, the norms of a transformer's pyramid levels."""
     return name.endswith("num_batches_tracked") or name.startswith("backbone.norm")
+
+
+def _foreign(name: str, own: dict[str, Tensor]) -> bool:
+    """Whether a tensor is of a backbone other than ours; the classifier on top of an ImageNet backbone is not."""
+    classifier = ("backbone.fc.", "backbone.head.", "backbone.norm.")
+    return name.startswith("backbone.") and name not in own and not name.startswith(classifier)
 
 
 def _read(path: Path, own: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
@@ -150,7 +157,7 @@ def apply_norm(model: nn.Module, phase: Phase, trained: bool, known: bool = True
     fixed = phase.norm in ("fixed", "affine")
     norms = any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     if (fixed and norms) or phase.frozen_stages >= 0:
-        what = f"{phase.norm} batch normalisation" if fixed else f"frozen_stages={phase.frozen_stages}"
+        what = f"{phase.norm} batch normalisation" if fixed and norms else f"frozen_stages={phase.frozen_stages}"
         if known and (not trained or (norms and not has_statistics(model))):
             raise UserError(
                 f"{phase.name}: {what} would freeze layers that still hold random weights; give trained ones with "

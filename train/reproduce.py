@@ -31,7 +31,7 @@ from ..models.build import build_model
 from .experiments import EXPERIMENTS, SCALES, SHARED, Experiment, Trial
 from .log import read_log
 from .loop import Trainer
-from .prepare import IMAGENET, apply_norm
+from .prepare import IMAGENET, apply_norm, load_weights
 from .recipe import Phase, Recipe
 from .run import choose_device, load_splits, train
 
@@ -174,7 +174,7 @@ def _plan(
         if other:
             raise UserError(f"{path}: {other[0]}: was {plan.get(other[0])!r}; give the same, or another --out")
         return plan
-    running = [trial for trial in trials if not trial.needs_imagenet or imagenet]
+    running = _startable(trials, dataset, imagenet)
     Console().print(f"measuring {len(running)} rows, to give each its share of {asked['budget_s'] / 60:.0f} minutes")
     pace: dict[str, dict[str, float]] = {}
     shared: dict[str, float] | None = None
@@ -196,6 +196,28 @@ def _plan(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json_atomic(path, plan)
     return plan
+
+
+def _startable(trials: list[Trial], dataset: Dataset, imagenet: str | None) -> list[Trial]:
+    """The rows that can run: all but those that need ImageNet weights of a backbone which `imagenet` has none of.
+
+    Raises UserError if it has none of any: that is to be told before the work, not hours later.
+    """
+    running, errors = [], []
+    for trial in trials:
+        if trial.needs_imagenet and imagenet is None:
+            continue
+        if trial.needs_imagenet:
+            model = {"detector": trial.recipe.detector, "num_classes": len(dataset.classes), **trial.recipe.model}
+            try:
+                load_weights(build_model(model), imagenet, dataset.classes)
+            except UserError as error:
+                errors.append(error)
+                continue
+        running.append(trial)
+    if errors and not any(trial.needs_imagenet for trial in running):
+        raise errors[0]
+    return running
 
 
 def _steps(
@@ -299,7 +321,7 @@ def _read_rows(out: Path, trials: list[Trial], plan: dict[str, Any]) -> list[dic
     for trial in trials:
         row: dict[str, Any] = {"key": trial.key, "label": trial.label, "paper": trial.paper}
         if trial.key not in plan["steps"]:
-            row["skipped"] = "needs ImageNet weights: --imagenet FILE"
+            row["skipped"] = f"needs ImageNet weights of {trial.recipe.model['backbone']}: --imagenet FILE"
             rows.append(row)
             continue
         names = [phase.name for phase in trial.recipe.phases]

@@ -274,9 +274,7 @@ def test_errors_say_which_process_speaks(
         assert capsys.readouterr().err.startswith(f"{prefix}error: ")
 
 
-def test_more_processes_than_gpus_are_refused(
-    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path
-) -> None:
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
@@ -327,8 +325,81 @@ def test_synchronised_norm_is_batch_norm_of_all_batches_together(pair: Pair, off
     for name, expected in {"y": y, "x": x.grad}.items():
         together = joined([torch.from_numpy(one[name]) for one in found]).double()
         torch.testing.assert_close(together, expected.detach(), rtol=0, atol=tolerance)
-    for name in ("weight", "bias"):  # each process has the gradient of its own share, and they are added up
-        total = torch.from_numpy(found[0][name]).double() + torch.from_numpy(found[1][name])
-        del total
-    for name, expected in reference.state_dict().items():
-        del name, expected
+    for name in ("weight", "bias"):  # each process has its share's gradient
+        total = torch.from_numpy(found[0][name]).double() + found[1][name]
+        expected = getattr(reference[0], name).grad
+        torch.testing.assert_close(total, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        assert np.array_equal(found[0][name], found[1][name])
+        together = torch.from_numpy(found[0][name]).double()
+        torch.testing.assert_close(together, getattr(reference[0], name).double(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.slow
+def test_synchronised_norm_trains_as_one_process_with_twice_the_batch(pair: Pair, data: Path, tmp_path: Path) -> None:
+    pair(train_watched, recipe("model.norm=bn", "norm=sync"), data, tmp_path / "two", {})
+    train(doubled("model.norm=bn", "norm=live"), data, tmp_path / "one", phase="pretrain", device="cpu")
+    two, one = (checkpoint_of(tmp_path / name)["model"] for name in ("two", "one"))
+    assert_close(two, one)
+
+
+@pytest.mark.slow
+def test_each_picture_is_evaluated_once_with_the_main_statistics(pair: Pair, data: Path, tmp_path: Path) -> None:
+    out, settings = tmp_path / "run", ("model.norm=bn", "eval_every=3", "model.score_threshold=0")
+    seen = pair(train_evaluated, recipe(*settings), data, out)
+    val = load_dataset(data, "val")
+    pictures = [one["pictures"] for one in seen]
+    assert [len(ids) for ids in pictures] == [3, 2]
+    assert sorted(pictures[0] + pictures[1]) == sorted(record.image_id for record in val.records)
+    (before, *_), (other, *_) = (one["before"] for one in seen)
+    assert any(not np.array_equal(a, b) for a, b in zip(before, other, strict=True))  # batches of their own
+    for one in seen:
+        assert all(np.array_equal(a, b) for a, b in zip(one["after"][0], before, strict=True))
+    expected, (row,) = evaluate(load(out, device="cpu"), val), rows_of(out, "eval")
+    assert (row["bbox"], row["segm"]) == (expected.bbox, expected.segm) and row["bbox"]["AR100"] > 0
+
+
+@pytest.mark.slow
+def test_accumulating_processes_learn_what_one_accumulating_learns(pair: Pair, data: Path, tmp_path: Path) -> None:
+    settings = ("batch_size=1", "accumulate=2")
+    pair(train_watched, recipe(*settings), data, tmp_path / "two", {})
+    train(doubled(*settings), data, tmp_path / "one", phase="pretrain", device="cpu")
+    two, one = (checkpoint_of(tmp_path / name) for name in ("two", "one"))
+    assert two["step"] == one["step"] == 9 and two["images_per_step"] == 4
+    assert_close(two["model"], one["model"])
+
+
+@pytest.mark.slow
+def test_gradients_are_sent_once_a_step_however_many_batches_it_has(pair: Pair, data: Path, tmp_path: Path) -> None:
+    short = ("batch_size=1", "max_steps=2")
+    once = pair(gradient_messages, recipe(*short), data, tmp_path / "once")
+    assert pair(gradient_messages, recipe(*short, "accumulate=3"), data, tmp_path / "thrice") == once
+    assert min(once) >= 2
+
+
+def test_two_equal_batches_make_the_step_of_both_together() -> None:
+    """Losses are means over what was sampled, so two batches make the step of both together only where both sample
+    equally many; here they are the same, and everything is sampled, so that chance has no part in it."""
+    everything = ("model.rpn_samples=2000", "model.roi_samples=200", "model.mask_slots=40")
+    phase = recipe(*everything).phase("pretrain")
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, 64, 64), generator=generator, dtype=torch.uint8)
+    corner = torch.rand(2, 3, 2, generator=generator) * 30
+    targets = {
+        "boxes": torch.cat([corner, corner + 12 + torch.rand(2, 3, 2, generator=generator) * 20], 2),
+        "labels": torch.randint(0, 4, (2, 3), generator=generator),
+        "valid": torch.tensor([[True, True, False], [True, False, False]]),
+        "sizes": torch.full((2, 2), 64.0),
+        "masks": torch.randint(0, 2, (2, 3, 56, 56), generator=generator, dtype=torch.uint8),
+    }
+    both = (images.repeat(2, 1, 1, 1), {k: v.repeat(2, *[1] * (v.ndim - 1)) for k, v in targets.items()})
+    gradients = []
+    for batches in ([(images, targets), (images, targets)], [both]):
+        torch.manual_seed(0)
+        model = build_model({"detector": "rcnn", "num_classes": 4, **recipe(*everything).model})
+        stepper = Stepper(model, phase, Preprocess(size=(64, 64)), 0.1, 0)
+        counts = stepper.step(batches, 0, 10)[1]
+        assert counts["positives"] > 0 and counts["mask_dropped"] == 0
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert all(float(gradient.abs().max()) > 0 for gradient in gradients[0].values())  # all parts take part
+    assert_close(*gradients)

@@ -1,0 +1,58 @@
+"""The scripts that take the paper's comparisons to a GPU machine, at tiny size on the CPU."""
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(script: str, *arguments: str) -> str:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def packed_like_voc(shapes: Path, folder: Path) -> Path:
+    """The synthetic dataset in the form of the packed VOC: two tar files and two COCO files, without masks."""
+    folder.mkdir()
+    for split in ("train", "val"):
+        content = json.loads((shapes / "annotations" / f"instances_{split}2017.json").read_text())
+        with tarfile.open(folder / f"{split}.tar", "w") as archive:
+            for image in content["images"]:
+                archive.add(shapes / f"{split}2017" / image["file_name"], f"{split}/{image['file_name']}")
+                image["file_name"] = f"{split}/{image['file_name']}"
+        for annotation in content["annotations"]:
+            annotation.pop("segmentation")
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.slow
+def test_pack_unpack_and_run_in_slices(shapes, tmp_path):
+    data = packed_like_voc(shapes, tmp_path / "voc")
+    printed = run("gpu_pack.py", str(data), "--out", str(tmp_path / "parts"), "--part-mib", "0.06")
+    parts = sorted((tmp_path / "parts").iterdir())
+    assert len(parts) > 1 and len(printed.splitlines()) == len(parts)
+    assert all(part.stat().st_size <= 0.06 * 2**20 for part in parts)
+    there = tmp_path / "there"
+    for part in parts:
+        run("gpu_evidence.py", "--data", str(there), "--unpack", str(part))
+    assert len(list(there.rglob("*.jpg"))) == 16 and (there / "dataset.toml").is_file()
+    options = ["--data", str(there), "--out", str(tmp_path / "out"), "--scale", "smoke", "--device", "cpu"]
+    options += ["--copy-to", str(tmp_path / "results"), "--shorten", "0.08"]
+    assert "not finished" in run("gpu_evidence.py", *options, "--slice", "48")
+    for _ in range(3):
+        said = run("gpu_evidence.py", *options, "--slice", "300")
+        if "everything is finished" in said:
+            break
+    found = {path.stem for path in (tmp_path / "results").iterdir()}
+    assert found == {"direct_scratch", "direct_table2", "direct_table7"}
+    for path in (tmp_path / "results").iterdir():
+        content = json.loads(path.read_text())
+        assert content["hardware"] and content["versions"]["torch"] and content["rows"]
