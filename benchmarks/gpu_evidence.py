@@ -27,7 +27,7 @@ SPARE = 20.0  # seconds of a slice for what comes before and after training
 
 
 def use_checkout() -> None:
-    """Make `import directdet` work from the checkout: its rooms lie at the top level, so links stand for the package."""
+    """Make `import directdet` work from the checkout, whose rooms lie at the top level, by a copy of them."""
     if importlib.util.find_spec("directdet.train") is not None:
         return
     package = Path(os.environ.get("TMPDIR", "/tmp")) / f"directdet-{os.getuid()}" / "directdet"

@@ -233,6 +233,32 @@ def reproduce(
     click.echo(f"written: {out / 'results.json'}")
 
 
+@click.command("landscape")
+@data_option
+@click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder for landscape.json and landscape.png.")
+@click.option("--size", help="small or paper.  [default: small, on a GPU paper]")
+@click.option("--steps", type=click.IntRange(min=2), help="Steps of each variant.  [default: the size's]")
+@click.option("--base-lr", type=click.FloatRange(min=0, min_open=True), default=0.001, show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def landscape(
+    data: Path, out: Path, size: str | None, steps: int | None, base_lr: float, device: str, seed: int
+) -> None:
+    """Draw the optimisation landscape of SSD with and without BN (ScratchDet's Figures 1 and 7).
+
+    Loss, L2 norm of the gradient and its fluctuation, from the same seed and data.
+    """
+    from .landscape_plot import draw_landscape
+    from .train.landscape import SMOOTHING, landscape
+
+    result = landscape(data, out, size, steps, device, seed, base_lr)
+    draw_landscape(result, out / "landscape.png", SMOOTHING)
+    for run in result["runs"]:
+        end = f"not finite at step {run['stopped']}" if run["stopped"] is not None else f"loss {run['loss'][-1]:.2f}"
+        click.echo(f"{run['label']}: {end}")
+    click.echo(f"written: {out / 'landscape.png'}, {out / 'landscape.json'}")
+
+
 @click.command("eval")
 @click.argument("model", type=PATH)
 @data_option
@@ -254,7 +280,7 @@ def evaluate(
     precision: str | None,
     per_class: bool,
 ) -> None:
-    """Measure COCO's twelve numbers of MODEL, boxes and masks."""
+    """Measure COCO's twelve numbers of MODEL, boxes and masks, and VOC's AP of its boxes."""
     from rich.console import Console
 
     from .data.dataset import load_dataset
@@ -268,6 +294,8 @@ def evaluate(
     detector = load(model, runtime, device, threads, precision)
     metrics = evaluate(detector, dataset)
     Console().print(metrics.table(per_class=per_class))
+    if per_class:
+        Console().print(metrics.voc_table())
     if json_file is not None:
         about = {"root": str(data), "split": split}
         write_json_atomic(json_file, {"model": detector.describe(), "dataset": about, **metrics.to_dict()})
@@ -399,5 +427,5 @@ def _tell_failures(failures: Sequence[str]) -> None:
 
 def add_to(group: click.Group) -> None:
     """Add the verbs in the order of the work."""
-    for command in (demo, recipes, check_data, train, reproduce, evaluate, export, infer, benchmark):
+    for command in (demo, recipes, check_data, train, reproduce, landscape, evaluate, export, infer, benchmark):
         group.add_command(command)

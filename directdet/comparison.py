@@ -15,25 +15,33 @@ _OURS, _PAPER = "#1f6f8b", "#b9c3c9"
 
 
 def draw_comparison(result: dict[str, Any], path: Path) -> None:
-    """Write a PNG with two panels: box AP here and in the paper, each on its own scale."""
-    rows = [row for row in result["rows"] if "box_ap" in row]
+    """Write a PNG with two panels: AP here and in the paper, each on its own scale."""
+    rows = [row for row in result["rows"] if "box_ap" in row or "diverged" in row]
     if not rows:
         return
+    voc = result["metric"] == "voc"
     plan = result["plan"]
     figure = Figure(figsize=(9.0, 1.4 + 0.5 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     here, there = figure.subplots(1, 2, sharey=True)
     labels = [row["label"] for row in rows]
     places = range(len(rows))
-    _bars(here, places, [100 * row["box_ap"] for row in rows], _OURS)
+    _bars(here, places, [_reached(row, voc) for row in rows], _OURS)
     here.set_title(f"here ({plan['scale']}, {plan['budget_s'] / 60:.0f} min, {plan['device']})", fontsize=10)
-    _bars(there, places, [(row["paper"] or {}).get("box_ap") for row in rows], _PAPER)
-    there.set_title("in the paper (COCO)", fontsize=10)
+    _bars(there, places, [(row["paper"] or {}).get("map" if voc else "box_ap") for row in rows], _PAPER)
+    there.set_title(f"in the paper ({'VOC' if voc else 'COCO'})", fontsize=10)
     here.set_yticks(list(places), labels)
     here.invert_yaxis()
-    figure.suptitle(f"{plan['experiment']}: box AP, equal {plan['equal']}", fontsize=11)
+    figure.suptitle(f"{plan['experiment']}: {'VOC mAP' if voc else 'box AP'}, equal {plan['equal']}", fontsize=11)
     figure.supxlabel("compare rows with each other, not the two panels", fontsize=9)
     write_bytes_atomic(path, _png(figure))
+
+
+def _reached(row: dict[str, Any], voc: bool) -> float | None:
+    """Per cent; None for a row whose loss did not stay finite."""
+    if "diverged" in row:
+        return None
+    return 100 * (row["voc"]["mAP_11point"] if voc else row["box_ap"])
 
 
 def _bars(axes: Any, places: range, values: list[float | None], colour: str) -> None:

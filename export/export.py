@@ -54,7 +54,8 @@ def export(
     Args:
         format: "onnx"; "tensorrt-rtx", an engine for `compute_capability`, built with or without a GPU; "tensorrt", an
             engine for the GPU at hand.
-        size: height and width of the network's input, multiples of 32; None is the size the model was evaluated at.
+        size: height and width of the network's input, multiples of 32; None is the size the model was evaluated at. A
+            model whose pictures are warped takes no other than that.
         batch: images per run.
         data: a dataset whose `split` gives the pictures to verify with (None: val, or train where there is no val);
             without data, made ones are used.
@@ -118,6 +119,11 @@ def _engine(
 
 def deployed_preprocess(trained: Preprocess, size: tuple[int, int] | None) -> Preprocess:
     """The Preprocess of an artefact: onto a fixed canvas of `size`, by default the one evaluated at while training."""
+    if trained.warp:
+        if size not in (None, trained.size):
+            shown, own = (",".join(map(str, edges)) for edges in (size, trained.size))
+            raise UsageProblem(f"--size {shown}: this model is made for {own} alone; leave --size out")
+        return trained
     if size is None:
         short, long = trained.size
         size = (short, long) if trained.fixed else (-(-short // 32) * 32, -(-long // 32) * 32)

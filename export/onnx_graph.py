@@ -41,7 +41,8 @@ def fold(model: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, int, float
     Raises UserError if folding changes the raw maps by more than rounding.
     """
     folded = copy.deepcopy(model).eval()
-    count = fold_batch_norm(folded, folded.backbone.conv_norm_pairs())
+    owner = folded if hasattr(folded, "conv_norm_pairs") else folded.backbone  # some normalise their heads too
+    count = fold_batch_norm(folded, owner.conv_norm_pairs())
     images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         before, after = model.eval()(images), folded(images)

@@ -1,4 +1,4 @@
-"""COCO average precision of any `Detector` on any `Dataset`, by pycocotools."""
+"""Average precision of any `Detector` on any `Dataset`: COCO's, by pycocotools, and VOC's."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ from ..data.dataset import Dataset, Record, read_record_image
 from ..errors import UserError
 from .detections import Detections
 from .runtimes import Detector
+from .voc_ap import voc_precision
 
 METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
 @dataclass
 class Metrics:
-    """COCO's twelve numbers, 0 to 1. As in pycocotools -1 stands for "no such objects in the ground truth".
+    """COCO's twelve numbers and VOC's two, 0 to 1. As in pycocotools -1 stands for "no such objects in the truth".
 
     Attributes:
         bbox: the twelve numbers of the boxes by `METRIC_NAMES`.
         segm: those of the masks, or None where the model or the dataset has none.
         classes: class names of the dataset.
         per_class: AP of the boxes of each class.
+        voc: mAP of the boxes at IoU 0.5 by VOC's rules: "mAP_11point" (2007) and "mAP_area" (2010 and after).
+        per_class_voc: AP of each class by the same rules, "11point" and "area".
         per_class_segm: AP of the masks of each class, or None.
         n_images: images evaluated.
         seconds: wall time of reading and detecting, without the scoring.
@@ -44,6 +47,8 @@ class Metrics:
     segm: dict[str, float] | None
     classes: tuple[str, ...]
     per_class: list[float]
+    voc: dict[str, float]
+    per_class_voc: dict[str, list[float]]
     per_class_segm: list[float] | None = field(default=None)
     n_images: int = 0
     seconds: float = 0.0
@@ -53,9 +58,11 @@ class Metrics:
         return {**asdict(self), "classes": list(self.classes)}
 
     def table(self, per_class: bool = False) -> Table:
-        """The numbers in per cent as a rich table, one row per kind (and per class)."""
+        """The numbers in per cent as a rich table, one row per kind (and per class); VOC's two in a line below."""
         # Narrow enough that thirteen columns stay whole in a terminal of 80.
         table = Table(title=f"COCO AP on {self.n_images} images (%)", box=SIMPLE_HEAD, padding=0)
+        eleven_point, area = (_per_cent(self.voc[name]) for name in ("mAP_11point", "mAP_area"))
+        table.caption = f"VOC mAP@.5: 11-point {eleven_point}, area {area}"
         table.add_column("")
         for name in METRIC_NAMES:
             table.add_column(name, justify="right")
@@ -68,6 +75,17 @@ class Metrics:
                 table.add_row(f"{name}, box", _per_cent(self.per_class[index]))
                 if self.per_class_segm is not None:
                     table.add_row(f"{name}, mask", _per_cent(self.per_class_segm[index]))
+        return table
+
+    def voc_table(self) -> Table:
+        """VOC's AP of each class in per cent."""
+        table = Table("", title=f"VOC AP@.5 on {self.n_images} images (%)", box=SIMPLE_HEAD, padding=0)
+        for name in ("11-point", "area"):
+            table.add_column(name, justify="right", min_width=9)
+        for name, *values in zip(
+            self.classes, *(self.per_class_voc[rule] for rule in ("11point", "area")), strict=True
+        ):
+            table.add_row(name, *map(_per_cent, values))
         return table
 
 
@@ -143,6 +161,7 @@ def score_detections(
         records: the images that were looked at; all of the dataset's if None.
     """
     records = dataset.records if records is None else tuple(records)
+    found = list(found)
     results: list[dict[str, Any]] = []
     masks = True
     for image_id, detections in found:
@@ -150,7 +169,17 @@ def score_detections(
         masks = masks and detections.masks is not None
     bbox, per_class = _score(results, dataset, records, "bbox")
     segm, per_class_segm = _score(results, dataset, records, "segm") if masks and dataset.has_masks else (None, None)
-    return Metrics(bbox, segm, dataset.classes, per_class, per_class_segm, n_images=len(records))
+    voc = voc_precision(found, records, len(dataset.classes))
+    return Metrics(
+        bbox,
+        segm,
+        dataset.classes,
+        per_class,
+        voc.means(),
+        voc.per_class(),
+        per_class_segm,
+        n_images=len(records),
+    )
 
 
 def coco_ground_truth(dataset: Dataset, records: Iterable[Record] | None = None) -> COCO:

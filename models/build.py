@@ -16,6 +16,10 @@ from .rcnn_loss import rcnn_losses
 from .retinanet import RetinaNet, RetinaNetConfig
 from .retinanet_deploy import RetinaNetDeploy
 from .retinanet_loss import retinanet_losses
+from .ssd import SSD, SSDConfig
+from .ssd_backbones import SSD_BACKBONES
+from .ssd_deploy import SSDDeploy
+from .ssd_loss import ssd_losses
 from .targets import RandomKeys, Targets, random_keys
 
 
@@ -25,18 +29,21 @@ class Detector(NamedTuple):
     config: a frozen dataclass with num_classes, backbone, masks and the thresholds. network(config): a module whose
     forward(images [N, 3, H, W]) gives raw maps. losses(model, raw, targets, draw) -> (losses by name, counts to watch,
     "positives" among them). deploy(model, (height, width), portable): what is evaluated and exported, see postprocess.
+    backbones: what it may be built on, by name.
     """
 
     config: type
     network: Callable[[Any], nn.Module]
     losses: Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]
     deploy: Callable[..., nn.Module]
+    backbones: dict[str, Callable[..., nn.Module]] = BACKBONES
 
 
 DETECTORS = {
     "rcnn": Detector(RCNNConfig, RCNN, rcnn_losses, RCNNDeploy),
     "cascade": Detector(CascadeConfig, Cascade, cascade_losses, CascadeDeploy),
     "retinanet": Detector(RetinaNetConfig, RetinaNet, retinanet_losses, RetinaNetDeploy),
+    "ssd": Detector(SSDConfig, SSD, ssd_losses, SSDDeploy, SSD_BACKBONES),
 }
 
 
@@ -49,15 +56,15 @@ def build_model(config: dict) -> nn.Module:
     name = settings.pop("detector", None)
     if name not in DETECTORS:
         raise ValueError(f"unknown detector {name!r}; there are {', '.join(DETECTORS)}")
-    config_type = DETECTORS[name].config
+    config_type, backbones = DETECTORS[name].config, DETECTORS[name].backbones
     unknown = settings.keys() - {f.name for f in fields(config_type)}
     if unknown:
         raise ValueError(f"unknown {name} setting {sorted(unknown)[0]!r}")
     # Checkpoints and JSON know lists only.
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     backbone = settings.get("backbone", config_type.backbone)
-    if backbone not in BACKBONES:
-        raise ValueError(f"unknown backbone {backbone!r}; there are {', '.join(BACKBONES)}")
+    if backbone not in backbones:
+        raise ValueError(f"unknown backbone {backbone!r}; there are {', '.join(backbones)}")
     return DETECTORS[name].network(config_type(**settings))
 
 
@@ -81,5 +88,8 @@ def losses_of(
 
 
 def deploy_model(model: nn.Module, size: tuple[int, int], portable: bool = False) -> nn.Module:
-    """The deployed form of a network for inputs of `size` (height, width), multiples of 32 (ValueError if not)."""
+    """The deployed form of a network for inputs of `size` (height, width).
+
+    ValueError unless they are multiples of 32, or for an SSD its own size.
+    """
     return parts_of(model).deploy(model, size, portable)

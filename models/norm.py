@@ -71,8 +71,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         values = x.float()
         variance, mean = torch.var_mean(values, (0, 2, 3), correction=0)
         count = torch.full((1,), values.numel() / values.shape[1], device=x.device)
-        # One message: a table to which each process adds its row. It is no sum of squares, from which a large mean could
-        # only be subtracted with the loss of the variance's digits.
+        # One message: a table to which each process adds its row. Sums of squares would do with less, but the square of
+        # a large mean can only be subtracted from them at the cost of the variance's digits.
         mine = torch.arange(dist.get_world_size(), device=x.device) == dist.get_rank()
         table = _SumOverProcesses.apply(mine[:, None] * torch.cat([mean, variance, count]))
         means, variances = table[:, :-1].unflatten(1, (2, -1)).unbind(1)  # [processes, C] each

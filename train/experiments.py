@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..infer.papers import scratchdet_table2
 from .recipe import PARTS, Phase, Recipe
+from .scratchdet_recipes import PLACES, RATES, TABLE2, VOC
 
 SHARED = "shared"
 
@@ -22,6 +24,7 @@ class Scale:
         factor: what the paper's pre-training lengths are multiplied by, to the nearest multiple of 32.
         models: settings of each detector that differ from the paper's.
         base_lr, base_batch, clip_norm: as in Phase.
+        ssd_width, ssd_batch: channels of SSD's stem, and its images per step; its input is always 300x300.
     """
 
     name: str
@@ -33,6 +36,8 @@ class Scale:
     clip_norm: float | None = 10.0
     precision: str = "fp32"
     workers: int = 2
+    ssd_width: int | None = None
+    ssd_batch: int = 128
 
     def length(self, paper: int) -> int:
         """A length of the paper, scaled."""
@@ -71,9 +76,11 @@ SMOKE_MODELS = {
     "swin": {**_TINIEST, "backbone": "swin_t", "width": 32, "box_convs": 1},
 }
 SCALES = {
-    "smoke": Scale("smoke", (64, 96), 0.15, SMOKE_MODELS),  # seconds; to see that it runs, it learns nothing
-    "tiny": Scale("tiny", (160, 224), 0.28, SLIM_MODELS),
-    "small": Scale("small", (320, 448), 0.5, SLIM_MODELS),
+    "smoke": Scale(
+        "smoke", (64, 96), 0.15, SMOKE_MODELS, ssd_width=8, ssd_batch=2
+    ),  # seconds; to see that it runs, it learns nothing
+    "tiny": Scale("tiny", (160, 224), 0.28, SLIM_MODELS, ssd_width=8, ssd_batch=8),
+    "small": Scale("small", (320, 448), 0.5, SLIM_MODELS, ssd_width=16, ssd_batch=16),
     # For a GPU and pictures of some 360 pixels.
     "medium": Scale("medium", (288, 384), 0.5, R50_MODELS, base_batch=16, precision="bf16", workers=12),
     "paper": Scale("paper", (800, 1333), 1.0, R50_MODELS, base_batch=16, clip_norm=None, workers=4),
@@ -89,7 +96,7 @@ class Trial:
         label: what it is.
         recipe: what it trains; the lengths of its phases are still to be set.
         shares: it starts from the pre-training that all rows share, and trains its last phase only.
-        paper: what the paper reached, or None where it has no such row.
+        paper: what the paper reached, or None where it has no such row; a value of None is the paper's "NaN".
         needs_imagenet: it starts from ImageNet weights.
     """
 
@@ -97,7 +104,7 @@ class Trial:
     label: str
     recipe: Recipe
     shares: bool = False
-    paper: dict[str, float] | None = None
+    paper: dict[str, float | None] | None = None
     needs_imagenet: bool = False
 
 
@@ -108,15 +115,16 @@ class Experiment:
     Attributes:
         title: what it compares.
         table: key of the paper's table, see paper_rows.
-        equal: "time": every row trains for as long; "steps": every row makes as many steps, starting from one
-            pre-training.
+        equal: "time": every row trains for as long; "steps": every row makes as many steps.
         trials: the rows, for a Scale.
+        metric: "coco", COCO's AP; "voc", VOC's mAP by the 11-point rule.
     """
 
     title: str
     table: str
     equal: str
     trials: Callable[[Scale], list[Trial]] = field(repr=False)
+    metric: str = "coco"
 
 
 def pretrain(scale: Scale, batch: int = 8, length: int = 448) -> Phase:
@@ -273,10 +281,59 @@ def _scratch(scale: Scale) -> list[Trial]:
     ]
 
 
+def _ssd(scale: Scale, rate: float, **model: Any) -> Recipe:
+    phase = replace(
+        VOC,
+        batch_size=scale.ssd_batch,
+        base_batch=scale.ssd_batch,
+        base_lr=rate,
+        precision=scale.precision,
+        workers=scale.workers,
+        eval_every=1_000_000,
+    )
+    return Recipe("reproduce", "", (phase,), "ssd", {"width": scale.ssd_width, **model})
+
+
+def _scratchdet1(scale: Scale) -> list[Trial]:
+    """The rows of Table 1 that start from random weights; the learning rates are the paper's whatever the batch."""
+    figures = {
+        "none": (67.6, None, None),
+        "head": (71.0, 75.6, None),
+        "backbone": (72.8, 77.8, 78.0),
+        "both": (71.8, 77.3, 78.7),
+    }
+    labels = {"none": "no BN", "head": "BN in head", "backbone": "BN in backbone", "both": "BN in both"}
+    trials = []
+    for place, values in figures.items():
+        norm, head_norm, _ = PLACES[place]
+        for (key, rate), value in zip(RATES.items(), values, strict=True):
+            recipe = _ssd(scale, rate, backbone="vgg16", norm=norm, head_norm=head_norm)
+            trials.append(Trial(f"{place}_{key}", f"{labels[place]}, {rate:g}", recipe, paper={"map": value}))
+    return trials
+
+
+def _scratchdet2(scale: Scale) -> list[Trial]:
+    """The ten first layers of Table 2."""
+    rows = zip(TABLE2, scratchdet_table2().rows, strict=True)
+    return [
+        Trial(
+            name,
+            row.method,
+            _ssd(scale, 0.05, backbone=name, extras="residual"),
+            paper={"map": row.ap, "fps": row.fps},
+        )
+        for name, row in rows
+    ]
+
+
 EXPERIMENTS = {
     "direct/table1": Experiment("batch size and resolution of direct pre-training", "1", "time", _table1),
     "direct/table2": Experiment("batch normalisation in fine-tuning", "2", "steps", _table2),
     "direct/table5": Experiment("which parts of the pre-trained detector are loaded", "5", "steps", _table5),
     "direct/table8": Experiment("other detectors", "8", "time", _table8),
     "direct/scratch": Experiment("from scratch against direct pre-training, for the same time", "3", "time", _scratch),
+    "scratchdet/table1": Experiment(
+        "where batch normalisation is, and the learning rate", "1", "steps", _scratchdet1, "voc"
+    ),
+    "scratchdet/table2": Experiment("the first layer of ResNet-18", "2", "steps", _scratchdet2, "voc"),
 }

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..data.loader import BatchLoader, make_loader
 from ..data.records import Dataset
+from ..data.ssd_transforms import SSDTransform
 from ..data.transforms import EdgesTransform, PretrainTransform
 from ..errors import UserError
 from ..infer.evaluate import Metrics, detect, score_detections
@@ -45,6 +46,10 @@ class Position:
     step: int = 0
     best: float = -1.0
     evaluated: int = 0
+
+
+class Diverged(UserError):
+    """The loss is no longer finite: an answer where learning rates are compared, else a mistake in the settings."""
 
 
 class _Interrupt:
@@ -110,7 +115,8 @@ class Trainer:
         self.steps = min(whole, phase.max_steps or sys.maxsize)
         self.images_per_step = phase.batch_size * phase.accumulate * distributed.world_size()
         self.rate = learning_rate(phase, self.images_per_step)
-        self.preprocess = Preprocess(size=phase.eval_size, fixed=phase.eval_fixed)
+        warp = phase.resize == "warp"
+        self.preprocess = Preprocess(phase.eval_size, fixed=phase.eval_fixed or warp, std=phase.std, warp=warp)
         self.stepper = Stepper(model, phase, self.preprocess, self.rate, seed)
         self.position = Position()
 
@@ -190,7 +196,7 @@ class Trainer:
         bad = ", ".join(name for name in losses if not math.isfinite(means[name]))
         phase, kept = self.phase, self.folder / "checkpoints" / "last.pt"
         start = f", from {kept} by --init" if kept.is_file() else ""
-        raise UserError(
+        raise Diverged(
             f"{phase.name}: the loss became {loss} ({bad}) by step {step}; try again with another --out{start}: a "
             f"lower rate (--set {phase.name}.base_lr={phase.base_lr / 2:g}), a longer warm-up (--set {phase.name}."
             f"warmup_iterations={max(phase.warmup_iterations * 2, 100)}) or --set {phase.name}.clip_norm=10"
@@ -227,7 +233,8 @@ class Trainer:
             metrics = score_detections(itertools.chain.from_iterable(found), self.val)
             metrics.seconds = time.perf_counter() - started
         metrics = distributed.from_main(metrics)
-        row = {"epoch": self.position.step // self.steps_per_epoch, "bbox": metrics.bbox}
+        row = {"epoch": self.position.step // self.steps_per_epoch, "bbox": metrics.bbox, "voc": metrics.voc}
+        row["images_per_second"] = len(self.val) / max(metrics.seconds, 1e-9)
         if metrics.segm:
             row["segm"] = metrics.segm
         log.write("eval", self.position.step, row)
@@ -285,6 +292,8 @@ def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pi
     """The training batches of a phase, this process's share of them."""
     if phase.resize == "direct":
         transform = PretrainTransform(phase.size[0], phase.scale)
+    elif phase.resize == "warp":
+        transform = SSDTransform(phase.size[0])
     else:
         transform = EdgesTransform(*phase.size, shrink=phase.shrink, short_edges=phase.short_edges)
     return make_loader(
@@ -294,6 +303,7 @@ def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pi
         workers=min(phase.workers, os.cpu_count() or 1),
         seed=seed,
         masks=masks,
+        divisor=1 if phase.resize == "warp" else 32,
         group_aspect=phase.resize == "edges",
         pin_memory=pin_memory,
         rank=distributed.rank(),

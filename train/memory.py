@@ -9,7 +9,9 @@ Not in it: the CUDA context (0.3 to 0.6 GB), the workspaces of cuDNN and cuBLAS 
 runs, blocks that the allocator keeps but cannot use (fragmentation), and group normalisation's float32 under autocast.
 """
 
+import gc
 import sys
+import time
 import weakref
 from collections import Counter
 from collections.abc import Iterable
@@ -25,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from ..errors import UserError
 from ..infer.preprocess import Preprocess
 from ..models.build import build_model
 from .prepare import apply_norm
@@ -34,11 +37,13 @@ from .step import Batch, Stepper
 BLOCK = 512  # bytes: the caching allocator rounds every request up to a multiple
 OBJECTS = 96  # rows of the padded targets: COCO's fullest picture has 93 objects
 MASK_SIDE = 56  # of the loader's masks
+WARM_STEPS = 3  # before a measurement: cuDNN chooses its algorithms, the optimiser makes its state
 # The backward passes of gather and indexing add into fresh zeros in place, but out of place where tensors are fake.
 IN_PLACE = {
     torch.ops.aten.scatter_add.default: torch.ops.aten.scatter_add_.default,
     torch.ops.aten.index_put.default: torch.ops.aten.index_put_.default,
 }
+PARTIAL_ROWS = 10  # see _inside_embedding_bag_backward
 MODELS = str(Path(__file__).resolve().parents[1] / "models")
 
 
@@ -53,6 +58,14 @@ class StepCost:
     peak: int
     flops: int
     parts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a step took on a GPU: the peak of allocated memory in bytes, and seconds."""
+
+    peak: int
+    seconds: float
 
 
 class Ledger(TorchDispatchMode):
@@ -99,24 +112,14 @@ class Ledger(TorchDispatchMode):
             for _, size, label in self._live.values():
                 self._at_peak[label] += size
 
-    def _own_layout(self, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
-        """The copy of an output's gradient that a convolution in channels last makes of one that is not."""
-        last = torch.channels_last
-        if x.dim() != 4 or gradient.is_contiguous(memory_format=last):
-            return None
-        if not (x.is_contiguous(memory_format=last) or weight.is_contiguous(memory_format=last)):
-            return None
-        copy = torch.empty_like(gradient, memory_format=last)
-        self.enter([copy], "backward: copy in channels last")
-        return copy
-
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is torch.ops.prim.device.default:  # every second call is this question
             return func(*args, **(kwargs or {}))
         place = None
         if func in IN_PLACE and (place := _place(sys._getframe(1))) == "backward":
             func = IN_PLACE[func]
-        held = self._own_layout(*args[:3]) if func is torch.ops.aten.convolution_backward.default else None
+        held = INSIDE[func](*args) if func in INSIDE else []
+        self.enter(held, f"inside {func._overloadpacket.__name__}")
         result = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)
         if count is not None:
@@ -128,6 +131,31 @@ class Ledger(TorchDispatchMode):
             self.enter(fresh, f"{place or _place(sys._getframe(1))}: {func._overloadpacket.__name__}")
         del held  # only now: the operator has it until its results are there
         return result
+
+
+def _inside_convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, *_: Any) -> list[Tensor]:
+    """The copy of an output's gradient that a convolution in channels last makes of one that is not."""
+    last = torch.channels_last
+    if x.dim() != 4 or gradient.is_contiguous(memory_format=last):
+        return []
+    if not (x.is_contiguous(memory_format=last) or weight.is_contiguous(memory_format=last)):
+        return []
+    return [torch.empty_like(gradient, memory_format=last)]
+
+
+def _inside_embedding_bag_backward(gradient: Tensor, indices: Tensor, *rest: Any) -> list[Tensor]:
+    """What PyTorch's GPU kernel holds: indices, sorted, with their places, and the sums of up to 10 rows each."""
+    rows = min(indices.numel(), rest[4])
+    partial = indices.numel() // PARTIAL_ROWS + rows
+    sums = gradient.new_empty((partial, gradient.shape[1]))
+    return [sums, indices.new_empty(3 * indices.numel() + 2 * rows + partial)]
+
+
+# What an operator holds while it runs, where that is large and known.
+INSIDE = {
+    torch.ops.aten.convolution_backward.default: _inside_convolution_backward,
+    torch.ops.aten._embedding_bag_backward.default: _inside_embedding_bag_backward,
+}
 
 
 def _place(frame: FrameType | None) -> str:
@@ -159,9 +187,9 @@ def step_cost(
     model = _shapes_only(model_config, phase)
     with torch.random.fork_rng(devices=[]), FakeTensorMode():
         _make_fake(model)
-        stepper = Stepper(model, phase, Preprocess(size=size), 0.01, 0)
+        stepper = Stepper(model, phase, Preprocess(size=size), 0.0, 0)
         _start_optimizer(stepper.optimizer)
-        batches = [_fake_batch(size, batch, objects, model.config.masks)] * phase.accumulate
+        batches = [_empty_batch(size, batch, objects, model.config.masks)] * phase.accumulate
         weights = [*model.parameters(), *model.buffers()]
         gradients = [p.grad for p in weights if p.grad is not None]
         buckets = [torch.empty_like(g) for g in gradients] if processes > 1 else []
@@ -203,8 +231,8 @@ def _start_optimizer(optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def _fake_batch(size: tuple[int, int], batch: int, objects: int, masks: bool) -> Batch:
-    """Pictures and targets as the loader makes them."""
+def _empty_batch(size: tuple[int, int], batch: int, objects: int, masks: bool) -> Batch:
+    """Pictures and targets as the loader makes them, without content."""
     targets = {
         "boxes": torch.empty(batch, objects, 4),
         "labels": torch.empty(batch, objects, dtype=torch.int64),
@@ -214,3 +242,50 @@ def _fake_batch(size: tuple[int, int], batch: int, objects: int, masks: bool) ->
     if masks:
         targets["masks"] = torch.empty(batch, objects, MASK_SIDE, MASK_SIDE, dtype=torch.uint8)
     return torch.empty(batch, 3, *size, dtype=torch.uint8), targets
+
+
+def device_name() -> str:
+    """The GPU's name; UserError if there is none."""
+    if not torch.cuda.is_available():
+        raise UserError("measuring needs a GPU, and PyTorch finds none here; the estimate needs none")
+    return torch.cuda.get_device_name()
+
+
+def measure(
+    model_config: dict, phase: Phase, size: tuple[int, int], batch: int, objects: int = OBJECTS, steps: int = 5
+) -> Measured | None:
+    """Peak and time of real steps of one process on the current GPU, on noise; None if its memory does not do."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        model = build_model(model_config).cuda().train()
+        apply_norm(model, phase, trained=True, known=False)
+        if phase.channels_last:
+            model.to(memory_format=torch.channels_last)
+        stepper = Stepper(model, replace(phase, batch_size=batch), Preprocess(size=size), 0.0, 0)
+        batches = [_noise(size, batch, objects, model.config.masks)] * phase.accumulate
+        for number in range(WARM_STEPS + steps):
+            if number == WARM_STEPS:
+                torch.cuda.synchronize()
+                start = time.perf_counter()
+            stepper.step(batches, number, steps_per_epoch=WARM_STEPS + steps)
+        torch.cuda.synchronize()
+        return Measured(torch.cuda.max_memory_allocated(), (time.perf_counter() - start) / steps)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _noise(size: tuple[int, int], batch: int, objects: int, masks: bool) -> Batch:
+    """A batch as the loader makes it, of noise with objects anywhere."""
+    images, targets = _empty_batch(size, batch, objects, masks)
+    images.random_(256)
+    side = torch.tensor([size[1], size[0]])
+    corners = torch.rand(batch, objects, 2, 2).sort(2).values * side
+    targets["boxes"] = corners.flatten(2)
+    targets["sizes"] = torch.tensor(size, dtype=torch.float32).repeat(batch, 1)
+    targets["labels"].zero_()
+    targets["valid"].fill_(True)
+    if masks:
+        targets["masks"].fill_(1)
+    return images, targets

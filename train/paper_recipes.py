@@ -1,4 +1,4 @@
-"""The paper's recipes. Every constant of the paper stands here once, with its source.
+"""The paper's recipes. Every constant of the paper stands here once; paper_sources says where it comes from.
 
 Direct pre-training at low resolution with live batch normalisation, then fine-tuning at full resolution with batch
 normalisation totally fixed; and the baselines that the paper compares it with. Which row of which table a recipe
@@ -10,45 +10,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from .paper_sources import IMAGENET_SOURCES, SCRATCH_SOURCES, SHORT_EDGES, SOURCES
 from .recipe import PARTS, Phase, Recipe
-
-PAPER = "Rethinking Training from Scratch for Object Detection"
-SOURCES = {
-    "pretrain.size": "section 3.3: 448x448, chosen from Table 1 and Figure 2",
-    "pretrain.scale": "section 3.2: alpha in (0.8, 1.2)",
-    "pretrain.batch_size": "section 3.3: 8 images per GPU",
-    "pretrain.base_lr": "section 3.4: 0.02 for 2 images on each of 8 GPUs, scaled linearly (0.08 for 8)",
-    "pretrain.epochs": "authors' code: 12 epochs of a 4 times repeated dataset = 88k iterations (P1x)",
-    "pretrain.repeat": "authors' code: RepeatDataset(times=4), so that 1x is 88k iterations at batch 8 as at batch 2",
-    "pretrain.milestones": "section 4.1: the learning rate is not reduced while pre-training",
-    "pretrain.warmup_iterations": "authors' code: linear, 500 iterations",
-    "pretrain.warmup_factor": "authors' code: from 1 %",
-    "pretrain.norm": "section 3.4: plain BN, statistics of the images on one GPU",
-    "pretrain.norm_weight_decay": "authors' code: norm_decay_mult = 0",
-    "pretrain.eval_size": "authors' code: validation at (1333, 800) in both phases",
-    "finetune.size": "section 3.2: (1333, 800)",
-    "finetune.batch_size": "section 3.4: 2 images per GPU",
-    "finetune.base_lr": "section 3.4: 0.02 for 2 images on each of 8 GPUs",
-    "finetune.epochs": "section 4.1: 1x = 12 epochs, 2x = 24",
-    "finetune.milestones": "mmdet schedules: after epochs 8 and 11 (1x), 16 and 22 (2x)",
-    "finetune.warmup_factor": "mmdet 1x schedule: from 0.1 %",
-    "finetune.norm": "section 3.4, Table 2: statistics and affine parameters fixed",
-    "finetune.frozen_stages": "authors' code froze stem and stage 1 too, the paper does not say so; -1 trains all",
-    "finetune.parts": "section 4.1: the whole detector",
-    "model.mask_slots": "ours: packs the mask RoIs of a batch; 128 an image holds all that are sampled",
-    "model.box_convs": "section 4.1: 4conv1fc box head, without normalisation",
-    "resize": "section 3.2: ImageNet style (direct) while pre-training, the typical (1333, 800) while fine-tuning",
-    "base_batch": "section 3.4: 2 images on each of 8 GPUs",
-    "momentum": "mmdet schedule: 0.9",
-    "weight_decay": "mmdet schedule: 1e-4",
-    "optimizer": "mmdet schedule: SGD",
-    "gamma": "mmdet schedule: 0.1",
-    "clip_norm": "authors' code: none",
-    "precision": "authors' code: mixed precision for Swin-T only",
-    "eval_every": "ours",
-    "workers": "ours",
-    "channels_last": "ours: faster, the same numbers",
-}
 
 
 def direct(times: int = 1, batch: int = 8, length: int = 448) -> Phase:
@@ -91,25 +54,6 @@ def scratch(times: int, norm: str, **changes: Any) -> Phase:
     epochs, milestones = SCRATCH_SCHEDULES[times]
     phase = finetune(epochs=epochs, milestones=milestones, norm=norm, frozen_stages=-1, norm_weight_decay=False)
     return replace(phase, name="scratch", warmup_factor=0.1, **changes)
-
-
-SCRATCH_SOURCES = {
-    "scratch.size": "section 3.2: (1333, 800)",
-    "scratch.batch_size": "Table 1: 2 images per GPU",
-    "scratch.epochs": "Figure 1: 6x is 73 epochs; 3x and 4x are 36 and 48",
-    "scratch.milestones": "mmdet's scratch schedules: after 65 and 71 of 73 epochs, 28 and 34 of 36; 4x: ours",
-    "scratch.norm_weight_decay": "mmdet's scratch schedules: none",
-    "scratch.warmup_factor": "mmdet's scratch schedules: from 10 %",
-    "scratch.norm": "Table 3: SyncBN, or GN (model.norm=gn); Table 1: plain BN",
-    "model.norm": "Table 3: group normalisation, 32 groups, in backbone, pyramid and heads",
-    "scratch.short_edges": "section 4.5: short edge of 640 to 800 in steps of 32",
-}
-IMAGENET_SOURCES = {
-    "finetune.norm": "Table 2: statistics fixed, affine parameters learn, mmdet's default",
-    "finetune.frozen_stages": "mmdet's default: stem and stage 1",
-    "finetune.parts": "an ImageNet backbone",
-    "model.box_convs": "the published baselines are of mmdet's two-layer head; model.box_convs=4 for 4conv1fc",
-}
 
 
 def paper(
@@ -158,9 +102,7 @@ def _mask_rcnn() -> dict[str, Callable[[], Recipe]]:
         return words, (direct(3, batch, length), finetune()), "random", {}
 
     stitched = replace(direct(), resize="edges", size=(800, 1333), shrink=2.0)
-    dropblock = replace(
-        direct(), name="scratch", size=(640, 640), epochs=36, repeat=1, milestones=(24, 33), norm="sync"
-    )
+    dropblock = replace(direct(), name="scratch", size=(640, 640), epochs=36, milestones=(24, 33), norm="sync")
     settings = {
         "": pair(1, 1),
         "_p1x_2x": pair(1, 2),
@@ -198,11 +140,19 @@ def _mask_rcnn() -> dict[str, Callable[[], Recipe]]:
     }
     sources = {
         "_stitcher": {
+            "pretrain.resize": "section 3.2: Stitcher style",
+            "pretrain.scale": "not used: it is the ImageNet style's",
+            "pretrain.epochs": "section 3.2 gives none: the 40.0 of its ImageNet style are those of P1x + 1x",
             "pretrain.size": "section 3.2: (1333, 800), then divided by n",
             "pretrain.shrink": "section 3.2 does not give its n; 2 is ours, the nearest to 448x448 in pixels",
             "pretrain.batch_size": "section 3.2: 8 images per GPU",
         },
         "_dropblock_3x": {
+            "scratch.resize": "section 7.2: ImageNet style",
+            "scratch.scale": "section 3.2: alpha in (0.8, 1.2)",
+            "scratch.repeat": "section 3.1: 1x is 88k steps, and Table 10's 3.32 days are 1.1 s for each of 264k",
+            "scratch.warmup_factor": "as in direct pre-training: from 1 %",
+            "scratch.norm_weight_decay": "as in direct pre-training: none",
             "scratch.size": "section 7.2: 640x640 in the whole training",
             "scratch.batch_size": "section 7.2: 8 images per GPU",
             "scratch.norm": "section 7.2: SyncBN",
@@ -210,10 +160,15 @@ def _mask_rcnn() -> dict[str, Callable[[], Recipe]]:
             "scratch.milestones": "ours, at 2/3 and 11/12: the paper gives none",
             "scratch.base_lr": "linear scaling rule: 0.08 for 64 images",
         },
+        "_scratch_gn_6x": {
+            "model.norm": "Table 3: group normalisation, 32 groups, in backbone, pyramid and heads",
+            "model.box_convs": "section 4.1: 4conv1fc box head; here group normalisation is in it, too",
+        },
+        "_scratch_sync_3x_ms": {"scratch.short_edges": SHORT_EDGES},
         "_p1x_2x_affine": {"finetune.norm": "Table 2: affine"},
         "_p1x_2x_sync": {"finetune.norm": "Table 2: SyncBN; stem and stage 1 stay fixed"},
-        "_p1x_2x_ms": {"finetune.short_edges": "section 4.5: short edge of 640 to 800 in steps of 32"},
-        "_imagenet_2x_ms": {"finetune.short_edges": "section 4.5: short edge of 640 to 800 in steps of 32"},
+        "_p1x_2x_ms": {"finetune.short_edges": SHORT_EDGES},
+        "_imagenet_2x_ms": {"finetune.short_edges": SHORT_EDGES},
         "_imagenet_2x_fixed": {"finetune.norm": "Table 2: fixed"},
     }
     for end in ("_p4x_1x_backbone", "_p4x_1x_fpn", "_p4x_1x_rpn", "_p4x_1x_box"):
@@ -266,7 +221,11 @@ def _swin() -> dict[str, Callable[[], Recipe]]:
     sources = {
         "optimizer": "section 7.1: AdamW, betas 0.9 and 0.999",
         "momentum": "authors' code: beta1 0.9",
-        "weight_decay": "authors' code: 0.05, none on normalisations and position biases",
+        "weight_decay": "authors' code: 0.05",
+        "norm_weight_decay": "authors' code: none on normalisations and position biases",
+        "channels_last": "ours: a transformer's tokens hold their channels last already",
+        "pretrain.norm": "section 4.7: layer normalisation, live",
+        "pretrain.norm_weight_decay": "authors' code: none on normalisations and position biases",
         "precision": "section 7.1: mixed precision (apex O1 there, fp16 autocast here)",
         "pretrain.base_lr": "authors' code: 4e-4 for 64 images",
         "finetune.base_lr": "authors' code: 1e-4 for 16 images",
@@ -288,7 +247,13 @@ def _swin() -> dict[str, Callable[[], Recipe]]:
     return {
         name: partial(swin, name, f"{label}: direct pre-training P1x, fine-tuning 1x", pair),
         f"{name}_imagenet_1x": partial(
-            swin, f"{name}_imagenet_1x", f"{label}: from ImageNet, 1x", (tune,), "imagenet", box_convs=4
+            swin,
+            f"{name}_imagenet_1x",
+            f"{label}: from ImageNet, 1x",
+            (tune,),
+            "imagenet",
+            sources={**sources, "model.box_convs": "ours: 4conv1fc, the head of the row it is compared with"},
+            box_convs=4,
         ),
     }
 
@@ -309,7 +274,8 @@ def _less_data() -> dict[str, Callable[[], Recipe]]:
 
     def by_steps(phase: Phase, iterations: int, **changes: Any) -> Phase:
         drops = (iterations * 2 // 3, iterations * 8 // 9)
-        return replace(phase, iterations=iterations, repeat=1, milestones=drops, **changes)
+        evaluations = {"eval_every": iterations // 7500}  # some ten: a tenth of COCO is passed over every 740 steps
+        return replace(phase, iterations=iterations, repeat=1, milestones=drops, **evaluations, **changes)
 
     by_iterations = {
         f"{phase}.{key}": "the length is given in iterations"
@@ -326,14 +292,17 @@ def _less_data() -> dict[str, Callable[[], Recipe]]:
     }
     tenth = partial(MASK_R50, data_fraction=0.1, sources=coco)
     settings = {"base_lr": 0.04, "gamma": 0.02}
-    pretrain = replace(direct(), iterations=60_000, repeat=1)
+    pretrain = replace(direct(), iterations=60_000, repeat=1, eval_every=30)
     voc = {
         **by_iterations,
         "finetune.size": "mmdet, VOC: (1000, 600)",
+        "finetune.eval_size": "mmdet, VOC: (1000, 600)",
+        "pretrain.eval_size": "mmdet, VOC: (1000, 600)",
         "finetune.base_lr": "mmdet, VOC: 0.01 for 16 images",
         "finetune.iterations": "Table 9: 12.4k; mmdet's 4 epochs of a 3 times repeated dataset",
         "finetune.milestones": "mmdet, VOC: after the third of four epochs",
         "finetune.warmup_iterations": "mmdet, VOC: none",
+        "finetune.warmup_factor": "not used: there is no warm-up",
         "pretrain.iterations": "Table 9: 93k",
         "pretrain.base_lr": "linear scaling rule from fine-tuning's 0.01 for 16 images",
     }
@@ -344,8 +313,9 @@ def _less_data() -> dict[str, Callable[[], Recipe]]:
         iterations=12_400,
         milestones=(9_300,),
         warmup_iterations=0,
+        eval_every=3,
     )
-    long = replace(direct(), base_lr=0.01, iterations=93_000, repeat=1, eval_size=(600, 1000))
+    long = replace(direct(), base_lr=0.01, iterations=93_000, repeat=1, eval_size=(600, 1000), eval_every=30)
     from_imagenet = replace(tune, norm="affine")
     recipes = {
         "mask_rcnn_r50_fpn_coco10_imagenet": partial(

@@ -20,13 +20,13 @@ SMALL_BN_BATCH = 8
 IMAGENET = "imagenet"
 PREFIXES = {
     "backbone": ("backbone.",),
-    "fpn": ("fpn.",),
+    "fpn": ("fpn.", "extras.", "l2_norm."),
     "rpn": ("rpn_head.",),
     "box": ("box_head", "box_predictor", "head."),
     "mask": ("mask_head", "mask_predictor"),
 }
 # Layers with outputs of each class: of other classes they are worth nothing, even where their number is the same.
-CLASS_LAYERS = ("box_predictor", "mask_fcn_logits", "classification_head.cls_logits")
+CLASS_LAYERS = ("box_predictor", "mask_fcn_logits", "classification_head.cls_logits", "head.classes.")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..infer.preprocess import STD
+
 # The parts of a detector that can be taken from a checkpoint one by one, in the order of the paper's Table 5. "box" is
 # the head of a one-stage detector, too.
 PARTS = ("backbone", "fpn", "rpn", "box", "mask")
@@ -15,9 +17,11 @@ class Phase:
     Attributes:
         name: "pretrain" and "finetune", in this order, or "scratch": all at once from random weights.
         resize: "direct": resize by alpha in `scale`, crop or pad to `size` (paper section 3.2); "edges": short and long
-            edge, `size` = (short, long), padded to a multiple of 32.
+            edge, `size` = (short, long), padded to a multiple of 32; "warp": SSD's augmentation, then exactly `size`
+            whatever the proportions, while training and evaluating.
         size: pixels, see resize.
         scale: the range of alpha.
+        std: what pixels are divided by, their mean subtracted.
         shrink: edges: the resized picture is made so many times smaller (the Stitcher style of section 3.2).
         short_edges: edges: the short edge is drawn among these (multi-scale training, Table 6); none: size[0].
         batch_size: images per device and forward pass.
@@ -43,6 +47,7 @@ class Phase:
     resize: str
     size: tuple[int, int]
     scale: tuple[float, float] = (0.8, 1.2)
+    std: tuple[float, float, float] = STD
     shrink: float = 1.0
     short_edges: tuple[int, ...] = ()
     batch_size: int = 2

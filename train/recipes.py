@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from .paper_recipes import PAPER_RECIPES
 from .recipe import Phase, Recipe
+from .scratchdet_recipes import SCRATCHDET_RECIPES
 
 SLIM_SOURCES = {
     "model": "ours: slim and with small RoI budgets, for CPUs",
@@ -86,4 +87,9 @@ def demo() -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"mask_rcnn_r18_slim": mask_rcnn_r18_slim, "demo": demo, **PAPER_RECIPES}
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "mask_rcnn_r18_slim": mask_rcnn_r18_slim,
+    "demo": demo,
+    **PAPER_RECIPES,
+    **SCRATCHDET_RECIPES,
+}

@@ -6,11 +6,8 @@ stopped goes on as the same comparison. Results are written after every row.
 
 import json
 import math
-import os
-import signal
 import statistics
 import tempfile
-import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -30,14 +27,16 @@ from ..infer.torch_runtime import TorchDetector
 from ..models.build import build_model
 from .experiments import EXPERIMENTS, SCALES, SHARED, Experiment, Trial
 from .log import read_log
-from .loop import Trainer
+from .loop import Diverged, Trainer
 from .prepare import IMAGENET, apply_norm, load_weights
 from .recipe import Phase, Recipe
 from .run import choose_device, load_splits, train
+from .time_limit import StopAfter, TimeIsUp
 
 PRETRAIN_SHARE = 0.7  # of a row's time, as P3x of P3x + 1x (Table 3)
 SHARED_SHARE = 0.4  # of the whole time, for a pre-training that all rows share
 FEWEST_STEPS = 10
+DIVERGED = "diverged.json"
 TIMED_STEPS = 4  # after one that warms up
 CAUTION = "Scaled down: these figures compare rows with each other, not with the paper's AP."
 
@@ -53,7 +52,8 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"caution": CAUTION, "finished": self.finished, "plan": self.plan, "rows": self.rows}
+        metric = EXPERIMENTS[self.plan["experiment"]].metric
+        return {"caution": CAUTION, "finished": self.finished, "metric": metric, "plan": self.plan, "rows": self.rows}
 
     def table(self) -> Group:
         """Ours beside the paper's."""
@@ -61,33 +61,41 @@ class Comparison:
         about = f"{self.plan['experiment']}: {experiment.title}; scale {self.plan['scale']}, seed {self.plan['seed']}"
         table = Table(title=about, title_justify="left")
         table.add_column("")
-        for name in ("box AP", "AP50", "mask AP", "steps", "s/step", "min"):
+        measured = ("box AP", "AP50", "mask AP") if experiment.metric == "coco" else ("mAP", "fps", "loss")
+        for name in (*measured, "steps", "s/step", "min"):
             table.add_column(name, justify="right")
         table.add_column("in the paper")
         for row in self.rows:
-            table.add_row(row["label"], *_cells(row), _paper_words(row["paper"]))
+            table.add_row(row["label"], *_cells(row, experiment.metric), _paper_words(row["paper"]))
         notes = [f"{CAUTION} Equal {experiment.equal} for every row."]
         notes += [] if self.finished else ["Not finished: the same command goes on."]
         return Group(table, *notes)
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: dict[str, Any], metric: str) -> list[str]:
     if "skipped" in row:
         return [f"({row['skipped']})", *[""] * 5]
+    if "diverged" in row:
+        return ["NaN", "", f"at step {row['diverged']}", *[""] * 3]
     if "box_ap" not in row:
         return ["to come", *[""] * 5]
     mask = "-" if row["mask_ap"] is None else f"{100 * row['mask_ap']:.1f}"
     steps = "+".join(str(phase["steps"]) for phase in row["phases"])
     pace = "+".join(f"{phase['seconds_per_step']:.3f}" for phase in row["phases"])
     minutes = sum(phase["seconds"] for phase in row["phases"]) / 60
-    return [f"{100 * row['box_ap']:.1f}", f"{100 * row['box_ap50']:.1f}", mask, steps, pace, f"{minutes:.1f}"]
+    found = [f"{100 * row['box_ap']:.1f}", f"{100 * row['box_ap50']:.1f}", mask]
+    if metric == "voc":
+        loss = row["phases"][-1]["last_loss"]
+        found = [f"{100 * row['voc']['mAP_11point']:.1f}", f"{row['images_per_second']:.1f}", f"{loss:.2f}"]
+    return [*found, steps, pace, f"{minutes:.1f}"]
 
 
-def _paper_words(paper: dict[str, float] | None) -> str:
+def _paper_words(paper: dict[str, float | None] | None) -> str:
     if paper is None:
         return "-"
     names = {"box_ap": "box {}", "mask_ap": "mask {}", "s_per_iter": "{} s/iter", "days": "{} days"}
-    return ", ".join(names[key].format(value) for key, value in paper.items())
+    names |= {"map": "mAP {}", "fps": "{} fps"}
+    return ", ".join(names[key].format("NaN" if value is None else value) for key, value in paper.items())
 
 
 def reproduce(
@@ -126,26 +134,26 @@ def reproduce(
         raise UserError(f"{data}: has no val split to measure AP on")
     asked = {"experiment": name, "scale": scale, "budget_s": budget, "seed": seed, "device": place.type}
     asked |= {"data": str(data), "images": [len(train_set), len(val)], "imagenet": imagenet}
-    trials = _trials(EXPERIMENTS[name], scale, train_set, imagenet)
+    trials = _trials(EXPERIMENTS[name], scale, train_set)
     started = time.perf_counter()
     plan = _plan(out / "plan.json", asked, EXPERIMENTS[name], trials, train_set, val, place, imagenet)
     left = None if time_limit is None else time_limit - (time.perf_counter() - started)
     rows = _read_rows(out, trials, plan)
     try:
-        with _StopAfter(left):
+        with StopAfter(left):
             for index, trial in enumerate(trials):
-                if "box_ap" not in rows[index] and "skipped" not in rows[index]:
+                if not _is_done(rows[index]):
                     _run_trial(trial, plan, data, out, str(place), seed, imagenet)
                     rows = _read_rows(out, trials, plan)
                     _write(out, plan, rows)
-    except _TimeIsUp:
+    except TimeIsUp:
         pass
     rows = _read_rows(out, trials, plan)
     return _write(out, plan, rows)
 
 
-def _trials(experiment: Experiment, scale: str, dataset: Dataset, imagenet: str | None) -> list[Trial]:
-    """The rows, without masks where the data has none; those that need ImageNet weights start from `imagenet`."""
+def _trials(experiment: Experiment, scale: str, dataset: Dataset) -> list[Trial]:
+    """The rows, without masks where the data has none."""
     trials = []
     for trial in experiment.trials(SCALES[scale]):
         recipe = trial.recipe
@@ -233,6 +241,10 @@ def _steps(
     Rows that share their pre-training make equal steps; others get equal time, split as the paper's P3x + 1x.
     """
     training = budget - sum(evaluation.values())
+    if experiment.equal == "steps" and shared is None:
+        row_step = sum(next(iter(pace[trial.key].values()))["step"] for trial in trials)
+        steps = {trial.key: dict.fromkeys(pace[trial.key], int(training / row_step)) for trial in trials}
+        return steps, FEWEST_STEPS * row_step + sum(evaluation.values())
     if experiment.equal == "steps":
         row_step = sum(pace[trial.key]["finetune"]["step"] for trial in trials)
         first = int(training * SHARED_SHARE / shared["step"])
@@ -303,6 +315,8 @@ def _run_trial(
         init, phase = out / SHARED / "pretrain" / "checkpoints" / "last.pt", recipe.phases[-1].name
         first = _with_steps(replace(trial.recipe, phases=trial.recipe.phases[:1]), steps)
         _train(first, data, out / SHARED, None, "pretrain", device, seed)
+        if (out / SHARED / DIVERGED).is_file():
+            return
     if init is not None and not trial.shares and str(init) != IMAGENET:
         recipe = replace(recipe, init="random")
     _train(recipe, data, folder, init, phase, device, seed)
@@ -312,7 +326,11 @@ def _train(
     recipe: Recipe, data: str | Path, out: Path, init: str | Path | None, phase: str | None, device: str, seed: int
 ) -> None:
     begun = any(out.glob("*/checkpoints/last.pt"))
-    train(recipe, data, out, phase=phase, init=None if begun else init, resume=begun, device=device, seed=seed)
+    try:
+        train(recipe, data, out, phase=phase, init=None if begun else init, resume=begun, device=device, seed=seed)
+    except Diverged as error:  # a result, as in ScratchDet's Table 1
+        steps = [row["step"] for log in out.glob("*/log.jsonl") for row in read_log(log)]
+        write_json_atomic(out / DIVERGED, {"after_step": max(steps, default=0), "message": str(error)})
 
 
 def _read_rows(out: Path, trials: list[Trial], plan: dict[str, Any]) -> list[dict[str, Any]]:
@@ -324,6 +342,11 @@ def _read_rows(out: Path, trials: list[Trial], plan: dict[str, Any]) -> list[dic
             row["skipped"] = f"needs ImageNet weights of {trial.recipe.model['backbone']}: --imagenet FILE"
             rows.append(row)
             continue
+        ends = [out / key / DIVERGED for key in ((SHARED, trial.key) if trial.shares else (trial.key,))]
+        if end := next(filter(Path.is_file, ends), None):
+            row["diverged"] = json.loads(end.read_text(encoding="utf-8"))["after_step"]
+            rows.append(row)
+            continue
         names = [phase.name for phase in trial.recipe.phases]
         folders = [out / (SHARED if trial.shares and name == "pretrain" else trial.key) / name for name in names]
         logs = [read_log(folder / "log.jsonl") if (folder / "log.jsonl").is_file() else [] for folder in folders]
@@ -332,6 +355,7 @@ def _read_rows(out: Path, trials: list[Trial], plan: dict[str, Any]) -> list[dic
             segm = found[-1].get("segm")
             row |= {"box_ap": found[-1]["bbox"]["AP"], "box_ap50": found[-1]["bbox"]["AP50"]}
             row |= {"mask_ap": segm["AP"] if segm else None, "bbox": found[-1]["bbox"], "segm": segm}
+            row |= {"voc": found[-1].get("voc"), "images_per_second": found[-1].get("images_per_second")}
             row["phases"] = [_phase_facts(name, log) for name, log in zip(names, logs, strict=True)]
             row["recipe"] = asdict(trial.recipe)
         rows.append(row)
@@ -345,7 +369,7 @@ def _phase_facts(name: str, log: list[dict[str, Any]]) -> dict[str, Any]:
     seconds = sum(
         entry["seconds_per_step"] * (entry["step"] - first) for first, entry in zip(before, steps, strict=False)
     )
-    facts = {"name": name, "steps": steps[-1]["step"], "seconds": seconds}
+    facts = {"name": name, "steps": steps[-1]["step"], "seconds": seconds, "last_loss": steps[-1]["loss"]}
     facts["seconds_per_step"] = statistics.median(entry["seconds_per_step"] for entry in steps)
     facts["data_seconds"] = statistics.median(entry["data_seconds"] for entry in steps)
     if "memory_gib" in steps[-1]:
@@ -353,36 +377,13 @@ def _phase_facts(name: str, log: list[dict[str, Any]]) -> dict[str, Any]:
     return facts
 
 
+def _is_done(row: dict[str, Any]) -> bool:
+    return any(key in row for key in ("box_ap", "skipped", "diverged"))
+
+
 def _write(out: Path, plan: dict[str, Any], rows: list[dict[str, Any]]) -> Comparison:
     """Write results.json."""
-    comparison = Comparison(out, plan, rows, all("box_ap" in row or "skipped" in row for row in rows))
+    comparison = Comparison(out, plan, rows, all(_is_done(row) for row in rows))
     facts = {**comparison.to_dict(), "date": datetime.now(UTC).isoformat(timespec="seconds"), "hardware": hardware()}
     write_json_atomic(out / "results.json", {**facts, "versions": {**versions(), "torch": torch.__version__}})
     return comparison
-
-
-class _TimeIsUp(Exception):
-    """The time limit was reached."""
-
-
-class _StopAfter:
-    """Stop what runs inside after so many seconds, as Ctrl-C would: at the end of a step, with everything saved."""
-
-    def __init__(self, seconds: float | None):
-        self.timer = None if seconds is None else threading.Timer(max(0.1, seconds), self._stop)
-        self.reached = False
-
-    def _stop(self) -> None:
-        self.reached = True
-        os.kill(os.getpid(), signal.SIGINT)
-
-    def __enter__(self) -> None:
-        if self.timer is not None:
-            self.timer.daemon = True
-            self.timer.start()
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-        if kind is KeyboardInterrupt and self.reached:
-            raise _TimeIsUp

@@ -16,7 +16,7 @@ from .recipe import PARTS, Phase, Recipe
 from .recipes import RECIPES
 
 _CHOICES = {
-    "resize": ("direct", "edges"),
+    "resize": ("direct", "edges", "warp"),
     "norm": ("live", "sync", "affine", "fixed"),
     "precision": ("fp32", "bf16", "fp16"),
     "parts": PARTS,
@@ -72,9 +72,14 @@ def apply_settings(recipe: Recipe, settings: list[str] | tuple[str, ...]) -> Rec
 
 
 def _check_sizes(phase: Phase) -> None:
-    if phase.resize == "direct" and phase.size[0] != phase.size[1]:
-        raise UsageProblem(f"--set {phase.name}.size: direct resizing makes squares, {phase.size} is none")
-    if phase.eval_fixed and any(side % 32 for side in phase.eval_size):
+    if phase.resize != "edges" and phase.size[0] != phase.size[1]:
+        raise UsageProblem(f"--set {phase.name}.size: {phase.resize} resizing makes squares, {phase.size} is none")
+    if phase.resize == "warp":
+        if phase.eval_size != phase.size:
+            raise UsageProblem(
+                f"--set {phase.name}.eval_size: {phase.eval_size} must be the size {phase.size}, with warp"
+            )
+    elif phase.eval_fixed and any(side % 32 for side in phase.eval_size):
         raise UsageProblem(
             f"--set {phase.name}.eval_size: {phase.eval_size} are not multiples of 32, as a canvas must be"
         )
@@ -107,16 +112,16 @@ def _phase_value(key: str, name: str, text: str) -> Any:
 
 
 def _model_value(detector: str, key: str, name: str, text: str) -> Any:
-    from ..models.backbones import BACKBONES
     from ..models.build import DETECTORS
 
-    config = DETECTORS[detector].config
+    config, backbones = DETECTORS[detector].config, DETECTORS[detector].backbones
     _check_known(key, name, [f.name for f in fields(config) if f.name != "num_classes"])
     value = _parse(key, text, typing.get_type_hints(config)[name])
-    if name == "norm" and value not in ("bn", "gn"):
-        raise UsageProblem(f"--set {key}: {value!r} is none of bn, gn")
-    if name == "backbone" and value not in BACKBONES:
-        raise UsageProblem(f"--set {key}: {value!r} is none of {', '.join(BACKBONES)}")
+    norms = ("bn", "gn", "none") if detector == "ssd" else ("bn", "gn")
+    if name == "norm" and value not in norms:
+        raise UsageProblem(f"--set {key}: {value!r} is none of {', '.join(norms)}")
+    if name == "backbone" and value not in backbones:
+        raise UsageProblem(f"--set {key}: {value!r} is none of {', '.join(backbones)}")
     share = name in ("rpn_nms", "nms", "score_threshold") or name.endswith(("_iou", "_fraction"))
     if share and not 0 <= value <= 1:
         raise UsageProblem(f"--set {key}: {value} is not between 0 and 1")
@@ -199,7 +204,9 @@ def describe_recipe(recipe: Recipe) -> Group:
     for setting in fields(Phase):
         if setting.name == "name":
             continue
-        keys = (*(f"{name}.{setting.name}" for name in names), setting.name)
+        keys = [f"{name}.{setting.name}" for name in names]
+        if not all(key in recipe.sources for key in keys):
+            keys.append(setting.name)
         found = [f"{key}: {recipe.sources[key]}" for key in keys if key in recipe.sources]
         values = [getattr(phase, setting.name) for phase in recipe.phases]
         if not found and any(value != setting.default for value in values):

@@ -180,3 +180,11 @@ def test_default_size_is_the_evaluated_one():
     assert deployed_preprocess(fixed, None).size == (192, 256)
     deployed = deployed_preprocess(edges, None)
     assert deployed.size == (800, 1344) and deployed.fixed
+
+
+def test_a_warping_model_is_exported_at_its_own_size_alone():
+    warped = Preprocess(size=(300, 300), std=(1.0, 1.0, 1.0), warp=True)
+    assert deployed_preprocess(warped, None) == deployed_preprocess(warped, (300, 300)) == warped
+    for size in ((320, 320), (300, 320)):
+        with pytest.raises(UsageProblem, match=f"--size {size[0]},{size[1]}: .*300,300 alone"):
+            deployed_preprocess(warped, size)

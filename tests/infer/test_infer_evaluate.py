@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from directdet.errors import UserError
 from directdet.infer.detections import Detections
 from directdet.infer.evaluate import METRIC_NAMES, coco_ground_truth, evaluate, score_detections
 from directdet.infer.runtimes import load
+from directdet.infer.voc_ap import voc_precision
 
 
 def truth_as_detections(dataset, keep=lambda record, index: True):
@@ -68,6 +70,8 @@ def test_truth_scores_one(real_data):
     assert metrics.bbox["AP"] == pytest.approx(1) and metrics.bbox["AR100"] == pytest.approx(1)
     assert metrics.segm is None and metrics.n_images == len(dataset)
     assert all(value == pytest.approx(1) for value in metrics.per_class)
+    assert metrics.voc == {"mAP_11point": 1, "mAP_area": 1}
+    assert all(value == 1 for values in metrics.per_class_voc.values() for value in values)
 
 
 def test_equals_pycocotools_on_the_original_file(real_data):
@@ -82,12 +86,17 @@ def test_equals_pycocotools_on_the_original_file(real_data):
         assert ours == pytest.approx(theirs, abs=1e-9), kind
     assert np.mean([value for value in metrics.per_class if value >= 0]) == pytest.approx(metrics.bbox["AP"])
     assert len(metrics.per_class_segm) == 80
+    expected = voc_precision(found, dataset.records, 80)
+    assert metrics.voc == expected.means() and metrics.per_class_voc == expected.per_class()
+    # COCO's AP50 differs by its 101 points of recall and by what it matches a second hit with, not by much.
+    assert metrics.voc["mAP_area"] == pytest.approx(metrics.bbox["AP50"], abs=0.03)
 
 
 def test_nothing_found_scores_zero(real_data):
     dataset = load_dataset(real_data / "coco-mini", "val")
     metrics = score_detections([], dataset)
     assert set(metrics.bbox.values()) == {0.0} and set(metrics.segm.values()) == {0.0}
+    assert set(metrics.voc.values()) == {0.0}
     empty = [(record.image_id, Detections(np.zeros((0, 4)), [], [], None, (5, 5))) for record in dataset.records]
     assert set(score_detections(empty, dataset).bbox.values()) == {0.0}
 
@@ -97,7 +106,10 @@ def test_no_objects_at_all(tiny_dataset):
     dataset = replace(tiny_dataset, records=(make_record(1, first.path, first.width, first.height, []),))
     metrics = score_detections([], dataset)
     assert metrics.bbox["AP"] == -1 and metrics.per_class == [-1, -1, -1]
-    Console(file=io.StringIO()).print(metrics.table())
+    assert set(metrics.voc.values()) == {-1} and metrics.per_class_voc["area"] == [-1, -1, -1]
+    text = io.StringIO()
+    Console(file=text).print(metrics.table(), metrics.voc_table())
+    assert "VOC mAP@.5: 11-point -, area -" in text.getvalue()
 
 
 def test_difficult_objects_are_neither_hits_nor_misses(tiny_dataset):
@@ -105,6 +117,7 @@ def test_difficult_objects_are_neither_hits_nor_misses(tiny_dataset):
     dataset = replace(tiny_dataset, records=records)
     missed = score_detections(truth_as_detections(dataset, lambda record, index: index == 0), dataset)
     assert missed.bbox["AP"] == pytest.approx(1)  # the difficult one is not missed
+    assert missed.voc["mAP_area"] == 1 and missed.per_class_voc["11point"] == [1, -1, -1]
     hit = score_detections(truth_as_detections(dataset), dataset)
     assert hit.bbox["AP"] == pytest.approx(1) and hit.per_class[2] == -1
     plain = score_detections(truth_as_detections(tiny_dataset, lambda record, index: index == 0), tiny_dataset)
@@ -128,8 +141,28 @@ def test_evaluate_a_detector(artefact, tiny_dataset, capsys):
     text = io.StringIO()
     Console(file=text, width=120).print(metrics.table(per_class=True))
     assert "100.0" in text.getvalue() and "dog, box" in text.getvalue()
-    assert metrics.to_dict()["bbox"]["AP"] == metrics.bbox["AP"]
+    numbers = metrics.to_dict()
+    assert numbers["bbox"]["AP"] == metrics.bbox["AP"] and json.loads(json.dumps(numbers)) == numbers
+    assert numbers["voc"] == {"mAP_11point": 1, "mAP_area": 1} and numbers["per_class_voc"]["area"] == [1, -1, 1]
     assert evaluate(load(artefact, device="cpu"), tiny_dataset, progress=False, max_images=2).n_images == 2
+
+
+def test_tables_are_whole_in_80_columns(artefact, tiny_dataset):
+    metrics = evaluate(load(artefact, device="cpu"), tiny_dataset, progress=False)
+    metrics.voc, metrics.segm = {"mAP_11point": 0.7346, "mAP_area": 0.801}, metrics.bbox
+    shown = {}
+    for width in (80, 200):
+        text = io.StringIO()
+        Console(file=text, width=width).print(metrics.table())
+        shown[width] = [line.split() for line in text.getvalue().splitlines()]
+        assert all(len(line.rstrip()) <= width for line in text.getvalue().splitlines())
+    assert shown[80] == shown[200]  # nothing cut off or broken over two lines
+    assert " ".join(shown[80][-1]) == "VOC mAP@.5: 11-point 73.5, area 80.1"
+    text = io.StringIO()
+    Console(file=text, width=80).print(metrics.voc_table())
+    rows = [line.split() for line in text.getvalue().splitlines() if line.strip()]
+    assert rows[1] == ["11-point", "area"]
+    assert rows[3:] == [["person", "100.0", "100.0"], ["traffic", "light", "-", "-"], ["dog", "100.0", "100.0"]]
 
 
 def test_classes_in_another_order_are_matched_by_name(artefact, edit_meta, tiny_dataset):

@@ -53,6 +53,18 @@ def test_values_are_rgb_normalised_and_padded_with_zeros(shape):
     assert not prepared[:, placement.height :].any() and not prepared[:, :, placement.width :].any()
 
 
+@pytest.mark.parametrize("image", [(375, 500), (500, 333), (300, 300), (40, 1000)])
+def test_warp_fills_the_canvas_whatever_the_ratio(image):
+    value = Preprocess((300, 270), std=(1.0, 1.0, 1.0), warp=True)
+    original = picture(*image)
+    prepared, placement = value(original)
+    assert prepared.shape == (3, 300, 270) and (placement.height, placement.width) == (300, 270)
+    assert (placement.original_height, placement.original_width) == image
+    assert placement.scale_x == 270 / image[1] and placement.scale_y == 300 / image[0]
+    resized = cv2.resize(original, (270, 300), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_allclose(prepared.transpose(1, 2, 0), resized[:, :, ::-1].astype(np.float64) - MEAN, atol=1e-5)
+
+
 def test_writes_into_a_used_buffer_and_takes_views():
     image = picture(200, 100)
     expected, _ = Preprocess((64, 64))(image)
@@ -75,12 +87,33 @@ def test_refuses_other_images(image):
 
 
 def test_dictionary_round_trip_and_errors():
-    for value in (Preprocess((448, 448)), Preprocess((800, 1333), False, 32, (1.0, 2.0, 3.0), (1.0, 1.0, 1.0))):
+    for value in (
+        Preprocess((448, 448)),
+        Preprocess((800, 1333), False, 32, (1.0, 2.0, 3.0), (1.0, 1.0, 1.0)),
+        Preprocess((300, 300), warp=True),
+    ):
         assert Preprocess.from_dict(json.loads(json.dumps(value.to_dict())), "x") == value
     good = Preprocess((448, 448)).to_dict()
-    for change in ({"size": [0, 5]}, {"size": [5]}, {"std": [0, 1, 1]}, {"mean": ["a", 1, 1]}, {"extra": 1}):
+    for change in (
+        {"size": [0, 5]},
+        {"size": [5]},
+        {"std": [0, 1, 1]},
+        {"mean": ["a", 1, 1]},
+        {"extra": 1},
+        {"warp": True, "fixed": False},
+    ):
         with pytest.raises(UserError, match=r"meta\.json: preprocess"):
             Preprocess.from_dict(good | change, "meta.json")
+
+
+def test_files_written_before_warping_was_known_are_read_as_ever():
+    """Such a file has no "warp", and the checksum that was then made of the same values."""
+    value = Preprocess((448, 448))
+    old = {key: entry for key, entry in value.to_dict().items() if key != "warp"}
+    assert Preprocess.from_dict(old, "meta.json") == value and not value.warp
+    assert value.checksum() == "ca4396c27408ef231d80fe9bc1cb33cbfd215675ce05b56ea65fb3d173906c25"
+    edges = Preprocess((800, 1333), fixed=False)
+    assert edges.checksum() == "8dc359b67601c3562e253fe1769a844e641e8406fbcd805be7cf6d6862b23178"
 
 
 def test_checksum_changes_with_every_parameter():
@@ -92,15 +125,26 @@ def test_checksum_changes_with_every_parameter():
         replace(base, std=(1.0, 1.0, 1.0)),
         replace(base, mean=(123.675, 116.28, 113.53)),
         replace(base, fixed=False, divisor=64),
+        replace(base, warp=True),
+        replace(base, warp=True, std=(1.0, 1.0, 1.0)),
+        replace(base, warp=True, std=(1.0, 1.0, 1.0), mean=(123.675, 116.28, 113.53)),
+        replace(base, warp=True, std=(1.0, 1.0, 1.0), mean=MEAN[::-1]),
     ]
     sums = [value.checksum() for value in (base, *others)]
     assert len(set(sums)) == len(sums)
     assert base.checksum() == Preprocess((448, 448)).checksum()
 
 
-@pytest.mark.parametrize("size,fixed", [((448, 448), True), ((800, 1333), False)])
-def test_checksum_survives_one_grey_level_but_not_another_resize(size, fixed, monkeypatch):
-    value = Preprocess(size, fixed)
+@pytest.mark.parametrize(
+    "value",
+    [
+        Preprocess((448, 448)),
+        Preprocess((800, 1333), fixed=False),
+        Preprocess((300, 300), std=(1.0, 1.0, 1.0), warp=True),
+    ],
+    ids=["fixed", "edges", "warp"],
+)
+def test_checksum_survives_one_grey_level_but_not_another_resize(value, monkeypatch):
     expected = value.checksum()
     original, rng = module.resize, np.random.default_rng(0)
 
@@ -139,6 +183,14 @@ def test_boxes_come_back_to_the_image():
     assert found.boxes[1].tolist() == [0, 0, 640, 480]
     assert found.labels.tolist() == [0, 1]  # the third lies in the padding, the fourth beyond num
     assert found.masks is None and found.image_size == (480, 640)
+
+
+def test_boxes_come_back_to_a_warped_image():
+    placement = Preprocess((300, 300), warp=True).place(480, 640)
+    boxes = np.array([[[75, 100, 150, 200], [-9, -9, 310, 310]]], np.float32)
+    raw = (np.array([[2]], np.int32), boxes, np.ones((1, 2), np.float32), np.zeros((1, 2), np.int32))
+    found = to_detections(raw, 0, placement)
+    np.testing.assert_allclose(found.boxes, [[160, 160, 320, 320], [0, 0, 640, 480]], rtol=1e-6)
 
 
 def test_decode_refuses_broken_numbers():

@@ -123,7 +123,9 @@ def test_backbones_state_their_channels_and_strides(name: str) -> None:
     assert len(stages) == 5
     inside = {id(p) for stage in stages for module in stage for p in module.parameters()}
     outside = [key for key, p in backbone.named_parameters() if id(p) not in inside]
-    assert all(key.startswith("norm") for key in outside) and bool(outside) == (name == "swin_t")  # those of the outputs
+    assert all(key.startswith("norm") for key in outside) and bool(outside) == (
+        name == "swin_t"
+    )  # those of the outputs
 
 
 def test_a_description_builds_the_same_network(small: RCNNConfig) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,21 @@ def _serve(end: Connection, rank: int) -> None:
             end.send((True, traceback.format_exc()))
 
 
+@contextlib.contextmanager
+def double_precision() -> Iterator[None]:
+    """All of training in float64.
+
+    In float32 the order of a sum decides, within some steps, which of two proposals comes first, and from there on two
+    runs that mean the same go different ways. Here equal runs stay equal to many digits.
+    """
+    torch.set_default_dtype(torch.float64)
+    try:
+        with patch.object(Tensor, "float", Tensor.double):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def train_watched(recipe: Recipe, data: Path, out: Path, options: dict) -> dict:
     """train() of the pretrain phase: this process's own losses of every step, and what the run returned."""
     losses, step = [], Trainer.step
@@ -92,6 +109,12 @@ def train_watched(recipe: Recipe, data: Path, out: Path, options: dict) -> dict:
     with patch.object(Trainer, "step", watched):
         result = train(recipe, data, out, phase="pretrain", device="cpu", **options)
     return {"losses": losses, "phases": result.phases}
+
+
+def train_double(recipe: Recipe, data: Path, out: Path) -> None:
+    """train() of the pretrain phase in double precision."""
+    with double_precision():
+        train(recipe, data, out, phase="pretrain", device="cpu")
 
 
 def train_interrupted(recipe: Recipe, data: Path, out: Path, rank: int, at: int, log_every: int) -> int:
@@ -162,22 +185,33 @@ def synchronised_norm(state: dict, shares: list[Tensor], gradients: list[Tensor]
 
 
 def script(fault: str, at: str, folder: str, *arguments: str) -> int:
-    """`directdet` with a fault: "die" ends rank 1 in the step after `at`; "wait" makes steps slow from there on.
+    """`directdet` with a fault in the step after `at`: "die" ends rank 1, "wait" waits for Ctrl-C.
 
-    In `folder` each process keeps a file with the number of steps it made.
+    A process that waits has made a file "waits" with its rank in `folder`; each keeps one "steps" with how many steps it
+    made.
     """
-    step = Trainer.step
+    step, handle, came = Trainer.step, loop._Interrupt._handle, threading.Event()
+
+    def noted(self: Any, *arguments: Any) -> None:
+        came.set()
+        handle(self, *arguments)
 
     def faulty(self: Trainer, batches: list) -> tuple:
-        result = step(self, batches)
-        if self.position.step >= int(at):
-            if fault == "die" and distributed.rank() == 1:
+        rank = distributed.rank()
+        if self.position.step == int(at):
+            if fault == "die" and rank == 1:
                 os._exit(9)
-            time.sleep(0.5 if fault == "wait" else 0)
-        (Path(folder) / f"steps{distributed.rank()}").write_text(str(self.position.step + 1))
+            if fault == "wait":
+                (Path(folder) / f"waits{rank}").touch()
+                limit = time.monotonic() + PATIENCE
+                while not came.is_set() and time.monotonic() < limit:
+                    time.sleep(0.05)
+        result = step(self, batches)
+        (Path(folder) / f"steps{rank}").write_text(str(self.position.step + 1))
         return result
 
-    with patch.object(Trainer, "step", faulty), patch.object(loop, "LOG_EVERY", 4):
+    handler = patch.object(loop._Interrupt, "_handle", noted)
+    with patch.object(Trainer, "step", faulty), patch.object(loop, "LOG_EVERY", 5), handler:
         return main(arguments)
 
 

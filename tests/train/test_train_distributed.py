@@ -22,8 +22,10 @@ from conftest import TINY_MODEL
 from distributed_worker import (
     PATIENCE,
     Pair,
+    double_precision,
     gradient_messages,
     synchronised_norm,
+    train_double,
     train_evaluated,
     train_interrupted,
     train_watched,
@@ -47,8 +49,8 @@ from directdet.train.run import train
 from directdet.train.settings import apply_settings, get_recipe
 from directdet.train.step import Stepper
 
-# The same sums in another order: float32 noise (6e-8) that several steps, each with sums over thousands, let grow.
-NOISE = 1e-5
+# Runs in double precision that are to be the same: its rounding, 1e-16, which every step lets grow.
+NOISE = 1e-10
 SETTINGS = (
     *(f"model.{name}={value}" for name, value in TINY_MODEL.items()),
     "model.norm=gn",
@@ -57,7 +59,7 @@ SETTINGS = (
     "eval_every=0",
     "batch_size=2",
     "epochs=3",
-    "base_lr=0.2",
+    "base_lr=0.1",
     "warmup_iterations=2",
     "workers=0",
 )
@@ -109,12 +111,17 @@ def rows_of(run: Path, kind: str) -> list[dict]:
     return [row for row in read_log(run / "pretrain" / "log.jsonl") if row["kind"] == kind]
 
 
-def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = NOISE) -> None:
-    """Every tensor, relative to its largest value or to 1, whichever is more."""
+def assert_close(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys()
     for name in one:
-        largest = max(1.0, float(other[name].abs().max()))
-        assert float((one[name].double() - other[name]).abs().max()) <= tolerance * largest, name
+        assert one[name].dtype in (torch.float64, torch.int64)
+        assert float((one[name] - other[name]).abs().max()) <= NOISE, name
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
 
 
 def objects_by_rank(data: Path, of: Recipe, passes: int) -> np.ndarray:
@@ -173,29 +180,39 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, i
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "alone"),
+    [
+        ((), ()),
+        (("batch_size=1", "accumulate=2"), ()),
+        (("model.norm=bn", "norm=sync"), ("norm=live",)),
+    ],
+    ids=["group norm", "accumulated", "synchronised norm"],
+)
 def test_two_processes_learn_what_one_with_twice_the_batch_learns(
-    whole: tuple[Path, int, str, str], data: Path, tmp_path: Path
+    pair: Pair, data: Path, tmp_path: Path, settings: tuple[str, ...], alone: tuple[str, ...]
 ) -> None:
-    run, code, _, err = whole
-    assert code == 0, err
-    objects = objects_by_rank(data, recipe(), passes=3)
+    objects = objects_by_rank(data, recipe(*settings), passes=3)
     assert ((objects == 0).sum(1) == 1).any()  # in some step one process has no objects and the other has
-    train(doubled(), data, tmp_path / "one", phase="pretrain", device="cpu")
-    two, one = checkpoint_of(run), checkpoint_of(tmp_path / "one")
+    pair(train_double, recipe(*settings), data, tmp_path / "two")
+    train_double(doubled(*settings, *alone), data, tmp_path / "one")
+    two, one = checkpoint_of(tmp_path / "two"), checkpoint_of(tmp_path / "one")
     assert two["step"] == one["step"] == 9 and two["images_per_step"] == one["images_per_step"] == 4
-    assert not any(row["mask_dropped"] for row in rows_of(run, "step"))
-    torch.manual_seed(0)
-    start = build_model(one["model_config"]).state_dict()
-    assert max(float((one["model"][name] - start[name]).abs().max()) for name in start) > 1000 * NOISE
+    with double_precision():
+        torch.manual_seed(0)
+        start = build_model(one["model_config"]).state_dict()
+    assert max(float((one["model"][name] - start[name]).abs().max()) for name in start) > 0.01  # it learnt something
     assert_close(two["model"], one["model"])
-    for ours, theirs in zip(rows_of(run, "step"), rows_of(tmp_path / "one", "step"), strict=True):
-        assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4)
-        assert ours["positives"] * 2 == pytest.approx(theirs["positives"])  # the mean over processes
+    for ours, theirs in zip(rows_of(tmp_path / "two", "step"), rows_of(tmp_path / "one", "step"), strict=True):
+        assert ours["losses"] == pytest.approx(theirs["losses"], abs=NOISE)
+        assert ours["positives"] * 2 == theirs["positives"]  # the mean over processes
+        assert ours["mask_dropped"] == theirs["mask_dropped"] == 0  # else it would depend on who shares the slots
 
 
 @pytest.mark.slow
 def test_only_the_main_process_speaks_and_writes(whole: tuple[Path, int, str, str]) -> None:
-    run, _, out, err = whole
+    run, code, out, err = whole
+    assert code == 0, err
     assert out.count("demo: pretrain") == out.count("pretrain: best box AP") == 1
     assert "2 on each of 2 devices" in out and "Warning" not in err and "error" not in err
     assert [row["step"] for row in rows_of(run, "step")] == [3, 6, 9]
@@ -218,33 +235,30 @@ def test_a_lost_process_ends_the_run_which_then_goes_on(
     with pytest.raises(UserError, match="number of processes"):
         train(recipe(), data, out, phase="pretrain", device="cpu", resume=True)
     pair(train_watched, recipe(), data, out, {"resume": True})
-    ended, expected = checkpoint_of(out), checkpoint_of(whole[0])
-    assert ended["step"] == 9
-    assert all(torch.equal(ended["model"][name], value) for name, value in expected["model"].items())
+    assert checkpoint_of(out)["step"] == 9
+    assert_same(checkpoint_of(out)["model"], checkpoint_of(whole[0])["model"])
 
 
 @pytest.mark.slow
 def test_ctrl_c_stops_all_processes_at_the_same_step(
     whole: tuple[Path, int, str, str], pair: Pair, data: Path, tmp_path: Path
 ) -> None:
-    """torchrun has its processes in sessions of their own: the terminal's Ctrl-C reaches it alone, and it passes it on."""
+    """torchrun's processes are in sessions of their own: the terminal's Ctrl-C reaches it alone, and it passes it on."""
     out = tmp_path / "run"
     process = torchrun(*worker("wait", 3, tmp_path, data, out))
-    started = time.monotonic()
-    while not all((tmp_path / f"steps{rank}").exists() for rank in (0, 1)) and process.poll() is None:
-        assert time.monotonic() - started < PATIENCE
+    limit = time.monotonic() + PATIENCE
+    while not all((tmp_path / f"waits{rank}").exists() for rank in (0, 1)) and process.poll() is None:
+        assert time.monotonic() < limit
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     code, _, err = finish(process)
     assert code != 0
     lines = err.splitlines()
     assert "stopped" in lines and "[rank 1] stopped" in lines, err
-    made = checkpoint_of(out)["step"]
-    assert 0 < made < 9
-    assert (tmp_path / "steps0").read_text() == (tmp_path / "steps1").read_text() == str(made)
+    assert (tmp_path / "steps0").read_text() == (tmp_path / "steps1").read_text() == "5"
+    assert checkpoint_of(out)["step"] == 5
     pair(train_watched, recipe(), data, out, {"resume": True})
-    ended, expected = checkpoint_of(out)["model"], checkpoint_of(whole[0])["model"]
-    assert all(torch.equal(ended[name], value) for name, value in expected.items())
+    assert_same(checkpoint_of(out)["model"], checkpoint_of(whole[0])["model"])
 
 
 @pytest.mark.slow
@@ -279,7 +293,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, d
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="process 2 of this machine has no GPU.*--nproc-per-node"):
+    with pytest.raises(UserError, match=r"process 2 of this machine has no GPU.*--nproc-per-node"):
         train(recipe(), data, tmp_path / "run", phase="pretrain")
 
 
@@ -336,14 +350,6 @@ def test_synchronised_norm_is_batch_norm_of_all_batches_together(pair: Pair, off
 
 
 @pytest.mark.slow
-def test_synchronised_norm_trains_as_one_process_with_twice_the_batch(pair: Pair, data: Path, tmp_path: Path) -> None:
-    pair(train_watched, recipe("model.norm=bn", "norm=sync"), data, tmp_path / "two", {})
-    train(doubled("model.norm=bn", "norm=live"), data, tmp_path / "one", phase="pretrain", device="cpu")
-    two, one = (checkpoint_of(tmp_path / name)["model"] for name in ("two", "one"))
-    assert_close(two, one)
-
-
-@pytest.mark.slow
 def test_each_picture_is_evaluated_once_with_the_main_statistics(pair: Pair, data: Path, tmp_path: Path) -> None:
     out, settings = tmp_path / "run", ("model.norm=bn", "eval_every=3", "model.score_threshold=0")
     seen = pair(train_evaluated, recipe(*settings), data, out)
@@ -357,16 +363,6 @@ def test_each_picture_is_evaluated_once_with_the_main_statistics(pair: Pair, dat
         assert all(np.array_equal(a, b) for a, b in zip(one["after"][0], before, strict=True))
     expected, (row,) = evaluate(load(out, device="cpu"), val), rows_of(out, "eval")
     assert (row["bbox"], row["segm"]) == (expected.bbox, expected.segm) and row["bbox"]["AR100"] > 0
-
-
-@pytest.mark.slow
-def test_accumulating_processes_learn_what_one_accumulating_learns(pair: Pair, data: Path, tmp_path: Path) -> None:
-    settings = ("batch_size=1", "accumulate=2")
-    pair(train_watched, recipe(*settings), data, tmp_path / "two", {})
-    train(doubled(*settings), data, tmp_path / "one", phase="pretrain", device="cpu")
-    two, one = (checkpoint_of(tmp_path / name) for name in ("two", "one"))
-    assert two["step"] == one["step"] == 9 and two["images_per_step"] == 4
-    assert_close(two["model"], one["model"])
 
 
 @pytest.mark.slow
@@ -396,9 +392,9 @@ def test_two_equal_batches_make_the_step_of_both_together() -> None:
     gradients = []
     for batches in ([(images, targets), (images, targets)], [both]):
         torch.manual_seed(0)
-        model = build_model({"detector": "rcnn", "num_classes": 4, **recipe(*everything).model})
-        stepper = Stepper(model, phase, Preprocess(size=(64, 64)), 0.1, 0)
-        counts = stepper.step(batches, 0, 10)[1]
+        with double_precision():
+            model = build_model({"detector": "rcnn", "num_classes": 4, **recipe(*everything).model})
+            counts = Stepper(model, phase, Preprocess(size=(64, 64)), 0.1, 0).step(batches, 0, 10)[1]
         assert counts["positives"] > 0 and counts["mask_dropped"] == 0
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     assert all(float(gradient.abs().max()) > 0 for gradient in gradients[0].values())  # all parts take part

@@ -1,0 +1,66 @@
+"""SSD as deployed; see postprocess."""
+
+import torch
+from torch import Tensor, nn
+
+from .boxes import clip_boxes, decode_boxes, intersection_and_union, take
+from .postprocess import choose, packed
+from .retinanet_deploy import best_pairs
+from .ssd import SSD, SSDConfig, check_input
+from .ssd_loss import DELTA_WEIGHTS
+
+POOL = 3840  # (prior, class) pairs that are looked at: the most that TensorRT's top-k gives
+ROUNDS = 3
+
+
+class SSDDeploy(nn.Module):
+    """forward(images [N, 3, size, size]) -> num, boxes, scores, labels; see postprocess.
+
+    Every runtime has its operations, so `portable` changes nothing.
+    """
+
+    def __init__(self, model: SSD, size: tuple[int, int], portable: bool = False):
+        super().__init__()
+        check_input(model.config, tuple(size))
+        self.model, self.size, self.portable = model, tuple(size), portable
+        limit = torch.tensor([self.size], dtype=torch.float32, device=model.priors.device)
+        self.register_buffer("limit", limit, persistent=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        raw = self.model(images, self.model.priors)
+        scores, index, labels = best_pairs(torch.softmax(raw.logits, -1)[..., 1:], POOL)
+        boxes = decode_boxes(take(raw.deltas, index), raw.anchors[index], DELTA_WEIGHTS)
+        boxes = clip_boxes(boxes, self.limit.expand(images.shape[0], -1))
+        return packed(*choose_in_rounds(self.model.config, boxes, scores, labels))
+
+
+def choose_in_rounds(config: SSDConfig, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """postprocess.choose for many candidates [N, M] of which most lie on few objects, at the price of few.
+
+    A sure object covers hundreds of priors, and `candidates` of them may hold no other object. (The papers' code takes
+    400 of every class, in NMS of a class each: 80 times the work.) So NMS runs over the best `candidates`, what its
+    survivors cover is taken out of the rest, the best of what is left follow, and so for ROUNDS rounds. NMS is greedy:
+    this is exact, if `detections` survive or nothing above the threshold is left in the end.
+    """
+    found = []
+    for number in range(1, ROUNDS + 1):
+        best = min(config.candidates, scores.shape[1])
+        found.append(choose(config, boxes[:, :best], scores[:, :best], labels[:, :best]))
+        boxes, scores, labels = boxes[:, best:], scores[:, best:], labels[:, best:]
+        if number == ROUNDS or not scores.shape[1]:
+            break
+        scores = torch.where(_covered(config, *found[-1], boxes, labels), 0.0, scores)
+        scores, index = torch.topk(scores, scores.shape[1], dim=1)
+        boxes, labels = take(boxes, index), take(labels, index)
+    boxes, scores, labels = (torch.cat(values, 1) for values in zip(*found, strict=True))
+    scores, index = torch.topk(scores, min(config.detections, scores.shape[1]), dim=1)
+    return take(boxes, index), scores, take(labels, index)
+
+
+def _covered(
+    config: SSDConfig, boxes: Tensor, scores: Tensor, labels: Tensor, others: Tensor, their_labels: Tensor
+) -> Tensor:
+    """Which of `others` [N, M, 4] a detection [N, K] of their class suppresses -> [N, M]."""
+    intersection, union = intersection_and_union(boxes, others)
+    same = (labels[:, :, None] == their_labels[:, None]) & (scores > 0)[..., None]
+    return ((intersection > config.nms * union) & same).any(1)

@@ -1,0 +1,209 @@
+"""SSD's network against torchvision's with the same weights, and against the papers."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from ssd_twin import SIZE, bare_twin, build_twin, conditioned_model, pictures, twin_maps, twin_priors
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection import SSD300_VGG16_Weights
+
+from directdet.models.build import build_model, deploy_model, describe_model
+from directdet.models.ssd import SSD, SSDConfig
+from directdet.models.ssd_deploy import SSDDeploy
+from directdet.models.ssd_extras import EXTRAS
+
+# The original SSD, which is torchvision's, on few channels.
+ORIGINAL = SSDConfig(5, width=8, norm="none", head_norm=False, l2_norm=True)
+RELATIVE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def conditioned() -> SSD:
+    """In evaluation mode; for reading only."""
+    return conditioned_model(ORIGINAL)
+
+
+def same_maps(model: SSD, images: Tensor) -> None:
+    twin = build_twin(model)
+    with torch.no_grad():
+        raw = model(images)
+        features, outputs, priors = twin_maps(twin, images)
+    pairs = [*zip(raw.features, features, strict=True)]
+    pairs += [(raw.logits, outputs["cls_logits"]), (raw.deltas, outputs["bbox_regression"])]
+    for ours, theirs in pairs:
+        assert ours.shape == theirs.shape
+        assert (ours - theirs).abs().max() <= RELATIVE * theirs.abs().max()
+    # Theirs are float32 shares of the input, rounded before they are multiplied by 300.
+    torch.testing.assert_close(raw.anchors, priors, rtol=0, atol=1e-4)
+    assert sum(raw.level_sizes) == len(raw.anchors) == raw.logits.shape[1] == 8732
+
+
+@pytest.mark.parametrize("kind", ["pictures", "blank"])
+def test_raw_maps_equal_torchvision(conditioned: SSD, kind: str) -> None:
+    same_maps(conditioned, pictures(2, 7) if kind == "pictures" else torch.zeros(1, 3, *SIZE))
+
+
+@pytest.mark.slow
+def test_raw_maps_of_the_published_width() -> None:
+    torch.manual_seed(0)
+    same_maps(SSD(SSDConfig(20, norm="none", head_norm=False, l2_norm=True)).eval(), pictures(1, 7))
+
+
+def counted(config: SSDConfig) -> tuple[int, float]:
+    """Parameters, and multiplications and additions of one image in thousand millions."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = SSD(config).eval()
+        model(torch.empty(1, 3, *SIZE))
+    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 2e9
+
+
+def test_size_and_cost_are_the_published_ones() -> None:
+    original = SSDConfig(20, norm="none", head_norm=False, l2_norm=True)
+    theirs = SSD300_VGG16_Weights.COCO_V1.meta
+    parameters, cost = counted(replace(original, num_classes=90))
+    assert parameters == theirs["num_params"] == 35_641_826
+    assert cost == pytest.approx(theirs["_ops"], abs=1e-3)
+    assert counted(original) == (26_285_486, pytest.approx(31.374, abs=1e-3))
+    # 23 biases became scales and shifts in the backbone subnetwork, 12 in the head; and no scale of conv4_3.
+    backbone = sum((64, 64, 128, 128, 256, 256, 256, *[512] * 6, 1024, 1024, 256, 512, *[128, 256] * 3))
+    parameters, cost = counted(SSDConfig(20))
+    assert parameters == 26_285_486 - 512 + backbone + 30 * (21 + 4) == 26_293_916
+    assert cost == pytest.approx(31.374, abs=1e-3)
+    fewer, cheaper = counted(SSDConfig(20, extras="residual"))
+    assert fewer < parameters and cheaper < cost  # "less parameters and computations": Figure 8
+
+
+@pytest.mark.parametrize("name", ["voc", "coco"])
+def test_priors_equal_torchvision(name: str) -> None:
+    model = SSD(replace(ORIGINAL, priors=name))
+    theirs = twin_priors(bare_twin(model.config), [(side, side) for side in (38, 19, 10, 5, 3, 1)])
+    torch.testing.assert_close(model.priors, theirs, rtol=0, atol=1e-4)
+    assert model.level_sizes == [38 * 38 * 4, 19 * 19 * 6, 600, 150, 36, 4]
+    assert model.strides == [8, 16, 32, 64, 100, 300]
+    assert model.priors.min() < -1 and model.priors.max() > 301  # not clipped
+
+
+def test_priors_grow_with_the_input() -> None:
+    """At 320 pixels the maps are 40, 20, 10, 5, 3 and 1; the coarsest cells still divide the input evenly."""
+    with torch.no_grad():
+        small, large = SSD(ORIGINAL), SSD(replace(ORIGINAL, size=320)).eval()
+        raw = large(torch.zeros(1, 3, 320, 320))
+    assert [f.shape[-1] for f in raw.features] == [40, 20, 10, 5, 3, 1]
+    assert len(large.priors) == raw.logits.shape[1] == 6400 + 2400 + 600 + 150 + 36 + 4
+    torch.testing.assert_close(large.priors[-40:], small.priors[-40:] * 320 / 300)
+
+
+@pytest.mark.parametrize("extras", EXTRAS)
+def test_every_map_has_its_priors(extras: str) -> None:
+    with torch.device("meta"):
+        model = SSD(replace(ORIGINAL, extras=extras, norm="bn", width=16)).eval()
+        raw = model(torch.empty(2, 3, *SIZE))
+        channels = [model.backbone.channels["s8"], model.backbone.channels["s16"], *model.extras.channels]
+    sides = (38, 19, 10, 5, 3, 1)
+    assert [tuple(f.shape) for f in raw.features] == [(2, c, s, s) for c, s in zip(channels, sides, strict=True)]
+    assert raw.logits.shape == (2, 8732, 6) and raw.deltas.shape == (2, 8732, 4) and len(raw.anchors) == 8732
+    assert list(model.backbone.strides.values()) == [8, 16]
+    inside = {id(p) for stage in model.backbone.stages() for module in stage for p in module.parameters()}
+    assert inside == {id(p) for p in model.backbone.parameters()}
+
+
+def test_residual_extras_are_figure_8() -> None:
+    torch.manual_seed(0)
+    model = SSD(SSDConfig(5, width=32, extras="residual"))
+    assert model.extras.channels == [64] * 4
+    x = torch.randn(2, 512, 19, 19)
+    with torch.no_grad():
+        maps = model.extras.eval()(x)
+        assert [m.shape[-1] for m in maps] == [10, 5, 3, 1]
+        for index, block in enumerate(model.extras.blocks):
+            assert (block.conv1.conv.kernel_size, block.conv2.conv.kernel_size) == ((3, 3), (3, 3))
+            assert block.shortcut.conv.kernel_size == (1, 1)
+            inside = block.conv2(block.conv1(x))
+            # In evaluation mode a fresh normalisation is 1 / sqrt(1 + 1e-5).
+            beside = x[..., ::2, ::2] if index < 3 else x.mean((2, 3), keepdim=True)
+            beside = torch.einsum("oi,nihw->nohw", block.shortcut.conv.weight[..., 0, 0], beside) * (1 + 1e-5) ** -0.5
+            torch.testing.assert_close(maps[index], torch.relu(inside + beside), rtol=1e-4, atol=1e-5)
+            x = maps[index]
+
+
+def test_the_last_map_of_the_authors_code_is_3x3() -> None:
+    with torch.no_grad():
+        model = SSD(replace(ORIGINAL, extras="residual", last_map_3x3=True)).eval()
+        raw = model(torch.zeros(1, 3, *SIZE))
+    assert [f.shape[-1] for f in raw.features] == [38, 19, 10, 5, 3, 3]
+    assert raw.logits.shape[1] == len(raw.anchors) == 8764
+    centres = (raw.anchors[-36::4, :2] + raw.anchors[-36::4, 2:]) / 2
+    torch.testing.assert_close(centres.unique(), torch.tensor([50.0, 150, 250]))
+
+
+@pytest.mark.parametrize("extras", EXTRAS)
+@pytest.mark.parametrize(("norm", "head_norm"), [("none", False), ("none", True), ("bn", False), ("bn", True)])
+def test_normalisation_covers_what_table_1_says(norm: str, head_norm: bool, extras: str) -> None:
+    """BN in the backbone subnetwork takes the extra layers in; the head's is a matter of its own."""
+    with torch.device("meta"):
+        model = SSD(replace(ORIGINAL, norm=norm, head_norm=head_norm, extras=extras))
+    for part, normalised in ((model.backbone, norm == "bn"), (model.extras, norm == "bn"), (model.head, head_norm)):
+        convs = [m for m in part.modules() if isinstance(m, nn.Conv2d)]
+        norms = [m for m in part.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert len(norms) == len(convs) * normalised
+        assert all((conv.bias is None) == normalised for conv in convs)
+    assert len(model.conv_norm_pairs()) == len([m for m in model.modules() if isinstance(m, nn.Conv2d)])
+
+
+def test_it_starts_as_xavier_has_it() -> None:
+    torch.manual_seed(0)
+    model = SSD(SSDConfig(5, width=16, norm="none"))
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            area = module.kernel_size[0] * module.kernel_size[1]
+            bound = (6 / (area * (module.in_channels + module.out_channels))) ** 0.5
+            assert 0.9 * bound < module.weight.abs().max() <= bound, name
+            assert module.bias is None or not module.bias.any()
+
+
+def test_group_normalisation_leaves_the_single_cell_its_predictions() -> None:
+    torch.manual_seed(0)
+    model = SSD(SSDConfig(5, norm="gn", width=64)).train()
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    maps = [torch.randn(1, layer.conv.in_channels, 1, 1) for layer in model.head.classes]
+    with torch.no_grad():
+        logits, deltas = model.head(maps)
+    assert (logits.std(-1) > 0.5).all() and (deltas.std(-1) > 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"backbone": "resnet50"}, "unknown backbone 'resnet50'; there are vgg16"),
+        ({"extras": "none"}, "unknown extras 'none'; there are ssd, residual"),
+        ({"priors": "kitti"}, "unknown priors 'kitti'; there are voc, coco"),
+        ({"norm": "ln"}, "unknown norm 'ln'; there are bn, gn, none"),
+        ({"last_map_3x3": True}, 'last_map_3x3 is of extras="residual"'),
+        ({"size": 200}, "size 200 is too small for extras='ssd'"),
+        ({"colour": 3}, "unknown ssd setting 'colour'"),
+    ],
+)
+def test_wrong_settings_are_refused(change: dict, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        build_model({**describe_model(ORIGINAL), **change})
+
+
+def test_other_sizes_are_refused(conditioned: SSD) -> None:
+    for size in ((320, 320), (300, 320), (288, 300)):
+        with pytest.raises(ValueError, match=f"300x300 inputs only, not {size[0]}x{size[1]}"):
+            SSDDeploy(conditioned, size)
+        with pytest.raises(ValueError, match="300x300 inputs only"):
+            conditioned(torch.zeros(1, 3, *size))
+
+
+def test_a_description_builds_the_same_network() -> None:
+    config = SSDConfig(3, width=8, extras="residual", priors="coco")
+    model = build_model(json.loads(json.dumps(describe_model(config))))
+    assert model.config == config and isinstance(model, SSD)
+    assert isinstance(deploy_model(model, SIZE, portable=True), SSDDeploy)
+    assert "priors" not in model.state_dict()
+    with pytest.raises(ValueError, match="unknown backbone 'vgg16'"):
+        build_model({"detector": "retinanet", "num_classes": 3, "backbone": "vgg16"})

@@ -1,0 +1,35 @@
+"""A time limit for what would otherwise be stopped by hand."""
+
+import os
+import signal
+import threading
+
+
+class TimeIsUp(Exception):
+    """The time limit was reached."""
+
+
+class StopAfter:
+    """Stop what runs inside after so many seconds, as Ctrl-C would; TimeIsUp says that it was.
+
+    A run in there saves itself at the end of a step.
+    """
+
+    def __init__(self, seconds: float | None):
+        self.timer = None if seconds is None else threading.Timer(max(0.1, seconds), self._stop)
+        self.reached = False
+
+    def _stop(self) -> None:
+        self.reached = True
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def __enter__(self) -> None:
+        if self.timer is not None:
+            self.timer.daemon = True
+            self.timer.start()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        if kind is KeyboardInterrupt and self.reached:
+            raise TimeIsUp
