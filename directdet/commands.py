@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .options import PATH, check_settings, data_option
+
 if TYPE_CHECKING:
     from .data.check import CheckReport
 
 FORMATS = ("onnx", "tensorrt", "tensorrt-rtx")
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "torch")
-
-PATH = click.Path(path_type=Path)  # existence is checked where files are read: there the error can say more
 
 
 class Size(click.ParamType):
@@ -33,15 +33,6 @@ class Size(click.ParamType):
         return int(parts[0]), int(parts[1])
 
 
-def _check_settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    for value in values:
-        key, sign, _ = value.partition("=")
-        if not sign or not key.strip():
-            raise click.BadParameter(f"{value!r}: expected key=value", ctx, param)
-    return values
-
-
-data_option = click.option("--data", "data", type=PATH, required=True, metavar="DATA", help="Dataset folder.")
 split_option = click.option("--split", default="val", show_default=True, help="Split of the dataset.")
 runtime_help = f"One of {', '.join(RUNTIMES)}."
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -62,17 +53,6 @@ def demo(out: Path, device: str) -> int:
     result = run_demo(out, device=device)
     _tell_failures(result.failures)
     return result.exit_code
-
-
-@click.command("recipes")
-@click.argument("name", required=False)
-def recipes(name: str | None) -> None:
-    """List the training recipes, or show every setting of one."""
-    from rich.console import Console
-
-    from .train.settings import describe_recipe, get_recipe, recipe_groups
-
-    Console().print(recipe_groups() if name is None else describe_recipe(get_recipe(name)))
 
 
 @click.command("check-data")
@@ -134,7 +114,7 @@ def _report_text(found: CheckReport, suffix: str) -> str:
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=_check_settings, help="Change a setting."
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=check_settings, help="Change a setting."
 )
 @click.option("--dry-run", is_flag=True, help="Check recipe, data and model, print the plan, write nothing.")
 def train(
@@ -171,94 +151,6 @@ def train(
         click.echo(f"{row['name']}: best box AP {best}, {row['seconds']:.0f} s, {row['checkpoint']}")
 
 
-class Minutes(click.ParamType):
-    """A time such as 90s, 20m or 2h, in seconds."""
-
-    name = "TIME"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Seconds from "20m"."""
-        if isinstance(value, float):
-            return value
-        units = {"s": 1.0, "m": 60.0, "h": 3600.0}
-        try:
-            seconds = float(value[:-1]) * units[value[-1]]
-        except (KeyError, ValueError, IndexError):
-            seconds = 0.0
-        if not 0 < seconds < 1e9:
-            self.fail(f"{value!r} is not a time; write it as 90s, 20m or 2h", param, ctx)
-        return seconds
-
-
-@click.command("reproduce")
-@click.argument("comparison")
-@data_option
-@click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder of the comparison.")
-@click.option("--budget", type=Minutes(), default="20m", show_default=True, help="Time for all rows together.")
-@click.option("--scale", help="smoke, tiny, small, medium or paper.  [default: small, on a GPU medium]")
-@click.option("--imagenet", metavar="FILE", help="Weights for the ImageNet rows: a file, or imagenet to fetch them.")
-@click.option("--time-limit", type=Minutes(), help="Stop after so long; the same command goes on.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-def reproduce(
-    comparison: str,
-    data: Path,
-    out: Path,
-    budget: float,
-    scale: str | None,
-    imagenet: str | None,
-    time_limit: float | None,
-    device: str,
-    seed: int,
-) -> None:
-    """Run a comparison of the paper, scaled down, on DATA.
-
-    COMPARISON is direct/table1, table2, table5, table7, table8 or direct/scratch. Its rows get equal budgets; it can be
-    stopped and goes on when called again.
-    """
-    from rich.console import Console
-
-    if comparison == "direct/table7":
-        from .train.timing import time_table7, timing_table
-
-        Console().print(timing_table(time_table7(data, out, scale, device)))
-        click.echo(f"written: {out / 'results.json'}")
-        return
-    from .comparison import draw_comparison
-    from .train.reproduce import reproduce
-
-    found = reproduce(comparison, data, out, budget, scale, device, seed, imagenet, time_limit)
-    draw_comparison(found.to_dict(), out / "comparison.png")
-    Console().print(found.table())
-    click.echo(f"written: {out / 'results.json'}")
-
-
-@click.command("landscape")
-@data_option
-@click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder for landscape.json and landscape.png.")
-@click.option("--size", help="small or paper.  [default: small, on a GPU paper]")
-@click.option("--steps", type=click.IntRange(min=2), help="Steps of each variant.  [default: the size's]")
-@click.option("--base-lr", type=click.FloatRange(min=0, min_open=True), default=0.001, show_default=True)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-def landscape(
-    data: Path, out: Path, size: str | None, steps: int | None, base_lr: float, device: str, seed: int
-) -> None:
-    """Draw the optimisation landscape of SSD with and without BN (ScratchDet's Figures 1 and 7).
-
-    Loss, L2 norm of the gradient and its fluctuation, from the same seed and data.
-    """
-    from .landscape_plot import draw_landscape
-    from .train.landscape import SMOOTHING, landscape
-
-    result = landscape(data, out, size, steps, device, seed, base_lr)
-    draw_landscape(result, out / "landscape.png", SMOOTHING)
-    for run in result["runs"]:
-        end = f"not finite at step {run['stopped']}" if run["stopped"] is not None else f"loss {run['loss'][-1]:.2f}"
-        click.echo(f"{run['label']}: {end}")
-    click.echo(f"written: {out / 'landscape.png'}, {out / 'landscape.json'}")
-
-
 @click.command("eval")
 @click.argument("model", type=PATH)
 @data_option
@@ -280,7 +172,7 @@ def evaluate(
     precision: str | None,
     per_class: bool,
 ) -> None:
-    """Measure COCO's twelve numbers of MODEL, boxes and masks, and VOC's AP of its boxes."""
+    """Measure MODEL by COCO's twelve numbers and VOC's mAP."""
     from rich.console import Console
 
     from .data.dataset import load_dataset
@@ -427,5 +319,7 @@ def _tell_failures(failures: Sequence[str]) -> None:
 
 def add_to(group: click.Group) -> None:
     """Add the verbs in the order of the work."""
-    for command in (demo, recipes, check_data, train, reproduce, landscape, evaluate, export, infer, benchmark):
+    from .paper_commands import landscape, plan, recipes, reproduce
+
+    for command in (demo, recipes, plan, check_data, train, evaluate, export, infer, benchmark, reproduce, landscape):
         group.add_command(command)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..data.records import Dataset
 from ..infer.detections import Detections
-from ..infer.preprocess import Placement, fixture_image
+from ..infer.preprocess import STD, Placement, fixture_image
 from ..infer.runtimes import Detector
 from ..infer.sources import read_bgr
 
@@ -201,9 +201,10 @@ def compare(
 
 def _disturbed(reference: Detector, batch: np.ndarray, placement: Placement) -> list[Detections]:
     """What the reference finds in a batch of one picture under noise of about a rounding error."""
+    unit = float(np.mean(STD) / np.mean(reference.preprocess.std))  # of inputs that are not divided by ImageNet's std
     found = []
     for seed in range(DISTURBED_RUNS):
-        noise = np.random.default_rng(seed).normal(0.0, DISTURBANCE, batch.shape).astype(np.float32)
+        noise = np.random.default_rng(seed).normal(0.0, DISTURBANCE * unit, batch.shape).astype(np.float32)
         found.append(reference.decode(reference.run(batch + noise), 0, placement))
     return found
 

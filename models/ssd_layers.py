@@ -1,16 +1,25 @@
 """The pieces that single-shot detectors are made of: a convolution with its normalisation, and how they start."""
 
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .norm import conv_norm, group_norm
+from .norm import GROUPS, conv_norm
 
 Norm = Callable[[int], nn.Module]
-NORMS: dict[str, Norm | None] = {"bn": nn.BatchNorm2d, "gn": group_norm, "none": None}
 PUBLISHED_WIDTH = 64  # channels of the stem of every backbone that SSD was published with
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """norm.group_norm, but with two channels a group at least: a single cell's own mean leaves nothing of it."""
+    groups = math.gcd(GROUPS, channels)
+    return nn.GroupNorm(max(groups // 2, 1) if groups == channels else groups, channels)
+
+
+NORMS: dict[str, Norm | None] = {"bn": nn.BatchNorm2d, "gn": group_norm, "none": None}
 
 
 def scaled(channels: int, width: int | None) -> int:

@@ -128,7 +128,7 @@ def twin_detections(twin: TorchvisionSSD, raw: RawMaps, count: int) -> list[dict
     return [{name: value[index] for name, value in d.items()} for d, index in zip(found, kept, strict=True)]
 
 
-def same_detections(outputs: tuple[Tensor, ...], theirs: list[dict], least: int) -> None:
+def same_detections(outputs: tuple[Tensor, ...], theirs: list[dict], least: int, score: float = 1e-5) -> None:
     """Every detection has its own partner of the same label, box and score; all else is 0."""
     num, boxes, scores, labels = outputs
     assert num.dtype == labels.dtype == torch.int32 and num.shape == (len(theirs), 1)
@@ -142,7 +142,7 @@ def same_detections(outputs: tuple[Tensor, ...], theirs: list[dict], least: int)
         value, partner = iou.max(1) if count else (iou.new_zeros(0), torch.zeros(0, dtype=torch.long))
         assert (value > 0.99).all() and len(partner.unique()) == count
         torch.testing.assert_close(boxes[i, :count], expected["boxes"][partner], rtol=0, atol=0.01)
-        torch.testing.assert_close(scores[i, :count], expected["scores"][partner], rtol=0, atol=1e-5)
+        torch.testing.assert_close(scores[i, :count], expected["scores"][partner], rtol=0, atol=score)
 
 
 def trained_maps(
@@ -185,12 +185,14 @@ def conditioned_model(config: SSDConfig, seed: int = 0) -> SSD:
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None  # a plain average over the calibration images
-    images = pictures(4, 100 + seed)
+    images = pictures(8, 100 + seed)
     with torch.no_grad():
         if norms:
             model.train()(images)
         for norm in norms:
             norm.momentum = 0.1
+            # A channel that hardly varies over so few pictures would be all rounding errors, made large.
+            norm.running_var.clamp_(min=0.1 * norm.running_var.mean().item())
         features = model.eval()(images).features
         for layers, deviation in ((model.head.classes, 1.5), (model.head.boxes, 0.3)):
             for layer, feature in zip(layers, features, strict=True):

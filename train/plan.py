@@ -38,8 +38,8 @@ NOT_COUNTED = (
 )
 RULE = (
     f"Rule (ours, as accuracy is not known beforehand): of what fits, the largest min(batch, {ENOUGH_FOR_BN}), then "
-    "length, then batch. Either helps and saturates (section 3.3); batch normalisation wants 8 images; from 4 images at "
-    "448, 8 images gain 0.9 AP and a length of 640 gains 0.5 (Table 1)."
+    "length, then batch. Either helps and saturates (section 3.3); from 4 images at 448, 8 images gain 0.9 AP and 640 "
+    "pixels 0.5 (Table 1); batch normalisation wants 8 images."
 )
 
 
@@ -47,7 +47,7 @@ RULE = (
 class Setting:
     """One point of the grid: pictures of length x length, `batch` of them on each GPU.
 
-    peak: estimated bytes; flops: forward and backward pass of one image; rate: the learning rate that the batch implies;
+    peak: estimated bytes; flops: forward and backward pass of one image; rate: the learning rate the batch implies;
     iterations of the schedule, and seconds of each; fits: the limit, by what was measured if it was.
     """
 
@@ -85,13 +85,15 @@ class Check:
 class Plan:
     """The grid, the choice (None where nothing fits), and what the memory of the choice is for, in bytes.
 
-    device: the GPU that was measured, or None; checks: how good the estimate is.
+    memory: the limit of each GPU in bytes; passes: None where the phase counts iterations; device: the GPU that was
+    measured, or None; checks: how good the estimate is.
     """
 
+    phase: str
     memory: int
     gpus: int
     images: int
-    passes: int
+    passes: int | None
     device: str | None
     settings: tuple[Setting, ...]
     chosen: Setting | None
@@ -107,7 +109,7 @@ class Plan:
 
     def table(self) -> Group:
         """The grid, the choice with what it rests on, and what its memory is for."""
-        notes = [self._choice(), RULE, NOT_COUNTED, self._time(), *self._errors()]
+        notes = [self._choice(), RULE, NOT_COUNTED, self._time(), self._errors()]
         return Group(self._grid(), *notes, *([self._parts()] if self.chosen else []))
 
     def _grid(self) -> Table:
@@ -125,40 +127,35 @@ class Plan:
 
     def _choice(self) -> str:
         if self.chosen is None:
-            least = min(self.settings, key=lambda s: s.peak)
-            return (
-                f"Nothing fits: {least.length} with {least.batch} needs {least.peak / 1e9:.2f} GB; try smaller lengths and "
-                "batches"
-            )
+            s = min(self.settings, key=lambda s: s.peak)
+            return f"Nothing fits: {s.length} with {s.batch} already takes {s.peak / 1e9:.2f} GB; try less of either."
         s = self.chosen
         return (
             f"Chosen: {s.length}x{s.length}, {s.batch} images per GPU, learning rate {s.rate:.4g} (linear scaling): "
-            f"--set pretrain.size={s.length} --set pretrain.batch_size={s.batch}"
+            f"--set {self.phase}.size={s.length} --set {self.phase}.batch_size={s.batch}"
         )
 
     def _time(self) -> str:
-        passes = f"Iterations: {self.passes} passes over {self.images} images."
+        passes = f"Iterations: {self.passes} passes over {self.images} images." if self.passes else ""
         if self.device:
-            return f"{passes} Time: measured on one {self.device}, gradients not exchanged."
-        threefold = 3 * PAPER_DAYS["Direct(P1x)"]
+            return f"{passes} Time: measured on one {self.device}, without exchanging gradients."
         return (
-            f"{passes} Time: on {self.gpus} of the paper's RTX 2080 Ti, scaled by FLOPs from its Table 3 (P1x, 0.81 days "
-            f"for 88k iterations at 448 and 8); its costs disagree: P3x would be {threefold:.2f} days, it prints "
-            f"{PAPER_DAYS['Direct(P3x)']}."
+            f"{passes} Time: of {self.gpus} of the paper's RTX 2080 Ti, by FLOPs from its Table 3, where P1x (448, 8, "
+            f"88k iterations) takes {PAPER_DAYS['Direct(P1x)']} days. The table disagrees with itself: three times the "
+            f"iterations (P3x) take {PAPER_DAYS['Direct(P3x)']} days in it."
         )
 
-    def _errors(self) -> list[str]:
-        if not self.checks:
-            return []
+    def _errors(self) -> str:
         lines = [
-            f"{c.name}: ours {c.ours / 2**30:.2f}, theirs {c.theirs / 2**30:.2f} GiB, {100 * c.error:+.1f} %"
+            f"{c.name}: {c.ours / 2**30:.2f} here, {c.theirs / 2**30:.2f} there, {100 * c.error:+.1f} %"
             for c in self.checks
         ]
-        return [
-            "Error of the estimate, by the paper's Table 10: " + "; ".join(lines) + ". Its G is read as mmdet's "
-            "max_memory_allocated in GiB (it does not say; read as GB, ours is 7.4 % more than these). Theirs is that of "
-            "the fullest batch met, and ours of a full one: 512 RoIs and 128 mask slots an image, used or not."
-        ]
+        worst = max(abs(c.ours / (c.theirs / 2**30 * 1e9) - 1) for c in self.checks)
+        return (
+            f"Error of the estimate, by the paper's Table 10: {'; '.join(lines)}; its G being GiB (if GB, up to "
+            f"{100 * worst:.1f} %). Theirs is mmdet's peak, that of the fullest batch; here every batch is full: 512 "
+            "RoIs and 128 mask slots an image, used or not."
+        )
 
     def _parts(self) -> Table:
         """By what made it, operators of a function together."""
@@ -203,51 +200,60 @@ def plan(
     Args:
         model_config: as models.build.build_model takes it. phase: the pre-training, whose size and batch are varied.
         memory: the limit of each GPU, bytes. batches: images per GPU.
-        images, passes: the length of the schedule; passes None: those of the phase.
+        images, passes: the length of the schedule; passes None: as the phase says.
         on_gpu: measure every setting on the GPU here as well, and go by that.
 
     Raises UsageProblem for a grid that makes no sense, UserError for on_gpu without a GPU.
     """
     lengths, batches = sorted(set(lengths)), sorted(set(batches))
-    _check_grid(lengths, batches, gpus, images)
-    passes = passes or phase.epochs * phase.repeat
+    _check(phase, lengths, batches, gpus, images)
+    if passes is None and phase.iterations is None:
+        passes = phase.epochs * phase.repeat
     device = device_name() if on_gpu else None
     costs = _grid_costs(model_config, phase, lengths, batches, gpus, _bar("estimating", progress))
     paper = paper_costs()
-    per_second = paper[448].flops / PAPER_SECONDS
+    second = paper[448].flops / PAPER_SECONDS  # FLOPs of one on the paper's GPU
     settings = []
     for (length, batch), cost in _bar("measuring", progress and on_gpu)(costs.items()):
-        per_step = batch * gpus * phase.accumulate
+        images_per_step = batch * gpus * phase.accumulate
         found = measure(model_config, _at(phase, length, batch), (length, length), batch) if on_gpu else None
-        seconds = found.seconds if found else phase.accumulate * cost.flops / per_second
-        fits = (found is not None and found.peak <= memory) if on_gpu else cost.peak <= memory
-        rate, iterations = learning_rate(phase, per_step), _iterations(phase, images, passes, per_step)
-        settings.append(Setting(length, batch, cost.peak, cost.flops / batch, rate, iterations, seconds, fits, found))
+        setting = Setting(
+            length,
+            batch,
+            cost.peak,
+            cost.flops / batch,
+            learning_rate(phase, images_per_step),
+            _iterations(phase, images, passes, images_per_step),
+            found.seconds if found else phase.accumulate * cost.flops / second,
+            (found is not None and found.peak <= memory) if on_gpu else cost.peak <= memory,
+            found,
+        )
+        settings.append(setting)
     chosen = choose(settings)
     parts = costs[chosen.length, chosen.batch].parts if chosen else {}
-    return Plan(memory, gpus, images, passes, device, tuple(settings), chosen, parts, _checks(paper))
+    return Plan(phase.name, memory, gpus, images, passes, device, tuple(settings), chosen, parts, _checks(paper))
 
 
 def choose(settings: Iterable[Setting]) -> Setting | None:
     """The one to train with, None if none fits.
 
-    Equation 1 wants the most accurate. Of batch and length the paper finds that either helps and saturates (section
-    3.3), and of the two the batch helps more at first (Table 1); batch normalisation wants 8 images. So a batch of 8 comes
-    first, then the length, then what is left for the batch. At 11 GB that is the paper's own choice.
+    Equation 1 wants the most accurate. The paper finds that batch and length both help and saturate (section 3.3), that
+    the batch helps more at first (Table 1), and that batch normalisation wants 8 images. So a batch of up to 8 comes
+    first, then the length, then what room is left for the batch. At 11 GB that is the paper's own choice.
     """
     fitting = [s for s in settings if s.fits]
     return max(fitting, key=lambda s: (min(s.batch, ENOUGH_FOR_BN), s.length, s.batch), default=None)
 
 
-def _check_grid(lengths: list[int], batches: list[int], gpus: int, images: int) -> None:
-    for length in lengths:
+def _check(phase: Phase, lengths: list[int], batches: list[int], gpus: int, images: int) -> None:
+    if phase.resize != "direct":
+        raise UsageProblem(f"{phase.name}: resize={phase.resize}; there is a length to plan where resize=direct only")
+    for length in lengths or [0]:
         if length < 32 or length % 32:
             raise UsageProblem(f"--lengths {length}: not a multiple of 32, the backbone's coarsest stride")
     for name, value in (("--batches", min(batches, default=0)), ("--gpus", gpus), ("--images", images)):
         if value < 1:
             raise UsageProblem(f"{name} {value}: at least 1")
-    if not lengths:
-        raise UsageProblem("--lengths: at least one")
 
 
 def _at(phase: Phase, length: int, batch: int) -> Phase:
@@ -283,9 +289,9 @@ def interpolate(low: StepCost, high: StepCost, share: float) -> StepCost:
     return StepCost(mix(low.peak, high.peak), mix(low.flops, high.flops), parts)
 
 
-def _iterations(phase: Phase, images: int, passes: int, per_step: int) -> int:
+def _iterations(phase: Phase, images: int, passes: int | None, per_step: int) -> int:
     """Steps of the schedule; the rest of a pass that fills no batch is left out, as in training."""
-    steps = phase.iterations or passes * (images // per_step)
+    steps = phase.iterations if passes is None else passes * (images // per_step)
     return min(steps, phase.max_steps or steps)
 
 

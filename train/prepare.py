@@ -66,7 +66,7 @@ def load_weights(
     layers that have outputs of each class stay as they are, even where their number happens to be the same.
     """
     own = model.state_dict()
-    state, known = _imagenet(model) if str(source) == IMAGENET else _read(Path(source), own)
+    state, known = _imagenet(model) if str(source) == IMAGENET else _read(Path(source))
     fitting, taken, left = {}, dict.fromkeys(_parts_in(own), 0), {part: [] for part in _parts_in(own)}
     for name, value in own.items():
         part = part_of(name)
@@ -104,32 +104,31 @@ def _optional(name: str) -> bool:
 
 def _foreign(name: str, own: dict[str, Tensor]) -> bool:
     """Whether a tensor is of a backbone other than ours; the classifier on top of an ImageNet backbone is not."""
-    classifier = ("backbone.fc.", "backbone.head.", "backbone.norm.")
+    classifier = ("backbone.fc.", "backbone.head.", "backbone.norm.", "backbone.classifier.")
     return name.startswith("backbone.") and name not in own and not name.startswith(classifier)
 
 
-def _read(path: Path, own: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
+def _read(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
     """The weights in a file, by our names, and the classes they are of (None: a backbone's, of no classes)."""
     try:
         checkpoint = load_checkpoint(path)
     except CheckpointError:
-        backbone = _backbone_file(path, own)
+        backbone = _backbone_file(path)
         if backbone is None:
             raise
         return backbone, None
     return checkpoint["model"], tuple(checkpoint["classes"])
 
 
-def _backbone_file(path: Path, own: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """A plain state_dict of torchvision's backbone, by our names; None if the file is something else."""
+def _backbone_file(path: Path) -> dict[str, Tensor] | None:
+    """A plain state_dict, taken for one of torchvision's backbone, by our names; None if the file is something else."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # damaged or not torch's: load_checkpoint's own error says so
         return None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         return None
-    named = {f"backbone.{name}": value for name, value in state.items()}
-    return named if named.keys() & own.keys() else None
+    return {f"backbone.{name}": value for name, value in state.items()}
 
 
 def _imagenet(model: nn.Module) -> tuple[dict[str, Tensor], None]:

@@ -25,6 +25,7 @@ from ..infer.evaluate import detect
 from ..infer.machine import hardware, versions
 from ..infer.torch_runtime import TorchDetector
 from ..models.build import build_model
+from ..models.checkpoint import CheckpointError
 from .experiments import EXPERIMENTS, SCALES, SHARED, Experiment, Trial
 from .log import read_log
 from .loop import Diverged, Trainer
@@ -209,7 +210,7 @@ def _plan(
 def _startable(trials: list[Trial], dataset: Dataset, imagenet: str | None) -> list[Trial]:
     """The rows that can run: all but those that need ImageNet weights of a backbone which `imagenet` has none of.
 
-    Raises UserError if it has none of any: that is to be told before the work, not hours later.
+    Raises UserError or CheckpointError if it has none of any: that is to be told before the work, not hours later.
     """
     running, errors = [], []
     for trial in trials:
@@ -219,7 +220,7 @@ def _startable(trials: list[Trial], dataset: Dataset, imagenet: str | None) -> l
             model = {"detector": trial.recipe.detector, "num_classes": len(dataset.classes), **trial.recipe.model}
             try:
                 load_weights(build_model(model), imagenet, dataset.classes)
-            except UserError as error:
+            except (UserError, CheckpointError) as error:
                 errors.append(error)
                 continue
         running.append(trial)

@@ -117,7 +117,7 @@ def test_dry_run_names_no_files(capsys, tmp_path):
     [
         (["trian"], "'train'"),
         (["chek-data", "x"], "'check-data'"),
-        (["zzz"], "demo, recipes, check-data"),
+        (["zzz"], "demo, recipes, plan, check-data"),
         (["recipes", "mask_rcnn_r50_fpm"], "mask_rcnn_r50_fpn"),
         (["train", "demmo", "--data", "x", "--out", "y"], "demo"),
         (["train", "demo", "--data", "x", "--out", "y", "--set", "batchsize=3"], "batch_size"),
@@ -186,7 +186,7 @@ def test_help_and_version(capsys):
     code, output, errors = run(capsys, "--help")
     assert code == 0 and not errors
     verbs = [line.split()[0] for line in output.split("Commands:")[1].splitlines() if line.strip()]
-    assert verbs == ["demo", "recipes", "check-data", "train", "eval", "export", "infer", "benchmark"]
+    assert verbs == "demo recipes plan check-data train eval export infer benchmark reproduce landscape".split()
     assert "..." not in output.split("Commands:")[1], "a summary is cut short"
     assert run(capsys, "--version") == (0, f"directdet {importlib.metadata.version('directdet')}\n", [])
 

@@ -139,7 +139,7 @@ def test_the_last_map_of_the_authors_code_is_3x3() -> None:
     torch.testing.assert_close(centres.unique(), torch.tensor([50.0, 150, 250]))
 
 
-@pytest.mark.parametrize("extras", EXTRAS)
+@pytest.mark.parametrize("extras", ["ssd", "residual"])
 @pytest.mark.parametrize(("norm", "head_norm"), [("none", False), ("none", True), ("bn", False), ("bn", True)])
 def test_normalisation_covers_what_table_1_says(norm: str, head_norm: bool, extras: str) -> None:
     """BN in the backbone subnetwork takes the extra layers in; the head's is a matter of its own."""

@@ -9,18 +9,17 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
-from ssd_twin import SIZE, conditioned_model, pictures, same_detections, trained_maps
+from ssd_twin import SIZE, conditioned_model, pictures, same_detections
 from test_models_step import NoHostWait
 from torch import Tensor, nn
 
-from directdet.export.onnx_graph import fold, write_onnx
+from directdet.export.onnx_graph import FOLD_TOLERANCE, fold, write_onnx
 from directdet.export.tensorrt import build_engine
 from directdet.models.build import losses_of
 from directdet.models.norm import fix_batch_norm
 from directdet.models.pyramid import RawMaps
 from directdet.models.ssd import SSD, SSDConfig
-from directdet.models.ssd_deploy import SSDDeploy, choose_in_rounds
-from directdet.models.ssd_extras import EXTRAS
+from directdet.models.ssd_deploy import SSDDeploy
 from directdet.models.ssd_loss import ssd_losses
 from directdet.models.targets import Targets
 
@@ -75,9 +74,8 @@ def test_the_criterion_is_one_graph(slim: SSD, raw: RawMaps, targets_of: Targets
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extras", EXTRAS)
-def test_step_and_deployment_are_one_graph_each(extras: str, targets_of: TargetsOf, fresh_compiler: None) -> None:
-    slim = conditioned_model(replace(SLIM, extras=extras))
+def test_step_and_deployment_are_one_graph_each(targets_of: TargetsOf, fresh_compiler: None) -> None:
+    slim = conditioned_model(replace(SLIM, extras="residual"))
     images, targets = pictures(2, 1), targets_of([3, 0], [SIZE] * 2, masks=False)
     model, eager = copy.deepcopy(slim).train(), copy.deepcopy(slim).train()
     loss = torch.compile(step, fullgraph=True, backend="eager")(model, images, targets)
@@ -175,25 +173,14 @@ def test_fixed_normalisation_gives_the_same_maps(slim: SSD, raw: RawMaps) -> Non
     assert fix_batch_norm(model) == 35
     with torch.no_grad():
         fixed = model(pictures(2, 1))
-    torch.testing.assert_close(fixed.logits, raw.logits, rtol=0, atol=1e-4)
-    torch.testing.assert_close(fixed.deltas, raw.deltas, rtol=0, atol=1e-4)
-
-
-class Rounds(nn.Module):
-    """The end of the deployed detector alone."""
-
-    def __init__(self, config: SSDConfig):
-        super().__init__()
-        self.config = config
-
-    def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return choose_in_rounds(self.config, boxes, scores, labels)
+    for ours, theirs in [(fixed.logits, raw.logits), (fixed.deltas, raw.deltas)]:
+        assert (ours - theirs).abs().max() <= FOLD_TOLERANCE * theirs.abs().max()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"extras": "residual"}, {"norm": "none", "head_norm": False, "l2_norm": True}, {"norm": "gn", "width": 32}],
+    [{"extras": "residual"}, {"norm": "none", "head_norm": False, "l2_norm": True}, {"norm": "gn", "width": 32}],
     ids=str,
 )
 def test_exported_graph_is_the_model(tmp_path: Path, settings: dict) -> None:
@@ -211,7 +198,7 @@ def test_exported_graph_is_the_model(tmp_path: Path, settings: dict) -> None:
     expected = [dict(zip(names, (v[i, :n] for v in rows), strict=True)) for i, n in enumerate(num.flatten())]
     for one in expected:
         one["labels"] = one["labels"] + 1  # as torchvision counts
-    same_detections(found, expected, 200)
+    same_detections(found, expected, 200, score=1e-4)
     if importlib.util.find_spec("tensorrt_rtx"):
         build_engine("tensorrt-rtx", path, tmp_path / "model.engine", "8.9")
         assert (tmp_path / "model.engine").stat().st_size > 100_000

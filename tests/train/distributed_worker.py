@@ -178,8 +178,8 @@ def synchronised_norm(state: dict, shares: list[Tensor], gradients: list[Tensor]
         x = shares[distributed.rank()].requires_grad_()
         y = norm.train()(x)
         y.backward(gradients[distributed.rank()])
-        values = {"y": y, "x": x.grad, "weight": norm[0].weight.grad, "bias": norm[0].bias.grad, **norm.state_dict()}
-        return {name.removeprefix("0."): value.detach().numpy() for name, value in values.items()}
+        values = {"y": y, "x": x.grad, "weight": norm[0].weight.grad, "bias": norm[0].bias.grad}
+        return {name: value.detach().numpy() for name, value in (values | dict(norm[0].named_buffers())).items()}
     finally:
         distributed.stop()
 
@@ -187,8 +187,8 @@ def synchronised_norm(state: dict, shares: list[Tensor], gradients: list[Tensor]
 def script(fault: str, at: str, folder: str, *arguments: str) -> int:
     """`directdet` with a fault in the step after `at`: "die" ends rank 1, "wait" waits for Ctrl-C.
 
-    A process that waits has made a file "waits" with its rank in `folder`; each keeps one "steps" with how many steps it
-    made.
+    In `folder` a process that waits has made a file "waits", and each keeps one "steps" with how many it made; to both
+    names the rank is added.
     """
     step, handle, came = Trainer.step, loop._Interrupt._handle, threading.Event()
 

@@ -1,5 +1,6 @@
 """Slim detectors for tests: fractions of a second to build, and as if they had been trained."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -8,10 +9,22 @@ from torch import nn
 from directdet.models.backbones import BACKBONES
 from directdet.models.build import build_model, describe_model
 from directdet.models.checkpoint import save_checkpoint
+from directdet.train.experiments import Scale
 
 CLASSES = ("cat", "dog", "bird")
 HEADS = {"fpn_channels": 16, "box_features": 16, "mask_convs": 1, "mask_channels": 8, "box_convs": 1}
 FEW = {"train_pre_nms": 32, "train_proposals": 16, "rpn_samples": 16, "roi_samples": 16, "mask_slots": 4}
+
+_TWO_STAGE = {**HEADS, **FEW, "test_pre_nms": 32, "test_proposals": 16, "candidates": 64}
+_R18 = {"backbone": "resnet18", "width": 8}
+_MODELS = {
+    "rcnn": {**_R18, **_TWO_STAGE},
+    "cascade": {**_R18, **{key: value for key, value in _TWO_STAGE.items() if key != "box_convs"}},
+    "retinanet": {**_R18, "fpn_channels": 16, "head_convs": 1, "test_pre_nms": 32, "candidates": 64},
+    "swin": {**_TWO_STAGE, "backbone": "swin_t", "width": 32},
+}
+# Of a comparison: networks that take a fraction of a second a step.
+MICRO = Scale("micro", (64, 96), 0.15, _MODELS, workers=0, ssd_width=8, ssd_batch=2)
 
 
 def mask_rcnn(seed: int = 0, **changes) -> nn.Module:
@@ -54,3 +67,15 @@ def backbone_file(path: Path, backbone: str = "resnet18", width: int = 8) -> Pat
     classifier = ("norm.weight", "norm.bias", "head.weight") if backbone == "swin_t" else ("fc.weight", "fc.bias")
     torch.save({**state, **dict.fromkeys(classifier, torch.ones(3))}, path)
     return path
+
+
+def without_masks(data: Path, folder: Path) -> Path:
+    """A copy of a COCO dataset whose objects have boxes only."""
+    (folder / "annotations").mkdir(parents=True)
+    for split in ("train2017", "val2017"):
+        (folder / split).symlink_to(data / split)
+        content = json.loads((data / "annotations" / f"instances_{split}.json").read_text())
+        for annotation in content["annotations"]:
+            annotation.pop("segmentation")
+        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return folder

@@ -1,0 +1,243 @@
+"""The ledger against hand-made sums, against PyTorch's own counts, and against a real step on the CPU."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from directdet.errors import UserError
+from directdet.infer.preprocess import Preprocess
+from directdet.models.build import build_model
+from directdet.train.memory import BLOCK, Ledger, device_name, measure, step_cost
+from directdet.train.recipe import Phase
+from directdet.train.step import Stepper
+
+SLIM = {
+    "detector": "rcnn",
+    "num_classes": 20,
+    "backbone": "resnet18",
+    "width": 16,
+    "fpn_channels": 32,
+    "box_convs": 1,
+    "box_features": 64,
+    "mask_convs": 1,
+    "mask_channels": 16,
+    "train_pre_nms": 64,
+    "train_proposals": 32,
+    "rpn_samples": 32,
+    "roi_samples": 32,
+    "mask_slots": 8,
+}
+FAST = {
+    "detector": "retinanet",
+    "num_classes": 5,
+    "backbone": "resnet18",
+    "width": 16,
+    "fpn_channels": 32,
+    "head_convs": 1,
+}  # has the fewest operators
+SIZE, BATCH, OBJECTS = (64, 64), 4, 3
+PHASE = Phase("pretrain", "direct", SIZE)
+
+
+@pytest.fixture
+def ledger():
+    """An active one, with fake tensors."""
+    with FakeTensorMode(), Ledger() as ledger:
+        yield ledger
+
+
+def floats(*shape: int) -> int:
+    """Bytes of a float32 tensor, in whole blocks."""
+    return -(-4 * torch.Size(shape).numel() // BLOCK) * BLOCK
+
+
+def test_sizes_are_rounded_up_to_blocks(ledger):
+    tensors = [torch.empty(size, dtype=torch.uint8) for size in (0, 1, 511, 512, 513)]
+    assert ledger.current == (0 + 1 + 1 + 1 + 2) * BLOCK
+    del tensors
+    assert ledger.current == 0
+    assert ledger.peak == 5 * BLOCK
+
+
+def test_views_and_in_place_operators_take_nothing(ledger):
+    values = torch.ones(64, 64)
+    part = values.view(32, 128)[1:3]
+    values.add_(1).relu_()
+    part.mul_(2)
+    assert ledger.current == ledger.peak == floats(64, 64)
+    del values
+    assert ledger.current == floats(64, 64)  # a view keeps all of its storage
+    del part
+    assert ledger.current == 0
+
+
+def test_what_exists_already_is_entered_once(ledger):
+    weight = torch.empty(128, 128)
+    before = ledger.current
+    ledger.enter([weight, weight.t(), None], "parameters")
+    assert ledger.current == before == floats(128, 128)
+
+
+def test_linear_layers(ledger):
+    """x [64, 128] -> 256, ReLU -> 32, summed: the peak is when the first weight's gradient is made."""
+    x = torch.empty(64, 128)
+    first, second = nn.Linear(128, 256, bias=False), nn.Linear(256, 32, bias=False)
+    fixed = floats(64, 128) + floats(256, 128) + floats(32, 256)
+    assert ledger.current == fixed
+    hidden = torch.relu(first(x))
+    assert ledger.current == fixed + floats(64, 256)  # ReLU keeps its output, not its input
+    assert ledger.peak == fixed + 2 * floats(64, 256)
+    loss = second(hidden).sum()
+    assert ledger.current == fixed + floats(64, 256) + floats(1)
+    del hidden
+    loss.backward()
+    weights = floats(256, 128) + floats(32, 256)
+    assert ledger.current == fixed + weights + floats(1)
+    # At the end: both weights, both gradients, x, the loss with its gradient, and the gradient of what the ReLU was
+    # given. Before that the ReLU's backward pass held three of [64, 256], but not yet the weight's gradient [256, 128].
+    assert ledger.peak == fixed + weights + 2 * floats(1) + floats(64, 256)
+
+
+def test_a_convolution_keeps_its_input(ledger):
+    conv = nn.Conv2d(8, 16, 3, padding=1, bias=False)
+    x = torch.empty(2, 8, 32, 32)
+    fixed = ledger.current
+    out = conv(x * 2)
+    assert ledger.current == fixed + floats(2, 8, 32, 32) + floats(2, 16, 32, 32)
+    with torch.no_grad():
+        out = conv(x * 2)
+    assert ledger.current == fixed + floats(2, 16, 32, 32)
+    del out
+    assert ledger.current == fixed
+
+
+def test_parts_say_what_is_alive_at_the_peak(ledger):
+    kept = torch.empty(1000)
+    ledger.enter([kept], "named")  # has its label from the operator already
+    torch.empty(5000)
+    torch.empty(10)
+    assert ledger.parts() == {"step: empty": floats(1000) + floats(5000)}
+
+
+def slim_batch(seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(BATCH, OBJECTS, 2, 2, generator=generator).sort(2).values * (SIZE[0] - 16)
+    targets = {
+        "boxes": torch.cat([corners[:, :, 0], corners[:, :, 1] + 16], -1),
+        "labels": torch.zeros(BATCH, OBJECTS, dtype=torch.long),
+        "valid": torch.ones(BATCH, OBJECTS, dtype=torch.bool),
+        "sizes": torch.full((BATCH, 2), float(SIZE[0])),
+        "masks": torch.ones(BATCH, OBJECTS, 56, 56, dtype=torch.uint8),
+    }
+    return torch.randint(255, (BATCH, 3, *SIZE), dtype=torch.uint8, generator=generator), targets
+
+
+def slim_stepper(phase: Phase, model_config: dict = SLIM) -> Stepper:
+    torch.manual_seed(0)
+    model = build_model(model_config).train().to(memory_format=torch.channels_last)
+    return Stepper(model, replace(phase, batch_size=BATCH), Preprocess(size=SIZE), 0.01, 0)
+
+
+def real_peak(phase: Phase) -> int:
+    """Bytes that a step on the CPU reached, by the events of PyTorch's profiler."""
+    stepper, batch = slim_stepper(phase), slim_batch()
+    stepper.step([batch], 0, 1)
+    # Of what was there before, the profiler does not see the end.
+    stepper.optimizer.zero_grad(set_to_none=True)
+    state = [v for s in stepper.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
+    present = [*stepper.model.parameters(), *stepper.model.buffers(), *state, batch[0], *batch[1].values()]
+    current = peak = sum(t.untyped_storage().nbytes() for t in present)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        stepper.step([batch], 1, 1)
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        current += event.nbytes()
+        peak = max(peak, current)
+    return peak
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"precision": "bf16"}, {"optimizer": "adamw"}], ids=["fp32", "bf16", "adamw"])
+def test_the_estimate_is_what_a_real_step_takes(changes):
+    """Within 0.5 %: the profiler counts bytes, not blocks of 512, and there are hundreds of tensors."""
+    phase = replace(PHASE, **changes)
+    assert step_cost(SLIM, phase, SIZE, BATCH, objects=OBJECTS).peak == pytest.approx(real_peak(phase), rel=0.005)
+
+
+@pytest.fixture(scope="module")
+def slim_cost():
+    return step_cost(SLIM, PHASE, SIZE, BATCH, objects=OBJECTS)
+
+
+@pytest.fixture(scope="module")
+def cost():
+    return step_cost(FAST, PHASE, SIZE, BATCH, objects=OBJECTS)
+
+
+def test_flops_are_those_of_torch(slim_cost):
+    stepper, batch = slim_stepper(PHASE), slim_batch()
+    with FlopCounterMode(display=False) as counter:
+        stepper.step([batch], 0, 1)
+    assert slim_cost.flops == counter.get_total_flops()
+
+
+def test_parts_add_up_to_the_peak(slim_cost):
+    assert sum(slim_cost.parts.values()) == slim_cost.peak
+    assert list(slim_cost.parts.values()) == sorted(slim_cost.parts.values(), reverse=True)
+    weights = [*(model := build_model(SLIM)).parameters(), *model.buffers()]
+    assert slim_cost.parts["parameters"] == sum(t.element_size() * floats(*t.shape) // 4 for t in weights)
+    assert any(label.startswith("rcnn.RCNN.masks_of: ") for label in slim_cost.parts)
+
+
+def test_other_steps_take_more_by_what_they_hold(cost):
+    """The buckets of several processes, AdamW's second moment, gradients that wait for a second batch."""
+    trainable = sum(floats(*p.shape) for p in build_model(FAST).parameters())
+    several = step_cost(FAST, PHASE, SIZE, BATCH, processes=2, objects=OBJECTS)
+    assert several.peak - cost.peak == several.parts["buckets of gradients"] == trainable
+    adamw = step_cost(FAST, replace(PHASE, optimizer="adamw"), SIZE, BATCH, objects=OBJECTS)
+    counters = sum(BLOCK for _ in build_model(FAST).parameters())  # steps, one for each
+    assert adamw.parts["optimiser state"] - cost.parts["optimiser state"] == trainable + counters
+    accumulated = step_cost(FAST, replace(PHASE, accumulate=3), SIZE, BATCH, objects=OBJECTS)
+    assert cost.peak < accumulated.peak <= cost.peak + trainable
+    assert accumulated.flops == cost.flops  # of one of its batches
+
+
+def test_fp16_takes_what_bf16_takes(cost):
+    fp16, bf16 = (step_cost(FAST, replace(PHASE, precision=p), SIZE, BATCH, objects=OBJECTS) for p in ("fp16", "bf16"))
+    assert fp16 == bf16
+    assert bf16.peak < cost.peak
+
+
+def test_fixed_norms_take_less(cost):
+    """Folded into the convolutions, of which the first stages keep nothing."""
+    fixed = replace(PHASE, norm="fixed", frozen_stages=1)
+    assert step_cost(FAST, fixed, SIZE, BATCH, objects=OBJECTS).peak < cost.peak
+
+
+def test_random_numbers_are_left_alone():
+    torch.manual_seed(3)
+    wanted = torch.rand(4)
+    torch.manual_seed(3)
+    step_cost(FAST, PHASE, SIZE, 1)
+    assert torch.equal(torch.rand(4), wanted)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_measuring_says_that_there_is_no_gpu():
+    with pytest.raises(UserError, match="needs a GPU"):
+        device_name()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none")
+def test_measuring_on_a_gpu():
+    """Beside the estimate, cuDNN's workspaces are in what the GPU allocates."""
+    model = {**SLIM, "width": 64, "fpn_channels": 256, "box_features": 1024}
+    found, wanted = measure(model, PHASE, (448, 448), 4), step_cost(model, PHASE, (448, 448), 4)
+    assert found.seconds > 0
+    assert wanted.peak == pytest.approx(found.peak, rel=0.2)
+    assert measure(model, PHASE, (8192, 8192), 4096) is None  # no GPU holds 3 TB of pictures
