@@ -82,7 +82,8 @@ def plan(
 ) -> int:
     """Find the batch and resolution that fit a GPU.
 
-    For pre-training RECIPE, equation (1) of the paper. Peak memory and arithmetic of every setting are estimated from shapes, without a GPU. Exit code 1 if nothing fits.
+    For pre-training RECIPE, equation (1) of the paper. Peak memory and arithmetic of every setting are estimated from
+    shapes, without a GPU. Exit code 1 if nothing fits.
     """
     from rich.console import Console
 

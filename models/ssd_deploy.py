@@ -37,19 +37,20 @@ class SSDDeploy(nn.Module):
 def choose_in_rounds(config: SSDConfig, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """postprocess.choose for many candidates [N, M] of which most lie on few objects, at the price of few.
 
-    A sure object covers hundreds of priors, and `candidates` of them may hold no other object. (The papers' code takes
-    400 of every class, in NMS of a class each: 80 times the work.) So NMS runs over the best `candidates`, what its
-    survivors cover is taken out of the rest, the best of what is left follow, and so for ROUNDS rounds. NMS is greedy:
-    this is exact, if `detections` survive or nothing above the threshold is left in the end.
+    A sure object covers hundreds of priors, and the best `candidates` may lie on no other. (The papers' code takes 400
+    of every class, and runs NMS for each.) So NMS runs over the best `candidates`, what its survivors cover is taken
+    out of the rest, the best of what is left follow, and so for ROUNDS rounds. NMS is greedy: this is exact, if
+    `detections` survive or nothing above the threshold is left in the end.
     """
     found = []
     for number in range(1, ROUNDS + 1):
         best = min(config.candidates, scores.shape[1])
-        found.append(choose(config, boxes[:, :best], scores[:, :best], labels[:, :best]))
+        chosen = choose(config, boxes[:, :best], scores[:, :best], labels[:, :best])
+        found.append(chosen)
         boxes, scores, labels = boxes[:, best:], scores[:, best:], labels[:, best:]
         if number == ROUNDS or not scores.shape[1]:
             break
-        scores = torch.where(_covered(config, *found[-1], boxes, labels), 0.0, scores)
+        scores = torch.where(_covered(config, chosen[0], chosen[2], boxes, labels), 0.0, scores)
         scores, index = torch.topk(scores, scores.shape[1], dim=1)
         boxes, labels = take(boxes, index), take(labels, index)
     boxes, scores, labels = (torch.cat(values, 1) for values in zip(*found, strict=True))
@@ -57,10 +58,7 @@ def choose_in_rounds(config: SSDConfig, boxes: Tensor, scores: Tensor, labels: T
     return take(boxes, index), scores, take(labels, index)
 
 
-def _covered(
-    config: SSDConfig, boxes: Tensor, scores: Tensor, labels: Tensor, others: Tensor, their_labels: Tensor
-) -> Tensor:
-    """Which of `others` [N, M, 4] a detection [N, K] of their class suppresses -> [N, M]."""
+def _covered(config: SSDConfig, boxes: Tensor, labels: Tensor, others: Tensor, their_labels: Tensor) -> Tensor:
+    """Which of `others` [N, M, 4] a detection [N, K] of their class suppresses -> [N, M]. Empty rows cover nothing."""
     intersection, union = intersection_and_union(boxes, others)
-    same = (labels[:, :, None] == their_labels[:, None]) & (scores > 0)[..., None]
-    return ((intersection > config.nms * union) & same).any(1)
+    return ((intersection > config.nms * union) & (labels[:, :, None] == their_labels[:, None])).any(1)

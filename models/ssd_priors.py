@@ -15,7 +15,10 @@ PRIORS_PER_CELL = tuple(2 + 2 * len(ratios) for ratios in RATIOS)  # 4, 6, 6, 6,
 
 
 def map_steps(size: int, map_sizes: list[int]) -> list[float]:
-    """Pixels between the cells of each of the six maps: 8, 16, 32, 64, 100, 300 at 300 pixels."""
+    """Pixels between the cells of each of the six maps: 8, 16, 32, 64, 100, 300 at 300 pixels.
+
+    A last map of 3x3 has 100 too: the 300 of the authors' configuration puts most of its cells outside the image.
+    """
     return [*NOMINAL_STEPS, *(size / side for side in map_sizes[len(NOMINAL_STEPS) :])]
 
 

@@ -1,10 +1,12 @@
 """The truncated VGG-16 of SSD: its fully connected layers are convolutions, and the last stride of 32 is not taken."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .ssd_layers import NORMS, PUBLISHED_WIDTH, ConvNorm, Norm, conv_norm_pairs
 
+NORM_STATE = ("weight", "bias", "running_mean", "running_var")
 GROUPS = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))  # channels in stems, and convolutions, of conv1 to conv5
 
 
@@ -42,9 +44,46 @@ class VGG(nn.Module):
         """(owner, convolution, normalisation) for every convolution; see norm.fold_batch_norm."""
         return conv_norm_pairs(self)
 
+    def from_torchvision(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The state of torchvision's vgg16, or vgg16_bn for a network with batch normalisation, by the names used here.
+
+        Biases that batch normalisation makes superfluous go into the running means. fc6 and fc7 are every fourth output
+        and every third row and column of the classifier's first layers, as in the original SSD; their normalisations,
+        which ImageNet's network has not, start at 0 and 1. Empty if `state` is of another network.
+        """
+        convs = [name for name, value in state.items() if name.startswith("features.") and value.dim() == 4]
+        layers = [(f"conv{number}.{i}", layer) for number in range(1, 6) for i, layer in enumerate(self._group(number))]
+        if len(convs) != len(layers) or "classifier.0.weight" not in state:
+            return {}
+        found = {}
+        for (name, layer), key in zip(layers, convs, strict=True):
+            index = int(key.split(".")[1])
+            bias, norm = state[f"features.{index}.bias"], f"features.{index + 1}"
+            found[f"{name}.conv.weight"] = state[key]
+            if layer.conv.bias is not None:
+                found[f"{name}.conv.bias"] = bias
+            elif f"{norm}.running_mean" in state:
+                found |= {f"{name}.norm.{k}": state[f"{norm}.{k}"] for k in ("weight", "bias", "running_var")}
+                found[f"{name}.norm.running_mean"] = state[f"{norm}.running_mean"] - bias
+        for name, key, shape in (
+            ("fc6", "classifier.0", (4096, 512, 7, 7)),
+            ("fc7", "classifier.3", (4096, 4096, 1, 1)),
+        ):
+            weight, bias = state[f"{key}.weight"].reshape(shape), state[f"{key}.bias"][::4]
+            found[f"{name}.conv.weight"] = weight[::4, :, ::3, ::3] if name == "fc6" else weight[::4, ::4]
+            if getattr(self, name).conv.bias is not None:
+                found[f"{name}.conv.bias"] = bias
+            else:
+                zero, one = torch.zeros_like(bias), torch.ones_like(bias)
+                found |= {f"{name}.norm.{k}": v for k, v in zip(NORM_STATE, (one, bias, zero, one), strict=True)}
+        return found
+
+    def _group(self, number: int) -> nn.Sequential:
+        return getattr(self, f"conv{number}")
+
     def stages(self) -> list[list[nn.Module]]:
         """The modules of stage 0 (conv1), 1 (conv2), ..., 5 (fc6 and fc7), for freezing the first n stages."""
-        return [*([getattr(self, f"conv{number + 1}")] for number in range(len(GROUPS))), [self.fc6, self.fc7]]
+        return [*([self._group(number + 1)] for number in range(len(GROUPS))), [self.fc6, self.fc7]]
 
 
 def _halved(x: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def load_weights(
     layers that have outputs of each class stay as they are, even where their number happens to be the same.
     """
     own = model.state_dict()
-    state, known = _imagenet(model) if str(source) == IMAGENET else _read(Path(source))
+    state, known = _imagenet(model) if str(source) == IMAGENET else _read(Path(source), model)
     fitting, taken, left = {}, dict.fromkeys(_parts_in(own), 0), {part: [] for part in _parts_in(own)}
     for name, value in own.items():
         part = part_of(name)
@@ -108,19 +108,19 @@ def _foreign(name: str, own: dict[str, Tensor]) -> bool:
     return name.startswith("backbone.") and name not in own and not name.startswith(classifier)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
+def _read(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
     """The weights in a file, by our names, and the classes they are of (None: a backbone's, of no classes)."""
     try:
         checkpoint = load_checkpoint(path)
     except CheckpointError:
-        backbone = _backbone_file(path)
+        backbone = _backbone_file(path, model)
         if backbone is None:
             raise
         return backbone, None
     return checkpoint["model"], tuple(checkpoint["classes"])
 
 
-def _backbone_file(path: Path) -> dict[str, Tensor] | None:
+def _backbone_file(path: Path, model: nn.Module) -> dict[str, Tensor] | None:
     """A plain state_dict, taken for one of torchvision's backbone, by our names; None if the file is something else."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -128,13 +128,16 @@ def _backbone_file(path: Path) -> dict[str, Tensor] | None:
         return None
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         return None
-    return {f"backbone.{name}": value for name, value in state.items()}
+    return _by_our_names(model, state)
 
 
 def _imagenet(model: nn.Module) -> tuple[dict[str, Tensor], None]:
     """torchvision's ImageNet weights of the model's backbone; UserError where there are none or no network."""
     backbone = model.config.backbone
-    weights = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1  # as the paper: torchvision's first ones
+    published = "vgg16_bn" if backbone == "vgg16" and model.config.norm == "bn" else backbone
+    if published not in torchvision.models.list_models(torchvision.models):
+        raise UserError(f"--init {IMAGENET}: there are no ImageNet weights of {backbone}; give a file of yours")
+    weights = torchvision.models.get_model_weights(published).IMAGENET1K_V1  # as the paper: torchvision's first ones
     try:
         state = weights.get_state_dict(progress=distributed.is_main())
     except (URLError, OSError) as error:
@@ -142,7 +145,14 @@ def _imagenet(model: nn.Module) -> tuple[dict[str, Tensor], None]:
             f"--init {IMAGENET}: {weights.url} could not be fetched ({error}); fetch it elsewhere and give the file "
             "with --init FILE"
         ) from None
-    return {f"backbone.{name}": value for name, value in state.items()}, None
+    return _by_our_names(model, state), None
+
+
+def _by_our_names(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's state of a backbone by the names used here; most have the same."""
+    if hasattr(model.backbone, "from_torchvision"):
+        state = model.backbone.from_torchvision(state) or state
+    return {f"backbone.{name}": value for name, value in state.items()}
 
 
 def apply_norm(model: nn.Module, phase: Phase, trained: bool, known: bool = True) -> None:

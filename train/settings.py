@@ -125,7 +125,7 @@ def _model_value(detector: str, key: str, name: str, text: str) -> Any:
     share = name in ("rpn_nms", "nms", "score_threshold") or name.endswith(("_iou", "_fraction"))
     if share and not 0 <= value <= 1:
         raise UsageProblem(f"--set {key}: {value} is not between 0 and 1")
-    if isinstance(value, int) and name not in ("masks", "box_convs") and value < 1:
+    if isinstance(value, int) and not isinstance(value, bool) and name not in ("box_convs", "head_convs") and value < 1:
         raise UsageProblem(f"--set {key}: {value} must be at least 1")
     return value
 

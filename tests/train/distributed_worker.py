@@ -28,6 +28,32 @@ from directdet.train.loop import Trainer
 from directdet.train.recipe import Recipe
 from directdet.train.run import train
 
+# Of the demo recipe: a step takes a fraction of a second. Group normalisation, as each picture has its own statistics.
+SETTINGS = (
+    "model.norm=gn",
+    "model.width=8",
+    "model.fpn_channels=16",
+    "model.box_convs=1",
+    "model.box_features=16",
+    "model.mask_convs=1",
+    "model.mask_channels=8",
+    "model.train_pre_nms=64",
+    "model.train_proposals=32",
+    "model.test_pre_nms=64",
+    "model.test_proposals=32",
+    "model.rpn_samples=32",
+    "model.roi_samples=16",
+    "model.mask_slots=8",
+    "model.candidates=64",
+    "size=64",
+    "eval_size=64",
+    "eval_every=0",
+    "batch_size=2",
+    "epochs=3",
+    "base_lr=0.1",
+    "warmup_iterations=2",
+    "workers=0",
+)
 PROCESSES = 2
 PATIENCE = 300.0  # seconds: far more than anything here takes, so that a hang ends as a failure
 
@@ -55,6 +81,7 @@ class Pair:
         answers = []
         for rank, end in enumerate(self._ends):
             if not end.poll(PATIENCE):
+                self.close()  # what they might answer later would be taken for answers to other calls
                 raise TimeoutError(f"rank {rank} did not answer within {PATIENCE:.0f} s")
             answers.append(end.recv())
         failures = [f"rank {rank}:\n{text}" for rank, (failed, text) in enumerate(answers) if failed]

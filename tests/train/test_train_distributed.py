@@ -1,7 +1,4 @@
-"""Two processes, as torchrun starts them, on CPUs: what they learn, and what becomes of a run when one is lost.
-
-Group normalisation stands in where batches are compared, as each picture then has its own statistics.
-"""
+"""Two processes, as torchrun starts them, on CPUs: what they learn, and what becomes of a run when one is lost."""
 
 from __future__ import annotations
 
@@ -18,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_MODEL
 from distributed_worker import (
     PATIENCE,
+    SETTINGS,
     Pair,
     double_precision,
     gradient_messages,
@@ -51,18 +48,6 @@ from directdet.train.step import Stepper
 
 # Runs in double precision that are to be the same: its rounding, 1e-16, which every step lets grow.
 NOISE = 1e-10
-SETTINGS = (
-    *(f"model.{name}={value}" for name, value in TINY_MODEL.items()),
-    "model.norm=gn",
-    "size=64",
-    "eval_size=64",
-    "eval_every=0",
-    "batch_size=2",
-    "epochs=3",
-    "base_lr=0.1",
-    "warmup_iterations=2",
-    "workers=0",
-)
 
 
 def recipe(*settings: str) -> Recipe:

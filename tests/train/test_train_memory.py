@@ -39,7 +39,7 @@ FAST = {
     "fpn_channels": 32,
     "head_convs": 1,
 }  # has the fewest operators
-SIZE, BATCH, OBJECTS = (64, 64), 4, 3
+SIZE, LARGE, BATCH, OBJECTS = (64, 64), (160, 160), 4, 3
 PHASE = Phase("pretrain", "direct", SIZE)
 
 
@@ -50,9 +50,14 @@ def ledger():
         yield ledger
 
 
+def blocks(size: int) -> int:
+    """So many bytes, up or down to whole blocks away from 0."""
+    return (-size // BLOCK * -BLOCK) if size > 0 else size // BLOCK * BLOCK
+
+
 def floats(*shape: int) -> int:
     """Bytes of a float32 tensor, in whole blocks."""
-    return -(-4 * torch.Size(shape).numel() // BLOCK) * BLOCK
+    return blocks(4 * torch.Size(shape).numel())
 
 
 def test_sizes_are_rounded_up_to_blocks(ledger):
@@ -150,22 +155,29 @@ def real_peak(phase: Phase) -> int:
     stepper.optimizer.zero_grad(set_to_none=True)
     state = [v for s in stepper.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
     present = [*stepper.model.parameters(), *stepper.model.buffers(), *state, batch[0], *batch[1].values()]
-    current = peak = sum(t.untyped_storage().nbytes() for t in present)
+    current = peak = sum(blocks(t.untyped_storage().nbytes()) for t in present)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         stepper.step([batch], 1, 1)
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     for event in sorted(events, key=lambda e: e.start_ns()):
-        current += event.nbytes()
+        current += blocks(event.nbytes())
         peak = max(peak, current)
     return peak
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {"precision": "bf16"}, {"optimizer": "adamw"}], ids=["fp32", "bf16", "adamw"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        pytest.param({"precision": "bf16"}, marks=pytest.mark.slow),
+        pytest.param({"optimizer": "adamw"}, marks=pytest.mark.slow),
+    ],
+    ids=["fp32", "bf16", "adamw"],
+)
 def test_the_estimate_is_what_a_real_step_takes(changes):
-    """Within 0.5 %: the profiler counts bytes, not blocks of 512, and there are hundreds of tensors."""
+    """Within 0.2 %: the profiler also sees the kilobytes that the CPU's operators hold for themselves."""
     phase = replace(PHASE, **changes)
-    assert step_cost(SLIM, phase, SIZE, BATCH, objects=OBJECTS).peak == pytest.approx(real_peak(phase), rel=0.005)
+    assert step_cost(SLIM, phase, SIZE, BATCH, objects=OBJECTS).peak == pytest.approx(real_peak(phase), rel=0.002)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +187,7 @@ def slim_cost():
 
 @pytest.fixture(scope="module")
 def cost():
-    return step_cost(FAST, PHASE, SIZE, BATCH, objects=OBJECTS)
+    return step_cost(FAST, PHASE, LARGE, BATCH, objects=OBJECTS)
 
 
 def test_flops_are_those_of_torch(slim_cost):
@@ -189,25 +201,26 @@ def test_parts_add_up_to_the_peak(slim_cost):
     assert sum(slim_cost.parts.values()) == slim_cost.peak
     assert list(slim_cost.parts.values()) == sorted(slim_cost.parts.values(), reverse=True)
     weights = [*(model := build_model(SLIM)).parameters(), *model.buffers()]
-    assert slim_cost.parts["parameters"] == sum(t.element_size() * floats(*t.shape) // 4 for t in weights)
+    assert slim_cost.parts["parameters"] == sum(blocks(t.untyped_storage().nbytes()) for t in weights)
     assert any(label.startswith("rcnn.RCNN.masks_of: ") for label in slim_cost.parts)
 
 
 def test_other_steps_take_more_by_what_they_hold(cost):
     """The buckets of several processes, AdamW's second moment, gradients that wait for a second batch."""
     trainable = sum(floats(*p.shape) for p in build_model(FAST).parameters())
-    several = step_cost(FAST, PHASE, SIZE, BATCH, processes=2, objects=OBJECTS)
+    several = step_cost(FAST, PHASE, LARGE, BATCH, processes=2, objects=OBJECTS)
     assert several.peak - cost.peak == several.parts["buckets of gradients"] == trainable
-    adamw = step_cost(FAST, replace(PHASE, optimizer="adamw"), SIZE, BATCH, objects=OBJECTS)
+    adamw = step_cost(FAST, replace(PHASE, optimizer="adamw"), LARGE, BATCH, objects=OBJECTS)
     counters = sum(BLOCK for _ in build_model(FAST).parameters())  # steps, one for each
     assert adamw.parts["optimiser state"] - cost.parts["optimiser state"] == trainable + counters
-    accumulated = step_cost(FAST, replace(PHASE, accumulate=3), SIZE, BATCH, objects=OBJECTS)
-    assert cost.peak < accumulated.peak <= cost.peak + trainable
+    accumulated = step_cost(FAST, replace(PHASE, accumulate=3), LARGE, BATCH, objects=OBJECTS)
+    losses = accumulated.peak - cost.peak - trainable  # the first batch's, kept for the mean
+    assert 0 <= losses <= 20 * BLOCK
     assert accumulated.flops == cost.flops  # of one of its batches
 
 
 def test_fp16_takes_what_bf16_takes(cost):
-    fp16, bf16 = (step_cost(FAST, replace(PHASE, precision=p), SIZE, BATCH, objects=OBJECTS) for p in ("fp16", "bf16"))
+    fp16, bf16 = (step_cost(FAST, replace(PHASE, precision=p), LARGE, BATCH, objects=OBJECTS) for p in ("fp16", "bf16"))
     assert fp16 == bf16
     assert bf16.peak < cost.peak
 
@@ -215,14 +228,14 @@ def test_fp16_takes_what_bf16_takes(cost):
 def test_fixed_norms_take_less(cost):
     """Folded into the convolutions, of which the first stages keep nothing."""
     fixed = replace(PHASE, norm="fixed", frozen_stages=1)
-    assert step_cost(FAST, fixed, SIZE, BATCH, objects=OBJECTS).peak < cost.peak
+    assert step_cost(FAST, fixed, LARGE, BATCH, objects=OBJECTS).peak < cost.peak
 
 
 def test_random_numbers_are_left_alone():
     torch.manual_seed(3)
     wanted = torch.rand(4)
     torch.manual_seed(3)
-    step_cost(FAST, PHASE, SIZE, 1)
+    step_cost(FAST, PHASE, LARGE, 1)
     assert torch.equal(torch.rand(4), wanted)
 
 
