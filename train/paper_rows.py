@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ..infer import papers
 from ..infer.papers import ApRow, PaperTable, SpeedRow
+from .scratchdet_recipes import PLACES, RATES, TABLE2
 
 _R50 = "mask_rcnn_r50_fpn"
 # Recipes of each table's rows, in the table's order; an entry that is not a recipe says why there is none.
@@ -59,8 +60,17 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "10": (f"{_R50}_p2x_1x", f"{_R50}_dropblock_3x"),
     "3.2": (_R50, f"{_R50}_stitcher"),
+    "ScratchDet 1": tuple(
+        f"ssd300_vgg16_{start}_{rate}" for start in (*PLACES, "imagenet_none", "imagenet_both") for rate in RATES
+    ),
+    "ScratchDet 2": tuple(f"ssd300_{backbone}" for backbone in TABLE2),
 }
-_TABLES = {**{str(n): getattr(papers, f"table{n}") for n in range(1, 11)}, "3.2": papers.section_3_2}
+_TABLES = {
+    **{str(n): getattr(papers, f"table{n}") for n in range(1, 11)},
+    "3.2": papers.section_3_2,
+    "ScratchDet 1": papers.scratchdet_table1,
+    "ScratchDet 2": papers.scratchdet_table2,
+}
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,11 @@ def paper_groups() -> list[tuple[str, list[Row]]]:
         for name, row in zip(names, table.rows, strict=True):
             trained = " " not in name
             rows.append(Row(name if trained else None, "" if trained else name, label(row), result(table, row)))
-        number = f"Table {key}" if key != "3.2" else "Section 3.2"
+        number = f"Table {key}"
+        if key == "3.2":
+            number = "Section 3.2"
+        elif key.startswith("ScratchDet"):
+            number = key.replace(" ", ", Table ")
         groups.append((f"{number}: {table.title}", rows))
     return groups
 
@@ -112,6 +126,9 @@ def label(row: ApRow | SpeedRow) -> str:
 def result(table: PaperTable, row: ApRow | SpeedRow) -> str:
     """What the paper reached with a row, and what it cost."""
     if isinstance(row, SpeedRow):
+        if table.metric.startswith("VOC"):
+            reached = "did not converge" if row.ap is None else f"mAP {row.ap}"
+            return reached if row.fps is None else f"{reached}; {row.fps} fps"
         return f"{row.train_s_per_iter} s per iteration, {row.fps} fps"
     parts = [f"box {row.ap_box}" + (f", mask {row.ap_mask}" if row.ap_mask is not None else "")]
     if row.total_cost_days is not None:

@@ -74,10 +74,9 @@ def train(
     dataset, val = load_splits(data, recipe.data_fraction)
     asked = {"recipe": asdict(recipe), "data": str(data), "seed": seed, "classes": list(dataset.classes)}
     place = distributed.start(place)
-    try:
-        return _train_phases(recipe, chosen, dataset, val, out, init, resume, place, seed, dry_run, asked)
-    finally:
-        distributed.stop()
+    result = _train_phases(recipe, chosen, dataset, val, out, init, resume, place, seed, dry_run, asked)
+    distributed.stop()  # not after an error: the others may be waiting for this process, and on GPUs it then for them
+    return result
 
 
 def _train_phases(

@@ -158,6 +158,7 @@ def train_interrupted(recipe: Recipe, data: Path, out: Path, rank: int, at: int,
         with patch.object(Trainer, "step", interrupted), patch.object(loop, "LOG_EVERY", log_every):
             train(recipe, data, out, phase="pretrain", device="cpu")
     except KeyboardInterrupt:
+        distributed.stop()
         return len(made)
     raise AssertionError("was not interrupted")
 

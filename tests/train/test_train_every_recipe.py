@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from directdet.models.backbones import BACKBONES
+from directdet.models.build import DETECTORS
 from directdet.train.log import read_log
 from directdet.train.recipe import Phase, Recipe
 from directdet.train.recipes import RECIPES
@@ -17,6 +17,7 @@ from directdet.train.settings import get_recipe
 SMALL = {
     "rcnn": {"fpn_channels": 16, "box_features": 16, "mask_convs": 1, "mask_channels": 8},
     "cascade": {"fpn_channels": 16, "box_features": 16, "mask_convs": 1, "mask_channels": 8},
+    "ssd": {},
     "retinanet": {"fpn_channels": 16, "head_convs": 1, "test_pre_nms": 32, "candidates": 64},
 }
 FEW = {
@@ -33,18 +34,19 @@ FEW = {
 
 def tiny_phase(phase: Phase) -> Phase:
     """The same phase in everything but pixels, images and length."""
-    size = (64, 64) if phase.resize == "direct" else (64, 96)
+    size = {"direct": (64, 64), "edges": (64, 96), "warp": (300, 300)}[phase.resize]  # SSD's priors are of 300
     length = {"iterations": 2, "milestones": ()} if phase.iterations else {"max_steps": 2}
     short_edges = tuple(edge // 10 // 16 * 16 for edge in phase.short_edges)
     changes = {"size": size, "short_edges": short_edges, "batch_size": 2, "workers": 0, **length}
-    return replace(phase, **changes, eval_size=(64, 96), eval_fixed=False, eval_every=1_000_000)
+    eval_size = (300, 300) if phase.resize == "warp" else (64, 96)
+    return replace(phase, **changes, eval_size=eval_size, eval_fixed=False, eval_every=1_000_000)
 
 
 def tiny_recipe(recipe: Recipe) -> Recipe:
     """The same recipe, tiny."""
     width = 32 if recipe.model["backbone"] == "swin_t" else 8
     model = {**recipe.model, "width": width, **SMALL[recipe.detector]}
-    if recipe.detector != "retinanet":
+    if recipe.detector in ("rcnn", "cascade"):
         model |= FEW
     model["box_convs"] = min(1, model.get("box_convs", 1)) if recipe.detector == "rcnn" else None
     model = {key: value for key, value in model.items() if value is not None}
@@ -55,7 +57,8 @@ def tiny_recipe(recipe: Recipe) -> Recipe:
 def backbone_file(recipe: Recipe, folder: Path) -> Path:
     """What stands for ImageNet weights: a backbone's state as torchvision saves it, its statistics not fresh."""
     torch.manual_seed(0)
-    backbone = BACKBONES[recipe.model["backbone"]](recipe.model["width"])
+    norm = recipe.model.get("norm", "bn")
+    backbone = DETECTORS[recipe.detector].backbones[recipe.model["backbone"]](recipe.model["width"], norm)
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.1)
