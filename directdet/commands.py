@@ -144,7 +144,8 @@ def train(
 
     result = train(chosen, data, out, phase=phase, init=init, resume=resume, device=device, seed=seed, dry_run=dry_run)
     if dry_run:
-        click.echo("dry run: nothing was written")
+        if result.phases:  # the main process's, where there are several
+            click.echo("dry run: nothing was written")
         return
     for row in result.phases:
         best = "-" if row.get("best_ap") is None else f"{100 * row['best_ap']:.1f}"

@@ -66,6 +66,8 @@ class SSD(nn.Module):
     While batch normalisation is live, a batch needs two images at least: the last map is a single cell.
     """
 
+    fewest_live_images = 2  # see above
+
     def __init__(self, config: SSDConfig):
         super().__init__()
         for name, known in {"backbone": SSD_BACKBONES, "norm": NORMS, "extras": EXTRAS, "priors": SIDES}.items():

@@ -153,7 +153,7 @@ class Plan:
         worst = max(abs(c.ours / (c.theirs / 2**30 * 1e9) - 1) for c in self.checks)
         return (
             f"Error of the estimate, by the paper's Table 10: {'; '.join(lines)}; its G being GiB (if GB, up to "
-            f"{100 * worst:.1f} %). Theirs is mmdet's peak, that of the fullest batch; here every batch is full: 512 "
+            f"{100 * worst:.1f} %). Theirs is taken for mmdet's peak, so the fullest batch's; here all are full: 512 "
             "RoIs and 128 mask slots an image, used or not."
         )
 

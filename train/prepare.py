@@ -164,6 +164,7 @@ def apply_norm(model: nn.Module, phase: Phase, trained: bool, known: bool = True
     say so.
     """
     fixed = phase.norm in ("fixed", "affine")
+    fewest = getattr(model, "fewest_live_images", 1)
     norms = any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     if (fixed and norms) or phase.frozen_stages >= 0:
         what = f"{phase.norm} batch normalisation" if fixed and norms else f"frozen_stages={phase.frozen_stages}"
@@ -172,6 +173,11 @@ def apply_norm(model: nn.Module, phase: Phase, trained: bool, known: bool = True
                 f"{phase.name}: {what} would freeze layers that still hold random weights; give trained ones with "
                 "--init FILE, or run the pretrain phase first"
             )
+    if norms and not fixed and phase.batch_size < fewest:
+        raise UserError(
+            f"{phase.name}: batch_size: live batch normalisation of this network needs {fewest} images at least, as its "
+            "last map is a single cell"
+        )
     if fixed:
         fix_batch_norm(model, affine=phase.norm == "affine")
     elif phase.norm == "sync":
