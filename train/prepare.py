@@ -175,8 +175,8 @@ def apply_norm(model: nn.Module, phase: Phase, trained: bool, known: bool = True
             )
     if norms and not fixed and phase.batch_size < fewest:
         raise UserError(
-            f"{phase.name}: batch_size: live batch normalisation of this network needs {fewest} images at least, as its "
-            "last map is a single cell"
+            f"{phase.name}: batch_size: live batch normalisation of this network needs {fewest} images at least, as "
+            "its last map is a single cell"
         )
     if fixed:
         fix_batch_norm(model, affine=phase.norm == "affine")

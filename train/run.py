@@ -267,3 +267,5 @@ def _check_asked(path: Path, asked: dict) -> None:
     before = json.loads(path.read_text(encoding="utf-8"))
     if before.get("recipe") != json.loads(json.dumps(asked["recipe"])):
         raise UserError(f"{path}: was started with other settings; resume with the same recipe and --set")
+    if before.get("classes") != asked["classes"]:
+        raise UserError(f"{path}: was started on data with other classes; resume with the same --data")
