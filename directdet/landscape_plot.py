@@ -40,18 +40,17 @@ def draw_landscape(result: dict[str, Any], path: Path, smoothing: int) -> None:
 
 def _curve(axes: Any, run: dict[str, Any], key: str, colour: str, smoothing: int) -> None:
     values = np.asarray(run[key], float)
+    steps = np.arange(len(values)) + (key == "fluctuation")  # which is from the step before to this one
     label = run["label"] + (f" (not finite at step {run['stopped']})" if run["stopped"] is not None else "")
     if key == "fluctuation":
         values = smoothed(values, smoothing)
     else:
-        axes.plot(values, color=colour, linewidth=0.7, alpha=0.3)
+        axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.3)
         values = smoothed(values, 5)
-    axes.plot(values, color=colour, linewidth=1.6, label=label)
+    axes.plot(steps, values, color=colour, linewidth=1.6, label=label)
 
 
 def smoothed(values: np.ndarray, width: int) -> np.ndarray:
     """Mean of the last `width` values, or of as many as there are."""
-    sums = np.cumsum(np.concatenate([[0.0], values]))
-    last = np.arange(1, len(values) + 1)
-    first = np.maximum(last - width, 0)
-    return (sums[last] - sums[first]) / (last - first)
+    # Each by itself: of running sums, one value of a loss that explodes would leave nothing but rounding.
+    return np.array([values[max(0, last - width) : last].mean() for last in range(1, len(values) + 1)])

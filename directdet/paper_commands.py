@@ -128,8 +128,8 @@ def reproduce(
 ) -> None:
     """Run a comparison of the paper, scaled down, on DATA.
 
-    COMPARISON is direct/table1, table2, table5, table7, table8 or direct/scratch. Its rows get equal budgets; it can be
-    stopped and goes on when called again.
+    COMPARISON is direct/table1, table2, table5, table7, table8, direct/scratch, scratchdet/table1 or table2. Its rows
+    get equal budgets; it can be stopped and goes on when called again.
     """
     from rich.console import Console
 

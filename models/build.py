@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .backbones import BACKBONES
+from .backbones import BACKBONES, TWO_STAGE_BACKBONES
 from .cascade import Cascade, CascadeConfig
 from .cascade_deploy import CascadeDeploy
 from .cascade_loss import cascade_losses
@@ -40,8 +40,8 @@ class Detector(NamedTuple):
 
 
 DETECTORS = {
-    "rcnn": Detector(RCNNConfig, RCNN, rcnn_losses, RCNNDeploy),
-    "cascade": Detector(CascadeConfig, Cascade, cascade_losses, CascadeDeploy),
+    "rcnn": Detector(RCNNConfig, RCNN, rcnn_losses, RCNNDeploy, TWO_STAGE_BACKBONES),
+    "cascade": Detector(CascadeConfig, Cascade, cascade_losses, CascadeDeploy, TWO_STAGE_BACKBONES),
     "retinanet": Detector(RetinaNetConfig, RetinaNet, retinanet_losses, RetinaNetDeploy),
     "ssd": Detector(SSDConfig, SSD, ssd_losses, SSDDeploy, SSD_BACKBONES),
 }

@@ -56,11 +56,11 @@ class Cascade(TwoStage):
 
     def __init__(self, config: CascadeConfig):
         super().__init__(config)
-        inputs, features = config.fpn_channels * BOX_BINS**2, config.box_features
+        inputs, features = self.channels * BOX_BINS**2, config.box_features
         self.box_heads = nn.ModuleList(TwoMLPHead(inputs, features) for _ in range(STAGES))
         self.box_predictors = nn.ModuleList(AgnosticPredictor(features, config.num_classes + 1) for _ in range(STAGES))
         if config.masks:
-            self.mask_heads = nn.ModuleList(mask_head(config) for _ in range(STAGES))
+            self.mask_heads = nn.ModuleList(mask_head(config, self.channels) for _ in range(STAGES))
             self.mask_predictors = nn.ModuleList(mask_predictor(config) for _ in range(STAGES))
 
     def boxes_of(self, stage: int, pooled: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Faster and Mask R-CNN on a feature pyramid: the network, from images to raw maps and from boxes to head outputs."""
+"""Faster and Mask R-CNN, on a feature pyramid or one map: from images to raw maps, and from boxes to head outputs."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,9 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from .anchors import anchor_shapes, level_anchors
-from .backbones import BACKBONES
+from .backbones import BACKBONES, TWO_STAGE_BACKBONES
 from .pyramid import RawMaps, flatten_map, norm_layer
+from .roi_pool import pool_rois
 
 BOX_BINS, MASK_BINS, MASK_SIZE = 7, 14, 28
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # 1 / (0.1, 0.1, 0.2, 0.2)
@@ -25,7 +26,12 @@ class TwoStageConfig:
     Attributes:
         num_classes: object classes, background not counted.
         width: channels of the backbone's stem; None is the published network.
-        norm: "bn" in the backbone alone, or "gn" there, in the pyramid and in the heads (Scratch (GN)).
+        norm: "bn" in the backbone alone, or "gn" there, in the pyramid and in the heads (Scratch (GN)). With vgg16 also
+            "none".
+        pyramid: False makes proposals on, and pools RoIs from, the backbone's only map, as the original Faster R-CNN
+            did; with vgg16 alone.
+        anchor_scale: side of a level's square anchor, in strides.
+        anchor_scales: several such sides for every cell, instead of anchor_scale.
         rpn_min_positive_iou: an anchor that is the best of its object counts as positive from this IoU on (mmdet: 0.3;
             torchvision: 0).
         mask_slots: mask RoIs per image, packed over the batch: positives beyond mask_slots * batch are left out. 128
@@ -38,11 +44,13 @@ class TwoStageConfig:
     width: int | None = None
     norm: str = "bn"
     masks: bool = True
+    pyramid: bool = True
     fpn_channels: int = 256
     box_features: int = 1024
     mask_convs: int = 4
     mask_channels: int = 256
     anchor_scale: float = 8.0
+    anchor_scales: tuple[float, ...] = ()
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     rpn_positive_iou: float = 0.7
     rpn_negative_iou: float = 0.3
@@ -81,21 +89,28 @@ class RCNNConfig(TwoStageConfig):
 class TwoStage(nn.Module):
     """Backbone, pyramid and proposal head.
 
-    forward(images [N, 3, H, W], normalised, H and W multiples of 32) -> RawMaps.
+    forward(images [N, 3, H, W], normalised, H and W multiples of 32) -> RawMaps. Every map has `channels` channels;
+    `strides` tells each one's stride, `roi_strides` those that RoIs are pooled from, the first ones.
+
+    ValueError for a backbone that the configuration's pyramid or norm is not for.
     """
 
     def __init__(self, config: TwoStageConfig):
         super().__init__()
+        if config.backbone in BACKBONES and (config.norm == "none" or not config.pyramid):
+            raise ValueError(f'norm="none" and pyramid=False are for vgg16, not for {config.backbone}')
         self.config = config
-        self.backbone = BACKBONES[config.backbone](config.width, config.norm)
-        self.fpn = FeaturePyramidNetwork(
-            list(self.backbone.channels.values()), config.fpn_channels, LastLevelMaxPool(), norm_layer(config.norm)
-        )
-        strides = list(self.backbone.strides.values())
-        self.strides = [*strides, strides[-1] * 2]
-        shapes = anchor_shapes((config.anchor_scale,), config.anchor_ratios)
+        self.backbone = TWO_STAGE_BACKBONES[config.backbone](config.width, config.norm)
+        channels = list(self.backbone.channels.values())
+        self.roi_strides = list(self.backbone.strides.values())
+        if config.pyramid:
+            self.fpn = FeaturePyramidNetwork(channels, config.fpn_channels, LastLevelMaxPool(), norm_layer(config.norm))
+            self.channels, self.strides = config.fpn_channels, [*self.roi_strides, self.roi_strides[-1] * 2]
+        else:
+            self.fpn, self.channels, self.strides = nn.Identity(), channels[0], self.roi_strides
+        shapes = anchor_shapes(config.anchor_scales or (config.anchor_scale,), config.anchor_ratios)
         self.register_buffer("anchor_shapes", shapes, persistent=False)
-        self.rpn_head = RPNHead(config.fpn_channels, len(shapes))
+        self.rpn_head = RPNHead(self.channels, len(shapes))
 
     def forward(self, images: Tensor, anchors: Tensor | None = None) -> RawMaps:
         features = list(self.fpn(self.backbone(images)).values())
@@ -117,11 +132,15 @@ class TwoStage(nn.Module):
         ]
         return torch.cat(per_level)
 
+    def pool(self, features: list[Tensor], rois: Tensor, image: Tensor, bins: int, portable: bool = False) -> Tensor:
+        """rois [K, 4] (pixels) of images `image` [K] on raw maps' features -> [K, C, bins, bins]; see pool_rois."""
+        return pool_rois(features[: len(self.roi_strides)], self.roi_strides, rois, image, bins, portable)
 
-def mask_head(config: TwoStageConfig) -> MaskRCNNHeads:
-    """The convolutions of a mask head."""
+
+def mask_head(config: TwoStageConfig, channels: int) -> MaskRCNNHeads:
+    """The convolutions of a mask head on maps of so many channels."""
     layers = (config.mask_channels,) * config.mask_convs
-    return MaskRCNNHeads(config.fpn_channels, layers, dilation=1, norm_layer=norm_layer(config.norm))
+    return MaskRCNNHeads(channels, layers, dilation=1, norm_layer=norm_layer(config.norm))
 
 
 def mask_predictor(config: TwoStageConfig) -> MaskRCNNPredictor:
@@ -132,7 +151,7 @@ def mask_predictor(config: TwoStageConfig) -> MaskRCNNPredictor:
 def own_class(logits: Tensor, labels: Tensor) -> Tensor:
     """Of mask logits [K, 1 + classes, 28, 28] those of each RoI's label [K] (1..classes), float32 [K, 28, 28]."""
     index = labels.reshape(-1, 1, 1, 1).expand(-1, 1, MASK_SIZE, MASK_SIZE)
-    return torch.gather(logits.float(), 1, index).squeeze(1)
+    return torch.gather(logits, 1, index).squeeze(1).float()  # after the choice: float32 logits of all take memory
 
 
 def start_predictor(predictor: FastRCNNPredictor) -> None:
@@ -150,7 +169,7 @@ class RCNN(TwoStage):
 
     def __init__(self, config: RCNNConfig):
         super().__init__(config)
-        channels, size = config.fpn_channels, (config.fpn_channels, BOX_BINS, BOX_BINS)
+        channels, size = self.channels, (self.channels, BOX_BINS, BOX_BINS)
         if config.box_convs:
             self.box_head = FastRCNNConvFCHead(
                 size, [channels] * config.box_convs, [config.box_features], norm_layer(config.norm)
@@ -159,7 +178,7 @@ class RCNN(TwoStage):
             self.box_head = TwoMLPHead(channels * BOX_BINS**2, config.box_features)
         self.box_predictor = FastRCNNPredictor(config.box_features, config.num_classes + 1)  # class 0: background
         if config.masks:
-            self.mask_head, self.mask_predictor = mask_head(config), mask_predictor(config)
+            self.mask_head, self.mask_predictor = mask_head(config, channels), mask_predictor(config)
         start_predictor(self.box_predictor)
 
     def boxes_of(self, pooled: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,6 @@ from .boxes import clip_boxes, decode_boxes, take
 from .postprocess import choose, packed
 from .pyramid import check_size, map_shapes
 from .rcnn import BOX_BINS, BOX_WEIGHTS, MASK_BINS, MASK_SIZE, RCNN, TwoStage
-from .roi_pool import pool_rois
 from .rpn import propose
 
 
@@ -39,7 +38,7 @@ class TwoStageDeploy(nn.Module):
     def pool(self, features: list[Tensor], boxes: Tensor, bins: int) -> Tensor:
         """Boxes [N, R, 4] -> [N * R, C, bins, bins]."""
         image = torch.arange(boxes.shape[0], device=boxes.device).repeat_interleave(boxes.shape[1])
-        return pool_rois(features[:4], self.model.strides[:4], boxes.reshape(-1, 4), image, bins, self.portable)
+        return self.model.pool(features, boxes.reshape(-1, 4), image, bins, self.portable)
 
 
 class RCNNDeploy(TwoStageDeploy):

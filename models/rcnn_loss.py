@@ -16,7 +16,6 @@ from .boxes import box_loss, encode_boxes, pairwise_iou, take
 from .mask_loss import mask_loss, pack_masks
 from .pyramid import RawMaps
 from .rcnn import BOX_BINS, BOX_WEIGHTS, MASK_BINS, RCNN, TwoStage, TwoStageConfig
-from .roi_pool import pool_rois
 from .rpn import propose, rpn_losses
 from .targets import RandomKeys, Targets, match, random_keys, sample, shared_count
 
@@ -91,7 +90,7 @@ def pool_sampled(model: TwoStage, raw: RawMaps, rois: SampledRois) -> Tensor:
     """Sampled RoIs -> [N * K, C, 7, 7]."""
     images, per_image = rois.labels.shape
     image = torch.arange(images, device=rois.boxes.device).repeat_interleave(per_image)
-    return pool_rois(raw.features[:4], model.strides[:4], rois.boxes.reshape(-1, 4), image, BOX_BINS)
+    return model.pool(raw.features, rois.boxes.reshape(-1, 4), image, BOX_BINS)
 
 
 def class_and_box_loss(logits: Tensor, deltas: Tensor, rois: SampledRois, beta: float) -> tuple[Tensor, Tensor]:
@@ -116,5 +115,5 @@ def sampled_mask_loss(
     masks_of: pooled RoIs [M, C, 14, 14] and labels [M] -> logits [M, 28, 28].
     """
     slots = pack_masks(model.config, targets, rois.boxes, rois.labels, rois.positive, rois.objects, draw)
-    pooled = pool_rois(raw.features[:4], model.strides[:4], slots.rois, slots.image, MASK_BINS)
+    pooled = model.pool(raw.features, slots.rois, slots.image, MASK_BINS)
     return mask_loss(masks_of(pooled, slots.labels), slots), slots.dropped

@@ -1,4 +1,4 @@
-"""RoIAlign over a feature pyramid, static in shape, as a weighted sum of rows.
+"""RoIAlign over a feature pyramid or a single map, static in shape, as a weighted sum of rows.
 
 It is torchvision's MultiScaleRoIAlign (aligned=False) with a fixed sampling ratio of 2; the papers' code used the
 adaptive ratio, which no static graph can express. RoIAlign is separable: along each axis a bin averages two samples,
@@ -20,11 +20,13 @@ LEVEL_SIDES = (112.0, 224.0, 448.0)
 LEVEL_TOLERANCE = 2.0**-1e-6
 
 
-def level_of(rois: Tensor) -> Tensor:
-    """Pyramid level 0..3 of each box of [..., 4], int64 [...]."""
+def level_of(rois: Tensor, levels: int = 4) -> Tensor:
+    """Pyramid level 0..levels - 1 of each box of [..., 4], int64 [...]; the last one serves all larger boxes."""
     area = (rois[..., 2] - rois[..., 0]) * (rois[..., 3] - rois[..., 1])
     side = torch.sqrt(area.clamp(min=0))
-    return sum((side >= s * LEVEL_TOLERANCE).to(torch.int64) for s in LEVEL_SIDES)
+    if levels == 1:
+        return torch.zeros_like(side, dtype=torch.int64)
+    return sum((side >= s * LEVEL_TOLERANCE).to(torch.int64) for s in LEVEL_SIDES[: levels - 1])
 
 
 def _by_level(level: Tensor, values: list[float] | list[int]) -> Tensor:
@@ -59,7 +61,7 @@ def pool_rois(
     table = torch.cat([f.permute(0, 2, 3, 1).reshape(count, -1, channels) for f in features], 1).float()
     heights, widths = [f.shape[2] for f in features], [f.shape[3] for f in features]
     first = [sum(h * w for h, w in zip(heights[:i], widths[:i], strict=True)) for i in range(len(features))]
-    level = level_of(rois)
+    level = level_of(rois, len(features))
     scale = _by_level(level[:, None], [1.0 / s for s in strides]).to(rois.dtype)
     height, width = _by_level(level[:, None], heights), _by_level(level[:, None], widths)
 

@@ -98,6 +98,7 @@ class Trainer:
     def __init__(
         self, model: nn.Module, phase: Phase, train: Dataset, val: Dataset | None, folder: Path, recipe: str, seed: int
     ):
+        check_pixels(model, phase)
         self.model, self.phase, self.train, self.val = model, phase, train, val
         self.folder, self.recipe, self.seed = folder, recipe, seed
         self.device = next(model.parameters()).device
@@ -286,6 +287,19 @@ class Trainer:
         self.model.load_state_dict(checkpoint["model"])
         self.stepper.load_state(checkpoint)
         self.position = Position(checkpoint["step"], checkpoint["best"], checkpoint["evaluated"])
+
+
+def check_pixels(model: nn.Module, phase: Phase) -> None:
+    """UserError unless the network can take the phase's pictures: an SSD only those warped to its own size, any other
+    network only multiples of 32, to which "direct" and "edges" pad by themselves."""
+    own = getattr(model.config, "size", None)
+    if own is not None and (phase.resize, phase.size, phase.eval_size) != ("warp", (own, own), (own, own)):
+        raise UserError(
+            f"{phase.name}: model.size={own}: such a network takes pictures of {own}x{own} alone; give "
+            f"--set {phase.name}.resize=warp --set {phase.name}.size={own} --set {phase.name}.eval_size={own}"
+        )
+    if own is None and phase.resize == "warp" and any(side % 32 for side in phase.size):
+        raise UserError(f"{phase.name}: size: {phase.size} are not multiples of 32, as this network needs them")
 
 
 def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pin_memory: bool) -> BatchLoader:

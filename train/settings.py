@@ -106,6 +106,8 @@ def _phase_value(key: str, name: str, text: str) -> Any:
         raise UsageProblem(f"--set {key}: {value} is not between {low:g} and {high:g}")
     if name in ("size", "eval_size", "short_edges") and value and min(value) < 32:
         raise UsageProblem(f"--set {key}: {value} is too small; at least 32 pixels")
+    if name == "std" and min(value) <= 0:
+        raise UsageProblem(f"--set {key}: {value} must be above 0")
     if name == "scale" and not 0 < value[0] <= value[1]:
         raise UsageProblem(f"--set {key}: {value} is not a range (low, high) above 0")
     return value

@@ -22,6 +22,8 @@ from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
 from directdet.models.rcnn_deploy import RCNNDeploy
 
+pytestmark = pytest.mark.slow  # every test needs an exported graph
+
 
 def torch_outputs(checkpoint, images):
     loaded = load_checkpoint(checkpoint)
@@ -76,7 +78,6 @@ def test_runtimes_agree_on_pictures_not_exported_with(checkpoint, exported, runt
     assert_same_detections(torch_outputs(checkpoint, images), detector.run(images.numpy()))
 
 
-@pytest.mark.slow
 def test_batch_and_other_size(checkpoint, tmp_path):
     result = export(checkpoint, tmp_path / "artefact", batch=2, size=(96, 128))
     assert result.verification.passed
@@ -87,7 +88,6 @@ def test_batch_and_other_size(checkpoint, tmp_path):
         assert_same_detections([v[row : row + 1] for v in expected], [v[row : row + 1] for v in found])
 
 
-@pytest.mark.slow
 def test_without_masks(tmp_path):
     conditioned_checkpoint(tmp_path / "model.pt", masks=False)
     result = export(tmp_path / "model.pt", tmp_path / "artefact")
@@ -105,7 +105,6 @@ def test_folding_is_counted_and_equal(checkpoint):
     assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == 20  # the original is left alone
 
 
-@pytest.mark.slow
 def test_a_wrong_graph_fails_verification(checkpoint, tmp_path, monkeypatch):
     """If verification could not fail, it would say nothing: export a graph with one weight of the box head changed."""
     write = export_module.write_onnx

@@ -10,6 +10,7 @@ from directdet.export.tensorrt import build_engine, check_capability
 from directdet.infer.runtimes import load
 
 
+@pytest.mark.slow
 def test_engine_is_built_without_a_gpu(checkpoint, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     result = export(checkpoint, tmp_path / "engine", format="tensorrt-rtx", compute_capability="sm_89")

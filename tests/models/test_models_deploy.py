@@ -86,6 +86,7 @@ def test_every_detection_is_torchvisions(
     check(detect(conditioned, pictures(kind), portable), expected(kind), conditioned.config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -106,6 +107,7 @@ def test_other_heads(settings: dict) -> None:
         check(detect(model, images, portable), theirs, config)
 
 
+@pytest.mark.slow
 def test_one_class_and_a_small_canvas_have_fewer_candidates_than_wanted() -> None:
     config = RCNNConfig(num_classes=1, backbone="resnet18", box_convs=1, mask_convs=1, box_features=64)
     model = conditioned_model(config, (64, 64))

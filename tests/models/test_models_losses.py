@@ -90,6 +90,7 @@ def test_losses_of_a_blank_image(
     check(model, twin, images, targets_of([3, 2], [(128, 128)] * 2), monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"masks": False}, {"box_convs": 0}], ids=["no masks", "two-layer box head"])
 def test_losses_of_other_heads(
     targets_of: TargetsOf, small: RCNNConfig, monkeypatch: pytest.MonkeyPatch, settings: dict

@@ -46,6 +46,7 @@ def test_raw_maps_of_resnet18(model: RCNN, twin: FasterRCNN, size: tuple[int, in
         torch.testing.assert_close(value, theirs[key], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_raw_maps_of_resnet50() -> None:
     config = RCNNConfig(num_classes=3, backbone="resnet50", masks=False, box_convs=0, box_features=64)
     model = conditioned_model(config, (128, 128))

@@ -103,7 +103,7 @@ def slim(small: RCNNConfig) -> RCNN:
 @pytest.mark.parametrize(
     ("fixed", "backend"),
     [
-        pytest.param(False, "eager", id="live BN"),
+        pytest.param(False, "eager", id="live BN", marks=pytest.mark.slow),
         pytest.param(False, "aot_eager", id="live BN with its backward graph", marks=pytest.mark.slow),
         pytest.param(True, "aot_eager", id="fixed BN with its backward graph", marks=pytest.mark.slow),
     ],
@@ -130,6 +130,7 @@ def test_the_step_is_one_graph_forward_and_backward(
         assert compiled(model, images, targets_of([0, 5], [SIZE] * 2), Given(model, targets)).isfinite()
 
 
+@pytest.mark.slow
 def test_deployment_is_one_graph(slim: RCNN) -> None:
     images, deploy = smooth_images(1, SIZE, 1), RCNNDeploy(slim, SIZE, portable=True)
     with torch.no_grad():

@@ -8,6 +8,7 @@ from torch import nn
 from directdet.models.vgg import vgg16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "name", "last"), [("none", "vgg16", 23), ("bn", "vgg16_bn", 33)])
 def test_conv4_3_is_that_of_torchvision(norm: str, name: str, last: int) -> None:
     torch.manual_seed(0)

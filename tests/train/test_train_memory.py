@@ -205,6 +205,7 @@ def test_parts_add_up_to_the_peak(slim_cost):
     assert any(label.startswith("rcnn.RCNN.masks_of: ") for label in slim_cost.parts)
 
 
+@pytest.mark.slow
 def test_other_steps_take_more_by_what_they_hold(cost):
     """The buckets of several processes, AdamW's second moment, gradients that wait for a second batch."""
     trainable = sum(floats(*p.shape) for p in build_model(FAST).parameters())
@@ -219,6 +220,7 @@ def test_other_steps_take_more_by_what_they_hold(cost):
     assert accumulated.flops == cost.flops  # of one of its batches
 
 
+@pytest.mark.slow
 def test_fp16_takes_what_bf16_takes(cost):
     fp16, bf16 = (step_cost(FAST, replace(PHASE, precision=p), LARGE, BATCH, objects=OBJECTS) for p in ("fp16", "bf16"))
     assert fp16 == bf16

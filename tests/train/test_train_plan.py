@@ -104,6 +104,7 @@ def test_rows_are_the_grid_in_order(small):
     assert sum(small.parts.values()) == pytest.approx(small.chosen.peak, abs=len(small.parts))
 
 
+@pytest.mark.slow
 def test_what_lies_between_is_within_one_per_cent_of_its_trace(traces):
     """A batch of 4 is interpolated from 2 and 8."""
     found = plan(SMALL, PHASE, 10**9, (96,), (2, 4, 8), gpus=2, progress=False)
