@@ -78,7 +78,8 @@ def twin_losses(
     ]
     features = twin.backbone(images)
     sampler = twin.rpn.fg_bg_sampler
-    anchors = sum(f.shape[2] * f.shape[3] for f in features.values()) * 3
+    cells = sum(f.shape[2] * f.shape[3] for f in features.values())
+    anchors = cells * twin.rpn.anchor_generator.num_anchors_per_location()[0]
     monkeypatch.setattr(
         twin.rpn,
         "fg_bg_sampler",

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..infer.preprocess import STD
 from .recipe import Phase, Recipe
+from .scratchdet_two_stage import TWO_STAGE_RECIPES
 
 SOURCES = {
     "scratch.resize": "section 4.1: the augmentation of the original SSD, which warps to 300x300",
@@ -192,4 +193,9 @@ def _dsod() -> dict[str, Callable[[], Recipe]]:
     }
 
 
-SCRATCHDET_RECIPES: dict[str, Callable[[], Recipe]] = {**_table1(), **_resnets(), **_dsod()}
+SCRATCHDET_RECIPES: dict[str, Callable[[], Recipe]] = {
+    **_table1(),
+    **_resnets(),
+    **_dsod(),
+    **TWO_STAGE_RECIPES,
+}

@@ -119,7 +119,7 @@ def _model_value(detector: str, key: str, name: str, text: str) -> Any:
     config, backbones = DETECTORS[detector].config, DETECTORS[detector].backbones
     _check_known(key, name, [f.name for f in fields(config) if f.name != "num_classes"])
     value = _parse(key, text, typing.get_type_hints(config)[name])
-    norms = ("bn", "gn", "none") if detector == "ssd" else ("bn", "gn")
+    norms = ("bn", "gn", "none") if detector in ("ssd", "rcnn") else ("bn", "gn")
     if name == "norm" and value not in norms:
         raise UsageProblem(f"--set {key}: {value!r} is none of {', '.join(norms)}")
     if name == "backbone" and value not in backbones:
