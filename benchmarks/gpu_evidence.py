@@ -8,7 +8,8 @@ installation):
 
 The second command runs for `--slice` seconds at most; call it again until it says that everything is finished. It runs
 from-scratch against direct pre-training for equal time, Table 2's three modes of batch normalisation and Table 7's
-times, and copies each results.json to --copy-to. Commit those under results/.
+times, or what --comparisons names (ScratchDet's tables), and copies each results.json to --copy-to. Commit those under
+results/.
 """
 
 import argparse
@@ -22,13 +23,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # Comparison: seconds of its budget.
-COMPARISONS = {"direct/scratch": 600.0, "direct/table2": 420.0, "direct/table7": 60.0}
+DIRECT = {"direct/scratch": 600.0, "direct/table2": 420.0, "direct/table7": 60.0}
+COMPARISONS = {**DIRECT, "scratchdet/table1": 2400.0, "scratchdet/table2": 2000.0}
 SPARE = 20.0  # seconds of a slice for what comes before and after training
 
 
 def use_checkout() -> None:
     """Make `import directdet` work from the checkout, whose rooms lie at the top level, by a copy of them."""
-    if importlib.util.find_spec("directdet.train") is not None:
+    if importlib.util.find_spec("directdet") and importlib.util.find_spec("directdet.train"):
         return
     package = Path(os.environ.get("TMPDIR", "/tmp")) / f"directdet-{os.getuid()}" / "directdet"
     package.parent.mkdir(parents=True, exist_ok=True)
@@ -56,22 +58,24 @@ def run(arguments: argparse.Namespace) -> bool:
     from directdet.train.timing import time_table7
 
     end = time.monotonic() + arguments.slice
-    for name, budget in COMPARISONS.items():
+    for name in arguments.comparisons:
         out = arguments.out / name.replace("/", "_")
         left = end - time.monotonic() - SPARE
         if left < SPARE:
             return False
+        finished = True
         if name == "direct/table7":
             if not (out / "results.json").is_file():
                 time_table7(arguments.data, out, arguments.scale, arguments.device)
         else:
             options = {"scale": arguments.scale, "device": arguments.device, "time_limit": left}
-            found = reproduce(name, arguments.data, out, budget * arguments.shorten, **options)
-            if not found.finished:
-                return False
-        if arguments.copy_to:
+            budget = COMPARISONS[name] * arguments.shorten
+            finished = reproduce(name, arguments.data, out, budget, **options).finished
+        if arguments.copy_to:  # unfinished ones, too: there may be no time for another slice
             arguments.copy_to.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(out / "results.json", arguments.copy_to / f"{name.replace('/', '_')}.json")
+        if not finished:
+            return False
     return True
 
 
@@ -80,6 +84,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--unpack", type=Path, metavar="PART")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--comparisons", nargs="+", choices=COMPARISONS, default=list(DIRECT), metavar="NAME")
     parser.add_argument("--slice", type=float, default=540.0, help="seconds")
     parser.add_argument("--shorten", type=float, default=1.0, help="of every budget")
     parser.add_argument("--scale", default="medium")

@@ -23,24 +23,24 @@ annotations = "val.json"
 BLOCK = 512
 
 
-def members(data: Path, images: int | None) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of everything that travels; with `images` only the first so many of each split."""
+def members(data: Path) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of everything that travels."""
     yield "dataset.toml", TOML.encode()
     for split in ("train", "val"):
         yield f"{split}.json", (data / f"{split}.json").read_bytes()
     for split in ("train", "val"):
         with tarfile.open(data / f"{split}.tar") as archive:
-            files = [member for member in archive if member.isfile()]
-            for member in files[:images]:
-                yield member.name, archive.extractfile(member).read()
+            for member in archive:
+                if member.isfile():
+                    yield member.name, archive.extractfile(member).read()
 
 
-def pack(data: Path, out: Path, part_bytes: int, images: int | None = None) -> list[Path]:
+def pack(data: Path, out: Path, part_bytes: int) -> list[Path]:
     """Write the parts; each is at most `part_bytes` long, unless a single member is longer."""
     out.mkdir(parents=True, exist_ok=True)
     parts: list[Path] = []
     archive, size = None, 0
-    for name, content in members(data, images):
+    for name, content in members(data):
         needed = BLOCK + -(-len(content) // BLOCK) * BLOCK
         if archive is None or size + needed > part_bytes - 20 * BLOCK:
             if archive is not None:
@@ -60,9 +60,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--part-mib", type=float, default=40.0)
-    parser.add_argument("--images", type=int, help="only the first so many of each split")
     arguments = parser.parse_args()
-    for path in pack(arguments.data, arguments.out, int(arguments.part_mib * 2**20), arguments.images):
+    for path in pack(arguments.data, arguments.out, int(arguments.part_mib * 2**20)):
         print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
 
 

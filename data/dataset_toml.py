@@ -1,4 +1,4 @@
-"""dataset.toml: a few lines that say where the images and COCO annotations of any other folder layout are.
+"""dataset.toml: a few lines that say where the images and annotations of any other folder layout are.
 
 Either one table for each split::
 
@@ -15,6 +15,13 @@ or one set that is split here, the same way every time::
     annotations = "all.json"
     val_fraction = 0.3  # or val_count = 50
     seed = 0
+
+A table may name image lists of VOC folders instead, FOLDER/LIST each (VOC 07+12)::
+
+    [train]
+    voc = ["VOC2007/trainval", "VOC2012/trainval"]
+    [val]
+    voc = ["VOC2007/test"]
 """
 
 from __future__ import annotations
@@ -30,9 +37,11 @@ import numpy as np
 from ..errors import UserError
 from .coco import read_coco
 from .records import Dataset, is_number, path_inside
+from .voc import read_voc_lists
 
 _SPLITS = ("train", "val", "test")
 _SPLIT_KEYS = ("images", "annotations")
+_VOC = "voc"
 _SINGLE_KEYS = (*_SPLIT_KEYS, "val_fraction", "val_count", "seed")
 
 
@@ -54,6 +63,10 @@ def read_toml(file: Path, split: str) -> Dataset:
     content = _read(file)
     if "images" in content or "annotations" in content:
         return _hold_out(file, content, split)
+    if _VOC in content[split]:
+        # All of them, whatever the split: they have one set of classes.
+        lists = {key: _voc_lists(file, key, table) for key, table in content.items() if _VOC in table}
+        return read_voc_lists(file.parent, split, lists)
     return _read_set(file, content[split], split, f"{file}: [{split}]")
 
 
@@ -70,7 +83,7 @@ def _read(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: {single[0]}: give either [train] and [val] tables or one set, not both")
     _check_keys(str(file), content, _SPLITS if tables else (*_SINGLE_KEYS, *_SPLITS))
     for split in tables:
-        _check_keys(f"{file}: [{split}]", content[split], _SPLIT_KEYS)
+        _check_keys(f"{file}: [{split}]", content[split], (*_SPLIT_KEYS, _VOC))
     if not tables and not single:
         raise UserError(f"{file}: no images and annotations are named; add them, or [train] and [val] tables")
     return content
@@ -83,7 +96,18 @@ def _check_keys(where: str, table: dict[str, Any], known: tuple[str, ...]) -> No
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
             raise UserError(f"{where}: unknown key {key!r}; {hint}")
         if key in _SPLITS and not isinstance(value, dict):
-            raise UserError(f"{where}: {key}: a table [{key}] with images and annotations is expected")
+            raise UserError(f"{where}: {key}: a table [{key}] with images and annotations, or voc, is expected")
+
+
+def _voc_lists(file: Path, split: str, table: dict[str, Any]) -> list[Path]:
+    """The image lists that a table names."""
+    where = f"{file}: [{split}]: {_VOC}"
+    if len(table) > 1:
+        raise UserError(f"{where}: give lists of VOC folders, or images and annotations, not both")
+    names = table[_VOC]
+    if not isinstance(names, list) or not names:
+        raise UserError(f'{where}: {names!r} is not a list such as ["VOC2007/trainval", "VOC2012/trainval"]')
+    return [path_inside(file.parent, name, where) for name in names]
 
 
 def _read_set(file: Path, table: dict[str, Any], split: str, where: str) -> Dataset:

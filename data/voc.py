@@ -24,7 +24,10 @@ def find_voc(root: Path) -> Path | None:
         found = sorted(folder for folder in parent.glob("VOC*") if _is_voc(folder))
         if len(found) > 1:
             names = ", ".join(folder.name for folder in found)
-            raise UserError(f"{parent}: holds several VOC folders ({names}); give one of them, e.g. {found[0]}")
+            raise UserError(
+                f"{parent}: holds several VOC folders ({names}); give one of them, e.g. {found[0]}, or a dataset.toml "
+                "that lists what to take of each"
+            )
         if found:
             return found[0]
     return None
@@ -38,7 +41,7 @@ def voc_splits(folder: Path) -> dict[str, list[str]]:
     """
     splits: dict[str, list[str]] = {}
     for split, lists in (("train", ("trainval", "train")), ("val", ("test", "val"))):
-        files = [folder / "ImageSets" / "Main" / f"{name}.txt" for name in lists]
+        files = [_list_file(folder, name) for name in lists]
         file = next((file for file in files if file.is_file()), None)
         if file is not None:
             splits[split] = _read_names(file)
@@ -57,26 +60,48 @@ def read_voc(root: Path, split: str, folder: Path) -> Dataset:
         UserError: a missing or broken xml, naming it and the object.
     """
     splits = voc_splits(folder)
-    roots = {name: _parse(folder, name) for names in splits.values() for name in names}
-    found = {_text(_xml(folder, name), item, "name") for name, tree in roots.items() for item in tree.findall("object")}
+    return _read(root, split, "voc", {key: [(folder, name) for name in names] for key, names in splits.items()})
+
+
+def read_voc_lists(root: Path, split: str, lists: dict[str, list[Path]]) -> Dataset:
+    """Read one split of those that image lists make, FOLDER/LIST each: lists of several years make VOC 07+12.
+
+    Raises:
+        UserError: as read_voc(); and a list that is missing, or one picture in two lists of the split.
+    """
+    pictures = {
+        key: [(path.parent, name) for path in paths for name in _read_names(_list_file(path.parent, path.name))]
+        for key, paths in lists.items()
+    }
+    seen: set[tuple[Path, str]] = set()
+    for folder, name in pictures[split]:
+        if (folder, name) in seen:
+            raise UserError(f"{folder}: image {name!r} is in two lists of {split!r}; give lists that share none")
+        seen.add((folder, name))
+    return _read(root, split, "toml", pictures)
+
+
+def _read(root: Path, split: str, layout: str, splits: dict[str, list[tuple[Path, str]]]) -> Dataset:
+    """One split of those given as (VOC folder, image name) each."""
+    roots = {picture: _parse(*picture) for pictures in splits.values() for picture in pictures}
+    found = {_text(_xml(*picture), item, "name") for picture, tree in roots.items() for item in tree.findall("object")}
     classes = VOC_CLASSES if found <= set(VOC_CLASSES) else tuple(sorted(found))
     labels = {name: label for label, name in enumerate(classes)}
-    numbers = _image_ids(splits[split])
     problems: list[Problem] = []
     records = []
-    for name in splits[split]:
-        path = _image_path(folder, name)
-        width, height = _image_size(_xml(folder, name), roots[name], path)
+    for image_id, (folder, name) in zip(_image_ids([name for _, name in splits[split]]), splits[split], strict=True):
+        path, tree = _image_path(folder, name), roots[folder, name]
+        width, height = _image_size(_xml(folder, name), tree, path)
         objects = []
-        for index, item in enumerate(roots[name].findall("object")):
+        for index, item in enumerate(tree.findall("object")):
             # Unique over the split, and the same whenever it is read: evaluation needs ids, VOC has none.
-            annotation_id = numbers[name] * 1000 + index + 1
+            annotation_id = image_id * 1000 + index + 1
             entry = _read_object(_xml(folder, name), index, annotation_id, item, width, height, labels, problems)
             if entry is not None:
                 objects.append(entry)
-        records.append(make_record(numbers[name], path, width, height, objects))
+        records.append(make_record(image_id, path, width, height, objects))
     category_ids = tuple(range(1, len(classes) + 1))
-    return Dataset(root, split, "voc", classes, category_ids, tuple(records), tuple(problems))
+    return Dataset(root, split, layout, classes, category_ids, tuple(records), tuple(problems))
 
 
 def _read_object(
@@ -114,6 +139,10 @@ def _is_voc(folder: Path) -> bool:
     return (folder / "ImageSets" / "Main").is_dir() and (folder / "Annotations").is_dir()
 
 
+def _list_file(folder: Path, name: str) -> Path:
+    return folder / "ImageSets" / "Main" / f"{name}.txt"
+
+
 def _read_names(file: Path) -> list[str]:
     try:
         names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -127,11 +156,11 @@ def _read_names(file: Path) -> list[str]:
     return names
 
 
-def _image_ids(names: list[str]) -> dict[str, int]:
+def _image_ids(names: list[str]) -> list[int]:
     """VOC 2007 names are numbers and serve as ids; other names are counted in the list's order."""
     if all(name.isascii() and name.isdigit() for name in names) and len({int(name) for name in names}) == len(names):
-        return {name: int(name) for name in names}
-    return {name: index + 1 for index, name in enumerate(names)}
+        return [int(name) for name in names]
+    return list(range(1, len(names) + 1))
 
 
 def _xml(folder: Path, name: str) -> Path:

@@ -34,7 +34,6 @@ class Size(click.ParamType):
 
 
 split_option = click.option("--split", default="val", show_default=True, help="Split of the dataset.")
-runtime_help = f"One of {', '.join(RUNTIMES)}."
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the runtime.")
 precision_option = click.option("--precision", help="fp32 (default); tf32 on a GPU; OpenVINO also bf16, fp16.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -17,3 +18,9 @@ def check_settings(ctx: click.Context, param: click.Parameter, values: tuple[str
         if not sign or not key.strip():
             raise click.BadParameter(f"{value!r}: expected key=value", ctx, param)
     return values
+
+
+def require_one_process(verb: str) -> None:
+    """UsageError where torchrun started several processes: each would do, and write, the whole of it."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise click.UsageError(f"{verb} runs in one process; call it without torchrun")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .options import PATH, check_settings, data_option
+from .options import PATH, check_settings, data_option, require_one_process
 
 
 class Minutes(click.ParamType):
@@ -60,8 +61,8 @@ def recipes(name: str | None) -> None:
 @click.option("--memory", required=True, metavar="SIZE", help="Limit of each GPU: 11GB, 24GiB.")
 @click.option("--lengths", type=Numbers(), default="224,320,448,640", show_default=True, help="Sides to try.")
 @click.option("--batches", type=Numbers(), default="2,4,8,16", show_default=True, help="Images per GPU to try.")
-@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--classes", type=click.IntRange(min=1), default=80, show_default=True)
+@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="How many there are.")
+@click.option("--classes", type=click.IntRange(min=1), default=80, show_default=True, help="Classes of the data.")
 @click.option("--images", type=click.IntRange(min=1), help="Images of the training set.  [default: COCO's 117266]")
 @click.option("--measure", is_flag=True, help="Measure on the GPU here as well.")
 @click.option("--json", "json_file", type=PATH, metavar="FILE", help="Write the plan as JSON.")
@@ -128,9 +129,11 @@ def reproduce(
 ) -> None:
     """Run a comparison of the paper, scaled down, on DATA.
 
-    COMPARISON is direct/table1, table2, table5, table7, table8, direct/scratch, scratchdet/table1 or table2. Its rows
-    get equal budgets; it can be stopped and goes on when called again.
+    COMPARISON is direct/table1, direct/table2, direct/table5, direct/table7, direct/table8, direct/scratch,
+    scratchdet/table1 or scratchdet/table2. Its rows get equal budgets; it can be stopped and goes on when called again.
+    direct/table7 times a few iterations and needs no budget.
     """
+    require_one_process("reproduce")
     from rich.console import Console
 
     if comparison == "direct/table7":
@@ -153,7 +156,9 @@ def reproduce(
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder for landscape.json and landscape.png.")
 @click.option("--size", help="small or paper.  [default: small, on a GPU paper]")
 @click.option("--steps", type=click.IntRange(min=2), help="Steps of each variant.  [default: the size's]")
-@click.option("--base-lr", type=click.FloatRange(min=0, min_open=True), default=0.001, show_default=True)
+@click.option(
+    "--base-lr", type=click.FloatRange(min=0, min_open=True), default=0.001, show_default=True, help="Taken 1x and 10x."
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def landscape(
@@ -163,6 +168,9 @@ def landscape(
 
     ScratchDet's Figures 1 and 7: loss, L2 norm of the gradient and its fluctuation, from the same seed and data.
     """
+    require_one_process("landscape")
+    if not math.isfinite(base_lr):  # click lets them through
+        raise click.UsageError(f"--base-lr {base_lr}: not a learning rate")
     from .landscape_plot import draw_landscape
     from .train.landscape import SMOOTHING, landscape
 

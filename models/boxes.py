@@ -11,8 +11,9 @@ from torch import Tensor
 
 # Largest log-scale a regression may ask for; keeps exp() finite (torchvision and mmdet use the same bound).
 LOG_SCALE_CLIP = math.log(1000.0 / 16)
-# Sweeps of the NMS fixed point. Chains of suppression seen so far are at most 16 long; blocks shorten them further.
-NMS_SWEEPS = 16
+# Sweeps of the NMS fixed point. Chains of suppression are at most 16 long on pictures, but longer where all scores tie,
+# as on a blank one. Blocks shorten them, and they serve training, where a box too many does no harm.
+NMS_SWEEPS, BLOCK_SWEEPS = 32, 16
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
@@ -89,6 +90,7 @@ def nms_mask(
     inside a block, which is cheaper for many boxes (training) but makes a longer graph (so not for export).
     """
     count = boxes.shape[1]
+    sweeps = BLOCK_SWEEPS if block else NMS_SWEEPS
     block = block or count
     kept: list[Tensor] = []
     for start in range(0, count, block):
@@ -100,7 +102,7 @@ def nms_mask(
             alive = alive * (torch.matmul(earlier, covers[:, :start]).squeeze(1) < 0.5).to(boxes.dtype)
         inside = covers[:, start:]
         keep = alive
-        for _ in range(min(NMS_SWEEPS, stop - start - 1)):
+        for _ in range(min(sweeps, stop - start - 1)):
             keep = alive * (torch.matmul(keep.unsqueeze(1), inside).squeeze(1) < 0.5).to(boxes.dtype)
         kept.append(keep)
     return torch.cat(kept, 1) > 0.5

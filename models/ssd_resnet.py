@@ -154,16 +154,3 @@ SSD_RESNETS: dict[str, Callable[..., SSDResNet]] = {
         for stride, convs in ((2, 1), (2, 2), (2, 3), (1, 1), (1, 2), (1, 4), (1, 5))
     },
 }
-# The rows of ScratchDet's Table 2 from top to bottom.
-TABLE_2 = (
-    "resnet18",
-    "resnet18_s2_1x3x3",
-    "resnet18_s2_2x3x3",
-    "resnet18_s2_3x3x3",
-    "resnet18_b",
-    "resnet18_s1_1x3x3",
-    "resnet18_s1_2x3x3",
-    "root_resnet18",
-    "resnet18_s1_4x3x3",
-    "resnet18_s1_5x3x3",
-)

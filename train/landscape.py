@@ -46,7 +46,7 @@ class Size:
     workers: int
 
 
-SIZES = {"small": Size(300, 8, 8, 120, 2), "paper": Size(300, 128, None, 1000, 8)}
+SIZES = {"small": Size(300, 8, 8, 80, 2), "paper": Size(300, 128, None, 1000, 8)}
 BASE_RATE = 0.001  # for 128 images, Table 1's smallest
 
 

@@ -1,6 +1,7 @@
 """What a run writes about itself: one JSON object a line, and TensorBoard events."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -50,16 +51,20 @@ def _rows_until(path: Path, step: int) -> list[str]:
     """The rows of an earlier part of the run, up to the step it is resumed from: what came after was lost with it."""
     if not path.is_file():
         return []
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError):
-            break  # a line cut short when the run was killed
-    return kept
+    return [line for line, row in _rows(path) if row["step"] <= step]
 
 
 def read_log(path: Path) -> list[dict]:
     """The rows of a log.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row for _, row in _rows(path)]
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict]]:
+    """Every line with its row, up to one that was cut short when the run was killed."""
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+            row["step"]
+        except (ValueError, KeyError, TypeError):
+            return
+        yield line, row

@@ -37,6 +37,7 @@ from .step import Batch, Stepper
 
 LOG_EVERY = 10  # steps; the host waits for the device only then
 CHECKPOINT_SECONDS = 300.0
+SAVING_SHARE = 0.05  # of the time at most, for the checkpoints after a pass: small datasets have many passes
 
 
 @dataclass
@@ -120,6 +121,7 @@ class Trainer:
         self.preprocess = Preprocess(phase.eval_size, fixed=phase.eval_fixed or warp, std=phase.std, warp=warp)
         self.stepper = Stepper(model, phase, self.preprocess, self.rate, seed)
         self.position = Position()
+        self._saved, self._saving = -math.inf, 0.0  # when last.pt was written, and how long that took
 
     def run(self, resumed: bool) -> Metrics | None:
         """Train to the end of the phase; returns the last evaluation, if there was one.
@@ -141,7 +143,8 @@ class Trainer:
                     return metrics
                 with interrupt.deferred():
                     self._one_pass(log, bar, task, interrupt)
-                    self.save("last.pt")
+                    if interrupt.asked or self._saving_is_due():
+                        self.save("last.pt")
 
     def _evaluation_is_due(self) -> bool:
         step, every = self.position.step, self.phase.eval_every
@@ -150,13 +153,18 @@ class Trainer:
         epoch, rest = divmod(step, self.steps_per_epoch)
         return step == self.steps or (rest == 0 and epoch % every == 0)
 
+    def _saving_is_due(self) -> bool:
+        """Whether last.pt is to be written after a pass."""
+        ends = self.position.step >= self.steps or self._evaluation_is_due()
+        return ends or time.perf_counter() - self._saved > self._saving / SAVING_SHARE
+
     def _one_pass(self, log: RunLog, bar: Progress, task: int, interrupt: _Interrupt) -> None:
         """One pass over the dataset, or what is left of it, or what comes before an interrupt."""
         self.model.train()
         accumulate, number = self.phase.accumulate, self.position.step // self.steps_per_pass
         self.loader.set_epoch(number, self.position.step % self.steps_per_pass * accumulate)
         totals, since = None, 0
-        started = saved = waiting = time.perf_counter()
+        begun = started = waiting = time.perf_counter()
         data_seconds = 0.0
         batches = iter(self.loader)
         while group := list(itertools.islice(batches, accumulate)):
@@ -179,9 +187,8 @@ class Trainer:
                 totals, since, data_seconds, started = None, 0, 0.0, time.perf_counter()
                 interrupt.asked = distributed.any_of(interrupt.asked, self.device)
                 last = last or interrupt.asked
-                if time.perf_counter() - saved > CHECKPOINT_SECONDS:
+                if time.perf_counter() - max(self._saved, begun) > CHECKPOINT_SECONDS:
                     self.save("last.pt")
-                    saved = time.perf_counter()
             if last:
                 break
             waiting = time.perf_counter()
@@ -250,6 +257,7 @@ class Trainer:
         """Write everything that a run needs to go on, and that inference needs to start."""
         if not distributed.is_main():
             return
+        started = time.perf_counter()
         save_checkpoint(
             self.folder / "checkpoints" / name,
             {
@@ -269,6 +277,9 @@ class Trainer:
                 "images_per_step": self.images_per_step,
             },
         )
+        if name == "last.pt":
+            self._saved = time.perf_counter()
+            self._saving = self._saved - started
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint of the same phase: weights, optimiser, position."""

@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from ..errors import UserError
+from ..errors import UsageProblem, UserError
 from ..infer.preprocess import Preprocess
 from ..models.build import build_model
 from .prepare import apply_norm
@@ -208,9 +208,12 @@ def step_cost(
 
 
 def _shapes_only(model_config: dict, phase: Phase) -> nn.Module:
-    """The network of a phase, in training, on the meta device."""
-    with torch.device("meta"):
-        model = build_model(model_config).train()
+    """The network of a phase, in training, on the meta device; UsageProblem if there is no such network."""
+    try:
+        with torch.device("meta"):
+            model = build_model(model_config).train()
+    except ValueError as error:  # settings that are each allowed, but not together
+        raise UsageProblem(f"model: {error}") from None
     apply_norm(model, phase, trained=True, known=False)
     return model.to(memory_format=torch.channels_last) if phase.channels_last else model
 

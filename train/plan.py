@@ -315,4 +315,5 @@ def _checks(paper: dict[int, StepCost]) -> tuple[Check, ...]:
 def _bar(what: str, shown: bool) -> Callable:
     """Walks through a list with a progress bar on stderr."""
     console = Console(stderr=True)
-    return lambda items: track(list(items), what, console=console, transient=True, disable=not shown)
+    hidden = not (shown and console.is_terminal)  # a bar that vanishes leaves an empty line in a log file
+    return lambda items: track(list(items), what, console=console, transient=True, disable=hidden)

@@ -6,6 +6,7 @@ stopped goes on as the same comparison. Results are written after every row.
 
 import json
 import math
+import os
 import statistics
 import tempfile
 import time
@@ -69,6 +70,8 @@ class Comparison:
         for row in self.rows:
             table.add_row(row["label"], *_cells(row, experiment.metric), _paper_words(row["paper"]))
         notes = [f"{CAUTION} Equal {experiment.equal} for every row."]
+        if any(row["key"] == "sync" for row in self.rows):
+            notes.append("One process: SyncBN has nobody to synchronise with, its row is live batch normalisation.")
         notes += [] if self.finished else ["Not finished: the same command goes on."]
         return Group(table, *notes)
 
@@ -77,7 +80,7 @@ def _cells(row: dict[str, Any], metric: str) -> list[str]:
     if "skipped" in row:
         return [f"({row['skipped']})", *[""] * 5]
     if "diverged" in row:
-        return ["NaN", "", f"at step {row['diverged']}", *[""] * 3]
+        return ["NaN", "", f"after step {row['diverged']}", *[""] * 3]
     if "box_ap" not in row:
         return ["to come", *[""] * 5]
     mask = "-" if row["mask_ap"] is None else f"{100 * row['mask_ap']:.1f}"
@@ -266,13 +269,17 @@ def _steps(
 
 
 def _seconds(recipe: Recipe, phase: Phase, dataset: Dataset, val: Dataset, device: torch.device) -> dict[str, float]:
-    """Seconds of a training step with its data, and of the evaluation of the whole val split, measured."""
+    """Seconds of a training step with its share of reading, and of the evaluation of the whole val split, measured.
+
+    Data is read here by this process, in training by the phase's workers, which share the work.
+    """
     torch.manual_seed(0)
     model = build_model({"detector": recipe.detector, "num_classes": len(dataset.classes), **recipe.model})
     apply_norm(model, phase, trained=False, known=False)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(model.to(device), replace(phase, workers=0), dataset, None, Path(folder), recipe.name, 0)
         times = []
+        readers = max(1, min(phase.workers, os.cpu_count() or 1))
         batches = iter(trainer.loader)
         model.train()
         for _ in range(1 + TIMED_STEPS):
@@ -280,9 +287,10 @@ def _seconds(recipe: Recipe, phase: Phase, dataset: Dataset, val: Dataset, devic
             batch = next(batches, None)
             if batch is None:
                 break
+            read = time.perf_counter()
             losses, _ = trainer.step([batch])
             float(sum(losses.values()))  # waits for the device
-            times.append(time.perf_counter() - started)
+            times.append(time.perf_counter() - read + (read - started) / readers)
         detector = TorchDetector.from_model(
             model.eval(), trainer.preprocess, dataset.classes, dataset.category_ids, device
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from ..data.dataset import check_same_classes, find_splits, load_dataset
 from ..data.records import Dataset
@@ -73,10 +74,29 @@ def train(
         raise UserError(f"{out}: --resume finds no run there (no checkpoint of {' or '.join(p.name for p in chosen)})")
     dataset, val = load_splits(data, recipe.data_fraction)
     asked = {"recipe": asdict(recipe), "data": str(data), "seed": seed, "classes": list(dataset.classes)}
+    asked["images"] = len(dataset)
+    for later in chosen[1:]:
+        _check_later(recipe, later, dataset, out)
     place = distributed.start(place)
     result = _train_phases(recipe, chosen, dataset, val, out, init, resume, place, seed, dry_run, asked)
     distributed.stop()  # not after an error: the others may be waiting for this process, and on GPUs it then for them
     return result
+
+
+def _check_later(recipe: Recipe, phase: Phase, dataset: Dataset, out: Path) -> None:
+    """UserError for settings that a phase cannot run with, before the hours that the phase before it takes."""
+    model = _network(recipe, dataset)
+    # Of weights that are yet to be trained only this is known: whether the backbone's will be taken.
+    apply_norm(model, phase, trained=False, known="backbone" not in phase.parts)
+    Trainer(model, phase, dataset, None, out / phase.name, recipe.name, seed=0)
+
+
+def _network(recipe: Recipe, dataset: Dataset) -> nn.Module:
+    """The recipe's network for the classes of the data; UsageProblem if its settings do not go together."""
+    try:
+        return build_model({"detector": recipe.detector, "num_classes": len(dataset.classes), **recipe.model})
+    except ValueError as error:  # settings that are each allowed, but not together
+        raise UsageProblem(f"{recipe.name}: model: {error}") from None
 
 
 def _train_phases(
@@ -139,10 +159,7 @@ def _train_phase(
     if last.exists() and not resume and not dry_run:
         raise UserError(f"{folder}: holds a run already; go on with --resume, or choose another --out")
     torch.manual_seed(seed)
-    try:
-        model = build_model({"detector": recipe.detector, "num_classes": len(dataset.classes), **recipe.model})
-    except ValueError as error:  # settings that are each allowed, but not together
-        raise UsageProblem(f"{recipe.name}: model: {error}") from None
+    model = _network(recipe, dataset)
     resumed = resume and last.is_file()
     if resumed:
         _check_asked(folder / "run.json", asked)
@@ -269,3 +286,7 @@ def _check_asked(path: Path, asked: dict) -> None:
         raise UserError(f"{path}: was started with other settings; resume with the same recipe and --set")
     if before.get("classes") != asked["classes"]:
         raise UserError(f"{path}: was started on data with other classes; resume with the same --data")
+    if before.get("images", asked["images"]) != asked["images"]:  # older files do not tell
+        raise UserError(
+            f"{path}: was started on {before['images']} images, here are {asked['images']}; resume with the same --data"
+        )

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import math
 import types
 import typing
 from dataclasses import fields, replace
@@ -106,6 +107,8 @@ def _phase_value(key: str, name: str, text: str) -> Any:
         raise UsageProblem(f"--set {key}: {value} is not between {low:g} and {high:g}")
     if name in ("size", "eval_size", "short_edges") and value and min(value) < 32:
         raise UsageProblem(f"--set {key}: {value} is too small; at least 32 pixels")
+    if name == "milestones" and any(one < 1 for one in value):
+        raise UsageProblem(f"--set {key}: {value} must all be at least 1")
     if name == "std" and min(value) <= 0:
         raise UsageProblem(f"--set {key}: {value} must be above 0")
     if name == "scale" and not 0 < value[0] <= value[1]:
@@ -124,12 +127,27 @@ def _model_value(detector: str, key: str, name: str, text: str) -> Any:
         raise UsageProblem(f"--set {key}: {value!r} is none of {', '.join(norms)}")
     if name == "backbone" and value not in backbones:
         raise UsageProblem(f"--set {key}: {value!r} is none of {', '.join(backbones)}")
-    share = name in ("rpn_nms", "nms", "score_threshold") or name.endswith(("_iou", "_fraction"))
-    if share and not 0 <= value <= 1:
-        raise UsageProblem(f"--set {key}: {value} is not between 0 and 1")
-    if isinstance(value, int) and not isinstance(value, bool) and name not in ("box_convs", "head_convs") and value < 1:
-        raise UsageProblem(f"--set {key}: {value} must be at least 1")
+    _check_model_number(key, name, value)
     return value
+
+
+def _check_model_number(key: str, name: str, value: Any) -> None:
+    """UsageProblem for a number, or one in a tuple, that no network can have."""
+    values = value if isinstance(value, tuple) else (value,)
+    if name == "anchor_ratios" and not values:
+        raise UsageProblem(f"--set {key}: give one number at least")
+    for one in values:
+        if isinstance(one, bool) or not isinstance(one, (int, float)):
+            continue
+        share = name in ("rpn_nms", "nms", "score_threshold", "focal_alpha")
+        if (share or name.endswith(("_iou", "_ious", "_fraction"))) and not 0 <= one <= 1:
+            raise UsageProblem(f"--set {key}: {one} is not between 0 and 1")
+        if not 0 <= one < math.inf:
+            raise UsageProblem(f"--set {key}: {one} is not a number from 0 on")
+        if isinstance(one, int) and name not in ("box_convs", "head_convs") and one < 1:
+            raise UsageProblem(f"--set {key}: {one} must be at least 1")
+        if name.startswith("anchor") and not one > 0:
+            raise UsageProblem(f"--set {key}: {one} must be above 0")
 
 
 def _check_known(key: str, name: str, known: list[str]) -> None:

@@ -21,8 +21,8 @@ def object_xml(name="cat", box=(1, 1, 10, 20), difficult=0):
 def voc(tmp_path, write_image):
     """``voc({"train": {"000001": [object_xml()]}})`` writes lists, xml and 40x30 pictures; returns the VOC folder."""
 
-    def write(lists, size="<size><width>40</width><height>30</height></size>"):
-        folder = tmp_path / "VOCdevkit" / "VOC2007"
+    def write(lists, size="<size><width>40</width><height>30</height></size>", year=2007):
+        folder = tmp_path / "VOCdevkit" / f"VOC{year}"
         (folder / "Annotations").mkdir(parents=True)
         (folder / "ImageSets" / "Main").mkdir(parents=True)
         for list_name, images in lists.items():
@@ -119,6 +119,59 @@ def test_several_years_are_ambiguous(voc, tmp_path):
         (folder.parent / "VOC2012" / name).mkdir(parents=True)
     with pytest.raises(UserError, match=r"several VOC folders \(VOC2007, VOC2012\)"):
         load_dataset(tmp_path, "train")
+
+
+@pytest.fixture
+def years(voc, tmp_path):
+    """Two years, and what of them a dataset.toml lists; returns a function from its content to the file."""
+    voc({"trainval": {"000005": [object_xml("cat")]}, "test": {"000007": [object_xml("cat")]}})
+    voc({"trainval": {"2008_000002": [object_xml("dog")], "000005": []}, "val": {"000005": []}}, year=2012)
+
+    def write(content):
+        file = tmp_path / "VOCdevkit" / "dataset.toml"
+        file.write_text(content)
+        return file
+
+    return write
+
+
+TRAIN_0712 = '[train]\nvoc = ["VOC2007/trainval", "VOC2012/trainval"]\n'
+
+
+def test_lists_of_several_years_make_one_split(years):
+    root = years(f'{TRAIN_0712}[val]\nvoc = ["VOC2007/test"]').parent
+    assert find_splits(root) == ["train", "val"]
+    train, val = load_dataset(root, "train"), load_dataset(root, "val")
+    parts = [(record.path.parts[-3], record.path.stem, record.labels.tolist()) for record in train.records]
+    # The same name in two years is two pictures; val of one year is in trainval, and stays there.
+    assert parts == [("VOC2007", "000005", [7]), ("VOC2012", "2008_000002", [11]), ("VOC2012", "000005", [])]
+    assert [record.image_id for record in train.records] == [1, 2, 3]
+    assert [record.image_id for record in val.records] == [7]
+    assert (train.classes, train.category_ids) == (val.classes, val.category_ids) == (VOC_CLASSES, tuple(range(1, 21)))
+
+
+def test_classes_are_those_of_all_lists(years, tmp_path):
+    file = tmp_path / "VOCdevkit" / "VOC2012" / "Annotations" / "2008_000002.xml"
+    file.write_text(file.read_text().replace("dog", "ant"))
+    root = years(f'{TRAIN_0712}[val]\nvoc = ["VOC2007/test"]').parent
+    assert load_dataset(root, "train").classes == load_dataset(root, "val").classes == ("ant", "cat")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('voc = ["VOC2007/trainval", "VOC2007/trainval"]', "image '000005' is in two lists of 'train'"),
+        ('voc = ["VOC2007/nothing"]', "nothing.txt: image list cannot be read"),
+        ('voc = ["../VOC2007/trainval"]', "may lead out"),
+        ('voc = "VOC2007/trainval"', "is not a list such as"),
+        ("voc = []", "is not a list such as"),
+        ("voc = [3]", "3 is not a file name"),
+        ('voc = ["VOC2007/trainval"]\nimages = "x"', "not both"),
+    ],
+)
+def test_lists_that_do_not_do(years, content, message):
+    with pytest.raises(UserError, match=message):
+        load_dataset(years(f"[train]\n{content}"), "train")
 
 
 def test_real_voc_agrees_with_its_xml(real_data):

@@ -79,6 +79,19 @@ def test_a_box_of_zero_width(capsys, tmp_path):
     assert code == 0 and "1 objects left out" in output
 
 
+def test_a_learning_rate_that_is_no_number(capsys, tmp_path):
+    for text in ("nan", "inf"):
+        code, line = fails(capsys, "landscape", "--data", tmp_path, "--out", tmp_path / "out", "--base-lr", text)
+        assert code == 2 and f"--base-lr {text}" in line
+
+
+def test_comparisons_run_in_one_process(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for verb in (("reproduce", "direct/table2"), ("landscape",)):
+        code, line = fails(capsys, *verb, "--data", tmp_path, "--out", tmp_path / "out")
+        assert code == 2 and "without torchrun" in line
+
+
 def test_what_cannot_be_written_is_told_before_the_work(capsys, tmp_path, monkeypatch):
     from directdet.data.synthetic import make_synthetic
     from directdet.files import require_writable

@@ -13,7 +13,8 @@ from torchvision.models.resnet import ResNet as TorchvisionResNet
 from directdet.models.norm import fold_batch_norm
 from directdet.models.resnet import BasicBlock
 from directdet.models.ssd_backbones import SSD_BACKBONES
-from directdet.models.ssd_resnet import SSD_RESNETS, TABLE_2, SSDResNet
+from directdet.models.ssd_resnet import SSD_RESNETS, SSDResNet
+from directdet.train.scratchdet_recipes import TABLE2
 
 WIDTH = 4  # of slim networks, a sixteenth of the published ones
 # Sides of the maps at 300 pixels: behind the root's convolutions, its max-pool, stages 1 to 4.
@@ -93,7 +94,7 @@ def test_every_trunk_is_in_the_table_and_an_ssd_backbone() -> None:
 
 
 def test_table_2_has_the_papers_rows() -> None:
-    rows = [ROOTS[name][2::-1] for name in TABLE_2]  # (stride, convolutions, kernel)
+    rows = [ROOTS[name][2::-1] for name in TABLE2]  # (stride, convolutions, kernel)
     assert rows[:4] == [(2, 1, 7), (2, 1, 3), (2, 2, 3), (2, 3, 3)]
     assert rows[4:] == [(1, 1, 7), (1, 1, 3), (1, 2, 3), (1, 3, 3), (1, 4, 3), (1, 5, 3)]
 

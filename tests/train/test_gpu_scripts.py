@@ -33,6 +33,22 @@ def packed_like_voc(shapes: Path, folder: Path) -> Path:
     return folder
 
 
+def test_the_checkout_does_without_an_installation(tmp_path):
+    lines = (
+        "import importlib.util, sys",
+        f"sys.path.insert(0, {str(ROOT / 'benchmarks')!r})",
+        "import gpu_evidence",
+        "gpu_evidence.use_checkout()",
+        "print(importlib.util.find_spec('directdet.train').origin)",
+    )
+    # -S: without site-packages, so without the package that is installed here.
+    command = [sys.executable, "-S", "-c", "\n".join(lines)]
+    environment = {"TMPDIR": str(tmp_path), "PATH": ""}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert Path(done.stdout.strip()).is_relative_to(tmp_path)
+
+
 @pytest.mark.slow
 def test_pack_unpack_and_run_in_slices(shapes, tmp_path):
     data = packed_like_voc(shapes, tmp_path / "voc")

@@ -197,6 +197,11 @@ def test_only_direct_pre_training_is_planned():
         plan(SMALL, replace(PHASE, resize="edges"), 10**9, progress=False)
 
 
+def test_settings_that_do_not_go_together(traces):
+    with pytest.raises(UsageProblem, match="model: head_convs is 0 to 4, not 5"):
+        plan({**SMALL, "head_convs": 5}, PHASE, 10**9, (96,), (2,), progress=False)
+
+
 def test_measuring_without_a_gpu_is_refused_at_once(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="needs a GPU"):

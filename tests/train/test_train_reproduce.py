@@ -1,9 +1,11 @@
 """The paper's comparisons, scaled down: their rows are the paper's, their budgets equal, their plans kept."""
 
+import itertools
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -337,9 +339,23 @@ def test_the_table_shows_what_is_there():
         ["first", "12.3", "25.0", "-", "70+30", "0.500+1.250", "1.2", "box 41.5, mask 37.0, 1.52 days"],
         ["second", "12.3", "25.0", "5.0", "70+30", "0.500+1.250", "1.2", "-"],
         ["third", "(needs weights)", "", "", "", "", "", "-"],
-        ["fourth", "NaN", "", "at step 17", "", "", "", "-"],
+        ["fourth", "NaN", "", "after step 17", "", "", "", "-"],
         ["fifth", "to come", "", "", "", "", "", "-"],
     ]
     assert "scale micro, seed 3" in text and module.CAUTION in text and "Equal time for every row." in text
     assert "Not finished: the same command goes on." in text
     assert "Not finished" not in printed(module.Comparison(Path(), plan, rows, finished=True).table())
+    assert "SyncBN" not in text
+    rows[0]["key"] = "sync"
+    assert "SyncBN has nobody to synchronise with" in printed(module.Comparison(Path(), plan, rows, True).table())
+
+
+def test_reading_is_shared_by_the_workers(shapes, tmp_path, monkeypatch):
+    """Budgets are to be used up: on a machine with many cores reading hardly takes time."""
+    dataset, val = load_dataset(shapes, "train"), load_dataset(shapes, "val")
+    recipe = trials_of("direct/scratch")[1].recipe
+    phase = replace(recipe.phases[0], workers=10)
+    clock = itertools.count()  # a second between any two looks at it
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    monkeypatch.setattr(module, "os", SimpleNamespace(cpu_count=lambda: 10))
+    assert module._seconds(recipe, phase, dataset, val, torch.device("cpu"))["step"] == pytest.approx(1.1)

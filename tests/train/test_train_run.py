@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from directdet.data.image import resize
+from directdet.data.synthetic import make_synthetic
 from directdet.errors import UserError
 from directdet.infer.preprocess import MEAN, STD, Preprocess
 from directdet.infer.runtimes import load
@@ -67,6 +68,20 @@ def test_frozen_stages_do_not_change(shapes, tiny, tmp_path):
     for name in frozen:
         assert torch.equal(before[name], after[name]), name
     assert not torch.equal(before["backbone.layer2.0.conv1.weight"], after["backbone.layer2.0.conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("finetune.batch_size=13", "12 images do not fill one batch of 13"),
+        ("finetune.accumulate=9", "accumulate: 9 batches make a step"),
+        ("finetune.parts=fpn,rpn", "fixed batch normalisation would freeze layers that still hold random weights"),
+    ],
+)
+def test_what_a_later_phase_cannot_run_with_is_told_before_the_first(shapes, tiny, tmp_path, setting, says):
+    with pytest.raises(UserError, match=says):
+        train(apply_settings(tiny, [setting]), shapes, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_resume_is_exact(shapes, tiny, tmp_path, monkeypatch):
@@ -206,6 +221,15 @@ def test_an_interrupted_evaluation_is_made_up_for(shapes, tiny, tmp_path, monkey
     assert (tmp_path / "run" / "pretrain" / "checkpoints" / "best.pt").is_file()
 
 
+def test_other_data_do_not_resume(shapes, tiny, tmp_path):
+    """A phase whose length is given in steps is as long on any data."""
+    recipe = apply_settings(tiny, ["iterations=3", "eval_every=0"])
+    train(recipe, shapes, tmp_path / "run", phase="pretrain")
+    more = make_synthetic(tmp_path / "more", images_train=13, images_val=1, size=(64, 96))
+    with pytest.raises(UserError, match="was started on 12 images, here are 13"):
+        train(recipe, more, tmp_path / "run", phase="pretrain", resume=True)
+
+
 def test_other_classes_do_not_inherit_the_class_layers(shapes, tiny, tmp_path):
     train(tiny, shapes, tmp_path / "run", phase="pretrain")
     path = tmp_path / "run" / "pretrain" / "checkpoints" / "last.pt"
@@ -244,6 +268,7 @@ def test_log_keeps_only_what_was_trained(tmp_path):
             log.write("step", step, {"loss": 1.0})
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"kind": "step", "st')  # killed while writing
+    assert [row["step"] for row in read_log(tmp_path / "log.jsonl")] == [10, 20, 30]
     with loop.RunLog(tmp_path, "pretrain", 20) as log:
         log.write("step", 30, {"loss": 2.0})
     assert [(row["step"], row["loss"]) for row in read_log(tmp_path / "log.jsonl")] == [(10, 1.0), (20, 1.0), (30, 2.0)]
