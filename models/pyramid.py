@@ -11,8 +11,8 @@ from .norm import group_norm
 class RawMaps(NamedTuple):
     """What a network says of a batch before any choice is made. A is the number of anchors of all levels.
 
-    features: the pyramid, finest first, five of [N, C, H, W]; logits [N, A] of proposals, or [N, A, classes] of a
-    one-stage detector; deltas [N, A, 4]; anchors [A, 4]; level_sizes: anchors of each level.
+    features: the maps, finest first, [N, C, H, W] each; logits [N, A] of proposals, or [N, A, classes] of a one-stage
+    detector (SSD: background first); deltas [N, A, 4]; anchors [A, 4]; level_sizes: anchors of each level.
     """
 
     features: list[Tensor]

@@ -328,6 +328,7 @@ def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pi
         workers=min(phase.workers, os.cpu_count() or 1),
         seed=seed,
         masks=masks,
+        skip_empty=phase.skip_empty,
         divisor=1 if phase.resize == "warp" else 32,
         group_aspect=phase.resize == "edges",
         pin_memory=pin_memory,

@@ -24,6 +24,7 @@ class Phase:
         std: what pixels are divided by, their mean subtracted.
         shrink: edges: the resized picture is made so many times smaller (the Stitcher style of section 3.2).
         short_edges: edges: the short edge is drawn among these (multi-scale training, Table 6); none: size[0].
+        skip_empty: leave out pictures without objects.
         batch_size: images per device and forward pass.
         accumulate: forward passes per step; batch normalisation still sees `batch_size` images.
         epochs, repeat: passes over the dataset are epochs * repeat; evaluation and milestones count epochs.
@@ -50,6 +51,7 @@ class Phase:
     std: tuple[float, float, float] = STD
     shrink: float = 1.0
     short_edges: tuple[int, ...] = ()
+    skip_empty: bool = False
     batch_size: int = 2
     accumulate: int = 1
     epochs: int = 12

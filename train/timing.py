@@ -25,7 +25,6 @@ from ..infer.machine import hardware, versions
 from ..infer.papers import table7
 from ..infer.torch_runtime import TorchDetector
 from ..models.build import build_model
-from . import distributed
 from .experiments import SCALES, Scale, finetune, pretrain, scratch
 from .loop import Trainer
 from .prepare import apply_norm
@@ -79,7 +78,6 @@ def time_table7(
         "experiment": "direct/table7",
         "caution": CAUTION,
         "scale": scale,
-        "processes": distributed.world_size(),
         "rows": [_summary(name, rows) for name in rows],
         "data_seconds": data_seconds,
         "paper": table7().to_dict(),
@@ -168,9 +166,8 @@ def timing_table(result: dict[str, Any]) -> Group:
             f"{row['to_sync']['fps']:.2f}",
             f"{paper['fps']}",
         )
-    notes = [CAUTION]
-    if result["processes"] == 1:
-        notes.append("One process: SyncBN has nobody to synchronise with here, its row is live batch normalisation.")
+    alone = "One process: SyncBN has nobody to synchronise with here, its row is live batch normalisation."
+    notes = [CAUTION, alone]
     seconds = ", ".join(f"{name} {value:.3f} s" for name, value in result["data_seconds"].items())
     notes.append(f"Data of one iteration, read by this process alone: {seconds} (paper: 0.014 direct, 0.029 scratch).")
     return Group(table, *notes)
