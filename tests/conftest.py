@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,9 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real test images not found at {folder}; set DIRECTDET_DATA to their folder")
     return folder
+
+
+def pytest_configure(config):
+    """A shell starts what runs in the background deaf to Ctrl-C; some tests send it, also to what they start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

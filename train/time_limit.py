@@ -25,6 +25,8 @@ class StopAfter:
 
     def __enter__(self) -> None:
         if self.timer is not None:
+            if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what runs in the background
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             self.timer.daemon = True
             self.timer.start()
 
