@@ -39,7 +39,8 @@ class Phase:
         frozen_stages: -1 none; 0 the stem; n the stem and the first n stages.
         parts: what is taken from the weights that the phase starts from (Table 5).
         clip_norm: the gradient's largest L2 norm, or None.
-        precision: "fp32", "bf16" (autocast) or "fp16" (autocast with a scaled loss).
+        precision: "fp32", "bf16" (autocast) or "fp16" (autocast with a scaled loss; on a CPU
+            computed in fp32).
         eval_size: as `size`; evaluation resizes by edges, or onto a fixed canvas where eval_fixed.
         eval_every: epochs between evaluations, the end being always evaluated; 0: none at all.
     """

@@ -20,6 +20,7 @@ from . import distributed
 from .loop import Trainer
 from .prepare import IMAGENET, Loaded, apply_norm, describe_norm, load_weights
 from .recipe import Phase, Recipe
+from .step import reduced_precision
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ def banner(trainer: Trainer, start: str) -> Table:
         "data": f"{len(trainer.train)} train images, {len(trainer.val) if trainer.val else 'no'} val images, "
         f"{len(trainer.train.classes)} classes{_left_out(trainer.train)}",
         "start": start,
-        "input": f"{size}, {_images(trainer)}, {phase.precision}, {trainer.device}",
+        "input": f"{size}, {_images(trainer)}, {_precision(trainer)}, {trainer.device}",
         "normalisation": describe_norm(model, phase),
         "parameters": f"{total / 1e6:.2f} M, of them frozen {frozen / 1e6:.2f} M (stages frozen: "
         f"{phase.frozen_stages if phase.frozen_stages >= 0 else 'none'})",
@@ -231,6 +232,13 @@ def banner(trainer: Trainer, start: str) -> Table:
     }.items():
         table.add_row(name, value)
     return table
+
+
+def _precision(trainer: Trainer) -> str:
+    """The precision that is computed in, and the one asked for where they differ."""
+    asked = trainer.phase.precision
+    same = asked != "fp16" or reduced_precision(trainer.phase, trainer.device) is not None
+    return asked if same else f"fp32 ({asked} is for GPUs)"
 
 
 def _images(trainer: Trainer) -> str:

@@ -13,6 +13,14 @@ from .optim import build_optimizer, factor_at
 from .recipe import Phase
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def reduced_precision(phase: Phase, device: torch.device) -> torch.dtype | None:
+    """What autocast computes in, None for float32. On a CPU, fp16 is float32: it has no fast fp16 there, and PyTorch's
+    backward pass in it has crashed."""
+    return None if device.type == "cpu" and phase.precision == "fp16" else AUTOCAST.get(phase.precision)
+
+
 Batch = tuple[Tensor, dict[str, Tensor]]
 Losses = tuple[dict[str, Tensor], dict[str, Tensor]]
 
@@ -34,7 +42,7 @@ class Criterion(nn.Module):
         pixels = normalise(images, targets.sizes, self.mean, self.std)
         if self.phase.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-        reduced = AUTOCAST.get(self.phase.precision)
+        reduced = reduced_precision(self.phase, images.device)
         with torch.autocast(images.device.type, reduced, enabled=reduced is not None):
             return losses_of(self.model, pixels, targets, distributed.own_keys)
 
