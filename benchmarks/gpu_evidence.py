@@ -3,8 +3,8 @@
 On a machine without network, from the repository's root (it needs torch, torchvision and the project's dependencies, no
 installation):
 
-    python benchmarks/gpu_evidence.py --data /tmp/voc --unpack parts/part0.tar     # once for each part
-    python benchmarks/gpu_evidence.py --data /tmp/voc --out /tmp/evidence --slice 540 --copy-to "$OUT"
+    python benchmarks/gpu_evidence.py --data voc --unpack parts/part0.tar     # once for each part
+    python benchmarks/gpu_evidence.py --data voc --out evidence --slice 540 --copy-to "$OUT"
 
 The second command runs for `--slice` seconds at most; call it again until it says that everything is finished. It runs
 from-scratch against direct pre-training for equal time, Table 2's three modes of batch normalisation and Table 7's

@@ -9,9 +9,9 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from .anchors import anchor_shapes, level_anchors
+from .anchors import anchor_shapes
 from .backbones import BACKBONES, TWO_STAGE_BACKBONES
-from .pyramid import RawMaps, flatten_map, norm_layer
+from .pyramid import Anchored, RawMaps, flatten_map, norm_layer
 from .roi_pool import pool_rois
 
 BOX_BINS, MASK_BINS, MASK_SIZE = 7, 14, 28
@@ -86,7 +86,7 @@ class RCNNConfig(TwoStageConfig):
     smooth_l1_beta: float = 0.0
 
 
-class TwoStage(nn.Module):
+class TwoStage(Anchored):
     """Backbone, pyramid and proposal head.
 
     forward(images [N, 3, H, W], normalised, H and W multiples of 32) -> RawMaps. Every map has `channels` channels;
@@ -121,16 +121,8 @@ class TwoStage(nn.Module):
             torch.cat([flatten_map(level, 1).squeeze(-1) for level in logits], 1),
             torch.cat([flatten_map(level, 4) for level in deltas], 1),
             self.anchors(shapes) if anchors is None else anchors,
-            [height * width * len(self.anchor_shapes) for height, width in shapes],
+            self.level_sizes(shapes),
         )
-
-    def anchors(self, shapes: list[tuple[int, int]]) -> Tensor:
-        """Anchors [A, 4] of maps of the given (height, width), level after level."""
-        per_level = [
-            level_anchors(height, width, stride, self.anchor_shapes)
-            for (height, width), stride in zip(shapes, self.strides, strict=True)
-        ]
-        return torch.cat(per_level)
 
     def pool(self, features: list[Tensor], rois: Tensor, image: Tensor, bins: int, portable: bool = False) -> Tensor:
         """rois [K, 4] (pixels) of images `image` [K] on raw maps' features -> [K, C, bins, bins]; see pool_rois."""

@@ -1,30 +1,19 @@
 """Faster and Mask R-CNN as deployed; see postprocess."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .boxes import clip_boxes, decode_boxes, take
 from .postprocess import choose, packed
-from .pyramid import check_size, map_shapes
+from .pyramid import AnchoredDeploy
 from .rcnn import BOX_BINS, BOX_WEIGHTS, MASK_BINS, MASK_SIZE, RCNN, TwoStage
 from .rpn import propose
 
 
-class TwoStageDeploy(nn.Module):
-    """What deployed two-stage detectors share.
+class TwoStageDeploy(AnchoredDeploy):
+    """What deployed two-stage detectors share."""
 
-    `portable` is the form for export: RoI pooling and NMS in operations that every runtime has, instead of the fastest
-    in PyTorch.
-    """
-
-    def __init__(self, model: TwoStage, size: tuple[int, int], portable: bool = False):
-        super().__init__()
-        check_size(size)
-        self.model, self.size, self.portable = model, size, portable
-        device = next(model.parameters()).device
-        self.register_buffer("anchors", model.anchors(map_shapes(size, model.strides)), persistent=False)
-        limit = torch.tensor([size], dtype=torch.float32, device=device)
-        self.register_buffer("limit", limit, persistent=False)
+    model: TwoStage
 
     def propose(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
         """Features, proposals [N, R, 4], which of them are real [N, R], and image sizes [N, 2]."""

@@ -7,14 +7,13 @@ paper used. The parts are torchvision's, so its parameter names are ours and it 
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
-from .anchors import anchor_shapes, level_anchors
+from .anchors import anchor_shapes
 from .backbones import BACKBONES
-from .pyramid import RawMaps, norm_layer
+from .pyramid import Anchored, RawMaps, norm_layer
 
 LEVELS = ("c3", "c4", "c5")
 MOST_HEAD_CONVS = 4  # what torchvision's subnets are built with
@@ -61,7 +60,7 @@ class RetinaNetConfig:
     detections: int = 100
 
 
-class RetinaNet(nn.Module):
+class RetinaNet(Anchored):
     """Backbone, a pyramid P3 to P7, and two subnets shared by its levels.
 
     forward(images [N, 3, H, W], normalised, H and W multiples of 32) -> RawMaps with logits [N, A, classes], each class
@@ -101,13 +100,5 @@ class RetinaNet(nn.Module):
             outputs["cls_logits"].float(),
             outputs["bbox_regression"].float(),
             self.anchors(shapes) if anchors is None else anchors,
-            [height * width * len(self.anchor_shapes) for height, width in shapes],
+            self.level_sizes(shapes),
         )
-
-    def anchors(self, shapes: list[tuple[int, int]]) -> Tensor:
-        """Anchors [A, 4] of maps of the given (height, width), level after level."""
-        per_level = [
-            level_anchors(height, width, stride, self.anchor_shapes)
-            for (height, width), stride in zip(shapes, self.strides, strict=True)
-        ]
-        return torch.cat(per_level)

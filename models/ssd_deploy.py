@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .boxes import clip_boxes, decode_boxes, intersection_and_union, take
-from .postprocess import choose, packed
-from .retinanet_deploy import best_pairs
+from .postprocess import best_pairs, choose, packed
 from .ssd import SSD, SSDConfig, check_input
 from .ssd_loss import DELTA_WEIGHTS
 

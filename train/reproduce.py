@@ -259,9 +259,8 @@ def _steps(
     steps, needed, each = {}, 0.0, training / len(trials)
     for trial in trials:
         steps[trial.key] = {}
-        for phase in trial.recipe.phases:
-            share = 1.0 if len(trial.recipe.phases) == 1 else PRETRAIN_SHARE
-            share = share if phase.name != "finetune" or len(trial.recipe.phases) == 1 else 1 - PRETRAIN_SHARE
+        shares = (1.0,) if len(trial.recipe.phases) == 1 else (PRETRAIN_SHARE, 1 - PRETRAIN_SHARE)
+        for phase, share in zip(trial.recipe.phases, shares, strict=True):
             seconds = pace[trial.key][phase.name]["step"]
             steps[trial.key][phase.name] = int(each * share / seconds)
             needed = max(needed, FEWEST_STEPS * seconds / share)

@@ -12,17 +12,14 @@ from . import distributed
 from .optim import build_optimizer, factor_at
 from .recipe import Phase
 
+Batch = tuple[Tensor, dict[str, Tensor]]
+Losses = tuple[dict[str, Tensor], dict[str, Tensor]]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def reduced_precision(phase: Phase, device: torch.device) -> torch.dtype | None:
-    """What autocast computes in, None for float32. On a CPU, fp16 is float32: it has no fast fp16 there, and PyTorch's
-    backward pass in it has crashed."""
+    """What autocast computes in, None for float32. On a CPU fp16 is float32: CPUs gain nothing from it."""
     return None if device.type == "cpu" and phase.precision == "fp16" else AUTOCAST.get(phase.precision)
-
-
-Batch = tuple[Tensor, dict[str, Tensor]]
-Losses = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 class Criterion(nn.Module):

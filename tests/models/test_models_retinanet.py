@@ -23,8 +23,9 @@ from torchvision.ops import sigmoid_focal_loss
 from twin import smooth_images
 
 from directdet.models.build import build_model, deploy_model, describe_model, losses_of
+from directdet.models.postprocess import best_pairs
 from directdet.models.retinanet import RetinaNet, RetinaNetConfig
-from directdet.models.retinanet_deploy import RetinaNetDeploy, best_pairs
+from directdet.models.retinanet_deploy import RetinaNetDeploy
 from directdet.models.retinanet_loss import focal_loss, retinanet_losses
 from directdet.models.targets import Targets
 
