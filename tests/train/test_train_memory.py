@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from directdet.errors import UserError
 from directdet.infer.preprocess import Preprocess
 from directdet.models.build import build_model
+from directdet.train import memory
 from directdet.train.memory import BLOCK, Ledger, device_name, measure, step_cost
 from directdet.train.recipe import Phase
 from directdet.train.step import Stepper
@@ -147,8 +148,12 @@ def slim_stepper(phase: Phase, model_config: dict = SLIM) -> Stepper:
     return Stepper(model, replace(phase, batch_size=BATCH), Preprocess(size=SIZE), 0.01, 0)
 
 
-def real_peak(phase: Phase) -> int:
-    """Bytes that a step on the CPU reached, by the events of PyTorch's profiler."""
+# What these hold while they run: in bf16 it depends on the processor, and is not what a GPU's kernels hold.
+SCRATCH = ("scatter_add_", "_embedding_bag_backward", "convolution_backward")
+
+
+def real_peak(phase: Phase, scratch: tuple[str, ...] = ()) -> int:
+    """Bytes that a step on the CPU reached outside the operators `scratch`, by the events of PyTorch's profiler."""
     stepper, batch = slim_stepper(phase), slim_batch()
     stepper.step([batch], 0, 1)
     # Of what was there before, the profiler does not see the end.
@@ -158,26 +163,31 @@ def real_peak(phase: Phase) -> int:
     current = peak = sum(blocks(t.untyped_storage().nbytes()) for t in present)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         stepper.step([batch], 1, 1)
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(events, key=lambda e: e.start_ns()):
+    events = profile.profiler.kineto_results.events()
+    spans = [(e.start_ns(), e.start_ns() + e.duration_ns()) for e in events if e.name()[6:] in scratch]
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
         current += blocks(event.nbytes())
-        peak = max(peak, current)
+        if not any(first <= event.start_ns() <= last for first, last in spans):
+            peak = max(peak, current)
     return peak
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "scratch"),
     [
-        {},
-        pytest.param({"precision": "bf16"}, marks=pytest.mark.slow),
-        pytest.param({"optimizer": "adamw"}, marks=pytest.mark.slow),
+        ({}, ()),
+        pytest.param({"precision": "bf16"}, SCRATCH, marks=pytest.mark.slow),
+        pytest.param({"optimizer": "adamw"}, (), marks=pytest.mark.slow),
     ],
     ids=["fp32", "bf16", "adamw"],
 )
-def test_the_estimate_is_what_a_real_step_takes(changes):
+def test_the_estimate_is_what_a_real_step_takes(changes, scratch, monkeypatch):
     """Within 0.2 %: the profiler also sees the kilobytes that the CPU's operators hold for themselves."""
+    inside = {op: held for op, held in memory.INSIDE.items() if op._overloadpacket.__name__ not in scratch}
+    monkeypatch.setattr(memory, "INSIDE", inside)
     phase = replace(PHASE, **changes)
-    assert step_cost(SLIM, phase, SIZE, BATCH, objects=OBJECTS).peak == pytest.approx(real_peak(phase), rel=0.002)
+    expected = pytest.approx(real_peak(phase, scratch), rel=0.002)
+    assert step_cost(SLIM, phase, SIZE, BATCH, objects=OBJECTS).peak == expected
 
 
 @pytest.fixture(scope="module")

@@ -216,7 +216,7 @@ def test_timing_of_table7(shapes, tmp_path):
             )
     assert rows["Scratch (SyncBN)"]["to_sync"] == {"seconds": 1.0, "fps": 1.0}
     assert result["data_seconds"].keys() == {"pretrain", "finetune"} and min(result["data_seconds"].values()) > 0
-    assert result["processes"] == 1 and result["hardware"] and result["versions"]["torch"] == torch.__version__
+    assert result["hardware"] and result["versions"]["torch"] == torch.__version__
     text = printed(timing.timing_table(result))
     assert "One process: SyncBN has nobody to synchronise with" in text and timing.CAUTION in text
     direct = next(line for line in text.splitlines() if "Direct" in line)
