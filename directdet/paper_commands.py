@@ -112,6 +112,7 @@ def plan(
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder of the comparison.")
 @click.option("--budget", type=Minutes(), default="20m", show_default=True, help="Time for all rows together.")
 @click.option("--scale", help="smoke, tiny, small, medium or paper.  [default: small, on a GPU medium]")
+@click.option("--rows", default="", metavar="KEY,...", help="Only these rows, by the folders they get.  [default: all]")
 @click.option("--imagenet", metavar="FILE", help="Weights for the ImageNet rows: a file, or imagenet to fetch them.")
 @click.option("--time-limit", type=Minutes(), help="Stop after so long; the same command goes on.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
@@ -122,6 +123,7 @@ def reproduce(
     out: Path,
     budget: float,
     scale: str | None,
+    rows: str,
     imagenet: str | None,
     time_limit: float | None,
     device: str,
@@ -145,7 +147,8 @@ def reproduce(
     from .comparison import draw_comparison
     from .train.reproduce import reproduce
 
-    found = reproduce(comparison, data, out, budget, scale, device, seed, imagenet, time_limit)
+    keys = [key.strip() for key in rows.split(",") if key.strip()]
+    found = reproduce(comparison, data, out, budget, scale, device, seed, imagenet, time_limit, keys)
     draw_comparison(found.to_dict(), out / "comparison.png")
     Console().print(found.table())
     click.echo(f"written: {out / 'results.json'}")

@@ -5,12 +5,16 @@ from dataclasses import replace
 
 from .paper_recipes import PAPER_RECIPES
 from .recipe import Phase, Recipe
-from .scratchdet_recipes import SCRATCHDET_RECIPES
+from .scratchdet_recipes import SCRATCHDET_RECIPES, VOC
 
 SLIM_SOURCES = {
     "model": "ours: slim and with small RoI budgets, for CPUs",
     "pretrain": "the paper's phase, scaled down by us for small datasets on CPUs",
     "finetune": "the paper's phase, scaled down by us for small datasets on CPUs",
+}
+SLIM_SSD_SOURCES = {
+    "model": "ours: slim, for CPUs",
+    "scratch": "ScratchDet's phase, scaled down by us for small datasets",
 }
 
 
@@ -72,6 +76,47 @@ def mask_rcnn_r18_slim() -> Recipe:
     )
 
 
+def retinanet_r18_slim() -> Recipe:
+    """The same two phases for a one-stage detector."""
+    slim = mask_rcnn_r18_slim()
+    model = {"backbone": "resnet18", "width": 32, "fpn_channels": 64, "head_convs": 2}
+    return replace(
+        slim,
+        name="retinanet_r18_slim",
+        summary="RetinaNet, slim ResNet-18-FPN: a small dataset, learnt from scratch on a CPU in minutes",
+        detector="retinanet",
+        model={**model, "test_pre_nms": 300, "candidates": 300},
+    )
+
+
+def ssd300_vgg16_slim() -> Recipe:
+    """ScratchDet's SSD300 with batch normalisation in backbone and head, half as wide."""
+    phase = replace(
+        VOC,
+        batch_size=16,
+        iterations=1200,
+        milestones=(900, 1100),
+        base_lr=0.02,
+        base_batch=16,
+        warmup_iterations=100,
+        warmup_factor=0.01,
+        clip_norm=10.0,
+        workers=2,
+        eval_every=40,
+    )
+    return Recipe(
+        "ssd300_vgg16_slim",
+        "SSD300, slim VGG-16 with batch normalisation: a small dataset, learnt from scratch",
+        (phase,),
+        "ssd",
+        {"backbone": "vgg16", "width": 32, "norm": "bn", "head_norm": True},
+        sources={
+            "model": "ours: slim, for CPUs",
+            "scratch": "ScratchDet's phase, scaled down by us for small datasets",
+        },
+    )
+
+
 def demo() -> Recipe:
     """What `directdet demo` trains: minutes on two CPU cores."""
     slim = mask_rcnn_r18_slim()
@@ -89,6 +134,8 @@ def demo() -> Recipe:
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "mask_rcnn_r18_slim": mask_rcnn_r18_slim,
+    "retinanet_r18_slim": retinanet_r18_slim,
+    "ssd300_vgg16_slim": ssd300_vgg16_slim,
     "demo": demo,
     **PAPER_RECIPES,
     **SCRATCHDET_RECIPES,

@@ -10,6 +10,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -112,6 +113,7 @@ def reproduce(
     seed: int = 0,
     imagenet: str | None = None,
     time_limit: float | None = None,
+    rows: Sequence[str] = (),
 ) -> Comparison:
     """Run the comparison called `name` (a key of EXPERIMENTS) on the dataset in `data`, into the folder `out`.
 
@@ -121,6 +123,7 @@ def reproduce(
         imagenet: "imagenet" or a file with a backbone's weights, for the rows that start from them; without it they
             are left out.
         time_limit: stop after so many seconds; the same call goes on.
+        rows: keys of the rows to run, where there is no time for all; none given: all.
 
     Raises:
         UserError: the data does not do, the budget is too small, or `out` holds another comparison.
@@ -138,7 +141,8 @@ def reproduce(
         raise UserError(f"{data}: has no val split to measure AP on")
     asked = {"experiment": name, "scale": scale, "budget_s": budget, "seed": seed, "device": place.type}
     asked |= {"data": str(data), "images": [len(train_set), len(val)], "imagenet": imagenet}
-    trials = _trials(EXPERIMENTS[name], scale, train_set)
+    trials = _chosen(_trials(EXPERIMENTS[name], scale, train_set), rows)
+    asked["rows"] = [trial.key for trial in trials]
     started = time.perf_counter()
     plan = _plan(out / "plan.json", asked, EXPERIMENTS[name], trials, train_set, val, place, imagenet)
     left = None if time_limit is None else time_limit - (time.perf_counter() - started)
@@ -167,6 +171,15 @@ def _trials(experiment: Experiment, scale: str, dataset: Dataset) -> list[Trial]
     if not dataset.has_masks:
         trials = [trial for trial in trials if trial.key != "mask"]  # Table 5's last row would repeat the one before
     return trials
+
+
+def _chosen(trials: list[Trial], rows: Sequence[str]) -> list[Trial]:
+    """The trials with these keys, in their own order; all if none is named."""
+    known = [trial.key for trial in trials]
+    for key in rows:
+        if key not in known:
+            raise UsageProblem(f"--rows {key}: there are {', '.join(known)}")
+    return [trial for trial in trials if not rows or trial.key in rows]
 
 
 def _plan(

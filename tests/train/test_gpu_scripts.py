@@ -26,7 +26,6 @@ def packed_like_voc(shapes: Path, folder: Path) -> Path:
         with tarfile.open(folder / f"{split}.tar", "w") as archive:
             for image in content["images"]:
                 archive.add(shapes / f"{split}2017" / image["file_name"], f"{split}/{image['file_name']}")
-                image["file_name"] = f"{split}/{image['file_name']}"
         for annotation in content["annotations"]:
             annotation.pop("segmentation")
         (folder / f"{split}.json").write_text(json.dumps(content))
@@ -52,14 +51,15 @@ def test_the_checkout_does_without_an_installation(tmp_path):
 @pytest.mark.slow
 def test_pack_unpack_and_run_in_slices(shapes, tmp_path):
     data = packed_like_voc(shapes, tmp_path / "voc")
-    printed = run("gpu_pack.py", str(data), "--out", str(tmp_path / "parts"), "--part-mib", "0.06")
+    printed = run("gpu_pack.py", str(data), "--out", str(tmp_path / "parts"), "--part-mib", "0.06", "--val-images", "3")
     parts = sorted((tmp_path / "parts").iterdir())
     assert len(parts) > 1 and len(printed.splitlines()) == len(parts)
     assert all(part.stat().st_size <= 0.06 * 2**20 for part in parts)
     there = tmp_path / "there"
     for part in parts:
         run("gpu_evidence.py", "--data", str(there), "--unpack", str(part))
-    assert len(list(there.rglob("*.jpg"))) == 16 and (there / "dataset.toml").is_file()
+    assert len(list(there.glob("train/*.jpg"))) == 12 and len(list(there.glob("val/*.jpg"))) == 3
+    assert (there / "dataset.toml").is_file()
     options = ["--data", str(there), "--out", str(tmp_path / "out"), "--scale", "smoke", "--device", "cpu"]
     options += ["--copy-to", str(tmp_path / "results"), "--shorten", "0.08"]
     assert "not finished" in run("gpu_evidence.py", *options, "--slice", "48")

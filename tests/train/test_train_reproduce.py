@@ -132,6 +132,15 @@ def test_every_row_builds_and_makes_a_step(name, key, shapes, tmp_path):
         assert all(torch.isfinite(value) for value in losses.values()) and "positives" in counts
 
 
+def test_rows_can_be_chosen():
+    trials = trials_of("scratchdet/table1")
+    chosen = module._chosen(trials, ["both_lr05", "none_lr001"])
+    assert [trial.key for trial in chosen] == ["none_lr001", "both_lr05"]  # in the table's order
+    assert module._chosen(trials, []) == trials
+    with pytest.raises(UserError, match="--rows half_lr05: there are none_lr001, none_lr01"):
+        module._chosen(trials, ["both_lr05", "half_lr05"])
+
+
 # ---- Budgets
 
 
