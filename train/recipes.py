@@ -80,6 +80,8 @@ def retinanet_r18_slim() -> Recipe:
     """The same two phases for a one-stage detector."""
     slim = mask_rcnn_r18_slim()
     model = {"backbone": "resnet18", "width": 32, "fpn_channels": 64, "head_convs": 2}
+    for phase in slim.phases:  # half of Mask R-CNN's learning rate, as in the paper's recipes
+        slim = slim.with_phase(phase.name, base_lr=phase.base_lr / 2)
     return replace(
         slim,
         name="retinanet_r18_slim",
