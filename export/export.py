@@ -126,7 +126,8 @@ def export(
         graph_file = work / "graph.onnx"
         samples = _samples(job) if precision not in ("fp32", CALIBRATED) else None
         written = "fp32" if precision == CALIBRATED else precision
-        graph = write_onnx(model, preprocess, graph_file, options.batch, input, written, samples)
+        canvas = preprocess if input == "uint8" else None
+        graph = write_onnx(model, preprocess.size, options.batch, graph_file, canvas, written, samples)
         job.meta.update(_graph_facts(graph))
         engine, verification = _BUILDERS[format](job, part, graph_file)
         job.meta["verification"] = verification.to_dict()

@@ -78,22 +78,23 @@ def fold(model: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, int, float
 
 def write_onnx(
     model: nn.Module,
-    preprocess: Preprocess,
+    size: tuple[int, int],
+    batch: int | tuple[int, int, int],
     path: Path,
-    batch: tuple[int, int, int] = (1, 1, 1),
-    dtype: str = "float32",
+    canvas: Preprocess | None = None,
     precision: str = "fp32",
     samples: Tensor | None = None,
 ) -> GraphFacts:
-    """Write network and post-processing to `path`; no plugin is needed to run it.
+    """Write network and post-processing for images of `size` to `path`; no plugin is needed to run it.
 
     Args:
-        batch: fewest, usual and most images of a run; the batch is a constant of the graph where they are the same.
-        dtype: of the input, images: "float32" [N, 3, H, W] normalised, or "uint8" [N, H, W, 3], canvases in BGR.
+        batch: images of a run, a constant of the graph; or the fewest, usual and most of them.
+        canvas: the graph takes this preprocessing's uint8 canvases [N, H, W, 3] and normalises them itself; None: it
+            takes float32 [N, 3, H, W], normalised.
         precision: "fp32", "fp16" or "bf16".
         samples: normalised float32 [N, 3, H, W] that show which layers meet values too large for a lower precision.
     """
-    size = preprocess.size
+    batch = (batch,) * 3 if isinstance(batch, int) else batch
     folded, count, error = fold(model, size)
     deployed = deploy_model(folded, size, portable=True).eval()
     kept: list[str] = []
@@ -104,8 +105,8 @@ def write_onnx(
     fixed = batch[0] == batch[2]
     # torch.export takes a size of 1 for a constant, whatever it is told; any other number does as an example.
     rows = batch[0] if fixed else max(2, batch[0])
-    if dtype == "uint8":
-        deployed = CanvasInput(deployed, preprocess).eval()
+    if canvas is not None:
+        deployed = CanvasInput(deployed, canvas).eval()
         images = torch.randint(0, 256, (rows, *size, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     else:
         images = torch.randn(rows, 3, *size, generator=torch.Generator().manual_seed(1))
