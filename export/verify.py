@@ -242,7 +242,8 @@ def compare(
     left, right = (np.array(side) for side in zip(*pairs, strict=True))
     mask = 0.0
     if expected.masks is not None:
-        mask = float(np.abs(expected.masks[left] - found.masks[right]).max())
+        difference = np.abs(expected.masks[left] - found.masks[right])
+        mask = float(np.nan_to_num(difference, nan=1.0).max())  # NaN is as wrong as a probability can be
     return Comparison(
         name,
         len(expected),

@@ -58,6 +58,13 @@ class Artefact:
     batch: tuple[int, int, int] | None
     meta: dict[str, Any]
 
+    @property
+    def made_with(self) -> str:
+        """For errors of a runtime that does not take the file: what it was made with."""
+        libraries = self.meta.get("built_with")
+        known = libraries if isinstance(libraries, dict) else {}
+        return "made with " + (", ".join(f"{name} {version}" for name, version in known.items()) or "unknown versions")
+
 
 def read_artefact(folder: str | Path) -> Artefact:
     """Read and check an artefact folder.

@@ -90,7 +90,9 @@ def _open(runtime: Any, artefact: Artefact, device: str, threads: int | None, pr
     try:
         session = runtime.InferenceSession(str(artefact.model_file), options, providers=providers)
     except Exception as error:  # ONNX Runtime raises its own unrelated exception classes
-        raise UserError(f"{artefact.model_file}: ONNX Runtime cannot load it: {_one_line(error)}") from None
+        raise UserError(
+            f"{artefact.model_file}: ONNX Runtime cannot load it: {_one_line(error)}; it was {artefact.made_with}"
+        ) from None
     running = session.get_providers()[0]
     if running != provider:
         raise UserError(

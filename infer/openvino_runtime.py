@@ -51,7 +51,7 @@ class OpenVinoBackend:
         except Exception as error:  # OpenVINO raises RuntimeError and its own classes
             raise UserError(
                 f"{artefact.model_file}: OpenVINO cannot compile it for {_DEVICES[device]}: "
-                f"{' '.join(str(error).split())[:300]}"
+                f"{' '.join(str(error).split())[:300]}; it was {artefact.made_with}"
             ) from None
         running = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if running != hint:
