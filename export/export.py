@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -154,8 +155,7 @@ def _openvino(job: _Job, part: Path, graph: Path) -> tuple[None, SideBySide]:
         plain.mkdir()
         for suffix in (".xml", ".bin"):
             os.replace(target.with_suffix(suffix), (plain / target.name).with_suffix(suffix))
-        facts = quantise_openvino(plain / target.name, target, _calibration(job), _score(job, "openvino"))
-        job.meta["quantisation"] = asdict(facts)
+        _record(job, quantise_openvino(plain / target.name, target, _calibration(job), _score(job, "openvino")))
     job.meta["built_with"]["openvino"] = importlib.metadata.version("openvino")
     _finish_meta(part, job.meta, "openvino", target.name, target.with_suffix(".bin").name)
     return None, _compare(job, part, "openvino")
@@ -214,9 +214,15 @@ def _quantised_onnx(job: _Job, graph: Path) -> Path:
 
     job.say("quantising")
     target = graph.with_name("int8.onnx")
-    facts = quantise_onnx(graph, target, _calibration(job), _score(job, "onnx"))
-    job.meta["quantisation"] = asdict(facts)
+    symmetric = job.options.format in MODULES  # what TensorRT takes
+    _record(job, quantise_onnx(graph, target, _calibration(job), _score(job, "onnx"), symmetric=symmetric))
     return target
+
+
+def _record(job: _Job, facts: Any) -> None:
+    """Quantisation's facts in meta.json; layers left out stay in fp32."""
+    job.meta["quantisation"] = asdict(facts)
+    job.meta["kept_fp32"] += [f"{name}: {reason}" for name, reason in facts.left_out.items()]
 
 
 def _calibration(job: _Job) -> list[np.ndarray]:

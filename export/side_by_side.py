@@ -14,7 +14,7 @@ from ..data.records import Dataset
 from ..errors import UserError
 from ..infer.evaluate import Metrics, evaluate
 from ..infer.runtimes import RUNTIMES, Detector, load
-from .verify import DIFFERENCES, Verification, planes, verify
+from .verify import DIFFERENCES, TOLERANCES, Verification, expect, planes, verify
 
 TIMED_RUNS = 3
 
@@ -105,7 +105,7 @@ def compare_runtimes(
     if scored:
         say(f"AP of PyTorch on {count} images")
         own = _ap(evaluate(reference, scored, progress=True, max_images=ap_images))
-    timing, found, missing = None, [], []
+    timing, expected, found, missing = 0.0, None, [], []
     for runtime in RUNTIMES[kind]:
         say(f"verification in {runtime}")
         try:
@@ -117,9 +117,10 @@ def compare_runtimes(
             continue
         sample = [image for _, image in pictures]
         sample = (sample * batch)[:batch]
-        if timing is None:
+        if expected is None:
             timing = _milliseconds(reference, planes(candidate, sample)[0])
-        one = verify(reference, candidate, pictures, precision)
+            expected = expect(reference, candidate, pictures, TOLERANCES[precision])
+        one = verify(reference, candidate, pictures, precision, expected)
         ap = _ap(evaluate(candidate, scored, progress=True, max_images=ap_images)) if scored else {}
         latency = _milliseconds(candidate, candidate.prepare(sample)[0])
         found.append(replace(one, latency_ms=latency, ap=ap, reference_ap=own))
@@ -127,7 +128,7 @@ def compare_runtimes(
         gc.collect()
     if not found:
         raise UserError(f"{artefact}: cannot be verified: {' or '.join(RUNTIMES[kind])} is not installed here")
-    return SideBySide(tuple(found), timing or 0.0, own, count, batch, (*notes, *missing))
+    return SideBySide(tuple(found), timing, own, count, batch, (*notes, *missing))
 
 
 def _ap(metrics: Metrics) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 
 import cv2
 import numpy as np
@@ -157,12 +157,35 @@ def verification_pictures(
     return pictures
 
 
+@dataclass(frozen=True)
+class Expectation:
+    """What PyTorch finds on one picture's canvas; network pixels per picture pixel; and what it finds when disturbed,
+    which is computed once, when it is first needed."""
+
+    found: Detections
+    scale: float
+    disturbed: Callable[[], Sequence[Detections]]
+
+
+def expect(
+    reference: Detector, candidate: Detector, pictures: Sequence[tuple[str, np.ndarray]], tolerance: Tolerance
+) -> list[Expectation]:
+    """The reference's side of `verify`, the same for every runtime of an artefact."""
+    expected = []
+    for _, image in pictures:
+        batch, (placement,) = planes(candidate, [image])
+        found = reference.decode(reference.run(batch), 0, placement)
+        disturbed = cache(partial(_disturbed, reference, batch, placement, tolerance.disturbance))
+        expected.append(Expectation(found, max(placement.scale_x, placement.scale_y), disturbed))
+    return expected
+
+
 def verify(
     reference: Detector,
     candidate: Detector,
     pictures: Sequence[tuple[str, np.ndarray]],
     precision: str = "fp32",
-    notes: tuple[str, ...] = (),
+    expected: Sequence[Expectation] | None = None,
 ) -> Verification:
     """Run `pictures` through both detectors, which share one Preprocess, and compare.
 
@@ -171,19 +194,18 @@ def verify(
     A detector makes hard choices (top k, NMS) between candidates that can be equal to the last digit: on a blank
     picture every place is. There two correct runtimes may differ, and so does PyTorch from itself if its input is
     disturbed by about a rounding error. What it does not repeat under that disturbance is undecided, and not counted.
+
+    `expected`: of `expect`, where it is there already.
     """
-    tolerance, comparisons = TOLERANCES[precision], []
+    tolerance, comparisons, notes = TOLERANCES[precision], [], ()
     limits = reference.backend.model.config
-    images = [image for _, image in pictures]
-    for (name, image), found in zip(pictures, _in_several_batches(candidate, images), strict=True):
-        batch, placements = planes(candidate, [image])
-        scale = max(placements[0].scale_x, placements[0].scale_y)
-        expected = reference.decode(reference.run(batch), 0, placements[0])
-        disturbed = partial(_disturbed, reference, batch, placements[0], tolerance.disturbance)
-        floors = [_floor(other, limits.detections, limits.score_threshold) for other in (expected, found)]
-        comparisons.append(compare(name, expected, found, disturbed, floors, scale, tolerance))
+    expected = expect(reference, candidate, pictures, tolerance) if expected is None else expected
+    candidates = _in_several_batches(candidate, [image for _, image in pictures])
+    for (name, _), own, found in zip(pictures, expected, candidates, strict=True):
+        floors = [_floor(other, limits.detections, limits.score_threshold) for other in (own.found, found)]
+        comparisons.append(compare(name, own.found, found, own.disturbed, floors, own.scale, tolerance))
     if not any(c.counted for c in comparisons):
-        notes = (*notes, "no detections to compare: verify again with --data once the model is trained")
+        notes = ("no detections to compare: verify again with --data once the model is trained",)
     return Verification(candidate.runtime, tolerance, tuple(comparisons), notes)
 
 

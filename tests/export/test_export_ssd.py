@@ -150,10 +150,15 @@ def test_another_size_is_refused_in_one_line(run, tmp_path, capsys, size):
     assert len(lines) == 1 and f"--size {size}: this model is made for 300,300 alone; leave --size out" in lines[0]
 
 
-def test_export_of_batches_of_two(run, data, tmp_path, capsys):
-    arguments = ("export", run, "--out", tmp_path / "out", "--size", "300,300", "--batch", 2, "--data", data)
+def test_export_of_batches_of_two_with_ap(run, data, truth, tmp_path, capsys):
+    arguments = ("export", run, "--out", tmp_path / "out", "--size", "300,300", "--batch", 2, "--data", truth)
     code, said, _ = command(capsys, *arguments)
-    assert code == 0 and f"PASS: {tmp_path / 'out'}" in said
+    assert code == 0 and f"PASS: {tmp_path / 'out'}" in said and "box AP" in said
+    record = json.loads((tmp_path / "out" / "meta.json").read_text())["verification"]
+    assert record["ap_images"] == 4 and 0.1 < record["pytorch"]["ap"]["box"] < 0.9
+    for one in record["runtimes"]:
+        assert one["reference_ap"] == record["pytorch"]["ap"]
+        assert one["ap"]["box"] == pytest.approx(one["reference_ap"]["box"], abs=one["tolerance"]["ap"])
     detector, alone = load(tmp_path / "out", device="cpu"), load(run, device="cpu")
     pictures = [read_bgr(record.path) for record in load_dataset(data, "val").records[:2]]
     pictures[1] = cv2.rotate(pictures[1], cv2.ROTATE_90_CLOCKWISE)
