@@ -33,7 +33,7 @@ PRECISIONS = ("fp32", "fp16")
 BATCH = "1,2,3"
 SIZE = (128, 160)
 RESULTS = ROOT / "results" / "export_matrix.json"
-LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt-rtx", "numpy")
+LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt-rtx", "numpy")
 SLIM_HEADS = {"box_convs": 1, "box_features": 32, "mask_convs": 1, "mask_channels": 16}
 FEW = {"test_pre_nms": 100, "test_proposals": 60, "candidates": 100, "detections": 30}
 

@@ -28,7 +28,7 @@ from ..infer.torch_runtime import TorchDetector, load_torch
 from ..models.build import describe_model
 from ..models.postprocess import output_names
 from .formats import CALIBRATED, FORMATS, Options, check_options
-from .onnx_graph import INPUT_NAME, OPSET, GraphFacts, write_onnx
+from .onnx_graph import INPUT_NAME, GraphFacts, write_onnx
 from .openvino_model import write_openvino
 from .side_by_side import SideBySide, compare_runtimes
 from .tensorrt import MODULES, EngineFacts, build_engine
@@ -309,7 +309,6 @@ def _meta(trained: TorchDetector, preprocess: Preprocess, source: Path, options:
         "shapes": {"batch": {"min": least, "opt": usual, "max": most}, "height": height, "width": width},
         "outputs": list(output_names(trained.backend.model.config)),
         "thresholds": {key: config[key] for key in keys if key in config},
-        "opset": OPSET,
         "built_with": {name: importlib.metadata.version(name) for name in libraries},
         "checkpoint_sha256": _sha256(source),
         "recipe": trained.meta["recipe"],
@@ -320,6 +319,7 @@ def _meta(trained: TorchDetector, preprocess: Preprocess, source: Path, options:
 
 def _graph_facts(graph: GraphFacts) -> dict:
     return {
+        "opset": graph.opset,
         "operators": graph.operators,
         "folded_batchnorms": graph.folded,
         "fold_error": graph.fold_error,

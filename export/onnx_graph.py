@@ -30,13 +30,14 @@ FOLD_TOLERANCE = 1e-4  # relative to the largest value of each map
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """What was written: nodes by operator, normalisations folded, the largest relative change folding made, and what
-    stayed in float32 in a graph of lower precision, with why."""
+    """What was written: nodes by operator, normalisations folded, the largest relative change folding made, what stayed
+    in float32 in a graph of lower precision, with why, and the version of ONNX's operators."""
 
     operators: dict[str, int]
     folded: int
     fold_error: float
     kept_fp32: tuple[str, ...] = ()
+    opset: int = OPSET
 
 
 class CanvasInput(nn.Module):
@@ -97,11 +98,12 @@ def write_onnx(
     batch = (batch,) * 3 if isinstance(batch, int) else batch
     folded, count, error = fold(model, size)
     deployed = deploy_model(folded, size, portable=True).eval()
-    kept: list[str] = []
+    kept, opset = [], OPSET
     if precision != "fp32":
-        from .precision import reduce_precision
+        from .precision import BF16_OPSET, reduce_precision
 
         kept = reduce_precision(deployed, precision, samples)
+        opset = BF16_OPSET if precision == "bf16" else OPSET
     fixed = batch[0] == batch[2]
     # torch.export takes a size of 1 for a constant, whatever it is told; any other number does as an example.
     rows = batch[0] if fixed else max(2, batch[0])
@@ -117,7 +119,7 @@ def write_onnx(
             (images,),
             str(path),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=[INPUT_NAME],
             output_names=list(output_names(model.config)),
             dynamic_shapes=dynamic,
@@ -132,7 +134,7 @@ def write_onnx(
     found = [name for name in FORBIDDEN if name in operators]
     if found:
         raise UserError(f"{path}: the graph holds {', '.join(found)}, which not every runtime takes")
-    return GraphFacts(operators, count, error, tuple(kept))
+    return GraphFacts(operators, count, error, tuple(kept), opset)
 
 
 def _check_batch(graph: onnx.ModelProto, name: str | None, path: Path) -> None:
