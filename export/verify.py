@@ -36,9 +36,9 @@ class Tolerance:
     disturbance: float = 1e-5
 
 
-# AP: of the whole chain against PyTorch on its own float32 input, so the padding of a uint8 canvas is in it. Where there
-# is data it decides; the rest is what a lower precision does to networks with random weights, which are more sensitive
-# than trained ones.
+# AP: of the whole chain against PyTorch on its own float32 input, so the padding of a uint8 canvas is in it. It decides
+# where there is data. The rest of a lower precision's row is wide enough for networks with random weights, which are
+# more sensitive than trained ones.
 TOLERANCES = {
     "fp32": Tolerance(),
     "fp16": Tolerance(box=2.0, score=0.02, mask=0.3, matched=0.9, ap=0.003, window=1.0, disturbance=1e-3),
