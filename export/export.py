@@ -20,7 +20,7 @@ from ..data.records import Dataset
 from ..errors import UsageProblem, UserError
 from ..files import require_writable, write_json_atomic
 from ..infer.artefact import FORMAT, LAYOUTS, META_FILE
-from ..infer.evaluate import evaluate
+from ..infer.evaluate import evaluate, match_classes
 from ..infer.preprocess import Preprocess
 from ..infer.runtimes import RUNTIMES, find_model, load
 from ..infer.sources import read_bgr
@@ -87,8 +87,8 @@ def export(
         size: height and width of the network's input, multiples of 32; None is the size the model was evaluated at. A
             model whose pictures are warped takes no other than that.
         data: a dataset whose `split` gives the pictures to verify with (None: val, or train where there is no val), and
-            AP on the first `ap_images` of them; without data, made pictures are used. int8 is calibrated on its train
-            split, or on `split` where there is none.
+            AP on the first `ap_images` of them (0: none, and any dataset will do); without data, made pictures are
+            used. int8 is calibrated on its train split, or on `split` where there is none.
         say: is told what is being done.
 
     The artefact appears in `out` only when it is whole; it is kept, marked as failed, where it does not verify.
@@ -107,6 +107,8 @@ def export(
         splits = find_splits(data)
         dataset = load_dataset(data, split or ("val" if "val" in splits else "train"))
         calibration = load_dataset(data, "train") if "train" in splits else dataset
+        if ap_images or precision == CALIBRATED:
+            match_classes(trained, dataset)  # before minutes of work
     require_writable(out, folder=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     with _folders(out) as (part, work):

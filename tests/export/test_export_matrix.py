@@ -1,4 +1,4 @@
-"""The script that fills README's table of detectors, formats and precisions, on one cell that works and one that fails."""
+"""The script that makes the table of detectors, formats and precisions, on one cell that works and one that fails."""
 
 import json
 import subprocess

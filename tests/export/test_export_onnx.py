@@ -1,6 +1,7 @@
 """The exported graph: what it holds, that it is the model, and that it says so honestly."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from export_helpers import canvases, conditioned_checkpoint
 from torch import nn
 from twin import smooth_images
 
+from directdet.data.synthetic import make_synthetic
 from directdet.errors import UsageProblem, UserError
 from directdet.export import export as export_module
 from directdet.export.export import deployed_preprocess, export
@@ -213,6 +215,12 @@ def test_user_mistakes(checkpoint, exported, tmp_path):
         export(tmp_path / "nothing.pt", tmp_path / "out")
     with pytest.raises(UsageProblem, match="multiples of 32"):
         export(checkpoint, tmp_path / "out", size=(100, 100))
+    data = make_synthetic(tmp_path / "data", images_train=1, images_val=1)
+    for file in (data / "annotations").iterdir():
+        file.write_text(file.read_text().replace('"star"', '"comet"'))
+    with pytest.raises(UserError, match=r"classes are not the 4 of .*model\.pt"):
+        export(checkpoint, tmp_path / "out", data=data)
+    shutil.rmtree(data)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("keep me")
     with pytest.raises(UserError, match="no artefact"):
