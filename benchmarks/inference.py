@@ -90,7 +90,7 @@ def operator_shares(folder: Path, threads: int, runs: int) -> dict[str, dict[str
     options.profile_file_prefix = str(folder / "profile")
     model = str(folder / "artefact" / "model.onnx")
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    images = np.random.default_rng(0).normal(size=(1, 3, *SIZE)).astype(np.float32)
+    images = np.random.default_rng(0).integers(0, 256, (1, *SIZE, 3), dtype=np.uint8)
     for _ in range(runs):
         session.run(None, {"images": images})
     spent: Counter[str] = Counter()

@@ -47,7 +47,7 @@ def run_cell(specification: dict[str, Any]) -> dict[str, Any]:
     seconds, detections = time_stages(detector, dataset, specification["warmup"], specification["iterations"], batch)
     result = {
         **detector.describe(),
-        "artefact_sha256": detector.meta.get("sha256"),
+        "artefact_sha256": detector.meta.get("files", {}).get(detector.meta.get("file")),
         "batch": batch,
         "iterations": specification["iterations"],
         "warmup": specification["warmup"],
