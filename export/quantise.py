@@ -269,23 +269,29 @@ def _onnx_errors(path: Path, layers: Layers, batches: Iterable[np.ndarray]) -> d
 def _openvino_errors(core: Any, path: Path, layers: Layers, batches: Iterable[np.ndarray]) -> dict[str, float]:
     """As _onnx_errors."""
     model = core.read_model(path)
-    pairs = {}
+    quantisers = {}  # that each layer's input comes from
     for op in model.get_ordered_ops():
-        if op.get_type_name() == "FakeQuantize" and op.input_value(0).get_node().get_type_name() != "Constant":
-            for reader in op.output(0).get_target_inputs():
-                pairs[reader.get_node().get_friendly_name()] = (op.input_value(0), op.output(0))
-    pairs = {node: pair for node, pair in pairs.items() if node in layers.labels}
+        if op.get_friendly_name() in layers.labels:
+            node = op.input_value(0).get_node()
+            while node.get_type_name() in PASSING:  # NNCF moves quantisers up through these
+                node = node.input_value(0).get_node()
+            if node.get_type_name() == "FakeQuantize":
+                quantisers[op.get_friendly_name()] = node
     known = len(model.outputs)
-    model.add_outputs([output for pair in pairs.values() for output in pair])
+    values = [value for node in quantisers.values() for value in (node.input_value(0), node.output(0))]
+    places = {(value.get_node().get_friendly_name(), value.get_index()): value for value in values}
+    model.add_outputs([*places.values()])
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     signal, noise = Counter(), Counter()
     for batch in _some(batches):
         results = [*compiled({0: batch}).values()][known:]
-        for node, before, after in zip(pairs, results[::2], results[1::2], strict=True):
-            signal[node] += float(np.square(before).sum())
-            noise[node] += float(np.square(before - after).sum())
-    ratios = {node: 10 * np.log10(signal[node] / noise[node]) if noise[node] else np.inf for node in pairs}
-    return layers.worst(ratios)
+        found = dict(zip(places, results, strict=True))
+        for layer, node in quantisers.items():
+            source = node.input_value(0)
+            before = found[source.get_node().get_friendly_name(), source.get_index()]
+            signal[layer] += float(np.square(before).sum())
+            noise[layer] += float(np.square(before - found[node.get_friendly_name(), 0]).sum())
+    return layers.worst({n: 10 * np.log10(signal[n] / noise[n]) if noise[n] else np.inf for n in quantisers})
 
 
 def _some(batches: Iterable[np.ndarray]) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ from twin import smooth_images
 from twin_cascade import conditioned_cascade
 
 from directdet.export.onnx_graph import OPSET, _quiet, fold
-from directdet.export.precision import reduce_precision
+from directdet.export.precision import BF16_OPSET, reduce_precision
 from directdet.models.build import deploy_model
 from directdet.models.postprocess import output_names
 from directdet.models.rcnn import RCNNConfig
@@ -68,7 +68,7 @@ def write(model: nn.Module, precision: str, path, images: Tensor | None = None, 
             (example,),
             str(path),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=BF16_OPSET if precision == "bf16" else OPSET,
             input_names=["images"],
             output_names=list(output_names(model.config)),
             external_data=False,
