@@ -251,18 +251,24 @@ class _Reader:
 
 
 def _onnx_errors(path: Path, layers: Layers, batches: Iterable[np.ndarray]) -> dict[str, float]:
-    """Signal to quantisation noise, in dB, of the input of each quantised layer; the smallest of its nodes'."""
+    """Signal to quantisation noise, in dB, of the input of each quantised layer: the smallest of its nodes'."""
     from onnxruntime.quantization import qdq_loss_debug as debug
 
+    ratios: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder, _quiet():
         watched = Path(folder) / "watched.onnx"
-        debug.modify_model_output_intermediate_tensors(str(path), str(watched))
-        reader = _Reader(layers.input, _some(batches))
-        found = debug.create_activation_matching(debug.collect_activations(str(watched), reader))
-    ratios = {
-        name: debug.compute_signal_to_quantization_noice_ratio(pair["pre_qdq"], pair["post_qdq"])
-        for name, pair in found.items()
-    }
+        kinds = ["QuantizeLinear", "DequantizeLinear"]
+        debug.modify_model_output_intermediate_tensors(str(path), str(watched), op_types_for_saving=kinds)
+        for batch in _some(batches):  # one by one: these are all maps of the network
+            found = debug.create_activation_matching(
+                debug.collect_activations(str(watched), _Reader(layers.input, [batch]))
+            )
+            for name, pair in found.items():
+                before, after = pair["pre_qdq"][0], pair["post_qdq"][0]
+                if not (after < 0).any():
+                    before = before.clip(min=0)  # the quantiser stands for a ReLU too
+                ratio = _decibels(np.square(before).sum(), np.square(before - after).sum())
+                ratios[name] = min(ratio, ratios.get(name, ratio))
     return layers.worst(ratios)
 
 
@@ -291,7 +297,11 @@ def _openvino_errors(core: Any, path: Path, layers: Layers, batches: Iterable[np
             before = found[source.get_node().get_friendly_name(), source.get_index()]
             signal[layer] += float(np.square(before).sum())
             noise[layer] += float(np.square(before - found[node.get_friendly_name(), 0]).sum())
-    return layers.worst({n: 10 * np.log10(signal[n] / noise[n]) if noise[n] else np.inf for n in quantisers})
+    return layers.worst({layer: _decibels(signal[layer], noise[layer]) for layer in quantisers})
+
+
+def _decibels(signal: float, noise: float) -> float:
+    return float(10 * np.log10(max(signal, 1e-30) / noise)) if noise else float("inf")
 
 
 def _some(batches: Iterable[np.ndarray]) -> list[np.ndarray]:
