@@ -13,7 +13,7 @@ from reduced_graphs import NETWORKS, images_for, matched, run_onnxruntime, run_o
 
 from directdet.errors import UserError
 from directdet.export.layers import onnx_layers, openvino_layers
-from directdet.export.quantise import quantise_onnx, quantise_openvino
+from directdet.export.quantise import _onnx_errors, quantise_onnx, quantise_openvino
 from directdet.export.tensorrt import build_engine
 from directdet.models.build import deploy_model
 
@@ -174,6 +174,15 @@ def test_layers_are_left_out_until_the_score_holds(little, batches, tmp_path, ki
     assert facts.left_out["stem"] == "sees the image" and facts.left_out["head"] == "gives scores, boxes or masks"
     assert "dB" in facts.left_out["one"] and "dB" in facts.left_out["two"]
     assert layers_in_int8(tmp_path / target) == set(LABELS) - set(facts.left_out)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_errors_are_those_of_256_values(little, batches, tmp_path, symmetric):
+    """Even values of 8 bits have 59 dB, and values that were quantised before lose nothing; a ReLU that a quantiser
+    stands for must not count as an error (3 dB)."""
+    quantise_onnx(little, tmp_path / "int8.onnx", batches, symmetric=symmetric)
+    errors = _onnx_errors(tmp_path / "int8.onnx", onnx_layers(onnx.load(little)), batches)
+    assert set(errors) == set(LABELS) and 20 < min(errors.values()) < 60
 
 
 def test_the_best_attempt_stays_where_the_score_does_not_hold(little, batches, tmp_path):
