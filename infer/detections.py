@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,9 +59,11 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def above(self, score: float) -> Detections:
-        """The detections whose score is at least `score`."""
+    def above(self, score: float, labels: Sequence[int] | None = None) -> Detections:
+        """The detections whose score is at least `score` and, where `labels` are given, whose label is one of them."""
         keep = self.scores >= score
+        if labels is not None:
+            keep &= np.isin(self.labels, labels)
         masks = None if self.masks is None else self.masks[keep]
         return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], masks, self.image_size)
 
@@ -74,6 +77,10 @@ class Detections:
             raise ValueError("these detections have no masks")
         return paste_crop(self.masks[index], self.boxes[index], self.image_size)
 
+    def mask_crops(self) -> list[tuple[int, int, np.ndarray]] | None:
+        """`mask_crop` of every object, for those who need them twice; None without masks."""
+        return None if self.masks is None else [self.mask_crop(index) for index in range(len(self))]
+
     def full_masks(self) -> np.ndarray:
         """All masks in image pixels, bool [K, H, W]. K * H * W bytes: `mask_crop` is lighter."""
         full = np.zeros((len(self), *self.image_size), bool)
@@ -82,12 +89,18 @@ class Detections:
             full[index, y : y + crop.shape[0], x : x + crop.shape[1]] = crop
         return full
 
-    def to_coco(self, image_id: int, category_ids: tuple[int, ...] | list[int]) -> list[dict[str, Any]]:
+    def to_coco(
+        self,
+        image_id: int,
+        category_ids: tuple[int, ...] | list[int],
+        crops: list[tuple[int, int, np.ndarray]] | None = None,
+    ) -> list[dict[str, Any]]:
         """COCO result entries (`bbox` is xywh; `segmentation` is a compressed RLE where there are masks).
 
         Args:
             image_id: the id of this image in the annotation file.
             category_ids: label -> category id in the annotation file.
+            crops: what `mask_crops` gives, where it has been called already.
         """
         results = []
         for index, (box, score, label) in enumerate(zip(self.boxes, self.scores, self.labels, strict=True)):
@@ -99,7 +112,8 @@ class Detections:
                 "score": float(score),
             }
             if self.masks is not None:
-                entry["segmentation"] = encode_crop(*self.mask_crop(index), self.image_size)
+                crop = self.mask_crop(index) if crops is None else crops[index]
+                entry["segmentation"] = encode_crop(*crop, self.image_size)
             results.append(entry)
         return results
 
