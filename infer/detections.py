@@ -139,10 +139,19 @@ def paste_crop(mask: np.ndarray, box: np.ndarray, image_size: tuple[int, int]) -
     top, bottom = _pixel_span(y0, y1, height)
     if left >= right or top >= bottom:
         return left, top, np.zeros((max(0, bottom - top), max(0, right - left)), bool)
-    # Bilinear interpolation on a grid is separable: two small matrix products, with no per-pixel gather.
-    rows = _interpolation(y0, y1, top, bottom, mask.shape[0])  # [h, M]
-    columns = _interpolation(x0, x1, left, right, mask.shape[1])  # [w, N]
-    return left, top, (rows @ mask @ columns.T) >= MASK_THRESHOLD
+    # Bilinear interpolation on a grid is separable. Not as matrix products, though those are shorter to write: a BLAS
+    # library would wake all its threads for each small mask, on cores that a network may be running on.
+    padded = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2), np.float32)
+    padded[1:-1, 1:-1] = mask
+    row, down = _taps(y0, y1, top, bottom, mask.shape[0])
+    column, across = _taps(x0, x1, left, right, mask.shape[1])
+    tall = padded[row] + (padded[row + 1] - padded[row]) * down[:, None]  # [h, N + 2]
+    first = tall[:, column]
+    value = tall[:, column + 1]
+    value -= first
+    value *= across
+    value += first
+    return left, top, value >= MASK_THRESHOLD
 
 
 def _pixel_span(low: float, high: float, limit: int) -> tuple[int, int]:
@@ -156,14 +165,15 @@ def _pixel_span(low: float, high: float, limit: int) -> tuple[int, int]:
     return min(first, limit), min(max(last, 0), limit)
 
 
-def _interpolation(low: float, high: float, first: int, last: int, cells: int) -> np.ndarray:
-    """Weights float32 [last - first, cells] of the mask's cells at pixel centres; a row sums to under 1 at the rim."""
+def _taps(low: float, high: float, first: int, last: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each pixel centre: the first of the two cells to mix, counted in a row with a zero cell at both ends, and the
+    second one's weight. int64 and float32 [last - first]."""
     centre = np.arange(first, last, dtype=np.float32) + np.float32(0.5)
     if last - first == 1 and not low <= centre[0] <= high:
         centre[0] = (low + high) / 2
-    position = (centre - np.float32(low)) * np.float32(cells / (high - low)) - np.float32(0.5)
-    distance = np.abs(position[:, None] - np.arange(cells, dtype=np.float32)[None, :])
-    return np.maximum(np.float32(0), np.float32(1) - distance)
+    position = (centre - np.float32(low)) * np.float32(cells / (high - low)) + np.float32(0.5)
+    cell = np.clip(np.floor(position).astype(np.int64), 0, cells)
+    return cell, position - cell
 
 
 def encode_crop(x: int, y: int, crop: np.ndarray, image_size: tuple[int, int]) -> dict[str, Any]:
