@@ -215,7 +215,7 @@ class _Output:
             self._size = frame.image.shape[:2]
         elif frame.image.shape[:2] != self._size:
             height, width = frame.image.shape[:2]
-            now = f"{self._video.source}: from frame {frame.number} on the picture is {width}x{height} pixels"
+            now = f"{self._video}: from frame {frame.number} on the picture is {width}x{height} pixels"
             self._tell(f"{now}; in the annotated video it is scaled to the first one's size")
             self._size = (height, width)
         if self._out is None:

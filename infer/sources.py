@@ -18,6 +18,7 @@ from ..errors import UserError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".mjpeg")
 _PATTERN = "*?["
+_DEVICE = "/dev/video"
 _LISTED = 50_000  # names in memory at once
 
 
@@ -63,7 +64,7 @@ def source_kind(source: str | Path) -> str:
         return "video"
     if not path.exists() and path.suffix.lower() in VIDEO_EXTENSIONS and not any(sign in text for sign in _PATTERN):
         return "video"
-    if (text.isdecimal() and not path.exists()) or path.is_char_device():
+    if (text.isdecimal() and not path.exists()) or text.startswith(_DEVICE):
         return "camera"
     return "images"
 

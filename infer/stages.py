@@ -94,20 +94,28 @@ def batch_size(detector: Detector, wanted: int | None) -> int:
 
 
 def grouped(shots: Iterable[Shot], detector: Detector, size: int) -> Iterator[Group]:
-    """Neighbours whose images get the same canvas, at most `size` together; those without an image go along."""
+    """Neighbours whose images get the same canvas, at most `size` together; those without an image go along.
+
+    A group is given as soon as it is full, and what is there when `shots` fails is given before its error.
+    """
     group: list[Shot] = []
     canvas = None
-    count = 0
-    for shot in shots:
-        mine = canvas
-        if shot.image is not None:
-            mine = detector.preprocess.canvas(detector.preprocess.place(*shot.image.shape[:2]))
-        if group and (count == size or (count and mine != canvas) or len(group) >= 4 * size):
+    try:
+        for shot in shots:
+            if shot.image is not None:
+                mine = detector.preprocess.canvas(detector.preprocess.place(*shot.image.shape[:2]))
+                if canvas not in (None, mine):
+                    yield Group(group)
+                    group = []
+                canvas = mine
+            group.append(shot)
+            if len(group) >= size:
+                yield Group(group)
+                group, canvas = [], None
+    except Exception:
+        if group:
             yield Group(group)
-            group, count = [], 0
-        group.append(shot)
-        count += shot.image is not None
-        canvas = mine
+        raise
     if group:
         yield Group(group)
 

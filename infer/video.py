@@ -22,6 +22,7 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 DEFAULT_RATE = 25.0  # frames per second where a source tells none
 TRIES = 6  # to open a lost stream again, the waits doubling: half a minute in all
 _FIRST_WAIT = 0.5
+_ENDLESS = 1e9  # FFmpeg gives such counts for files without a length, e.g. of a killed recording
 _OPEN_TIMEOUT, _READ_TIMEOUT = 10_000, 5_000  # milliseconds
 
 
@@ -74,13 +75,16 @@ class Video:
             raise UserError(f"{source}: not found; check the video's path")
         self._capture = self._open(self.source)
         if not self._capture.isOpened():
-            raise UserError(f"{self.source}: {_WHY[self.kind]}")
+            raise UserError(f"{self}: {_WHY[self.kind]}")
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = float(rate) if math.isfinite(rate) and 0.1 <= rate <= 1000 else DEFAULT_RATE
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.count = int(count) if math.isfinite(count) and count > 0 else 0
+        self.count = int(count) if 0 < count < _ENDLESS else 0
         self.live = self.kind == "camera" or (self.kind == "stream" and not self.count)
         self.broken = self.reconnects = 0
+
+    def __str__(self) -> str:
+        return f"camera {self.source}" if self.kind == "camera" else self.source
 
     @property
     def name(self) -> str:
@@ -95,42 +99,43 @@ class Video:
         Raises:
             UserError: nothing could be read, or a live source was lost and did not come back.
         """
-        number = 0
+        number = read = 0
         start = None
         try:
             while True:
-                if not self._capture.grab() and not self._go_on(number):
+                failed = self._grab(number)
+                if failed is None:
                     break
+                number += failed
                 good, image = self._capture.retrieve()
                 if good and image is not None:
                     start = time.perf_counter() if start is None else start
                     yield Frame(number, time.perf_counter() - start if self.live else number / self.rate, image)
-                else:
-                    self.broken += 1
+                    read += 1
                 number += 1
+                self.broken = number - read
         finally:
             self._capture.release()
-        read = number - self.broken
         if not read:
-            raise UserError(f"{self.source}: holds no frame that can be read")
-        if self.count > read + self.broken + 1:  # counts are estimates in some containers, off by one
-            self._tell(
-                f"{self.source}: cut short or damaged: it says it holds {self.count} frames, {read} could be read"
-            )
+            raise UserError(f"{self}: holds no frame that can be read")
+        if self.count > number + 1:  # counts are estimates in some containers, off by one
+            self._tell(f"{self}: cut short or damaged: it says it holds {self.count} frames, {read} could be read")
 
-    def _go_on(self, number: int) -> bool:
-        """After a grab that failed: whether another one succeeded."""
+    def _grab(self, number: int) -> int | None:
+        """Go to the next frame; how many could not be got before it, or None at the end."""
+        if self._capture.grab():
+            return 0
         if self.live:
-            return self._reconnect()
+            self._reconnect()
+            return 0
         # The end, as a rule; a damaged file may have good frames behind the bad ones.
         for failed in range(1, 4):
             if number + failed < self.count and self._capture.grab():
-                self.broken += failed
-                return True
-        return False
+                return failed
+        return None
 
-    def _reconnect(self) -> bool:
-        """Open a lost live source again, waiting longer each time.
+    def _reconnect(self) -> None:
+        """Open a lost live source again and go to its first frame, waiting longer each time.
 
         Raises:
             UserError: it stayed lost.
@@ -138,16 +143,16 @@ class Video:
         self._capture.release()
         wait = _FIRST_WAIT
         for attempt in range(1, TRIES + 1):
-            self._tell(f"{self.source}: lost; opening it again in {wait:g} s (try {attempt} of {TRIES})")
+            self._tell(f"{self}: lost; opening it again in {wait:g} s (try {attempt} of {TRIES})")
             self._wait(wait)
             wait *= 2
             self._capture = self._open(self.source)
             if self._capture.isOpened() and self._capture.grab():
                 self.reconnects += 1
-                self._tell(f"{self.source}: back again")
-                return True
+                self._tell(f"{self}: back again")
+                return
             self._capture.release()
-        raise UserError(f"{self.source}: lost, and not back after {TRIES} tries")
+        raise UserError(f"{self}: lost, and not back after {TRIES} tries")
 
 
 _WHY = {

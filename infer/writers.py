@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -34,11 +36,17 @@ class VideoWriter:
         self.path, self.part = path, path.with_name(f"{path.stem}.part.avi")
         self.frames = 0
         self._rate, self._size = rate, size
+        self._spill: _Spill | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = _open_writer(self.part, "XVID", rate, size)
+        if hasattr(os, "mkfifo"):
+            self._writer, self._spill = _open_unbuffered(self.part, rate, size)
+        else:
+            self._writer = _open_writer(self.part, "XVID", rate, size)
 
     def write(self, image: np.ndarray) -> None:
         """Add one picture, uint8 [h, w, 3] BGR."""
+        if self._spill is not None:
+            self._spill.raise_error()
         if image.shape[:2] != self._size:
             image = _fit(image, self._size)
         self._writer.write(image)
@@ -51,9 +59,12 @@ class VideoWriter:
             UserError: the file holds less than what was written, e.g. because the disk is full. The AVI file is kept.
         """
         self._writer.release()
+        if self._spill is not None:
+            self._spill.join()
+            self._spill.raise_error()
         temporary = self.path.with_name(f".{self.path.stem}.part.mp4")
         try:
-            frames = _copy_frames(self.part, temporary, self._rate, self._size)
+            frames = _to_mp4(self.part, temporary, self._rate, self._size, packets=self.frames > 1)
             if frames != self.frames:
                 raise UserError(
                     f"{self.part}: holds {frames} of {self.frames} frames; is there room on the disk? It is kept as is"
@@ -65,28 +76,78 @@ class VideoWriter:
         return self.path
 
 
+class _Spill(threading.Thread):
+    """Copies what comes out of a pipe into a file, at once: into a file FFmpeg itself writes 256 KB at a time, many
+    seconds of video, which would be lost with a killed process; into a pipe, every picture."""
+
+    def __init__(self, pipe: int, path: Path) -> None:
+        super().__init__(daemon=True)
+        self._pipe, self._path = pipe, path
+        self._error: OSError | None = None
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+
+    def run(self) -> None:
+        """Until the pipe is closed. After an error it reads on, so that nobody waits for it."""
+        while content := os.read(self._pipe, 1 << 16):
+            try:
+                while content and self._error is None:
+                    content = content[os.write(self._file, content) :]
+            except OSError as error:
+                self._error = error
+        os.close(self._file)
+        os.close(self._pipe)
+
+    def raise_error(self) -> None:
+        """UserError if the file could not be written."""
+        if self._error is not None:
+            raise UserError(f"{self._path}: cannot be written: {self._error.strerror or self._error}")
+
+
+def _open_unbuffered(path: Path, rate: float, size: tuple[int, int]) -> tuple[cv2.VideoWriter, _Spill]:
+    """A writer of AVI whose every picture is in the file once it is compressed."""
+    with tempfile.TemporaryDirectory() as folder:
+        name = Path(folder) / "video.avi"  # OpenCV goes by the ending
+        os.mkfifo(name)
+        pipe = os.open(name, os.O_RDONLY | os.O_NONBLOCK)  # else it would wait for the other end
+        try:
+            writer = _open_writer(name, "XVID", rate, size)
+            os.set_blocking(pipe, True)
+            spill = _Spill(pipe, path)
+        except BaseException as error:
+            os.close(pipe)
+            if isinstance(error, OSError):
+                raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+            raise
+    spill.start()
+    return writer, spill
+
+
 def _open_writer(path: Path, codec: str, rate: float, size: tuple[int, int], *parameters: int) -> cv2.VideoWriter:
     code = cv2.VideoWriter.fourcc(*codec)
     writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, code, rate, (size[1], size[0]), list(parameters))
     if not writer.isOpened():
-        raise UserError(
-            f"{path}: cannot be written as a video of {size[1]}x{size[0]} pixels at {rate:g} frames a second"
-        )
+        raise UserError(f"{path.name}: OpenCV cannot write a video of {size[1]}x{size[0]} pixels at {rate:g} fps here")
     return writer
 
 
-def _copy_frames(source: Path, target: Path, rate: float, size: tuple[int, int]) -> int:
-    """Move the compressed pictures of one file into another, and count them."""
-    capture = cv2.VideoCapture(str(source), cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
-    writer = _open_writer(target, "mp4v", rate, size, cv2.VIDEOWRITER_PROP_RAW_VIDEO, 1)
+def _to_mp4(source: Path, target: Path, rate: float, size: tuple[int, int], packets: bool) -> int:
+    """Move the frames of a file into another, as they are where `packets`, else decoded; and count them.
+
+    A single frame moved as it is would last no time, and players would not show it.
+    """
+    capture = cv2.VideoCapture(str(source), cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1] if packets else [])
+    # Without so long an interval, OpenCV would mark every frame as one to start playing from.
+    settings = (cv2.VIDEOWRITER_PROP_RAW_VIDEO, 1, cv2.VIDEOWRITER_PROP_KEY_INTERVAL, 1 << 30)
+    writer = _open_writer(target, "mp4v", rate, size, *(settings if packets else ()))
     frames = 0
     try:
         while True:
-            good, packet = capture.read()
+            good, content = capture.read()
             if not good:
                 return frames
-            writer.set(cv2.VIDEOWRITER_PROP_KEY_FLAG, capture.get(cv2.CAP_PROP_LRF_HAS_KEY_FRAME))
-            writer.write(packet)
+            if packets:
+                writer.set(cv2.VIDEOWRITER_PROP_KEY_FLAG, capture.get(cv2.CAP_PROP_LRF_HAS_KEY_FRAME))
+            writer.write(content)
             frames += 1
     finally:
         capture.release()
