@@ -54,6 +54,13 @@ class Channel:
             self._changed.notify_all()
             return True
 
+    def wait_for_room(self) -> bool:
+        """Wait until `put` would not have to; False if nobody takes any more."""
+        with self._changed:
+            while len(self._items) >= self._depth and not self._stopped:
+                self._changed.wait()
+            return not self._stopped
+
     def get(self, timeout: float | None = None) -> Any:
         """The next item, or END when the last one was taken; None if there is none after `timeout` seconds."""
         with self._changed:
@@ -211,7 +218,8 @@ def _read(source: Iterable[Any], outlet: Channel, result: PipelineResult, live: 
 def _work(name: str, function: Callable[[Any], Any], inlet: Channel, outlet: Channel, result: PipelineResult) -> None:
     times, number = result.stages[name], 0
     try:
-        while (parcel := inlet.get()) is not END:
+        # An item is taken only once there is room for what comes of it: a live one is then as new as can be.
+        while outlet.wait_for_room() and (parcel := inlet.get()) is not END:
             begin = time.perf_counter()
             parcel.value = function(parcel.value)
             times.add(time.perf_counter() - begin)

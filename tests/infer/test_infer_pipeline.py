@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from directdet.errors import UserError
+from directdet.infer import pipeline
 from directdet.infer.pipeline import END, Channel, Latencies, run_pipeline
 
 WAIT = 20  # seconds until a test gives up on another thread
@@ -96,6 +97,37 @@ def test_live_the_newest_wins():
     assert seen == [0, 49] and result.dropped == 48
 
 
+def test_live_items_do_not_wait_in_line():
+    """While the last stage works, one item is ready for it, and the one after that is the newest there is."""
+    begun, read_all, taken = threading.Event(), threading.Event(), threading.Event()
+    prepared = []
+
+    def source():
+        yield 0
+        assert begun.wait(WAIT)
+        for number in range(1, 50):
+            yield number
+            if number == 1:
+                assert taken.wait(WAIT)
+        read_all.set()
+
+    def prepare(value):
+        prepared.append(value)
+        if value == 1:
+            taken.set()
+        return value
+
+    def device(value):
+        begun.set()
+        assert read_all.wait(WAIT)
+        return value
+
+    seen = []
+    result = run_pipeline(source(), [("prepare", prepare), ("device", device)], seen.append, live=True)
+    result.raise_failure()
+    assert seen == prepared == [0, 1, 49] and result.dropped == 47
+
+
 @pytest.mark.parametrize("place", ["read", "prepare", "device", "write"])
 @pytest.mark.parametrize(
     "error", [UserError("file.mp4: broken"), RuntimeError("out of\n memory"), cv2.error("bad"), OSError("disk")]
@@ -155,7 +187,9 @@ def test_stop_signals_let_the_sink_finish(number):
         result.raise_failure()
 
 
-def test_a_signal_is_heard_while_nothing_arrives():
+def test_a_signal_is_heard_while_nothing_arrives(monkeypatch):
+    """Nor does a source that hangs keep the run from ending."""
+    monkeypatch.setattr(pipeline, "_PATIENCE", 0.1)
     release = threading.Event()
 
     def source():
