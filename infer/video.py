@@ -22,6 +22,7 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 DEFAULT_RATE = 25.0  # frames per second where a source tells none
 TRIES = 6  # to open a lost stream again, the waits doubling: half a minute in all
 _FIRST_WAIT = 0.5
+_FASTEST = {False: 1000.0, True: 120.0}  # frames per second; what tells more, as some streams do, tells nonsense
 _ENDLESS = 1e9  # FFmpeg gives such counts for files without a length, e.g. of a killed recording
 _OPEN_TIMEOUT, _READ_TIMEOUT = 10_000, 5_000  # milliseconds
 
@@ -76,11 +77,11 @@ class Video:
         self._capture = self._open(self.source)
         if not self._capture.isOpened():
             raise UserError(f"{self}: {_WHY[self.kind]}")
-        rate = self._capture.get(cv2.CAP_PROP_FPS)
-        self.rate = float(rate) if math.isfinite(rate) and 0.1 <= rate <= 1000 else DEFAULT_RATE
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.count = int(count) if 0 < count < _ENDLESS else 0
         self.live = self.kind == "camera" or (self.kind == "stream" and not self.count)
+        rate = self._capture.get(cv2.CAP_PROP_FPS)
+        self.rate = float(rate) if math.isfinite(rate) and 0.1 <= rate <= _FASTEST[self.live] else DEFAULT_RATE
         self.broken = self.reconnects = 0
 
     def __str__(self) -> str:

@@ -144,6 +144,14 @@ def test_another_size_on_the_way(detector, tmp_path, capsys, monkeypatch):
     assert len(lines) == 2 and "from frame 2 on the picture is 60x60" in lines[0] and "frame 4" in lines[1]
 
 
+@pytest.mark.parametrize("told,rate", [(0, 25), (float("nan"), 25), (90_000, 25), (600, 25), (12.5, 12.5)])
+def test_rates_that_streams_tell(told, rate):
+    video = stand_in(StandInCapture([frame(0)], rate=told, count=-1), source="rtsp://host/x")
+    assert (video.rate, video.count, video.live, video.name) == (rate, 0, True, "stream")
+    assert not stand_in(StandInCapture([frame(0)], count=10), source="http://host/clip.mp4").live
+    assert stand_in(StandInCapture([frame(0)], count=1 << 30), source="http://host/clip.avi").live
+
+
 def test_a_lost_stream_comes_back():
     waits, said = [], []
     captures = [
