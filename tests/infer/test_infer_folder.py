@@ -72,7 +72,7 @@ def test_order_does_not_depend_on_how_many_are_listed_at_once(tmp_path, monkeypa
     assert [images.name(path) for path in images] == [path.relative_to(tmp_path) for path in expected]
 
 
-@pytest.mark.parametrize("batch,calls", [(None, [1] * 7), (3, [3, 3, 1]), (7, [7]), (100, [7])])
+@pytest.mark.parametrize("batch,calls", [(None, [1] * 7), (3, [3, 3, 1]), (7, [7]), (8, [7])])
 def test_batches(detector, tmp_path, batch, calls):
     source = save(tmp_path / "in", *(f"{number}.png" for number in range(7)))
     run, sizes = detector.run, []
