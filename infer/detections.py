@@ -139,18 +139,17 @@ def paste_crop(mask: np.ndarray, box: np.ndarray, image_size: tuple[int, int]) -
     top, bottom = _pixel_span(y0, y1, height)
     if left >= right or top >= bottom:
         return left, top, np.zeros((max(0, bottom - top), max(0, right - left)), bool)
-    # Bilinear interpolation on a grid is separable. Not as matrix products, though those are shorter to write: a BLAS
-    # library would wake all its threads for each small mask, on cores that a network may be running on.
+    # Bilinear interpolation on a grid is separable: first along the mask's few rows, then whole rows are mixed. Not as
+    # matrix products, though those are shorter to write: a BLAS library would wake all its threads for each small mask,
+    # on cores that a network may be running on.
     padded = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2), np.float32)
     padded[1:-1, 1:-1] = mask
-    row, down = _taps(y0, y1, top, bottom, mask.shape[0])
     column, across = _taps(x0, x1, left, right, mask.shape[1])
-    tall = padded[row] + (padded[row + 1] - padded[row]) * down[:, None]  # [h, N + 2]
-    first = tall[:, column]
-    value = tall[:, column + 1]
-    value -= first
-    value *= across
-    value += first
+    row, down = _taps(y0, y1, top, bottom, mask.shape[0])
+    wide = padded[:, column] + (padded[:, column + 1] - padded[:, column]) * across  # [M + 2, w]
+    value = (wide[1:] - wide[:-1])[row]
+    value *= down[:, None]
+    value += wide[row]
     return left, top, value >= MASK_THRESHOLD
 
 

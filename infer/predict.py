@@ -119,17 +119,22 @@ def predict(
 
         def write(group: Group) -> None:
             for shot in group.shots:
-                line, picture = shot.output
-                if picture is not None:
-                    write_bytes_atomic(out / images.name(shot.source[1]), picture)
-                journal.add(line)
+                if shot.picture is not None:
+                    write_bytes_atomic(out / images.name(shot.source[1]), shot.picture)
+                journal.add(shot.line)
                 # Among others a broken image is worth a line of its own; the only one gets it below.
-                if "error" in line and len(images) > 1:
-                    console.print(f"skipped: {line['error']}", style="yellow", markup=False, soft_wrap=True)
+                if "error" in shot.line and len(images) > 1:
+                    console.print(f"skipped: {shot.line['error']}", style="yellow", markup=False, soft_wrap=True)
             advance(len(group.shots))
 
+        def finish(shot: Shot) -> None:
+            if pictures:
+                drawn = draw(shot.image, shot.found, detector.classes, crops=shot.crops)
+                shot.picture = _encode(drawn, images.name(shot.source[1]))
+            shot.image = shot.crops = None
+
         shots = _read(images, summary.n_resumed)
-        stages = detection_stages(detector, selection, lambda shot: _finish(shot, detector, images, pictures))
+        stages = detection_stages(detector, selection, lambda shot: _note(shot, detector), finish)
         summary.pipeline = run_pipeline(grouped(shots, detector, size), stages, write)
     done = summary.n_images + summary.n_skipped
     if summary.pipeline.failure is None and not summary.pipeline.interrupted:
@@ -249,20 +254,16 @@ def _read(images: Images, done: int) -> Iterator[Shot]:
             yield Shot((number, path), read_bgr(path))
         except UserError as error:
             line = {"image_id": number, "file_name": path.as_posix(), "error": str(error)}
-            yield Shot((number, path), None, output=(line, None))
+            yield Shot((number, path), None, line=line)
 
 
-def _finish(shot: Shot, detector: Detector, images: Images, pictures: bool) -> None:
-    """Make the line and the encoded picture of a shot."""
+def _note(shot: Shot, detector: Detector) -> None:
+    """Make the line of an image."""
     number, path = shot.source
     height, width = shot.image.shape[:2]
-    crops = shot.found.mask_crops()
-    found = shot.found.to_coco(number, detector.category_ids, crops)
-    line = {"image_id": number, "file_name": path.as_posix(), "width": width, "height": height, "detections": found}
-    picture = None
-    if pictures:
-        picture = _encode(draw(shot.image, shot.found, detector.classes, crops=crops), images.name(path))
-    shot.output, shot.image = (line, picture), None
+    found = shot.found.to_coco(number, detector.category_ids, shot.crops)
+    about = {"image_id": number, "file_name": path.as_posix(), "width": width, "height": height}
+    shot.line = {**about, "detections": found}
 
 
 def _refuse_overwriting(images: Images, out: Path) -> None:

@@ -145,17 +145,22 @@ def predict_video(
 
             def write(group: Group) -> bool:
                 for shot in group.shots:
-                    line, picture = shot.output
-                    output.write(shot.source, line, picture)
+                    output.write(shot.source, shot.line, shot.picture)
                     summary.n_frames += 1
                     summary.n_detections += len(shot.found)
-                    if window is not None and window.show(picture):
+                    if window is not None and window.show(shot.picture):
                         return True
                 advance(len(group.shots))
                 return limit is not None and summary.n_frames >= limit
 
             draws = window is not None or (pictures and out is not None)
-            stages = detection_stages(detector, selection, lambda shot: _finish(shot, detector, draws))
+
+            def finish(shot: Shot) -> None:
+                if draws:
+                    shot.picture = draw(shot.image, shot.found, detector.classes, crops=shot.crops)
+                shot.crops = None
+
+            stages = detection_stages(detector, selection, lambda shot: _note(shot, detector), finish)
             shots = _shots(video, None if video.live else limit)
             summary.pipeline = run_pipeline(grouped(shots, detector, size), stages, write, live=video.live)
     finally:
@@ -178,17 +183,15 @@ def _shots(video: Video, limit: int | None) -> Iterator[Shot]:
             return
 
 
-def _finish(shot: Shot, detector: Detector, draws: bool) -> None:
-    """Make the line and the annotated picture of a frame."""
+def _note(shot: Shot, detector: Detector) -> None:
+    """Make the line of a frame."""
     frame: Frame = shot.source
     height, width = shot.image.shape[:2]
-    crops = shot.found.mask_crops()
-    entries = shot.found.to_coco(frame.number, detector.category_ids, crops)
+    entries = shot.found.to_coco(frame.number, detector.category_ids, shot.crops)
     for entry, label in zip(entries, shot.found.labels, strict=True):
         entry["name"] = detector.classes[int(label)]
-    line = {"frame": frame.number, "time": round(frame.time, 4), "width": width, "height": height}
-    picture = draw(shot.image, shot.found, detector.classes, crops=crops) if draws else None
-    shot.output = ({**line, "detections": entries}, picture)
+    about = {"frame": frame.number, "time": round(frame.time, 4), "width": width, "height": height}
+    shot.line = {**about, "detections": entries}
 
 
 class _Output:

@@ -24,14 +24,17 @@ class Shot:
     Attributes:
         source: the caller's own: a path, a frame.
         image: uint8 [h, w, 3] BGR, or None where it could not be read.
-        found: what was found in it, once "draw" has run.
-        output: whatever `finish` made of it.
+        found, crops: the objects in it and their masks in its pixels, once "decode" has run.
+        line: what is to be written about it.
+        picture: the annotated image, or its bytes in a file.
     """
 
     source: Any
     image: np.ndarray | None
     found: Detections | None = None
-    output: Any = None
+    crops: list[tuple[int, int, np.ndarray]] | None = None
+    line: dict[str, Any] = field(default_factory=dict)
+    picture: Any = None
 
 
 @dataclass
@@ -121,9 +124,17 @@ def grouped(shots: Iterable[Shot], detector: Detector, size: int) -> Iterator[Gr
 
 
 def detection_stages(
-    detector: Detector, selection: Selection, finish: Callable[[Shot], None]
+    detector: Detector,
+    selection: Selection,
+    note: Callable[[Shot], None],
+    finish: Callable[[Shot], None],
 ) -> list[tuple[str, Callable[[Group], Group]]]:
-    """Stages of `pipeline.run_pipeline` for `Group`s. `finish` draws a shot or encodes it, in the last one's thread."""
+    """Stages of `pipeline.run_pipeline` for `Group`s: prepare, device, decode, draw.
+
+    Args:
+        note: called in "decode" for each shot whose objects were `found`, to make its results of them.
+        finish: called in "draw" after that, to draw and encode.
+    """
 
     def prepare(group: Group) -> Group:
         if readable := group.readable:
@@ -136,13 +147,20 @@ def detection_stages(
             group.batch = None
         return group
 
-    def draw(group: Group) -> Group:
+    def decode(group: Group) -> Group:
         for index, shot in enumerate(group.readable):
             shot.found = selection(detector.decode(group.raw, index, group.placements[index]))
+            shot.crops = shot.found.mask_crops()
+            note(shot)
+        group.raw = ()
+        return group
+
+    def draw(group: Group) -> Group:
+        for shot in group.readable:
             finish(shot)
         return group
 
-    return [("prepare", prepare), ("device", device), ("draw", draw)]
+    return [("prepare", prepare), ("device", device), ("decode", decode), ("draw", draw)]
 
 
 def coco_categories(detector: Detector) -> list[dict[str, Any]]:

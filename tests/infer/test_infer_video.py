@@ -76,7 +76,7 @@ def test_a_file_frame_by_frame(detector, tmp_path):
     assert (best["image_id"], best["category_id"], best["name"]) == (5, 1, "person")
     assert best["bbox"] == [10, 20, 50, 70] and best["segmentation"]["size"] == [96, 128]
     timing = json.loads((tmp_path / "out" / "clip.timing.json").read_text())
-    assert timing["frames"] == 37 and set(timing["stages"]) == {"read", "prepare", "device", "draw", "write"}
+    assert timing["frames"] == 37 and set(timing["stages"]) == {"read", "prepare", "device", "decode", "draw", "write"}
     assert set(timing["end_to_end"]) == {"mean_ms", "p50_ms", "p95_ms", "p99_ms"} and timing["fps"] > 0
 
 
