@@ -21,7 +21,10 @@ _JPEG_START, _JPEG_END = 0xD8, 0xD9
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 # Broken files are reported by this module in one line; OpenCV's own log lines would only repeat it without the name.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+if hasattr(cv2, "setLogLevel"):
+    cv2.setLogLevel(0)  # OpenCV 4
+else:
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:

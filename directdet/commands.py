@@ -242,39 +242,79 @@ def export(checkpoint: Path, out: Path, **options: Any) -> int:
 @click.command("infer")
 @click.argument("model", type=PATH)
 @click.argument("source")
-@click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder for pictures and detections.json.")
+@click.option("--out", type=PATH, metavar="DIR", help="Folder for annotated pictures or video, and detections.")
 @click.option("--score", type=click.FloatRange(0, 1), default=0.3, show_default=True, help="Leave out what is below.")
-@click.option("--pictures/--no-pictures", default=True, show_default=True, help="Write annotated pictures.")
+@click.option("--classes", metavar="NAME,...", help="Only these classes.")
+@click.option("--format", "results", type=click.Choice(["coco", "jsonl"]), help="[default: images coco, video jsonl]")
+@click.option("--pictures/--no-pictures", default=True, show_default=True, help="Write annotated pictures or video.")
+@click.option("--batch", type=click.IntRange(min=1), help="Images per batch.  [default: what the model takes, or 1]")
+@click.option("--resume", is_flag=True, help="Images: go on where a run into DIR was interrupted.")
+@click.option("--show", is_flag=True, help="Video: a window with what is found; q closes it.")
+@click.option("--frames", type=click.IntRange(min=1), help="Video: stop after so many.")
 @click.option("--runtime", type=click.Choice(["auto", *RUNTIMES]), default="auto", show_default=True)
 @device_option
 @threads_option
 @precision_option
-def infer(
-    model: Path,
-    source: str,
-    out: Path,
-    score: float,
-    pictures: bool,
-    runtime: str,
-    device: str,
-    threads: int | None,
-    precision: str | None,
-) -> None:
-    """Detect on images: annotated pictures and COCO-format JSON.
+def infer(model: Path, source: str, out: Path | None, classes: str | None, **options: Any) -> None:
+    """Detect on images, a video, a camera or a stream.
 
-    SOURCE is an image, a folder or a pattern in quotes such as 'folder/*.jpg'.
+    SOURCE is an image, a folder, a pattern in quotes such as 'folder/*.jpg', a video file, the number of a camera, or
+    the URL of a stream (rtsp://, http://). Ctrl-C closes all files, and an annotated video plays up to there; what a
+    killed run leaves is NAME.part.avi, which plays too.
     """
+    from .infer.sources import find_images, source_kind
+
+    if out is None and not options["show"]:
+        raise click.UsageError("nothing to do: give --out DIR, or --show for a video")
+    names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
+    loading = [options.pop(name) for name in ("runtime", "device", "threads", "precision")]
+    options["results"] = options["results"] or ("coco" if source_kind(source) == "images" else "jsonl")
+    if source_kind(source) == "images":
+        for name in ("show", "frames"):
+            if options.pop(name):
+                raise click.UsageError(f"--{name} is for videos, cameras and streams; {source} is none")
+        find_images(source)  # before a model is loaded for nothing
+        _infer_images(model, loading, source=source, out=out, classes=names, **options)
+    else:
+        if options.pop("resume"):
+            raise click.UsageError("--resume is for images; a video is run through from its start")
+        _infer_video(model, loading, source, out=out, classes=names, limit=options.pop("frames"), **options)
+
+
+def _infer_images(model: Path, loading: list[Any], **options: Any) -> None:
     from .infer.predict import predict
     from .infer.runtimes import load
-    from .infer.sources import find_images
 
-    find_images(source)  # before a model is loaded for nothing
-    summary = predict(load(model, runtime, device, threads, precision), source, out, score=score, pictures=pictures)
-    skipped = f", {len(summary.failures)} skipped" if summary.failures else ""
+    summary = predict(load(model, *loading), **options)
+    resumed = f" ({summary.n_resumed} of them done before)" if summary.n_resumed else ""
+    skipped = f", {summary.n_skipped} skipped" if summary.n_skipped else ""
     click.echo(
-        f"{summary.n_images} images{skipped}, {summary.n_detections} detections, {summary.seconds:.1f} s: "
+        f"{summary.n_images} images{resumed}{skipped}, {summary.n_detections} detections, {summary.seconds:.1f} s: "
         f"{summary.results_file}"
     )
+
+
+def _infer_video(model: Path, loading: list[Any], source: str, **options: Any) -> None:
+    from rich.console import Console
+
+    from .infer.predict_video import predict_video
+    from .infer.runtimes import load
+    from .infer.show import require_display
+    from .infer.video import Video
+
+    if options["show"]:
+        require_display()
+    video = Video(source, tell=lambda line: click.echo(click.style("note:", fg="yellow") + f" {line}", err=True))
+    summary = predict_video(load(model, *loading), video, **options)
+    Console().print(summary.table())
+    counts = [f"{summary.n_frames} frames", f"{summary.n_detections} detections", f"{summary.pipeline.seconds:.1f} s"]
+    for name in ("dropped", "broken", "reconnects"):
+        if number := getattr(summary, f"n_{name}"):
+            counts.append(f"{number} {name}")
+    share = f", {100 * summary.fps / summary.device_fps:.0f} % of the device stage alone" if summary.device_fps else ""
+    click.echo(f"{', '.join(counts)}; {summary.fps:.1f} fps{share}")
+    for path in summary.files:
+        click.echo(f"written: {path}")
 
 
 @click.command("benchmark")

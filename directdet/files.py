@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,18 @@ def write_bytes_atomic(path: str | os.PathLike[str], content: bytes) -> Path:
     Raises:
         UserError: the folder or file cannot be written.
     """
+    return write_pieces_atomic(path, (content,))
+
+
+def write_pieces_atomic(path: str | os.PathLike[str], pieces: Iterable[bytes]) -> Path:
+    """:func:`write_bytes_atomic` of content that need not be in memory as a whole."""
     target = Path(path)
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name[:64]}.", suffix=".tmp", dir=target.parent)
         with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
+            stream.writelines(pieces)
             stream.flush()
             os.fsync(stream.fileno())
         # mkstemp makes files private to the user; give the new file the rights an ordinary open() would have given.

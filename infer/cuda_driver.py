@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import math
 import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ class CudaDriver:
 
     def __init__(self, device: int = 0, library: Any = None) -> None:
         self._cuda = library if library is not None else _load_library()
+        self._context: ctypes.c_void_p | None = None
+        self._threads = threading.local()  # whether the context is current in this one
         self._call("cuInit", 0)
         count = ctypes.c_int()
         self._call("cuDeviceGetCount", ctypes.byref(count))
@@ -41,6 +44,9 @@ class CudaDriver:
         self._call("cuDeviceGet", ctypes.byref(self._device), device)
 
     def _call(self, name: str, *arguments: Any) -> None:
+        if self._context is not None and not getattr(self._threads, "ready", False):
+            self._threads.ready = True
+            self._call("cuCtxSetCurrent", self._context)  # contexts are each thread's own; a pipeline has several
         code = getattr(self._cuda, name)(*arguments)
         if code:
             text = ctypes.c_char_p()
@@ -73,10 +79,12 @@ class CudaDriver:
         return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
     def open(self) -> None:
-        """Make the device's primary context (the one torch and TensorRT share) current in this thread."""
+        """Make the device's primary context (the one torch and TensorRT share) current, in every thread that calls."""
         context = ctypes.c_void_p()
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), self._device)
+        self._threads.ready = True
         self._call("cuCtxSetCurrent", context)
+        self._context = context
 
     def stream(self) -> int:
         """Handle of a new stream."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,9 +59,11 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def above(self, score: float) -> Detections:
-        """The detections whose score is at least `score`."""
+    def above(self, score: float, labels: Sequence[int] | None = None) -> Detections:
+        """The detections whose score is at least `score` and, where `labels` are given, whose label is one of them."""
         keep = self.scores >= score
+        if labels is not None:
+            keep &= np.isin(self.labels, labels)
         masks = None if self.masks is None else self.masks[keep]
         return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], masks, self.image_size)
 
@@ -74,6 +77,10 @@ class Detections:
             raise ValueError("these detections have no masks")
         return paste_crop(self.masks[index], self.boxes[index], self.image_size)
 
+    def mask_crops(self) -> list[tuple[int, int, np.ndarray]] | None:
+        """`mask_crop` of every object, for those who need them twice; None without masks."""
+        return None if self.masks is None else [self.mask_crop(index) for index in range(len(self))]
+
     def full_masks(self) -> np.ndarray:
         """All masks in image pixels, bool [K, H, W]. K * H * W bytes: `mask_crop` is lighter."""
         full = np.zeros((len(self), *self.image_size), bool)
@@ -82,12 +89,18 @@ class Detections:
             full[index, y : y + crop.shape[0], x : x + crop.shape[1]] = crop
         return full
 
-    def to_coco(self, image_id: int, category_ids: tuple[int, ...] | list[int]) -> list[dict[str, Any]]:
+    def to_coco(
+        self,
+        image_id: int,
+        category_ids: tuple[int, ...] | list[int],
+        crops: list[tuple[int, int, np.ndarray]] | None = None,
+    ) -> list[dict[str, Any]]:
         """COCO result entries (`bbox` is xywh; `segmentation` is a compressed RLE where there are masks).
 
         Args:
             image_id: the id of this image in the annotation file.
             category_ids: label -> category id in the annotation file.
+            crops: what `mask_crops` gives, where it has been called already.
         """
         results = []
         for index, (box, score, label) in enumerate(zip(self.boxes, self.scores, self.labels, strict=True)):
@@ -99,7 +112,8 @@ class Detections:
                 "score": float(score),
             }
             if self.masks is not None:
-                entry["segmentation"] = encode_crop(*self.mask_crop(index), self.image_size)
+                crop = self.mask_crop(index) if crops is None else crops[index]
+                entry["segmentation"] = encode_crop(*crop, self.image_size)
             results.append(entry)
         return results
 
@@ -125,10 +139,18 @@ def paste_crop(mask: np.ndarray, box: np.ndarray, image_size: tuple[int, int]) -
     top, bottom = _pixel_span(y0, y1, height)
     if left >= right or top >= bottom:
         return left, top, np.zeros((max(0, bottom - top), max(0, right - left)), bool)
-    # Bilinear interpolation on a grid is separable: two small matrix products, with no per-pixel gather.
-    rows = _interpolation(y0, y1, top, bottom, mask.shape[0])  # [h, M]
-    columns = _interpolation(x0, x1, left, right, mask.shape[1])  # [w, N]
-    return left, top, (rows @ mask @ columns.T) >= MASK_THRESHOLD
+    # Bilinear interpolation on a grid is separable: first along the mask's few rows, then whole rows are mixed. Not as
+    # matrix products, though those are shorter to write: a BLAS library would wake all its threads for each small mask,
+    # on cores that a network may be running on.
+    padded = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2), np.float32)
+    padded[1:-1, 1:-1] = mask
+    column, across = _taps(x0, x1, left, right, mask.shape[1])
+    row, down = _taps(y0, y1, top, bottom, mask.shape[0])
+    wide = padded[:, column] + (padded[:, column + 1] - padded[:, column]) * across  # [M + 2, w]
+    value = (wide[1:] - wide[:-1])[row]
+    value *= down[:, None]
+    value += wide[row]
+    return left, top, value >= MASK_THRESHOLD
 
 
 def _pixel_span(low: float, high: float, limit: int) -> tuple[int, int]:
@@ -142,14 +164,15 @@ def _pixel_span(low: float, high: float, limit: int) -> tuple[int, int]:
     return min(first, limit), min(max(last, 0), limit)
 
 
-def _interpolation(low: float, high: float, first: int, last: int, cells: int) -> np.ndarray:
-    """Weights float32 [last - first, cells] of the mask's cells at pixel centres; a row sums to under 1 at the rim."""
+def _taps(low: float, high: float, first: int, last: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each pixel centre: the first of the two cells to mix, counted in a row with a zero cell at both ends, and the
+    second one's weight. int64 and float32 [last - first]."""
     centre = np.arange(first, last, dtype=np.float32) + np.float32(0.5)
     if last - first == 1 and not low <= centre[0] <= high:
         centre[0] = (low + high) / 2
-    position = (centre - np.float32(low)) * np.float32(cells / (high - low)) - np.float32(0.5)
-    distance = np.abs(position[:, None] - np.arange(cells, dtype=np.float32)[None, :])
-    return np.maximum(np.float32(0), np.float32(1) - distance)
+    position = (centre - np.float32(low)) * np.float32(cells / (high - low)) + np.float32(0.5)
+    cell = np.clip(np.floor(position).astype(np.int64), 0, cells)
+    return cell, position - cell
 
 
 def encode_crop(x: int, y: int, crop: np.ndarray, image_size: tuple[int, int]) -> dict[str, Any]:

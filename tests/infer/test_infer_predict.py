@@ -31,7 +31,7 @@ def test_find_images(tmp_path):
     (tmp_path / ".hidden.png").write_bytes(b"x")
     assert [path.name for path in find_images(tmp_path)] == ["a.jpg", "b.PNG"]
     assert [path.name for path in find_images(f"{tmp_path}/**/*.*")] == ["a.jpg", "b.PNG", "c.bmp"]
-    assert find_images(tmp_path / "a.jpg") == [tmp_path / "a.jpg"]
+    assert list(find_images(tmp_path / "a.jpg")) == [tmp_path / "a.jpg"]
     (tmp_path / "empty").mkdir()
     for source, message in (
         ("missing.jpg", "not found"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -221,3 +222,20 @@ def test_driver_errors_are_named():
         CudaDriver(library=cuda).stream()
     with pytest.raises(UserError, match="has 1 NVIDIA GPU"):
         CudaDriver(3, library=cuda)
+
+
+def test_each_thread_gets_the_context():
+    """A pipeline runs the network in a thread of its own, where no context is current until somebody sees to it."""
+    cuda = FakeCuda()
+    driver = CudaDriver(0, cuda)
+    driver.open()
+    stream = driver.stream()
+    buffer = driver.buffer((2, 3), np.dtype(np.float32))
+    assert cuda.log.count("cuCtxSetCurrent") == 1
+    for count in (2, 3):
+        thread = threading.Thread(target=lambda: [buffer.upload(stream), buffer.download(stream)])
+        thread.start()
+        thread.join()
+        assert cuda.log.count("cuCtxSetCurrent") == count
+    buffer.free()
+    assert cuda.log.count("cuCtxSetCurrent") == 3

@@ -1,0 +1,422 @@
+"""Videos, cameras and streams: reading, writing, and what goes wrong with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from tiny_artefact import write_artefact
+from videos import StandInCapture, frame, number_of, read_video, write_video
+
+from directdet import cli
+from directdet.errors import UserError
+from directdet.infer.predict_video import predict_video
+from directdet.infer.runtimes import load
+from directdet.infer.sources import source_kind
+from directdet.infer.video import TRIES, Video
+from directdet.infer.writers import VideoWriter
+
+
+@pytest.fixture
+def detector(artefact):
+    return load(artefact, device="cpu", threads=1)
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "source,kind",
+    [
+        ("0", "camera"),
+        ("/dev/video7", "camera"),
+        ("rtsp://host/x", "stream"),
+        ("http://host/clip.mp4", "stream"),
+        ("clip.mp4", "video"),
+        ("nowhere.MOV", "video"),
+        ("folder", "images"),
+        ("7", "images"),
+        ("shots/*.png", "images"),
+        ("a.png", "images"),
+    ],
+)
+def test_source_kind(source, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clip.mp4").write_bytes(b"x")
+    (tmp_path / "7").mkdir()
+    assert source_kind(source) == kind
+
+
+def test_a_file_frame_by_frame(detector, tmp_path):
+    source = write_video(tmp_path / "clip.mp4", 37)
+    video = Video(source)
+    assert (video.name, video.live, video.rate, video.count) == ("clip", False, 20.0, 37)
+    summary = predict_video(detector, video, tmp_path / "out", progress=False)
+    assert (summary.n_frames, summary.n_detections, summary.n_dropped, summary.n_broken) == (37, 74, 0, 0)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clip.jsonl", "clip.mp4", "clip.timing.json"]
+    drawn = read_video(tmp_path / "out" / "clip.mp4")
+    assert [number_of(image) for image in drawn] == [number % 16 for number in range(37)]
+    assert cv2.VideoCapture(str(tmp_path / "out" / "clip.mp4")).get(cv2.CAP_PROP_FPS) == 20.0
+    assert np.ptp(drawn[0].astype(int)) > 50, "nothing was drawn"
+    lines = lines_of(tmp_path / "out" / "clip.jsonl")
+    assert [line["frame"] for line in lines] == list(range(37))
+    assert lines[36]["time"] == pytest.approx(36 / 20) and (lines[0]["width"], lines[0]["height"]) == (128, 96)
+    best = lines[5]["detections"][0]
+    assert (best["image_id"], best["category_id"], best["name"]) == (5, 1, "person")
+    assert best["bbox"] == [10, 20, 50, 70] and best["segmentation"]["size"] == [96, 128]
+    timing = json.loads((tmp_path / "out" / "clip.timing.json").read_text())
+    assert timing["frames"] == 37 and set(timing["stages"]) == {"read", "prepare", "device", "decode", "draw", "write"}
+    assert set(timing["end_to_end"]) == {"mean_ms", "p50_ms", "p95_ms", "p99_ms"} and timing["fps"] > 0
+
+
+def test_coco_classes_score_and_no_pictures(detector, tmp_path):
+    source = write_video(tmp_path / "clip.avi", 5)
+    options = {"results": "coco", "classes": ["dog"], "pictures": False, "progress": False, "limit": 3}
+    assert predict_video(detector, Video(source), tmp_path / "out", **options).n_detections == 3
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clip.json", "clip.timing.json"]
+    content = json.loads((tmp_path / "out" / "clip.json").read_text())
+    assert [image["id"] for image in content["images"]] == [0, 1, 2] and len(content["categories"]) == 3
+    assert {entry["category_id"] for entry in content["annotations"]} == {18}
+    assert predict_video(detector, Video(source), tmp_path / "out", score=0.95, progress=False).n_detections == 0
+    with pytest.raises(UserError, match="no class 'dgo'; did you mean 'dog'"):
+        predict_video(detector, Video(source), tmp_path / "out", classes=["dgo"])
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_batches_change_nothing(batch, tmp_path):
+    detector = load(write_artefact(tmp_path / "model", batch="batch"), device="cpu", threads=1)
+    source = write_video(tmp_path / "clip.mp4", 10)
+    summary = predict_video(detector, Video(source), tmp_path / "out", batch=batch, progress=False)
+    assert summary.n_frames == 10 and summary.pipeline.items == -(-10 // batch)
+    assert [number_of(image) for image in read_video(tmp_path / "out" / "clip.mp4")] == list(range(10))
+
+
+def test_the_source_is_not_overwritten(detector, tmp_path):
+    source = write_video(tmp_path / "clip.mp4", 3)
+    before = source.read_bytes()
+    with pytest.raises(UserError, match="overwrite the source video"):
+        predict_video(detector, Video(source), tmp_path, progress=False)
+    assert source.read_bytes() == before
+
+
+def stand_in(*captures: StandInCapture, source: str = "clip.mp4", **options) -> Video:
+    """A `Video` whose captures come from the list."""
+    supply = iter(captures)
+    return Video(source, open_capture=lambda _: next(supply), **options)
+
+
+def test_broken_frames_are_skipped_and_counted(detector, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clip.mp4").write_bytes(b"x")
+    script = [frame(0), None, frame(2), "end", frame(4), None, frame(6)]
+    video = stand_in(StandInCapture(script, count=7))
+    summary = predict_video(detector, video, tmp_path / "out", progress=False)
+    assert (summary.n_frames, summary.n_broken) == (4, 3)
+    assert [line["frame"] for line in lines_of(tmp_path / "out" / "clip.jsonl")] == [0, 2, 4, 6]
+    assert [number_of(image) for image in read_video(tmp_path / "out" / "clip.mp4")] == [0, 2, 4, 6]
+
+
+def test_another_size_on_the_way(detector, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clip.mp4").write_bytes(b"x")
+    video = stand_in(StandInCapture([frame(0), frame(1), frame(2, 60, 60), frame(3, 60, 60), frame(4)], count=5))
+    summary = predict_video(detector, video, tmp_path / "out", progress=False)
+    assert summary.n_frames == 5
+    drawn = read_video(tmp_path / "out" / "clip.mp4")
+    assert {image.shape for image in drawn} == {(96, 128, 3)} and len(drawn) == 5
+    assert drawn[2][:, :8].max() < 20, "a square picture has black at both sides"
+    assert [(line["width"], line["height"]) for line in lines_of(tmp_path / "out" / "clip.jsonl")][1:3] == [
+        (128, 96),
+        (60, 60),
+    ]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "from frame 2 on the picture is 60x60" in lines[0] and "frame 4" in lines[1]
+
+
+@pytest.mark.parametrize("told,rate", [(0, 25), (float("nan"), 25), (90_000, 25), (600, 25), (12.5, 12.5)])
+def test_rates_that_streams_tell(told, rate):
+    video = stand_in(StandInCapture([frame(0)], rate=told, count=-1), source="rtsp://host/x")
+    assert (video.rate, video.count, video.live, video.name) == (rate, 0, True, "stream")
+    assert not stand_in(StandInCapture([frame(0)], count=10), source="http://host/clip.mp4").live
+    assert stand_in(StandInCapture([frame(0)], count=1 << 30), source="http://host/clip.avi").live
+
+
+def test_a_lost_stream_comes_back():
+    waits, said = [], []
+    captures = [
+        StandInCapture([frame(0), frame(1), "end"]),
+        StandInCapture([], opens=False),
+        StandInCapture(["end"]),
+        StandInCapture([frame(2), frame(3)]),
+    ]
+    never = [StandInCapture([], opens=False) for _ in range(TRIES)]
+    video = stand_in(*captures, *never, source="rtsp://host/x", tell=said.append, wait=waits.append)
+    got = []
+    with pytest.raises(UserError, match=rf"rtsp://host/x: lost, and not back after {TRIES} tries"):
+        for picture in video.frames():
+            got.append((picture.number, number_of(picture.image)))
+    assert got == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    assert video.live and video.reconnects == 1
+    assert waits == [0.5, 1, 2] + [0.5 * 2**attempt for attempt in range(TRIES)]
+    assert said[0] == f"rtsp://host/x: lost; opening it again in 0.5 s (try 1 of {TRIES})" and said[3].endswith(
+        "back again"
+    )
+    assert all(capture.released for capture in captures)
+
+
+def test_a_stream_lost_for_good_leaves_whole_files(detector, tmp_path):
+    captures = [StandInCapture([frame(0)]), *(StandInCapture([], opens=False) for _ in range(TRIES))]
+    video = stand_in(*captures, source="rtsp://host/x", wait=lambda seconds: None)
+    with pytest.raises(UserError, match="not back after"):
+        predict_video(detector, video, tmp_path / "out", progress=False)
+    assert len(read_video(tmp_path / "out" / "stream.mp4")) == 1
+    assert len(lines_of(tmp_path / "out" / "stream.jsonl")) == 1
+    assert not list((tmp_path / "out").glob("*part*"))
+
+
+def test_live_video_keeps_the_clocks_time(detector, tmp_path, monkeypatch):
+    """A source of 10 frames a second of which few are taken: each stands in the video until the next one's time."""
+    times = [0.0, 0.31, 0.52, 5.0, 5.1]
+    video = stand_in(StandInCapture([frame(0)], rate=10), source="0")
+    monkeypatch.setattr(
+        video,
+        "frames",
+        lambda: iter([type("F", (), {"number": n, "time": t, "image": frame(n)}) for n, t in enumerate(times)]),
+    )
+    monkeypatch.setattr(video, "live", False)  # so that none is dropped here
+    from directdet.infer import predict_video as module
+
+    written = []
+    monkeypatch.setattr(module._Output, "_repeats", _recorded(module._Output._repeats, written))
+    predict_video(detector, video, tmp_path / "out", progress=False)
+    assert written == [1, 3, 2, 10, 1]
+    assert len(read_video(tmp_path / "out" / "camera-0.mp4")) == 17
+
+
+def _recorded(repeats, written):
+    def record(self, picture):
+        self._video.live = True
+        written.append(repeats(self, picture))
+        return written[-1]
+
+    return record
+
+
+def test_what_cannot_be_opened_has_one_line(capsys, artefact, tmp_path):
+    (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(3000))
+    (tmp_path / "empty.avi").write_bytes(b"")
+    whole = write_video(tmp_path / "whole.mp4", 30).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])  # its index was at the end
+    for source, text in (
+        ("97", "camera 97: no such camera"),
+        (tmp_path / "nowhere.mp4", "not found"),
+        (tmp_path / "noise.mp4", "not a video that can be read"),
+        (tmp_path / "empty.avi", "not a video that can be read"),
+        (tmp_path / "cut.mp4", "cut short before its index"),
+        ("rtsp://127.0.0.1:9/x", "the stream cannot be opened"),
+    ):
+        code = cli.main(["infer", str(artefact), str(source), "--out", str(tmp_path / "out")])
+        output = capsys.readouterr()
+        lines = output.err.splitlines()
+        assert code == 1 and not output.out and len(lines) == 1 and text in lines[0], lines
+        assert str(source) in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_video_gives_its_frames_and_one_line(capsys, artefact, tmp_path):
+    whole = write_video(tmp_path / "whole.avi", 120).read_bytes()
+    (tmp_path / "cut.avi").write_bytes(whole[: len(whole) * 6 // 10])
+    code = cli.main(["infer", str(artefact), str(tmp_path / "cut.avi"), "--out", str(tmp_path / "out")])
+    lines = capsys.readouterr().err.splitlines()
+    count = len(read_video(tmp_path / "cut.avi"))
+    assert code == 0 and 0 < count < 120
+    assert len(lines) == 1 and f"it says it holds 120 frames, {count} could be read" in lines[0]
+    assert len(read_video(tmp_path / "out" / "cut.mp4")) == count == len(lines_of(tmp_path / "out" / "cut.jsonl"))
+
+
+def test_options_that_do_not_fit(capsys, artefact, tmp_path, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    video = str(write_video(tmp_path / "clip.mp4", 2))
+    cv2.imwrite(str(tmp_path / "a.png"), frame(0))
+    picture, out = str(tmp_path / "a.png"), str(tmp_path / "out")
+    for arguments, code, text in (
+        ((video,), 2, "give --out DIR"),
+        ((video, "--out", out, "--resume"), 2, "--resume is for images"),
+        ((picture, "--out", out, "--frames", "3"), 2, "--frames is for videos"),
+        ((picture, "--show"), 2, "--show is for videos"),
+        ((video, "--out", out, "--batch", "2"), 1, "takes 1 at most"),
+        ((video, "--out", out, "--classes", "persn"), 1, "did you mean 'person'"),
+    ):
+        assert cli.main(["infer", str(artefact), *arguments]) == code, arguments
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and text in lines[0], lines
+    if sys.platform.startswith("linux"):
+        assert cli.main(["infer", str(artefact), video, "--show"]) == 1
+        assert "there is no display here" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", [(96, 128), (97, 131), (16, 16)])
+@pytest.mark.parametrize("rate", [10.0, 29.97, 60.0])
+def test_writer(size, rate, tmp_path):
+    """Counts, rate, order, and where a player may start are those of a file that OpenCV writes straight away."""
+    writer = VideoWriter(tmp_path / "a.mp4", rate, size)
+    for number in range(30):
+        writer.write(frame(number, *size))
+    assert not (tmp_path / "a.mp4").exists() and (tmp_path / "a.part.avi").exists()
+    assert writer.finish() == tmp_path / "a.mp4"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+    assert [number_of(image) for image in read_video(tmp_path / "a.mp4")] == [number % 16 for number in range(30)]
+    capture = cv2.VideoCapture(str(tmp_path / "a.mp4"))
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(rate, rel=1e-3)
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 30
+    capture = cv2.VideoCapture(str(tmp_path / "a.mp4"), cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
+    starts, whole = [], []
+    for number in range(30):
+        packet = capture.read()[1].tobytes()
+        starts += [number] if capture.get(cv2.CAP_PROP_LRF_HAS_KEY_FRAME) else []
+        # A picture's kind is in the two bits after its start code; 0 is one that needs no other.
+        whole += [number] if packet[packet.index(b"\0\0\1\xb6") + 4] >> 6 == 0 else []
+    assert starts == whole and 0 in starts and len(starts) < 10
+
+
+def test_a_disk_that_is_full_is_noticed(tmp_path):
+    writer = VideoWriter(tmp_path / "a.mp4", 10, (96, 128))
+    writer.write(frame(0))
+    writer.frames += 1  # as if OpenCV had lost one without a word
+    with pytest.raises(UserError, match=r"a\.part\.avi: holds 1 of 2 frames"):
+        writer.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.part.avi"]
+    if Path("/dev/full").exists():
+        (tmp_path / "b.part.avi").symlink_to("/dev/full")
+        writer = VideoWriter(tmp_path / "b.mp4", 10, (96, 128))
+        with pytest.raises(UserError, match=r"b\.part\.avi: cannot be written: No space left"):
+            for number in range(1000):
+                writer.write(frame(number))
+            writer.finish()
+
+
+# Started with a model that takes its time, so that the signal finds it at work.
+_SLOW = """
+import sys, time
+from directdet import cli
+from directdet.infer import runtimes
+run = runtimes.Detector.run
+def slow(self, batch):
+    time.sleep(0.005)
+    return run(self, batch)
+runtimes.Detector.run = slow
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def start_and_wait(artefact: Path, source: Path, out: Path, lines: int) -> subprocess.Popen:
+    """`directdet infer` in a process of its own, once it has written so many lines."""
+    arguments = ["infer", str(artefact), str(source), "--out", str(out), "--device", "cpu", "--threads", "1"]
+    process = subprocess.Popen([sys.executable, "-c", _SLOW, *arguments], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    file = out / f"{source.stem}.jsonl"
+    while not file.is_file() or file.read_bytes().count(b"\n") < lines:
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_a_video_that_plays(number, artefact, tmp_path):
+    source = write_video(tmp_path / "clip.mp4", 5000)
+    process = start_and_wait(artefact, source, tmp_path / "out", 30)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    lines = lines_of(tmp_path / "out" / "clip.jsonl")
+    assert process.returncode == 130 and 30 <= len(lines) < 5000
+    assert [line for line in errors.splitlines() if line] == [f"stopped after {len(lines)} frames", "stopped"]
+    assert [number_of(image) for image in read_video(tmp_path / "out" / "clip.mp4")] == [
+        line["frame"] % 16 for line in lines
+    ]
+    assert not list((tmp_path / "out").glob("*part*"))
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_a_video_that_opens(artefact, tmp_path):
+    source = write_video(tmp_path / "clip.mp4", 5000, size=(192, 256))
+    process = start_and_wait(artefact, source, tmp_path / "out", 40)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    drawn = read_video(tmp_path / "out" / "clip.part.avi")
+    lines = (tmp_path / "out" / "clip.jsonl").read_bytes().splitlines(keepends=True)
+    assert [json.loads(line)["frame"] for line in lines if line.endswith(b"\n")] == list(range(len(lines)))
+    assert len(lines) - 2 <= len(drawn) <= len(lines) + 1
+    assert [number_of(image) for image in drawn] == [number % 16 for number in range(len(drawn))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bottle-detection", "one-by-one-person-detection"])
+def test_real_videos(name, detector, real_data, tmp_path):
+    source = real_data / "videos" / f"{name}.mp4"
+    if not source.is_file():
+        pytest.skip(f"no video at {source}")
+    summary = predict_video(detector, Video(source), tmp_path, limit=60, progress=False)
+    drawn = read_video(tmp_path / f"{name}.mp4")
+    capture = cv2.VideoCapture(str(source))
+    assert summary.n_frames == len(drawn) == 60
+    for image in drawn:  # under boxes and tints it is the same picture: corners that nothing is drawn into
+        good, original = capture.read()
+        assert good and image.shape == original.shape
+        assert np.abs(image[:40, -150:].astype(int) - original[:40, -150:]).mean() < 6
+
+
+class _Camera(BaseHTTPRequestHandler):
+    """A network camera: JPEG pictures one after the other, until `pictures` have been sent over this connection."""
+
+    pictures = 40
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=next")
+        self.end_headers()
+        self.server.connections += 1
+        for number in range(self.pictures):
+            content = cv2.imencode(".jpg", frame(number))[1].tobytes()
+            head = f"--next\r\nContent-Type: image/jpeg\r\nContent-Length: {len(content)}\r\n\r\n"
+            try:
+                self.wfile.write(head.encode() + content + b"\r\n")
+            except OSError:
+                return
+            time.sleep(0.005)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_a_real_stream(detector, tmp_path):
+    """Over HTTP on this machine, cut off again and again by the server; it comes back each time."""
+    server = HTTPServer(("127.0.0.1", 0), _Camera)
+    server.connections = 0
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    said = []
+    try:
+        video = Video(f"http://127.0.0.1:{server.server_port}/camera.mjpg", said.append, wait=lambda seconds: None)
+        summary = predict_video(detector, video, tmp_path / "out", limit=60, progress=False)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert video.live and summary.n_frames == 60 and summary.n_reconnects >= 1 and server.connections >= 2
+    assert any("lost; opening it again" in line for line in said)
+    numbers = [line["frame"] for line in lines_of(tmp_path / "out" / "stream.jsonl")]
+    assert numbers == sorted(set(numbers)) and len(numbers) == 60
+    assert read_video(tmp_path / "out" / "stream.mp4")
