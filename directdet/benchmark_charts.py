@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
-from .benchmark_parts import STAGES
 from .curves import FAINT, FIRST, INK, SECOND, SIZE, THIRD, svg
+from .infer.benchmark_tables import STAGE_NAMES
 
 _TINTS = {"prepare": SECOND, "device": FIRST, "postprocess": THIRD, "end_to_end": INK}
 _SHOWN_AT_LEAST = 1e-3  # milliseconds: a logarithmic axis has no zero
@@ -49,7 +49,7 @@ def spread_chart(cell: dict[str, Any], limits: tuple[float, float]) -> str:
     the 5th and 95th, a dot at the slowest. `limits`: of the time axis, the same for all cells of a page."""
 
     def draw(axes: Axes) -> None:
-        for place, stage in enumerate(STAGES):
+        for place, stage in enumerate(STAGE_NAMES):
             low, first, median, third, high, slowest = (
                 max(_SHOWN_AT_LEAST, float(np.percentile(cell["samples_ms"][stage], at)))
                 for at in (5, 25, 50, 75, 95, 100)
@@ -59,8 +59,8 @@ def spread_chart(cell: dict[str, Any], limits: tuple[float, float]) -> str:
             axes.plot([first, third], [place, place], color=tint, linewidth=9, alpha=0.45, solid_capstyle="butt")
             axes.plot([median, median], [place - 0.3, place + 0.3], color=tint, linewidth=2)
             axes.plot(slowest, place, color=tint, marker="o", markersize=3, linestyle="none")
-        axes.set_yticks(range(len(STAGES)), list(STAGES.values()))
-        axes.set_ylim(len(STAGES) - 0.4, -0.6)
+        axes.set_yticks(range(len(STAGE_NAMES)), list(STAGE_NAMES.values()))
+        axes.set_ylim(len(STAGE_NAMES) - 0.4, -0.6)
         _time_axis(axes, *limits)
 
     return svg(draw, size=(SIZE[0], 2.0), grid="x")
@@ -68,7 +68,7 @@ def spread_chart(cell: dict[str, Any], limits: tuple[float, float]) -> str:
 
 def spread_limits(cells: Sequence[dict[str, Any]]) -> tuple[float, float]:
     """Milliseconds that the time axis of all cells' spreads has to hold."""
-    values = np.concatenate([cell["samples_ms"][stage] for cell in cells for stage in STAGES])
+    values = np.concatenate([cell["samples_ms"][stage] for cell in cells for stage in STAGE_NAMES])
     return max(_SHOWN_AT_LEAST, float(values.min())) * 0.8, float(values.max()) * 1.25
 
 

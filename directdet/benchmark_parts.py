@@ -6,15 +6,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from .infer.benchmark_tables import paper_rows
+from .infer.benchmark_tables import STAGE_NAMES, paper_rows
 from .page import Grid, row, small_print, table
 
-STAGES = {
-    "prepare": "decode + preprocess",
-    "device": "device",
-    "postprocess": "postprocess",
-    "end_to_end": "end to end",
-}
 _QUANTILES = ("mean", "median", "p95", "p99")
 _NAMES = {
     "torch": "PyTorch",
@@ -50,12 +44,14 @@ def stage_bars(cells: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     for cell, name in zip(cells, names, strict=True):
         parts = "".join(
             f'<i class="{stage}" style="width:{100 * cell["milliseconds"][stage]["mean"] / longest:.2f}%"></i>'
-            for stage in ("prepare", "device", "postprocess")
+            for stage in STAGE_NAMES
+            if stage != "end_to_end"
         )
         total = f"{cell['milliseconds']['end_to_end']['mean']:.1f} ms"
         bars.append(f'<div class="bar"><span>{escape(name)}<b>{total}</b></span><div>{parts}</div></div>')
     legend = "".join(
-        f'<li><i class="{stage}"></i>{escape(STAGES[stage])}</li>' for stage in ("prepare", "device", "postprocess")
+        f'<li><i class="{stage}"></i>{escape(STAGE_NAMES[stage])}</li>'
+        for stage in ("prepare", "device", "postprocess")
     )
     return f'<div class="bars">{"".join(bars)}<ul class="legend">{legend}</ul></div>'
 
@@ -66,7 +62,7 @@ def stage_table(cells: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     for cell, name in zip(cells, names, strict=True):
         rows = "".join(
             row((stage_name, *(f"{cell['milliseconds'][stage][value]:.2f}" for value in _QUANTILES)))
-            for stage, stage_name in STAGES.items()
+            for stage, stage_name in STAGE_NAMES.items()
         )
         title = f"{name}: {cell['iterations']} batches of {cell['batch']} after {cell['warmup']}"
         bodies.append(f'<tbody><tr><th colspan="5" scope="rowgroup">{escape(title)}</th></tr>{rows}</tbody>')

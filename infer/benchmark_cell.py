@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from ..data.dataset import Dataset, Record
+from ..data.masks import coco_mask
 from ..errors import UserError
 from ..files import write_json_atomic
 from .evaluate import evaluate, match_classes
@@ -49,7 +50,9 @@ def run_cell(specification: dict[str, Any]) -> dict[str, Any]:
     before, gpu_before = peak_memory_mib(), gpu_memory_mib(index)
     detector = _load(specification)
     provider = check_provider(specification["device"], detector)
-    match_classes(detector, dataset)  # before the long part
+    match_classes(detector, dataset)  # before the long part, as what follows
+    if specification["ap_images"] != 0:
+        coco_mask()
     batch, compiled = specification["batch"], specification["compiled"]
     records = timed_records(detector, dataset, one_canvas=batch > 1 or compiled)
     seconds, detections = time_stages(detector, records, specification["warmup"], specification["iterations"], batch)

@@ -17,8 +17,8 @@ from .beside import setting
 
 STAGE_NAMES = {
     "prepare": "decode + preprocess",
-    "device": "device (copy, network, copy)",
-    "postprocess": "postprocess (boxes, masks)",
+    "device": "device",
+    "postprocess": "postprocess",
     "end_to_end": "end to end",
 }
 _VALUES = ("mean", *QUANTILES)
@@ -27,12 +27,13 @@ Cell = dict[str, Any]
 
 
 def tables(cells: Sequence[Cell], about: dict[str, Any], papers: Sequence[dict[str, Any]]) -> Group:
-    """Speed and accuracy, memory, stages, and the papers' own figures."""
+    """Speed and accuracy, memory, stages, and those of the papers' tables of which a row was timed."""
     good = [cell for cell in cells if "error" not in cell]
     parts = [_summary_table(cells, about), _memory_table(good), _stage_table(good)]
     for paper in papers:
-        note = f"{paper['title']}; {paper['hardware']}; stages included: {paper['included']}"
-        parts += [Text(f"not comparable: {paper['source']}\n{note}"), _paper_table(paper)]
+        if any(row["ours"] for row in paper["rows"]):
+            note = f"{paper['title']}; {paper['hardware']}; stages included: {paper['included']}"
+            parts += [Text(f"not comparable: {paper['source']}\n{note}"), _paper_table(paper)]
     return Group(*parts)
 
 
@@ -113,9 +114,10 @@ def provider_words(check: dict[str, Any]) -> str:
 
 def _stage_table(cells: Sequence[Cell]) -> Table:
     """Milliseconds per batch, four rows per cell."""
-    table = Table(title="milliseconds per batch", title_justify="left")
+    caption = "device: copy, network, copy; postprocess: boxes and masks in image pixels"
+    table = Table(title="milliseconds per batch", title_justify="left", caption=caption, caption_justify="left")
     for name in ("model", "setting", "stage"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=name == "stage", overflow="fold")
     for name in _VALUES:
         table.add_column(name, justify="right")
     for cell in cells:

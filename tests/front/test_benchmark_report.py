@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import builtins
+import io
 import re
 
 import numpy as np
 import pytest
 from page_reader import loads_nothing, read
+from rich.console import Console
 
 from directdet import benchmark_report
 from directdet.benchmark_report import render
@@ -118,5 +120,9 @@ def test_ours_stand_beside_the_row_of_their_recipe_as_ratios():
     untouched = beside(scratchdet_table2(), cells)
     assert untouched["rows"][3]["ratio"] == pytest.approx(54.5 / 59.5)
     assert all(row["ours"] == [] for row in untouched["rows"])
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(result(*cells).render())
+    assert "not comparable" in shown.getvalue() and "1080Ti" in shown.getvalue()
+    assert "Tesla P40" not in shown.getvalue()  # of that table nothing was timed
     text = read(render(result(*cells), [], "")).text
     assert "1.50" in text and "1.13" in text and "None of the models timed here" in text
