@@ -62,13 +62,13 @@ def run_cell(specification: dict[str, Any]) -> dict[str, Any]:
         provider["nodes"] = _onnx_nodes(detector, records[0], batch)
     result = {
         **detector.describe(),
-        "provider_check": provider,
-        "artefact_sha256": detector.meta.get("sha256"),
-        "model_bytes": model_bytes(specification["path"], detector.meta),
-        "memory_mib": memory,
-        "asked_precision": specification["precision"],
+        "artefact_sha256": detector.meta.get("files", {}).get(detector.meta.get("file")),
         "batch": batch,
         "compiled": compiled,
+        "asked_precision": specification["precision"],
+        "provider_check": provider,
+        "model_bytes": model_bytes(specification["path"], detector.meta),
+        "memory_mib": memory,
         "iterations": specification["iterations"],
         "warmup": specification["warmup"],
         "milliseconds": {stage: summary(1000 * values) for stage, values in seconds.items()},
