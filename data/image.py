@@ -70,6 +70,17 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
+def resize_into(image: np.ndarray, target: np.ndarray) -> None:
+    """:func:`resize` into ``target``, uint8 [H, W, 3] of any row stride, without a picture between."""
+    height, width = target.shape[:2]
+    if image.shape[:2] == (height, width):
+        target[...] = image
+        return
+    written = cv2.resize(image, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
+    if written is not target:  # OpenCV wrote elsewhere, e.g. for a view it cannot address
+        target[...] = written
+
+
 def pad_bottom_right(image: np.ndarray, height: int, width: int, value: int | tuple[int, ...] = 0) -> np.ndarray:
     """Put ``image`` into the top left corner of a ``height`` x ``width`` canvas filled with ``value``.
 

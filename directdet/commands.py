@@ -14,7 +14,6 @@ from .options import PATH, check_settings, data_option
 if TYPE_CHECKING:
     from .data.check import CheckReport
 
-FORMATS = ("onnx", "tensorrt", "tensorrt-rtx")
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "torch")
 
 
@@ -196,41 +195,46 @@ def evaluate(
         click.echo(f"written: {json_file}")
 
 
+def _show_formats(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Print the table of formats and leave."""
+    if not value or ctx.resilient_parsing:
+        return
+    from rich.console import Console
+
+    from .export.formats import formats_table
+
+    Console().print(formats_table())
+    ctx.exit()
+
+
 @click.command("export")
 @click.argument("checkpoint", type=PATH)
 @click.option("--out", type=PATH, required=True, metavar="ARTEFACT", help="Folder to write.")
-@click.option("--format", "kind", type=click.Choice(FORMATS), default="onnx", show_default=True)
+@click.option("--format", default="onnx", show_default=True, help="onnx, openvino, tensorrt or tensorrt-rtx.")
+@click.option("--precision", default="fp32", show_default=True, help="fp32, fp16, bf16 or int8.")
+@click.option("--input", default="uint8", show_default=True, help="uint8 pixels, or normalised float32.")
 @click.option("--size", type=Size(), help="Input size, height first.  [default: that of the fine-tuning]")
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per batch.")
-@click.option("--data", type=PATH, metavar="DATA", help="Verify on images of this dataset.")
+@click.option("--batch", default="1", show_default=True, metavar="N|MIN,OPT,MAX", help="Images per batch.")
+@click.option("--compute-capability", metavar="X.Y,...", help="tensorrt-rtx: the GPUs to build for.  [default: 8.9]")
+@click.option("--data", type=PATH, metavar="DATA", help="Verify on images of this dataset, with AP.")
 @click.option("--split", help="Split to verify with.  [default: val, or train where there is no val]")
-@click.option("--compute-capability", default="8.9", show_default=True, help="tensorrt-rtx: the GPU to build for.")
-def export(
-    checkpoint: Path,
-    out: Path,
-    kind: str,
-    size: tuple[int, int] | None,
-    batch: int,
-    data: Path | None,
-    split: str | None,
-    compute_capability: str,
-) -> int:
+@click.option("--ap-images", type=click.IntRange(min=0), default=100, show_default=True, help="Images for AP; 0: none.")
+@click.option(
+    "--formats", is_flag=True, is_eager=True, expose_value=False, callback=_show_formats, help="Show what formats take."
+)
+def export(checkpoint: Path, out: Path, **options: Any) -> int:
     """Write CHECKPOINT as an artefact, verified against PyTorch.
 
-    Exit code 1 if the two disagree; the artefact is kept, marked as failed.
+    In every runtime that runs the artefact here. Exit code 1 if they disagree; the artefact is kept, marked as failed.
     """
+    from .export.formats import check_options
+
+    names = ("format", "precision", "input", "batch", "compute_capability")
+    check_options(**{name: options[name] for name in names}, data_given=options["data"] is not None)
+    # After the options: a mistyped one is told before torch is imported.
     from .export.export import export, report
 
-    result = export(
-        checkpoint,
-        out,
-        format=kind,
-        size=size,
-        batch=batch,
-        data=data,
-        split=split,
-        compute_capability=compute_capability,
-    )
+    result = export(checkpoint, out, **options, say=lambda text: click.echo(text, err=True))
     report(result)
     passed = result.verification.passed
     click.echo(f"{'PASS' if passed else 'FAIL'}: {result.artefact}")

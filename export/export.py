@@ -1,32 +1,43 @@
 """`directdet export`: a checkpoint in, a verified artefact folder out."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
 from ..data.dataset import find_splits, load_dataset
+from ..data.records import Dataset
 from ..errors import UsageProblem, UserError
 from ..files import require_writable, write_json_atomic
-from ..infer.artefact import META_FILE
+from ..infer.artefact import FORMAT, LAYOUTS, META_FILE
+from ..infer.evaluate import evaluate, match_classes
 from ..infer.preprocess import Preprocess
-from ..infer.runtimes import find_model, load
+from ..infer.runtimes import RUNTIMES, find_model, load
+from ..infer.sources import read_bgr
 from ..infer.torch_runtime import TorchDetector, load_torch
 from ..models.build import describe_model
 from ..models.postprocess import output_names
-from .onnx_graph import OPSET, GraphFacts, write_onnx
-from .tensorrt import MODULES, EngineFacts, build_engine, check_capability
-from .verify import Verification, verification_pictures, verify
+from .formats import CALIBRATED, FORMATS, Options, check_options
+from .onnx_graph import INPUT_NAME, GraphFacts, write_onnx
+from .openvino_model import write_openvino
+from .side_by_side import SideBySide, compare_runtimes
+from .tensorrt import MODULES, EngineFacts, build_engine
+from .verify import verification_pictures
 
-FORMATS = ("onnx", *MODULES)
-META_FORMAT = 1
 LARGEST_SIDE = 4096  # pixels
+AP_IMAGES = 100
+CALIBRATION_IMAGES = 128
+SAMPLES = 8  # pictures that show which layers a lower precision would overflow
 
 
 @dataclass(frozen=True)
@@ -35,8 +46,24 @@ class ExportResult:
 
     artefact: Path
     graph: GraphFacts
-    verification: Verification
+    verification: SideBySide
     engine: EngineFacts | None = None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the steps of one export share. work: a folder for what is not part of the artefact."""
+
+    options: Options
+    preprocess: Preprocess
+    reference: TorchDetector
+    meta: dict
+    pictures: list[tuple[str, np.ndarray]]
+    dataset: Dataset | None
+    calibration: Dataset | None
+    ap_images: int
+    work: Path
+    say: Callable[[str], None]
 
 
 def export(
@@ -44,77 +71,202 @@ def export(
     out: str | Path,
     format: str = "onnx",
     size: tuple[int, int] | None = None,
-    batch: int = 1,
+    batch: int | str = 1,
     data: str | Path | None = None,
     split: str | None = None,
-    compute_capability: str = "8.9",
+    compute_capability: str | None = None,
+    precision: str = "fp32",
+    input: str = "uint8",
+    ap_images: int = AP_IMAGES,
+    say: Callable[[str], None] = lambda text: None,
 ) -> ExportResult:
     """Export the model in `checkpoint` (a file or a run folder) to the artefact folder `out`, and verify it.
 
     Args:
-        format: "onnx"; "tensorrt-rtx", an engine for `compute_capability`, built with or without a GPU; "tensorrt", an
-            engine for the GPU at hand.
+        format, precision, input, batch, compute_capability: see `formats.check_options` and `formats.formats_table`.
         size: height and width of the network's input, multiples of 32; None is the size the model was evaluated at. A
             model whose pictures are warped takes no other than that.
-        batch: images per run.
-        data: a dataset whose `split` gives the pictures to verify with (None: val, or train where there is no val);
-            without data, made ones are used.
+        data: a dataset whose `split` gives the pictures to verify with (None: val, or train where there is no val), and
+            AP on the first `ap_images` of them (0: none, and any dataset will do); without data, made pictures are
+            used. int8 is calibrated on its train split, or on `split` where there is none.
+        say: is told what is being done.
 
     The artefact appears in `out` only when it is whole; it is kept, marked as failed, where it does not verify.
 
     Raises:
         UserError: a broken checkpoint, an output folder that holds something else, a library that refuses.
     """
-    if format not in FORMATS:
-        raise UsageProblem(f"--format {format}: there are {', '.join(FORMATS)}")
-    if batch < 1:
-        raise UsageProblem(f"--batch {batch}: at least 1")
-    capability = check_capability(compute_capability)
+    options = check_options(format, precision, input, batch, compute_capability, data is not None)
     out, source = Path(out).resolve(), _checkpoint_file(checkpoint)
     if out.exists() and not (out / META_FILE).is_file() and any(out.iterdir() if out.is_dir() else [out]):
         raise UserError(f"{out}: exists and is no artefact; choose another --out")
     trained = load_torch(source, device="cpu")
     preprocess = deployed_preprocess(trained.preprocess, size)
-    dataset = None
+    dataset = calibration = None
     if data is not None:
-        split = split or ("val" if "val" in find_splits(data) else "train")
-        dataset = load_dataset(data, split)
-    model = trained.backend.model
+        splits = find_splits(data)
+        dataset = load_dataset(data, split or ("val" if "val" in splits else "train"))
+        calibration = load_dataset(data, "train") if "train" in splits else dataset
+        if ap_images or precision == CALIBRATED:
+            match_classes(trained, dataset)  # before minutes of work
     require_writable(out, folder=True)
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        graph = write_onnx(model, preprocess.size, batch, part / "model.onnx")
-        meta = _meta(trained, preprocess, graph, source, batch)
-        _finish_meta(part, meta, "onnx", "model.onnx", None)
-        reference = TorchDetector.from_model(model, preprocess, trained.classes, trained.category_ids)
-        pictures = verification_pictures(dataset, preprocess.size)
-        engine = None
-        if format == "onnx":
-            verification = verify(reference, load(part, device="cpu"), pictures)
-        else:
-            engine, verification = _engine(format, part, meta, capability, reference, pictures)
-        meta["verification"] = verification.to_dict()
-        write_json_atomic(part / META_FILE, meta)
+    with _folders(out) as (part, work):
+        model = trained.backend.model
+        job = _Job(
+            options,
+            preprocess,
+            TorchDetector.from_model(model, preprocess, trained.classes, trained.category_ids),
+            _meta(trained, preprocess, source, options),
+            verification_pictures(dataset, preprocess.size),
+            dataset,
+            calibration,
+            ap_images,
+            work,
+            say,
+        )
+        say(f"writing the graph ({preprocess.size[0]}x{preprocess.size[1]}, {precision})")
+        graph_file = work / "graph.onnx"
+        samples = _samples(job) if precision not in ("fp32", CALIBRATED) else None
+        written = "fp32" if precision == CALIBRATED else precision
+        canvas = preprocess if input == "uint8" else None
+        graph = write_onnx(model, preprocess.size, options.batch, graph_file, canvas, written, samples)
+        job.meta.update(_graph_facts(graph))
+        engine, verification = _BUILDERS[format](job, part, graph_file)
+        job.meta["verification"] = verification.to_dict()
+        write_json_atomic(part / META_FILE, job.meta)
         _move(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return ExportResult(out, graph, verification, engine)
 
 
-def _engine(
-    kind: str, part: Path, meta: dict, capability: str, reference: TorchDetector, pictures: list
-) -> tuple[EngineFacts, Verification]:
+def _onnx(job: _Job, part: Path, graph: Path) -> tuple[None, SideBySide]:
+    os.replace(_quantised_onnx(job, graph), part / FORMATS["onnx"].file)
+    _finish_meta(part, job.meta, "onnx", FORMATS["onnx"].file)
+    return None, _compare(job, part, "onnx")
+
+
+def _openvino(job: _Job, part: Path, graph: Path) -> tuple[None, SideBySide]:
+    job.say("converting it for OpenVINO")
+    target = part / FORMATS["openvino"].file
+    write_openvino(graph, target)
+    if job.options.precision == CALIBRATED:
+        from .quantise import quantise_openvino
+
+        job.say("quantising")
+        plain = job.work / "plain"
+        plain.mkdir()
+        for suffix in (".xml", ".bin"):
+            os.replace(target.with_suffix(suffix), (plain / target.name).with_suffix(suffix))
+        _record(job, quantise_openvino(plain / target.name, target, _calibration(job), _score(job, "openvino")))
+    job.meta["built_with"]["openvino"] = importlib.metadata.version("openvino")
+    _finish_meta(part, job.meta, "openvino", target.name, target.with_suffix(".bin").name)
+    return None, _compare(job, part, "openvino")
+
+
+def _engine(job: _Job, part: Path, graph: Path) -> tuple[EngineFacts, SideBySide]:
     """Build the engine from the graph and verify it; where it cannot run here, the graph it was built from."""
-    on_graph = load(part, device="cpu")
-    facts = build_engine(kind, part / "model.onnx", part / "model.engine", capability)
-    _finish_meta(part, meta, kind, "model.engine", facts)
+    kind, options = job.options.format, job.options
+    graph = _quantised_onnx(job, graph)
+    job.say(f"building the engine with {kind}")
+    facts = build_engine(kind, graph, part / FORMATS[kind].file, options.capabilities, options.batch)
+    _finish_meta(part, job.meta, kind, FORMATS[kind].file, built_for=facts.built_for(), engine=asdict(facts))
     if torch.cuda.is_available():
         here = ".".join(map(str, torch.cuda.get_device_capability()))
-        if here == facts.compute_capability:
-            return facts, verify(reference, load(part), pictures)
-    note = f"the engine is for compute capability {facts.compute_capability} and was not run here; its graph was"
-    return facts, verify(reference, on_graph, pictures, notes=(note,))
+        if here in facts.compute_capabilities:
+            return facts, _compare(job, part, kind, device="auto")
+    shown = ", ".join(facts.compute_capabilities)
+    note = f"the engine is for compute capability {shown} and was not run here; the graph it was built from was"
+    _finish_meta(job.work, {**job.meta}, "onnx", graph.name)
+    return facts, _compare(job, job.work, "onnx", notes=(note,))
+
+
+_BUILDERS = {"onnx": _onnx, "openvino": _openvino, **dict.fromkeys(MODULES, _engine)}
+
+
+def _compare(job: _Job, artefact: Path, kind: str, device: str = "cpu", notes: tuple[str, ...] = ()) -> SideBySide:
+    return compare_runtimes(
+        job.reference,
+        artefact,
+        kind,
+        job.pictures,
+        precision=job.options.precision,
+        dataset=job.dataset,
+        ap_images=job.ap_images,
+        batch=job.options.batch[1],
+        device=device,
+        notes=notes,
+        say=job.say,
+    )
+
+
+# ---- Lower precision
+
+
+def _samples(job: _Job) -> torch.Tensor:
+    """Normalised float32 [N, 3, H, W] of the verification pictures."""
+    chosen = job.pictures[:SAMPLES]
+    return torch.from_numpy(np.stack([job.preprocess(image)[0] for _, image in chosen]))
+
+
+def _quantised_onnx(job: _Job, graph: Path) -> Path:
+    """The graph to go on with: `graph` itself unless int8 was asked for."""
+    if job.options.precision != CALIBRATED:
+        return graph
+    from .quantise import quantise_onnx
+
+    job.say("quantising")
+    target = graph.with_name("int8.onnx")
+    symmetric = job.options.format in MODULES  # what TensorRT takes
+    _record(job, quantise_onnx(graph, target, _calibration(job), _score(job, "onnx"), symmetric=symmetric))
+    return target
+
+
+def _record(job: _Job, facts: Any) -> None:
+    """Quantisation's facts in meta.json; layers left out stay in fp32."""
+    job.meta["quantisation"] = asdict(facts)
+    job.meta["kept_fp32"] += [f"{name}: {reason}" for name, reason in facts.left_out.items()]
+
+
+def _calibration(job: _Job) -> list[np.ndarray]:
+    """Batches of the network's input, of pictures spread over the training split."""
+    records = job.calibration.records if job.calibration is not None else ()
+    step = max(1, len(records) // CALIBRATION_IMAGES)
+    images = [read_bgr(record.path) for record in records[::step][:CALIBRATION_IMAGES]]
+    prepare = job.preprocess.letterbox if job.options.input == "uint8" else job.preprocess
+    rows = [prepare(image)[0] for image in images]
+    size = job.options.batch[0]
+    rows += rows[: -len(rows) % size]  # the last batch is full, too
+    return [np.stack(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+
+def _score(job: _Job, kind: str) -> Callable[[Path], float]:
+    """Box AP of a candidate model file on the dataset."""
+
+    def score(file: Path) -> float:
+        folder = Path(tempfile.mkdtemp(dir=job.work))
+        names = [f.name for f in sorted(file.parent.glob(f"{file.stem}.*")) if f.suffix in (".onnx", ".xml", ".bin")]
+        for name in names:
+            shutil.copyfile(file.parent / name, folder / name)
+        _finish_meta(folder, {**job.meta}, kind, file.name, *(name for name in names if name != file.name))
+        found = evaluate(load(folder, device="cpu"), job.dataset, progress=False, max_images=job.ap_images or AP_IMAGES)
+        shutil.rmtree(folder)
+        return found.bbox["AP"]
+
+    return score
+
+
+# ---- Preprocessing, files and meta.json
+
+
+@contextlib.contextmanager
+def _folders(out: Path) -> Iterator[tuple[Path, Path]]:
+    """Two folders beside `out`, for the artefact and for what is needed on the way; gone in the end."""
+    made = [Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)) for _ in range(2)]
+    try:
+        yield made[0], made[1]
+    finally:
+        for folder in made:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def deployed_preprocess(trained: Preprocess, size: tuple[int, int] | None) -> Preprocess:
@@ -140,25 +292,25 @@ def _checkpoint_file(path: str | Path) -> Path:
     return place
 
 
-def _meta(trained: TorchDetector, preprocess: Preprocess, graph: GraphFacts, source: Path, batch: int) -> dict:
+def _meta(trained: TorchDetector, preprocess: Preprocess, source: Path, options: Options) -> dict:
     config = describe_model(trained.backend.model.config)
     keys = ("score_threshold", "nms", "candidates", "detections", "test_proposals")
-    thresholds = {key: config[key] for key in keys if key in config}
-    libraries = ("torch", "torchvision", "onnx", "onnxscript")
+    least, usual, most = options.batch
+    rows, (height, width) = least if least == most else None, preprocess.size
+    shape = [rows, height, width, 3] if LAYOUTS[options.input] == "NHWC" else [rows, 3, height, width]
+    libraries = ("directdet", "torch", "torchvision", "onnx", "onnxscript")
     return {
-        "format": META_FORMAT,
+        "format": FORMAT,
         "classes": list(trained.classes),
         "category_ids": list(trained.category_ids),
         "preprocess": preprocess.to_dict(),
-        "preprocess_checksum": preprocess.checksum(),
-        "precision": "fp32",
-        "input": {"name": "images", "shape": [batch, 3, *preprocess.size]},
+        "preprocess_checksum": preprocess.checksum(options.input),
+        "precision": options.precision,
+        "kept_fp32": [],
+        "input": {"name": INPUT_NAME, "shape": shape, "dtype": options.input, "layout": LAYOUTS[options.input]},
+        "shapes": {"batch": {"min": least, "opt": usual, "max": most}, "height": height, "width": width},
         "outputs": list(output_names(trained.backend.model.config)),
-        "thresholds": thresholds,
-        "opset": OPSET,
-        "operators": graph.operators,
-        "folded_batchnorms": graph.folded,
-        "fold_error": graph.fold_error,
+        "thresholds": {key: config[key] for key in keys if key in config},
         "built_with": {name: importlib.metadata.version(name) for name in libraries},
         "checkpoint_sha256": _sha256(source),
         "recipe": trained.meta["recipe"],
@@ -167,11 +319,23 @@ def _meta(trained: TorchDetector, preprocess: Preprocess, graph: GraphFacts, sou
     }
 
 
-def _finish_meta(part: Path, meta: dict, kind: str, file: str, engine: EngineFacts | None) -> None:
-    meta.update(kind=kind, file=file, sha256=_sha256(part / file), built_for=engine.built_for() if engine else None)
-    if engine is not None:
-        meta["engine"] = asdict(engine)
-    write_json_atomic(part / META_FILE, meta)
+def _graph_facts(graph: GraphFacts) -> dict:
+    return {
+        "opset": graph.opset,
+        "operators": graph.operators,
+        "folded_batchnorms": graph.folded,
+        "fold_error": graph.fold_error,
+        "kept_fp32": list(graph.kept_fp32),
+    }
+
+
+def _finish_meta(
+    folder: Path, meta: dict, kind: str, file: str, *others: str, built_for: dict | None = None, **more: object
+) -> None:
+    """Write meta.json with the hashes of the model `file` and `others` that belong to it."""
+    files = {name: _sha256(folder / name) for name in (file, *others)}
+    meta.update(kind=kind, file=file, files=files, runs_with=list(RUNTIMES[kind]), built_for=built_for, **more)
+    write_json_atomic(folder / META_FILE, meta)
 
 
 def _sha256(path: Path) -> str:
@@ -192,9 +356,14 @@ def _move(part: Path, out: Path) -> None:
 
 
 def report(result: ExportResult) -> None:
-    """Print what was exported and whether it verified."""
+    """Print what was exported and whether it verified, picture by picture where it did not."""
     console, graph = Console(), result.graph
+    for one in result.verification.runtimes:
+        if not one.passed:
+            console.print(one.table())
     console.print(result.verification.table())
     nodes = sum(graph.operators.values())
     console.print(f"{graph.folded} batch normalisations folded (largest relative change {graph.fold_error:.1e})")
+    if graph.kept_fp32:
+        console.print(f"{len(graph.kept_fp32)} kept in fp32, listed in {META_FILE}: {graph.kept_fp32[0]}, ...")
     console.print(f"{nodes} nodes, none of them a plugin; written to {result.artefact}")

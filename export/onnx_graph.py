@@ -12,14 +12,16 @@ from pathlib import Path
 
 import onnx
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UserError
+from ..infer.preprocess import Preprocess
 from ..models.build import deploy_model
 from ..models.norm import fold_batch_norm
 from ..models.postprocess import output_names
 
 OPSET = 18
+INPUT_NAME = "images"
 # A graph with none of these runs everywhere without a plugin: TensorRT-RTX has no runner for the first four, and
 # control flow or unfolded normalisations cost speed in every runtime.
 FORBIDDEN = ("BatchNormalization", "NonMaxSuppression", "RoiAlign", "NonZero", "If", "Loop")
@@ -28,11 +30,33 @@ FOLD_TOLERANCE = 1e-4  # relative to the largest value of each map
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """What was written: nodes by operator, normalisations folded, and the largest relative change folding made."""
+    """What was written: nodes by operator, normalisations folded, the largest relative change folding made, what stayed
+    in float32 in a graph of lower precision, with why, and the version of ONNX's operators."""
 
     operators: dict[str, int]
     folded: int
     fold_error: float
+    kept_fp32: tuple[str, ...] = ()
+    opset: int = OPSET
+
+
+class CanvasInput(nn.Module):
+    """forward(canvases uint8 [N, H, W, 3] BGR) -> what `deployed` makes of them, normalised as Preprocess does it.
+
+    The cast comes first: TensorRT knows no other operation on uint8. Subtraction and multiplication of float32 are
+    exact to the last digit, and alike in every runtime.
+    """
+
+    def __init__(self, deployed: nn.Module, preprocess: Preprocess):
+        super().__init__()
+        self.deployed = deployed
+        for name, values in zip(("mean", "factor"), preprocess.factors, strict=True):
+            self.register_buffer(name, torch.from_numpy(values).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("rgb", torch.tensor([2, 1, 0]), persistent=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        planes = images.float().permute(0, 3, 1, 2).index_select(1, self.rgb)
+        return self.deployed((planes - self.mean) * self.factor)
 
 
 def fold(model: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, int, float]:
@@ -53,30 +77,74 @@ def fold(model: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, int, float
     return folded, count, error
 
 
-def write_onnx(model: nn.Module, size: tuple[int, int], batch: int, path: Path) -> GraphFacts:
-    """Write network and post-processing for images [batch, 3, *size] to `path`; no plugin is needed to run it."""
+def write_onnx(
+    model: nn.Module,
+    size: tuple[int, int],
+    batch: int | tuple[int, int, int],
+    path: Path,
+    canvas: Preprocess | None = None,
+    precision: str = "fp32",
+    samples: Tensor | None = None,
+) -> GraphFacts:
+    """Write network and post-processing for images of `size` to `path`; no plugin is needed to run it.
+
+    Args:
+        batch: images of a run, a constant of the graph; or the fewest, usual and most of them.
+        canvas: the graph takes this preprocessing's uint8 canvases [N, H, W, 3] and normalises them itself; None: it
+            takes float32 [N, 3, H, W], normalised.
+        precision: "fp32", "fp16" or "bf16".
+        samples: normalised float32 [N, 3, H, W] that show which layers meet values too large for a lower precision.
+    """
+    batch = (batch,) * 3 if isinstance(batch, int) else batch
     folded, count, error = fold(model, size)
     deployed = deploy_model(folded, size, portable=True).eval()
-    images = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+    kept, opset = [], OPSET
+    if precision != "fp32":
+        from .precision import BF16_OPSET, reduce_precision
+
+        kept = reduce_precision(deployed, precision, samples)
+        opset = BF16_OPSET if precision == "bf16" else OPSET
+    fixed = batch[0] == batch[2]
+    # torch.export takes a size of 1 for a constant, whatever it is told; any other number does as an example.
+    rows = batch[0] if fixed else max(2, batch[0])
+    if canvas is not None:
+        deployed = CanvasInput(deployed, canvas).eval()
+        images = torch.randint(0, 256, (rows, *size, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    else:
+        images = torch.randn(rows, 3, *size, generator=torch.Generator().manual_seed(1))
+    dynamic = None if fixed else ({0: torch.export.Dim("batch", min=batch[0], max=batch[2])},)
     with torch.no_grad(), _quiet():
         torch.onnx.export(
             deployed,
             (images,),
             str(path),
             dynamo=True,
-            opset_version=OPSET,
-            input_names=["images"],
+            opset_version=opset,
+            input_names=[INPUT_NAME],
             output_names=list(output_names(model.config)),
+            dynamic_shapes=dynamic,
             external_data=False,
             verbose=False,
         )
+    del folded, deployed
     graph = onnx.load(str(path))
     onnx.checker.check_model(graph)
+    _check_batch(graph, None if fixed else "batch", path)
     operators = count_operators(graph)
     found = [name for name in FORBIDDEN if name in operators]
     if found:
         raise UserError(f"{path}: the graph holds {', '.join(found)}, which not every runtime takes")
-    return GraphFacts(operators, count, error)
+    return GraphFacts(operators, count, error, tuple(kept), opset)
+
+
+def _check_batch(graph: onnx.ModelProto, name: str | None, path: Path) -> None:
+    """Every input and output has a batch of `name`, or a constant one: a number here would mean a baked-in batch."""
+    for value in [*graph.graph.input, *graph.graph.output]:
+        first = value.type.tensor_type.shape.dim[0]
+        if (first.dim_param or None) != name:
+            shown = first.dim_param or first.dim_value
+            wanted = name or "a constant"
+            raise UserError(f"{path}: {value.name} has a batch of {shown}, not {wanted}; please report this model")
 
 
 def count_operators(graph: onnx.ModelProto) -> dict[str, int]:

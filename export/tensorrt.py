@@ -5,7 +5,7 @@ ahead of time for named compute capabilities, with no GPU.
 """
 
 import importlib
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,26 +22,27 @@ class EngineFacts:
 
     library: str
     version: str
-    compute_capability: str
+    compute_capabilities: tuple[str, ...]
     layers: int
 
-    def built_for(self) -> dict[str, str]:
-        return {"library": self.library, "version": self.version, "compute_capability": self.compute_capability}
+    def built_for(self) -> dict[str, Any]:
+        capabilities = list(self.compute_capabilities)
+        return {"library": self.library, "version": self.version, "compute_capability": capabilities}
 
 
-def check_capability(text: str) -> str:
-    """ "8.9" from "8.9", "89", "SM89" or "sm_89"; UsageProblem otherwise."""
-    found = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text.strip().lower())
-    if found is None:
-        raise UsageProblem(f"--compute-capability {text}: write it as 8.9")
-    return f"{found[1]}.{found[2]}"
-
-
-def build_engine(kind: str, onnx_path: Path, engine_path: Path, capability: str) -> EngineFacts:
+def build_engine(
+    kind: str,
+    onnx_path: Path,
+    engine_path: Path,
+    capabilities: Sequence[str] = (),
+    batch: tuple[int, int, int] = (1, 1, 1),
+) -> EngineFacts:
     """Build an engine of `kind` ("tensorrt" or "tensorrt-rtx") from `onnx_path`, strongly typed.
 
     Args:
-        capability: "8.9" and the like, for TensorRT-RTX; TensorRT builds for the GPU that is there.
+        capabilities: "8.9" and the like, for TensorRT-RTX, which puts code for all of them into the one file; TensorRT
+            builds for the GPU that is there.
+        batch: fewest, usual and most images of a run; one profile, where the graph leaves its batch open.
 
     Raises:
         UserError: the library is missing, there is no GPU where one is needed, or the parser or builder refuses.
@@ -60,19 +61,38 @@ def build_engine(kind: str, onnx_path: Path, engine_path: Path, capability: str)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is to mean fp32; TF32 keeps 10 bits of each factor
     if kind == "tensorrt-rtx":
-        name = f"SM{capability.replace('.', '')}"
-        if not hasattr(trt.ComputeCapability, name):
-            known = sorted(m for m in trt.ComputeCapability.__members__ if m.startswith("SM"))
-            raise UsageProblem(f"--compute-capability {capability}: {kind} {trt.__version__} knows {', '.join(known)}")
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, name), 0)
+        _set_capabilities(trt, config, capabilities)
     else:
-        capability = _capability_here()
+        capabilities = (_capability_here(),)
+    _set_profile(builder, network, config, batch)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise UserError(f"{kind} could not build the engine: {_last(messages) or 'no reason given'}")
-    write_bytes_atomic(engine_path, bytes(engine))
-    return EngineFacts(MODULES[kind], trt.__version__, capability, network.num_layers)
+    write_bytes_atomic(engine_path, engine)
+    return EngineFacts(MODULES[kind], trt.__version__, tuple(capabilities), network.num_layers)
+
+
+def _set_capabilities(trt: Any, config: Any, capabilities: Sequence[str]) -> None:
+    config.num_compute_capabilities = len(capabilities)
+    for number, capability in enumerate(capabilities):
+        name = f"SM{capability.replace('.', '')}"
+        if not hasattr(trt.ComputeCapability, name):
+            known = sorted(m for m in trt.ComputeCapability.__members__ if m.startswith("SM"))
+            raise UsageProblem(
+                f"--compute-capability {capability}: tensorrt-rtx {trt.__version__} knows {', '.join(known)}"
+            )
+        config.set_compute_capability(getattr(trt.ComputeCapability, name), number)
+
+
+def _set_profile(builder: Any, network: Any, config: Any, batch: tuple[int, int, int]) -> None:
+    """One optimisation profile with the three batch sizes, if the graph's batch is open."""
+    tensor = network.get_input(0)
+    rest = tuple(tensor.shape)[1:]
+    if tensor.shape[0] > 0:
+        return
+    profile = builder.create_optimization_profile()
+    profile.set_shape(tensor.name, *((size, *rest) for size in batch))
+    config.add_optimization_profile(profile)
 
 
 def _import(kind: str) -> Any:

@@ -1,8 +1,9 @@
 """Is the artefact the model? The same pictures through both, every detection matched, differences measured."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 
 import cv2
 import numpy as np
@@ -18,18 +19,34 @@ from ..infer.sources import read_bgr
 @dataclass(frozen=True)
 class Tolerance:
     """Largest differences that still pass: box sides in pixels of the network's input, scores and mask probabilities
-    absolute, and the smallest share of detections that must be matched."""
+    absolute, the smallest share of detections that must be matched, and the AP (0 to 1) that may be lost or won.
+
+    window: partners are looked for within so many tolerances. Above 1, a large difference is seen as one, and fails;
+    with 1, a detection beyond the tolerance is a miss, of which a lower precision may have a few.
+    disturbance: standard deviation of the noise on the normalised input that tells what PyTorch itself does not repeat,
+    some ten times what rounding in this precision does to the maps.
+    """
 
     box: float = 0.1
     score: float = 1e-3
     mask: float = 0.02
     matched: float = 0.99
+    ap: float = 0.002
+    window: float = 10.0
+    disturbance: float = 1e-5
 
 
-TOLERANCES = {"fp32": Tolerance()}
-# Standard deviation of the noise on the normalised input: some ten times what float32 rounding does to the maps.
-DISTURBANCE = 1e-5
+# AP: of the whole chain against PyTorch on its own float32 input, so the padding of a uint8 canvas is in it. It decides
+# where there is data. The rest of a lower precision's row is wide enough for networks with random weights, which are
+# more sensitive than trained ones.
+TOLERANCES = {
+    "fp32": Tolerance(),
+    "fp16": Tolerance(box=2.0, score=0.02, mask=0.3, matched=0.9, ap=0.003, window=1.0, disturbance=1e-3),
+    "bf16": Tolerance(box=4.0, score=0.05, mask=0.5, matched=0.8, ap=0.005, window=1.0, disturbance=1e-2),
+    "int8": Tolerance(box=8.0, score=0.15, mask=0.6, matched=0.6, ap=0.01, window=1.0, disturbance=1e-2),
+}
 DISTURBED_RUNS = 3
+DIFFERENCES = ("box", "score", "mask")
 
 
 @dataclass(frozen=True)
@@ -50,12 +67,19 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verification:
-    """The comparisons of one artefact, and the verdict."""
+    """The comparisons of one artefact in one runtime, and the verdict.
+
+    latency_ms: rough median time of a run of one batch; None if it was not measured. ap, reference_ap: AP 0 to 1 by
+    "box" and "mask" of this runtime and of PyTorch on the same pictures, empty if there were none.
+    """
 
     runtime: str
     tolerance: Tolerance
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...] = field(default=())
+    latency_ms: float | None = None
+    ap: dict[str, float] = field(default_factory=dict)
+    reference_ap: dict[str, float] = field(default_factory=dict)
 
     @property
     def matched(self) -> float:
@@ -67,10 +91,19 @@ class Verification:
         return max((getattr(c, what) for c in self.comparisons), default=0.0)
 
     @property
+    def ap_difference(self) -> float:
+        """The largest difference of AP, either way; 0 without AP."""
+        if self.ap.keys() != self.reference_ap.keys():
+            return 1.0
+        return max((abs(self.ap[kind] - self.reference_ap[kind]) for kind in self.ap), default=0.0)
+
+    @property
     def passed(self) -> bool:
         limits = self.tolerance
-        return self.matched >= limits.matched and all(
-            self.largest(what) <= getattr(limits, what) for what in ("box", "score", "mask")
+        return (
+            self.matched >= limits.matched
+            and all(self.largest(what) <= getattr(limits, what) for what in DIFFERENCES)
+            and self.ap_difference <= limits.ap
         )
 
     def to_dict(self) -> dict:
@@ -78,13 +111,17 @@ class Verification:
             "passed": self.passed,
             "runtime": self.runtime,
             "matched": self.matched,
-            **{f"largest_{what}_difference": self.largest(what) for what in ("box", "score", "mask")},
+            **{f"largest_{what}_difference": self.largest(what) for what in DIFFERENCES},
+            "ap": self.ap,
+            "reference_ap": self.reference_ap,
+            "rough_latency_ms": self.latency_ms,
             "tolerance": asdict(self.tolerance),
             "pictures": [asdict(c) for c in self.comparisons],
             "notes": list(self.notes),
         }
 
     def table(self) -> Table:
+        """A row a picture."""
         verdict = "[bold green]PASS[/]" if self.passed else "[bold red]FAIL[/]"
         limits = self.tolerance
         table = Table(
@@ -92,15 +129,18 @@ class Verification:
         )
         for c in self.comparisons:
             share = f"{c.matched}/{c.counted}" + (f", {c.undecided} undecided" if c.undecided else "")
-            numbers = (f"{c.box:.1e}", f"{c.score:.1e}", f"{c.mask:.1e}")
-            table.add_row(c.picture, str(c.expected), str(c.found), share, *numbers)
+            table.add_row(c.picture, str(c.expected), str(c.found), share, *_numbers(c.box, c.score, c.mask))
         table.add_section()
-        largest = (f"{self.largest(what):.1e}" for what in ("box", "score", "mask"))
+        largest = _numbers(*(self.largest(what) for what in DIFFERENCES))
         table.add_row("all: largest", "", "", f"{self.matched:.1%}", *largest)
-        allowed = (f"{limits.box:.1e}", f"{limits.score:.1e}", f"{limits.mask:.1e}")
+        allowed = _numbers(*(getattr(limits, what) for what in DIFFERENCES))
         table.add_row("tolerance", "", "", f"{limits.matched:.0%}", *allowed)
         table.caption = "\n".join(self.notes)
         return table
+
+
+def _numbers(*values: float) -> list[str]:
+    return [f"{value:.1e}" for value in values]
 
 
 def verification_pictures(
@@ -122,32 +162,76 @@ def verification_pictures(
     return pictures
 
 
+@dataclass(frozen=True)
+class Expectation:
+    """What PyTorch finds on one picture's canvas; network pixels per picture pixel; and what it finds when disturbed,
+    which is computed once, when it is first needed."""
+
+    found: Detections
+    scale: float
+    disturbed: Callable[[], Sequence[Detections]]
+
+
+def expect(
+    reference: Detector, candidate: Detector, pictures: Sequence[tuple[str, np.ndarray]], tolerance: Tolerance
+) -> list[Expectation]:
+    """The reference's side of `verify`, the same for every runtime of an artefact."""
+    expected = []
+    for _, image in pictures:
+        batch, (placement,) = planes(candidate, [image])
+        found = reference.decode(reference.run(batch), 0, placement)
+        disturbed = cache(partial(_disturbed, reference, batch, placement, tolerance.disturbance))
+        expected.append(Expectation(found, max(placement.scale_x, placement.scale_y), disturbed))
+    return expected
+
+
 def verify(
     reference: Detector,
     candidate: Detector,
     pictures: Sequence[tuple[str, np.ndarray]],
     precision: str = "fp32",
-    notes: tuple[str, ...] = (),
+    expected: Sequence[Expectation] | None = None,
 ) -> Verification:
     """Run `pictures` through both detectors, which share one Preprocess, and compare.
+
+    Both get the same canvas: where the candidate takes uint8, the reference gets that, normalised in float32.
 
     A detector makes hard choices (top k, NMS) between candidates that can be equal to the last digit: on a blank
     picture every place is. There two correct runtimes may differ, and so does PyTorch from itself if its input is
     disturbed by about a rounding error. What it does not repeat under that disturbance is undecided, and not counted.
+
+    `expected`: of `expect`, where it is there already.
     """
-    tolerance, comparisons = TOLERANCES[precision], []
+    tolerance, comparisons, notes = TOLERANCES[precision], [], ()
     limits = reference.backend.model.config
-    candidates = candidate.detect_batch([image for _, image in pictures])  # every row of the batch gets pictures
-    for (name, image), found in zip(pictures, candidates, strict=True):
-        batch, placements = reference.prepare([image])
-        scale = max(placements[0].scale_x, placements[0].scale_y)
-        expected = reference.decode(reference.run(batch), 0, placements[0])
-        disturbed = partial(_disturbed, reference, batch, placements[0])
-        floors = [_floor(other, limits.detections, limits.score_threshold) for other in (expected, found)]
-        comparisons.append(compare(name, expected, found, disturbed, floors, scale, tolerance))
+    expected = expect(reference, candidate, pictures, tolerance) if expected is None else expected
+    candidates = _in_several_batches(candidate, [image for _, image in pictures])
+    for (name, _), own, found in zip(pictures, expected, candidates, strict=True):
+        floors = [_floor(other, limits.detections, limits.score_threshold) for other in (own.found, found)]
+        comparisons.append(compare(name, own.found, found, own.disturbed, floors, own.scale, tolerance))
     if not any(c.counted for c in comparisons):
-        notes = (*notes, "no detections to compare: verify again with --data once the model is trained")
+        notes = ("no detections to compare: verify again with --data once the model is trained",)
     return Verification(candidate.runtime, tolerance, tuple(comparisons), notes)
+
+
+def planes(candidate: Detector, images: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Placement]]:
+    """float32 [B, 3, H, W], normalised, of exactly the canvases that `candidate` is given for `images`."""
+    batch, placements = candidate.prepare(images)
+    return (candidate.preprocess.normalise(batch) if candidate.backend.input.channels_last else batch), placements
+
+
+def _in_several_batches(candidate: Detector, images: Sequence[np.ndarray]) -> list[Detections]:
+    """Detections of each image. Every row of a fixed batch gets images; a network that takes batches of any size gets
+    the largest, the smallest, and three or so."""
+    wanted = candidate.backend.input
+    if wanted.batch is not None or wanted.max_batch is None:
+        return candidate.detect_batch(images)
+    found: list[Detections] = []
+    for size in itertools.cycle((wanted.max_batch, wanted.min_batch, min(wanted.max_batch, wanted.min_batch + 2))):
+        if len(found) >= len(images):
+            return found
+        found.extend(candidate.detect_batch(images[len(found) : len(found) + size]))
+    raise AssertionError("a cycle has no end")
 
 
 def compare(
@@ -185,7 +269,8 @@ def compare(
     left, right = (np.array(side) for side in zip(*pairs, strict=True))
     mask = 0.0
     if expected.masks is not None:
-        mask = float(np.abs(expected.masks[left] - found.masks[right]).max())
+        difference = np.abs(expected.masks[left] - found.masks[right])
+        mask = float(np.nan_to_num(difference, nan=1.0).max())  # NaN is as wrong as a probability can be
     return Comparison(
         name,
         len(expected),
@@ -199,12 +284,12 @@ def compare(
     )
 
 
-def _disturbed(reference: Detector, batch: np.ndarray, placement: Placement) -> list[Detections]:
+def _disturbed(reference: Detector, batch: np.ndarray, placement: Placement, disturbance: float) -> list[Detections]:
     """What the reference finds in a batch of one picture under noise of about a rounding error."""
     unit = float(np.mean(STD) / np.mean(reference.preprocess.std))  # of inputs that are not divided by ImageNet's std
     found = []
     for seed in range(DISTURBED_RUNS):
-        noise = np.random.default_rng(seed).normal(0.0, DISTURBANCE * unit, batch.shape).astype(np.float32)
+        noise = np.random.default_rng(seed).normal(0.0, disturbance * unit, batch.shape).astype(np.float32)
         found.append(reference.decode(reference.run(batch + noise), 0, placement))
     return found
 
@@ -219,13 +304,12 @@ def _floor(detections: Detections, limit: int, threshold: float) -> float:
 
 
 def _match(expected: Detections, found: Detections, scale: float, tolerance: Tolerance) -> list[tuple[int, int]]:
-    """Pairs of the same label whose boxes and scores are near (ten tolerances, so that failures are seen as large
-    differences and not only as misses), nearest first."""
+    """Pairs of the same label whose boxes and scores are near, nearest first."""
     if not len(expected) or not len(found):
         return []
     distance = np.abs(expected.boxes[:, None] - found.boxes[None]).max(-1) * scale
     gap = np.abs(expected.scores[:, None] - found.scores[None])
-    near = (distance <= 10 * tolerance.box) & (gap <= 10 * tolerance.score)
+    near = (distance <= tolerance.window * tolerance.box) & (gap <= tolerance.window * tolerance.score)
     near &= expected.labels[:, None] == found.labels[None]
     cost = np.where(near, distance / tolerance.box + gap / tolerance.score, np.inf)
     pairs, used_i, used_j = [], set(), set()

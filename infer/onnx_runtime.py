@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import UserError
 from .artefact import Artefact
 from .cuda_driver import find_gpu
+from .network_input import check_input
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _SILENT = 4  # ONNX Runtime's severity "fatal": failures come back as our own one-line errors
@@ -51,13 +52,11 @@ class OnnxBackend:
             device = "cpu"
             self._session = _open(onnxruntime, artefact, device, threads, precision)
         self._input = artefact.input_name
-        inputs = {value.name: list(value.shape) for value in self._session.get_inputs()}
-        if list(inputs) != [self._input]:
-            raise UserError(
-                f"{artefact.model_file}: inputs {list(inputs)}, meta.json says {self._input!r}; export again"
-            )
-        self.batch, _, *canvas = (size if isinstance(size, int) else None for size in inputs[self._input])
-        self.canvas: tuple[int, int] | None = None if None in canvas else (canvas[0], canvas[1])  # type: ignore[assignment]
+        inputs = self._session.get_inputs()
+        shape = [size if isinstance(size, int) else None for size in inputs[0].shape]
+        found = [(value.name, value.type) for value in inputs]
+        self.input = check_input(artefact, found, {"tensor(float)": "float32", "tensor(uint8)": "uint8"}, shape)
+        self.batch, self.max_batch, self.canvas = self.input.batch, self.input.max_batch, self.input.canvas
         self.info: dict[str, Any] = {
             "provider": self._session.get_providers()[0],
             "device": device,
@@ -67,7 +66,7 @@ class OnnxBackend:
         }
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
-        """float32 [B, 3, H, W] -> the graph's outputs."""
+        """A batch of the graph's input -> its outputs."""
         return self._session.run(None, {self._input: images})
 
 
@@ -91,7 +90,9 @@ def _open(runtime: Any, artefact: Artefact, device: str, threads: int | None, pr
     try:
         session = runtime.InferenceSession(str(artefact.model_file), options, providers=providers)
     except Exception as error:  # ONNX Runtime raises its own unrelated exception classes
-        raise UserError(f"{artefact.model_file}: ONNX Runtime cannot load it: {_one_line(error)}") from None
+        raise UserError(
+            f"{artefact.model_file}: ONNX Runtime cannot load it: {_one_line(error)}; it was {artefact.made_with}"
+        ) from None
     running = session.get_providers()[0]
     if running != provider:
         raise UserError(

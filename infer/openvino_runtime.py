@@ -1,4 +1,4 @@
-"""Running an ONNX artefact with OpenVINO, in the precision that was asked for."""
+"""Running an ONNX or OpenVINO artefact with OpenVINO, in the precision that was asked for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import UserError
 from .artefact import Artefact
+from .network_input import check_input
 
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _DEVICES = {"auto": "CPU", "cpu": "CPU", "gpu": "GPU"}
@@ -17,7 +18,7 @@ class OpenVinoBackend:
     """A compiled OpenVINO model; see `runtimes.Backend`.
 
     Args:
-        artefact: of kind "onnx".
+        artefact: of kind "onnx" or "openvino".
         device: "auto" and "cpu" mean the CPU, "gpu" Intel's graphics.
         threads: CPU threads; None leaves it to OpenVINO.
         precision: "fp32" (default), "bf16" or "fp16". Left to itself OpenVINO silently computes in bf16 on processors
@@ -50,18 +51,20 @@ class OpenVinoBackend:
         except Exception as error:  # OpenVINO raises RuntimeError and its own classes
             raise UserError(
                 f"{artefact.model_file}: OpenVINO cannot compile it for {_DEVICES[device]}: "
-                f"{' '.join(str(error).split())[:300]}"
+                f"{' '.join(str(error).split())[:300]}; it was {artefact.made_with}"
             ) from None
         running = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if running != hint:
             raise UserError(f"precision {precision or 'fp32'}: OpenVINO runs {running} on this device instead")
-        if [value.any_name for value in compiled.inputs] != [artefact.input_name]:
-            raise UserError(
-                f"{artefact.model_file}: its input is not {artefact.input_name!r} of meta.json; export again"
-            )
         shape = [size.get_length() if size.is_static else None for size in compiled.inputs[0].partial_shape]
-        self.batch: int | None = shape[0]
-        self.canvas: tuple[int, int] | None = None if None in shape[2:] else (shape[2], shape[3])
+        # A tensor has several names where a node that does nothing was taken out behind it.
+        own = artefact.input_name
+        found = [
+            (own if own in value.names else value.any_name, value.element_type.get_type_name())
+            for value in compiled.inputs
+        ]
+        self.input = check_input(artefact, found, {"f32": "float32", "u8": "uint8"}, shape)
+        self.batch, self.max_batch, self.canvas = self.input.batch, self.input.max_batch, self.input.canvas
         self._request = compiled.create_infer_request()
         self._outputs = compiled.outputs
         exported = artefact.meta["precision"]
@@ -75,6 +78,6 @@ class OpenVinoBackend:
         }
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
-        """float32 [B, 3, H, W] -> the graph's outputs, copied out of the request's buffers."""
+        """A batch of the graph's input -> its outputs, copied out of the request's buffers."""
         results = self._request.infer({0: images}, share_inputs=True)
         return [np.array(results[output]) for output in self._outputs]

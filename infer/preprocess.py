@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..data.image import fit_size, resize
+from ..data.image import fit_size, resize, resize_into
 from ..errors import UserError
 
 # ImageNet's pixel statistics on the 0-255 scale, RGB: what both papers' code normalises with (direct pre-training,
@@ -44,6 +44,10 @@ class Placement:
 @dataclass(frozen=True)
 class Preprocess:
     """Resize, pad at the bottom and right with the mean colour (zero once normalised), RGB, normalise, CHW.
+
+    It gives a network one of two inputs: the normalised float32 planes (calling it), or the uint8 canvas as it is
+    (`letterbox`) where the network's graph normalises by itself. uint8 has no exact mean colour: that canvas is padded
+    with the nearest whole one: with ImageNet's std less than a hundredth from zero once normalised.
 
     Attributes:
         size: (H, W). With `fixed` the canvas itself; else the rule (short edge, long edge) in any order.
@@ -113,8 +117,7 @@ class Preprocess:
         Raises:
             ValueError: the image or `out` has another shape or type.
         """
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise ValueError(f"expected a uint8 [h, w, 3] BGR image, got {image.dtype} {list(image.shape)}")
+        _check_image(image)
         placement = self.place(image.shape[0], image.shape[1])
         shape = (3, *self.canvas(placement))
         if out is None:
@@ -131,6 +134,48 @@ class Preprocess:
         out[:, height:] = 0
         out[:, :height, width:] = 0
         return out, placement
+
+    def letterbox(self, image: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarray, Placement]:
+        """The canvas as pixels: one resize, straight into the row of a batch if that is given.
+
+        Args:
+            image: uint8 [h, w, 3], BGR as OpenCV reads it.
+            out: uint8 [H, W, 3] to write into, whatever it holds; made here if None.
+
+        Returns:
+            (uint8 [H, W, 3] BGR, where the picture lies on it).
+
+        Raises:
+            ValueError: the image or `out` has another shape or type.
+        """
+        _check_image(image)
+        placement = self.place(image.shape[0], image.shape[1])
+        shape = (*self.canvas(placement), 3)
+        if out is None:
+            out = np.empty(shape, np.uint8)
+        elif out.shape != shape or out.dtype != np.uint8 or out.strides[1:] != (3, 1):
+            raise ValueError(f"out: expected a uint8 {list(shape)} buffer, got {out.dtype} {list(out.shape)}")
+        height, width = placement.height, placement.width
+        target = out[:height, :width]
+        resize_into(np.ascontiguousarray(image), target)
+        out[height:] = self.pad_colour
+        out[:height, width:] = self.pad_colour
+        return out, placement
+
+    @property
+    def pad_colour(self) -> tuple[int, int, int]:
+        """BGR of the padding of a uint8 canvas: the mean, rounded."""
+        return tuple(int(np.clip(value + 0.5, 0, 255)) for value in self.mean[::-1])  # type: ignore[return-value]
+
+    @property
+    def factors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and 1 / std, float32 [3] RGB: what a graph subtracts from a uint8 canvas and multiplies it by."""
+        return np.asarray(self.mean, np.float32), (1 / np.asarray(self.std, np.float64)).astype(np.float32)
+
+    def normalise(self, canvases: np.ndarray) -> np.ndarray:
+        """uint8 [B, H, W, 3] BGR -> float32 [B, 3, H, W] RGB normalised, by the steps of the exported graph."""
+        mean, factor = (values[:, None, None] for values in self.factors)
+        return (np.ascontiguousarray(canvases[..., ::-1].transpose(0, 3, 1, 2)).astype(np.float32) - mean) * factor
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for meta.json and checkpoints; `from_dict` is the inverse."""
@@ -166,19 +211,25 @@ class Preprocess:
         except (TypeError, ValueError) as error:
             raise UserError(f"{where}: preprocess: {error}; export again") from error
 
-    def checksum(self) -> str:
+    def checksum(self, dtype: str = "float32") -> str:
         """sha256 of what this preprocessing makes of two fixture images; stored in every artefact.
+
+        With `dtype` "uint8" it is taken of the letterboxed canvas, normalised as the graph does it.
 
         It is taken over points on a grid, rounded to coarse bins. OpenCV's resize may differ by one grey level between
         processors, and a value next to the edge of its bin would then change the sum; so only points count whose exact
         value, computed here in float64, is near the middle of its bin. Another size, pad, mean, std, channel order or
         interpolation still changes thousands of bins.
         """
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(b"" if dtype == "float32" else dtype.encode())
         bin_size = np.array([max(_CHECKSUM_BIN, _CHECKSUM_LEVELS / std) for std in self.std])[:, None, None]
         for height, width in ((427, 640), (333, 200)):
             image = fixture_image(height, width)
-            prepared, placement = self(image)
+            if dtype == "uint8":
+                pixels, placement = self.letterbox(image)
+                prepared = self.normalise(pixels[None])[0]
+            else:
+                prepared, placement = self(image)
             grid = np.ix_(range(3), range(0, prepared.shape[1], 5), range(0, prepared.shape[2], 5))
             exact = self._reference(image, placement, prepared.shape[1:], grid) / bin_size
             steady = np.abs(exact - np.round(exact)) < _CHECKSUM_MARGIN
@@ -200,6 +251,11 @@ class Preprocess:
         values[rows >= placement.height] = 0
         values[:, columns >= placement.width] = 0
         return values.transpose(2, 0, 1)[channels]
+
+
+def _check_image(image: np.ndarray) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"expected a uint8 [h, w, 3] BGR image, got {image.dtype} {list(image.shape)}")
 
 
 def _source_points(targets: np.ndarray, scale: float, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,11 +12,13 @@ from ..errors import UserError
 from .artefact import META_FILE, Artefact, read_artefact, read_meta
 from .decode import check_raw, to_detections
 from .detections import Detections
+from .network_input import NetworkInput
 from .preprocess import Placement, Preprocess
 
 # What can run each kind of model; the first is what runtime="auto" takes.
 RUNTIMES = {
     "onnx": ("onnxruntime", "openvino"),
+    "openvino": ("openvino",),
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt-rtx",),
     "checkpoint": ("torch",),
@@ -31,17 +33,21 @@ class Backend(Protocol):
     Attributes:
         runtime: its name, a value of `RUNTIMES`.
         info: what really runs: at least provider, device, precision, versions.
-        batch: the only batch size it takes, or None for any.
+        input: what it takes.
+        batch: the only batch size it takes, or None for any up to max_batch.
+        max_batch: the most images of a run, or None where there is no limit.
         canvas: the only (H, W) it takes, or None for any.
     """
 
     runtime: str
     info: dict[str, Any]
+    input: NetworkInput
     batch: int | None
+    max_batch: int | None
     canvas: tuple[int, int] | None
 
     def run(self, images: np.ndarray) -> Sequence[np.ndarray]:
-        """float32 [B, 3, H, W] -> num, boxes, scores, labels[, masks]; returns when the results are on the host."""
+        """A batch of its input -> num, boxes, scores, labels[, masks]; returns when the results are on the host."""
         ...
 
 
@@ -88,6 +94,8 @@ class Detector:
             "size": [int(edge) for edge in self.preprocess.size],
             "fixed_size": self.preprocess.fixed,
             "batch": self.backend.batch,
+            "max_batch": self.backend.max_batch,
+            "input": self.backend.input.dtype,
             "classes": len(self.classes),
             "recipe": self.meta.get("recipe"),
         }
@@ -96,8 +104,8 @@ class Detector:
         """Run the network alone.
 
         Args:
-            batch: float32 [B, 3, H, W], as `preprocess` makes it. A network of a fixed larger batch gets blank images
-                besides, whose results are cut off again.
+            batch: what `prepare` made. A network of a fixed or least number of images gets blank ones besides, whose
+                results are cut off again.
 
         Returns:
             num int32 [B, 1], boxes float32 [B, K, 4] in canvas pixels, scores [B, K], labels int32 [B, K] and, for mask
@@ -106,22 +114,28 @@ class Detector:
         Raises:
             UserError: the network does not take this size or returns something unexpected.
         """
-        count, size = len(batch), self.backend.batch
-        if self.backend.canvas is not None and tuple(batch.shape[2:]) != self.backend.canvas:
+        wanted, count = self.backend.input, len(batch)
+        if batch.dtype != wanted.dtype:
+            raise UserError(f"{self.source}: the network takes {wanted.dtype}, got {batch.dtype}; use prepare()")
+        canvas = wanted.canvas_of(batch)
+        if wanted.canvas not in (None, canvas):
             raise UserError(
-                f"{self.source}: the network takes {self.backend.canvas[0]}x{self.backend.canvas[1]} pixels (H x W), "
-                f"got {batch.shape[2]}x{batch.shape[3]}"
+                f"{self.source}: the network takes {wanted.canvas[0]}x{wanted.canvas[1]} pixels (H x W), "
+                f"got {canvas[0]}x{canvas[1]}"
             )
-        if size is not None and count > size:
-            raise UserError(f"{self.source}: the network takes batches of {size}, got {count}; use a smaller batch")
-        if size is not None and count < size:
-            blank = np.zeros((size - count, *batch.shape[1:]), np.float32)
+        if wanted.max_batch is not None and count > wanted.max_batch:
+            sizes = f"batches of {'' if wanted.batch else 'up to '}{wanted.max_batch}"
+            raise UserError(f"{self.source}: the network takes {sizes}, got {count}; use a smaller batch")
+        if count < wanted.min_batch:
+            blank = np.zeros((wanted.min_batch - count, *batch.shape[1:]), batch.dtype)
             batch = np.concatenate([batch, blank])
-        outputs = check_raw(self.backend.run(np.ascontiguousarray(batch, np.float32)), len(batch), self.source)
+        outputs = check_raw(self.backend.run(np.ascontiguousarray(batch)), len(batch), self.source)
         return outputs if len(batch) == count else tuple(value[:count] for value in outputs)
 
     def prepare(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Placement]]:
-        """Batch float32 [B, 3, H, W] of BGR uint8 images and their placements; all must get the same canvas.
+        """The network's input for BGR uint8 images, and their placements; all must get the same canvas.
+
+        The batch is float32 [B, 3, H, W], normalised, or uint8 [B, H, W, 3] where the network's graph normalises.
 
         Raises:
             ValueError: the preprocessing gives the images canvases of different sizes.
@@ -129,8 +143,9 @@ class Detector:
         shapes = {self.preprocess.canvas(self.preprocess.place(*image.shape[:2])) for image in images}
         if len(shapes) != 1:
             raise ValueError(f"these images get canvases of different sizes {sorted(shapes)}; prepare them one by one")
-        batch = np.empty((len(images), 3, *shapes.pop()), np.float32)
-        return batch, [self.preprocess(image, out=row)[1] for image, row in zip(images, batch, strict=True)]
+        batch = self.backend.input.empty(len(images), shapes.pop())
+        prepare = self.preprocess.letterbox if self.backend.input.channels_last else self.preprocess
+        return batch, [prepare(image, out=row)[1] for image, row in zip(images, batch, strict=True)]
 
     def __call__(self, image: np.ndarray) -> Detections:
         """Detect objects in one image, uint8 [h, w, 3] BGR as OpenCV reads it."""
@@ -162,7 +177,7 @@ class Detector:
         last = None
         for image in images:
             shape = self.preprocess.canvas(self.preprocess.place(*image.shape[:2]))
-            full = self.backend.batch is not None and groups and len(groups[-1]) >= self.backend.batch
+            full = self.backend.max_batch is not None and groups and len(groups[-1]) >= self.backend.max_batch
             if shape != last or full:
                 groups.append([])
             groups[-1].append(image)

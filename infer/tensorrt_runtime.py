@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from .artefact import Artefact
+from .artefact import LAYOUTS, Artefact
 from .cuda_driver import CudaDriver, DeviceBuffer
 from .decode import OUTPUT_NAMES
+from .network_input import check_input
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
@@ -59,8 +60,9 @@ class TensorRTBackend:
         self._outputs = _output_names(self._engine, library, artefact)
         self._types = {name: library.nptype(self._engine.get_tensor_dtype(name)) for name in self._outputs}
         shape = [size if size > 0 else None for size in self._engine.get_tensor_shape(self._input)]
-        self.batch: int | None = shape[0]
-        self.canvas: tuple[int, int] | None = None if None in shape[2:] else (shape[2], shape[3])
+        kind = np.dtype(library.nptype(self._engine.get_tensor_dtype(self._input))).name
+        self.input = check_input(artefact, [(self._input, kind)], {name: name for name in LAYOUTS}, shape)
+        self.batch, self.max_batch, self.canvas = self.input.batch, self.input.max_batch, self.input.canvas
         self._buffers: dict[str, DeviceBuffer] = {}
         self._shape: tuple[int, ...] | None = None
         self.info: dict[str, Any] = {
@@ -84,7 +86,7 @@ class TensorRTBackend:
             raise UserError(f"the engine does not take an input of shape {list(shape)}; export it with a larger batch")
         for buffer in self._buffers.values():
             buffer.free()
-        self._buffers = {self._input: self._driver.buffer(shape, np.dtype(np.float32))}
+        self._buffers = {self._input: self._driver.buffer(shape, np.dtype(self.input.dtype))}
         for name in self._outputs:
             output_shape = tuple(int(size) for size in self._context.get_tensor_shape(name))
             self._buffers[name] = self._driver.buffer(output_shape, np.dtype(self._types[name]))
@@ -93,7 +95,7 @@ class TensorRTBackend:
         self._shape = shape
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
-        """float32 [B, 3, H, W] -> outputs on the host; waits for the GPU."""
+        """A batch of the engine's input -> outputs on the host; waits for the GPU."""
         if images.shape != self._shape:
             self._resize(images.shape)
         self._buffers[self._input].host[...] = images

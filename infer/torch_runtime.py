@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UserError
+from .network_input import NetworkInput
 from .preprocess import Preprocess
 from .runtimes import Detector
 
@@ -37,7 +38,9 @@ class TorchBackend:
     """
 
     runtime = "torch"
+    input = NetworkInput()
     batch: int | None = None
+    max_batch: int | None = None
     canvas: tuple[int, int] | None = None
 
     def __init__(

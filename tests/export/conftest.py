@@ -16,3 +16,9 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="session")
 def exported(checkpoint):
     return export(checkpoint, checkpoint.parent / "artefact")
+
+
+@pytest.fixture(scope="session")
+def dynamic(checkpoint):
+    """With a batch of one to four images."""
+    return export(checkpoint, checkpoint.parent / "dynamic", batch="1,2,4")

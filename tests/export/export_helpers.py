@@ -1,6 +1,7 @@
-"""A small detector that detects, as a checkpoint."""
+"""A small detector that detects, as a checkpoint, and canvases to run it on."""
 
-from twin import conditioned_model
+import numpy as np
+from twin import conditioned_model, smooth_images
 
 from directdet.infer.preprocess import Preprocess
 from directdet.models.build import describe_model
@@ -38,3 +39,11 @@ def conditioned_checkpoint(path, masks=True, seed=0):
     }
     save_checkpoint(path, content)
     return model
+
+
+def canvases(count, size, seed, preprocess):
+    """uint8 [count, H, W, 3] BGR of soft blobs, and exactly those normalised: a float32 tensor [count, 3, H, W]."""
+    values = smooth_images(count, size, seed).numpy()
+    pixels = np.clip(255 * (values * 0.225 + 0.45), 0, 255).astype(np.uint8)
+    pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)[..., ::-1])
+    return pixels, preprocess.normalise(pixels)

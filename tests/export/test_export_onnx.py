@@ -1,20 +1,22 @@
 """The exported graph: what it holds, that it is the model, and that it says so honestly."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from export_helpers import conditioned_checkpoint
+from export_helpers import canvases, conditioned_checkpoint
 from torch import nn
 from twin import smooth_images
 
+from directdet.data.synthetic import make_synthetic
 from directdet.errors import UsageProblem, UserError
 from directdet.export import export as export_module
 from directdet.export.export import deployed_preprocess, export
-from directdet.export.onnx_graph import FORBIDDEN, count_operators, fold
+from directdet.export.onnx_graph import FORBIDDEN, CanvasInput, count_operators, fold
 from directdet.export.verify import verification_pictures, verify
 from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes import load
@@ -23,14 +25,16 @@ from directdet.models.checkpoint import load_checkpoint
 from directdet.models.rcnn_deploy import RCNNDeploy
 
 pytestmark = pytest.mark.slow  # every test needs an exported graph
+torch.set_num_threads(1)
 
 
 def torch_outputs(checkpoint, images):
+    """What the checkpoint makes of normalised float32 [N, 3, H, W]."""
     loaded = load_checkpoint(checkpoint)
     model = build_model(loaded["model_config"])
     model.load_state_dict(loaded["model"])
     with torch.no_grad():
-        return [v.numpy() for v in RCNNDeploy(model.eval(), tuple(images.shape[2:]))(images)]
+        return [v.numpy() for v in RCNNDeploy(model.eval(), tuple(images.shape[2:]))(torch.as_tensor(images))]
 
 
 def assert_same_detections(expected, found):
@@ -59,11 +63,20 @@ def test_graph_holds_nothing_that_a_runtime_refuses(exported):
 
 def test_verification_passes_and_is_recorded(exported):
     assert exported.verification.passed
-    pictures = {c.picture for c in exported.verification.comparisons}
+    one = exported.verification.runtimes[0]
+    pictures = {c.picture for c in one.comparisons}
     assert "blank" in pictures and any("odd aspect" in p for p in pictures)
-    assert sum(c.expected for c in exported.verification.comparisons) > 20
+    assert sum(c.expected for c in one.comparisons) > 20
     meta = json.loads((exported.artefact / "meta.json").read_text())
-    assert meta["verification"]["passed"] is True and meta["verification"]["matched"] == 1.0
+    runtimes = {entry["runtime"]: entry for entry in meta["verification"]["runtimes"]}
+    assert meta["verification"]["passed"] is True and "onnxruntime" in runtimes
+    for entry in runtimes.values():
+        assert entry["matched"] == 1.0 and entry["tolerance"]["box"] == 0.1 and entry["rough_latency_ms"] > 0
+    assert meta["format"] == 2 and meta["precision"] == "fp32" and meta["kept_fp32"] == []
+    assert meta["input"] == {"name": "images", "shape": [1, 128, 160, 3], "dtype": "uint8", "layout": "NHWC"}
+    assert meta["shapes"] == {"batch": {"min": 1, "opt": 1, "max": 1}, "height": 128, "width": 160}
+    assert list(meta["files"]) == ["model.onnx"] == [meta["file"]]
+    assert sorted(path.name for path in exported.artefact.iterdir()) == ["meta.json", "model.onnx"]
     assert meta["folded_batchnorms"] == 20 and meta["category_ids"] == [1, 2, 4, 7]
     assert meta["fold_error"] < 1e-4
 
@@ -73,26 +86,78 @@ def test_verification_passes_and_is_recorded(exported):
 def test_runtimes_agree_on_pictures_not_exported_with(checkpoint, exported, runtime, seed):
     if runtime == "openvino":
         pytest.importorskip("openvino", reason="openvino is not installed")
-    images = smooth_images(1, (128, 160), seed)
     detector = load(exported.artefact, runtime=runtime, device="cpu")
-    assert_same_detections(torch_outputs(checkpoint, images), detector.run(images.numpy()))
+    pixels, images = canvases(1, (128, 160), seed, detector.preprocess)
+    assert_same_detections(torch_outputs(checkpoint, images), detector.run(pixels))
 
 
-def test_batch_and_other_size(checkpoint, tmp_path):
-    result = export(checkpoint, tmp_path / "artefact", batch=2, size=(96, 128))
-    assert result.verification.passed
-    images = smooth_images(2, (96, 128), 7)
-    found = load(result.artefact, device="cpu").run(images.numpy())
-    expected = torch_outputs(checkpoint, images)
-    for row in range(2):
-        assert_same_detections([v[row : row + 1] for v in expected], [v[row : row + 1] for v in found])
+def rows_of(outputs, row):
+    return [values[row : row + 1] for values in outputs]
 
 
-def test_without_masks(tmp_path):
+def test_float_input_of_a_fixed_batch_and_another_size_without_masks(tmp_path):
     conditioned_checkpoint(tmp_path / "model.pt", masks=False)
-    result = export(tmp_path / "model.pt", tmp_path / "artefact")
+    result = export(tmp_path / "model.pt", tmp_path / "artefact", batch=2, size=(96, 128), input="float32")
     assert result.verification.passed
-    assert json.loads((result.artefact / "meta.json").read_text())["outputs"] == ["num", "boxes", "scores", "labels"]
+    meta = json.loads((result.artefact / "meta.json").read_text())
+    assert meta["outputs"] == ["num", "boxes", "scores", "labels"]
+    assert meta["input"] == {"name": "images", "shape": [2, 3, 96, 128], "dtype": "float32", "layout": "NCHW"}
+    images = smooth_images(2, (96, 128), 7).numpy()
+    detector = load(result.artefact, device="cpu")
+    found, expected = detector.run(images), torch_outputs(tmp_path / "model.pt", images)
+    for row in range(2):
+        assert_same_detections(rows_of(expected, row), rows_of(found, row))
+    alone = detector.run(images[1:])  # the other row is blank, and its results are gone
+    assert len(alone[0]) == 1
+    assert_same_detections(rows_of(expected, 1), alone)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_batches_of_any_size(checkpoint, dynamic, runtime, count):
+    """The graph was written with two images; blank canvases stand among the pictures."""
+    pytest.importorskip(runtime)
+    assert dynamic.verification.passed
+    detector = load(dynamic.artefact, runtime=runtime, device="cpu")
+    assert detector.backend.batch is None and detector.backend.max_batch == 4
+    pixels, images = canvases(count, (128, 160), 11, detector.preprocess)
+    if count > 1:
+        pixels[1] = 255
+        images = detector.preprocess.normalise(pixels)
+    found, expected = detector.run(pixels), torch_outputs(checkpoint, images)
+    assert all(len(values) == count for values in found)
+    for row in (0, *range(2, count)):  # on a blank canvas every place is alike, and rounding chooses
+        assert_same_detections(rows_of(expected, row), rows_of(found, row))
+
+
+def test_an_open_batch_is_in_the_graph_and_in_the_meta(dynamic):
+    meta = json.loads((dynamic.artefact / "meta.json").read_text())
+    assert meta["shapes"]["batch"] == {"min": 1, "opt": 2, "max": 4} and meta["input"]["shape"][0] is None
+    graph = onnx.load(dynamic.artefact / "model.onnx").graph
+    assert {value.type.tensor_type.shape.dim[0].dim_param for value in [*graph.input, *graph.output]} == {"batch"}
+    assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    detector = load(dynamic.artefact, device="cpu")
+    images = [image for _, image in verification_pictures(None, (128, 160))]
+    for one, other in zip(detector.detect_batch(images), map(detector, images), strict=True):  # 4 and 1, and one by one
+        np.testing.assert_allclose(one.scores[:5], other.scores[:5], atol=1e-4)
+
+
+def test_openvino_model(checkpoint, dynamic, tmp_path):
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    result = export(checkpoint, tmp_path / "artefact", format="openvino")
+    assert result.verification.passed
+    assert [one.runtime for one in result.verification.runtimes] == ["openvino"]
+    meta = json.loads((result.artefact / "meta.json").read_text())
+    assert meta["kind"] == "openvino" and list(meta["files"]) == ["model.xml", "model.bin"]
+    assert {path.name for path in result.artefact.iterdir()} == {"meta.json", "model.xml", "model.bin"}
+    detector = load(result.artefact, device="cpu")
+    pixels, images = canvases(1, (128, 160), 5, detector.preprocess)
+    assert_same_detections(torch_outputs(checkpoint, images), detector.run(pixels))
+    content = bytearray((result.artefact / "model.bin").read_bytes())
+    content[1000] ^= 1
+    (result.artefact / "model.bin").write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.bin: sha256 differs"):
+        load(result.artefact)
 
 
 def test_folding_is_counted_and_equal(checkpoint):
@@ -109,12 +174,12 @@ def test_a_wrong_graph_fails_verification(checkpoint, tmp_path, monkeypatch):
     """If verification could not fail, it would say nothing: export a graph with one weight of the box head changed."""
     write = export_module.write_onnx
 
-    def wrong(model, size, batch, path):
+    def wrong(model, *arguments):
         kept = model.box_predictor.bbox_pred.bias.detach().clone()
         with torch.no_grad():
             model.box_predictor.bbox_pred.bias += 0.05
         try:
-            return write(model, size, batch, path)
+            return write(model, *arguments)
         finally:
             model.box_predictor.bbox_pred.bias.data.copy_(kept)
 
@@ -150,8 +215,12 @@ def test_user_mistakes(checkpoint, exported, tmp_path):
         export(tmp_path / "nothing.pt", tmp_path / "out")
     with pytest.raises(UsageProblem, match="multiples of 32"):
         export(checkpoint, tmp_path / "out", size=(100, 100))
-    with pytest.raises(UsageProblem, match="there are onnx"):
-        export(checkpoint, tmp_path / "out", format="onx")
+    data = make_synthetic(tmp_path / "data", images_train=1, images_val=1)
+    for file in (data / "annotations").iterdir():
+        file.write_text(file.read_text().replace('"star"', '"comet"'))
+    with pytest.raises(UserError, match=r"classes are not the 4 of .*model\.pt"):
+        export(checkpoint, tmp_path / "out", data=data)
+    shutil.rmtree(data)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("keep me")
     with pytest.raises(UserError, match="no artefact"):
@@ -172,6 +241,15 @@ def test_a_failed_export_leaves_the_old_artefact(checkpoint, tmp_path, monkeypat
         export(checkpoint, tmp_path / "artefact")
     assert [p.name for p in tmp_path.iterdir()] == ["artefact"]
     assert (tmp_path / "artefact" / "meta.json").read_text() == "{}"
+
+
+def test_canvas_input_is_what_preprocessing_does():
+    """The module that the graph begins with, on pixels of every level, against the tables of Preprocess."""
+    preprocess = Preprocess(size=(64, 96))
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    found = CanvasInput(nn.Identity(), preprocess)(torch.from_numpy(image[None]))
+    np.testing.assert_allclose(found[0].numpy(), preprocess(image)[0], atol=1e-6)
+    np.testing.assert_array_equal(found.numpy(), preprocess.normalise(image[None]))
 
 
 def test_default_size_is_the_evaluated_one():

@@ -77,6 +77,39 @@ def test_writes_into_a_used_buffer_and_takes_views():
 
 
 @pytest.mark.parametrize(
+    "preprocess",
+    [Preprocess((64, 96)), Preprocess((300, 300), warp=True, std=(1.0, 1.0, 1.0)), Preprocess((64, 128), fixed=False)],
+)
+@pytest.mark.parametrize("shape", [(64, 96), (1, 1), (7, 200), (301, 33), (480, 640)])
+def test_letterbox_is_the_same_picture_as_pixels(preprocess, shape):
+    """Normalised it is what the network would otherwise be given, but for the padding's rounded colour."""
+    image = picture(*shape)
+    expected, placement = preprocess(image)
+    canvas, same = preprocess.letterbox(image)
+    assert same == placement and canvas.shape == (*expected.shape[1:], 3) and canvas.dtype == np.uint8
+    found = preprocess.normalise(canvas[None])[0]
+    height, width = placement.height, placement.width
+    np.testing.assert_allclose(found[:, :height, :width], expected[:, :height, :width], atol=1e-6 * 255)
+    assert (canvas[height:] == preprocess.pad_colour).all() and (canvas[:height, width:] == preprocess.pad_colour).all()
+    assert np.abs(found - expected).max() < 0.51 / min(preprocess.std)
+
+
+def test_letterbox_writes_into_the_row_of_a_batch():
+    image = picture(50, 40)
+    batch = np.full((3, 64, 96, 3), 77, np.uint8)
+    made, _ = Preprocess((64, 96)).letterbox(image, out=batch[1])
+    assert np.shares_memory(made, batch) and (batch[[0, 2]] == 77).all()
+    assert np.array_equal(batch[1], Preprocess((64, 96)).letterbox(image)[0])
+    turned = np.ascontiguousarray(image[:, :, ::-1])[:, :, ::-1]
+    assert np.array_equal(Preprocess((64, 96)).letterbox(turned)[0], batch[1])
+    for wrong in (batch[1].astype(np.float32), batch[1][:, :95], batch[1].transpose(1, 0, 2), batch[1][:, ::-1]):
+        with pytest.raises(ValueError, match="out"):
+            Preprocess((64, 96)).letterbox(image, out=wrong)
+    with pytest.raises(ValueError, match="uint8"):
+        Preprocess((64, 96)).letterbox(image.astype(np.float32))
+
+
+@pytest.mark.parametrize(
     "image", [picture(5, 5)[:, :, 0], picture(5, 5).astype(np.float32), np.zeros((0, 5, 3), np.uint8)]
 )
 def test_refuses_other_images(image):
@@ -130,7 +163,7 @@ def test_checksum_changes_with_every_parameter():
         replace(base, warp=True, std=(1.0, 1.0, 1.0), mean=(123.675, 116.28, 113.53)),
         replace(base, warp=True, std=(1.0, 1.0, 1.0), mean=MEAN[::-1]),
     ]
-    sums = [value.checksum() for value in (base, *others)]
+    sums = [value.checksum(dtype) for value in (base, *others) for dtype in ("float32", "uint8")]
     assert len(set(sums)) == len(sums)
     assert base.checksum() == Preprocess((448, 448)).checksum()
 

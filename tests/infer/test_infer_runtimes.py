@@ -12,7 +12,9 @@ import pytest
 from tiny_artefact import BOXES, CLASSES, write_artefact
 
 from directdet.errors import UserError
+from directdet.infer import artefact as artefact_module
 from directdet.infer import onnx_runtime
+from directdet.infer.artefact import read_meta
 from directdet.infer.runtimes import load, model_kind
 
 
@@ -60,11 +62,63 @@ def test_batches(tmp_path, runtime, batch):
     assert detector.detect_batch([]) == []
     if batch == "batch":
         assert len(detector.run(np.zeros((5, 3, 96, 128), np.float32))[0]) == 5
+        assert detector.backend.batch is None and detector.backend.max_batch == 8
+        with pytest.raises(UserError, match="batches of up to 8, got 9"):
+            detector.run(np.zeros((9, 3, 96, 128), np.float32))
     else:
         with pytest.raises(UserError, match=f"batches of {batch}"):
             detector.run(np.zeros((5, 3, 96, 128), np.float32))
     with pytest.raises(UserError, match="96x128"):
         detector.run(np.zeros((1, 3, 64, 128), np.float32))
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_uint8_canvas_of_fewest_and_most_images(tmp_path, runtime):
+    """Three images for a network of two to four: the batch is canvases, blank rows fill up what is missing."""
+    pytest.importorskip(runtime)
+    folder = write_artefact(tmp_path / "a", batch="batch", dtype="uint8", batches=(2, 2, 4))
+    detector = load(folder, runtime=runtime, device="cpu", threads=1)
+    batch, _ = detector.prepare([picture()])
+    assert batch.shape == (1, 96, 128, 3) and batch.dtype == np.uint8
+    assert np.array_equal(batch[0], detector.preprocess.letterbox(picture())[0])
+    for count in (1, 3, 4, 7):
+        found = detector.detect_batch([picture()] * count)
+        assert len(found) == count
+        check_detections(found[-1])
+    assert [len(group) for group in detector._groups([picture()] * 7)] == [4, 3]
+    with pytest.raises(UserError, match="takes uint8, got float32"):
+        detector.run(batch.astype(np.float32))
+    assert detector.describe()["input"] == "uint8"
+
+
+def test_an_artefact_of_format_1_is_read(artefact, edit_meta):
+    """What the first version wrote: one file with its hash, normalised inputs, and a batch in the input's shape."""
+    digest = read_meta(artefact / "meta.json")["files"]["model.onnx"]
+    old = {"format": 1, "sha256": digest, "input": {"name": "images", "shape": [1, 3, 96, 128]}}
+    edit_meta(artefact, **old, files=None, shapes=None, kept_fp32=None)
+    check_detections(load(artefact, device="cpu")(picture()))
+    edit_meta(artefact, sha256="0" * 64)
+    with pytest.raises(UserError, match="sha256 differs"):
+        load(artefact, device="cpu")
+
+
+def test_what_is_read_is_limited(artefact, tmp_path, monkeypatch):
+    content = (artefact / "meta.json").read_bytes()
+    (artefact / "meta.json").write_bytes(content + b" " * artefact_module.LARGEST_META)
+    with pytest.raises(UserError, match="larger than 4 MiB"):
+        load(artefact, device="cpu")
+    (artefact / "meta.json").write_bytes(b"[" * 1_000_000)
+    with pytest.raises(UserError, match="cannot be read as JSON"):
+        load(artefact, device="cpu")
+    (artefact / "meta.json").write_bytes(content)
+    monkeypatch.setattr(artefact_module, "LARGEST_FILE", 10)
+    with pytest.raises(UserError, match="so no model file of ours"):
+        load(artefact, device="cpu")
+    monkeypatch.undo()
+    (artefact / "model.onnx").rename(tmp_path / "elsewhere.onnx")
+    (artefact / "model.onnx").symlink_to(tmp_path / "elsewhere.onnx")
+    with pytest.raises(UserError, match="is a link out of its folder"):
+        load(artefact, device="cpu")
 
 
 def test_model_without_masks(tmp_path):
@@ -93,19 +147,28 @@ def test_nothing_to_load(tmp_path):
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ({"format": 2}, "format: 2"),
-        ({"sha256": "0" * 64}, "sha256"),
+        ({"format": 3}, "format: 3"),
+        ({"files": {"model.onnx": "0" * 64}}, "sha256"),
+        ({"files": {}}, "files: expected 'model.onnx'"),
+        ({"files": {"model.onnx": "0" * 64, **{f"{n}": "0" for n in range(8)}}}, "at most 8"),
+        ({"shapes": {"batch": {"min": 2, "opt": 1, "max": 4}}}, "min <= opt <= max"),
+        ({"shapes": {"batch": [1, 2, 4]}}, "min <= opt <= max"),
         ({"preprocess_checksum": "0" * 64}, "preprocess_checksum"),
         ({"classes": None}, "classes: missing"),
         ({"classes": "dog"}, "classes: a str"),
         ({"classes": ["dog"]}, "1 classes but 3"),
         ({"category_ids": ["a", "b", "c"]}, "category_ids: expected whole numbers"),
         ({"kind": "coreml"}, "coreml"),
-        ({"file": "../model.onnx"}, "plain file name"),
-        ({"file": "other.onnx"}, "cannot be read"),
+        ({"file": "../model.onnx", "files": {"../model.onnx": "0" * 64}}, "plain file name"),
+        ({"file": "other.onnx", "files": {"other.onnx": "0" * 64}}, "cannot be read"),
         ({"preprocess": {"size": [1, 2]}}, "preprocess: expected the fields"),
         ({"input": {"name": "images", "shape": [1, 3]}}, "input: expected"),
-        ({"input": {"name": "pixels", "shape": [1, 3, 96, 128]}}, "pixels"),
+        (
+            {"input": {"name": "images", "shape": [1, 3, 96, 128], "dtype": "int8", "layout": "NCHW"}},
+            "input: int8 NCHW",
+        ),
+        ({"input": {"name": "images", "shape": [1, 3, 96, 128], "dtype": "uint8", "layout": "NCHW"}}, "uint8 NHWC"),
+        ({"input": {"name": "pixels", "shape": [1, 3, 96, 128], "dtype": "float32", "layout": "NCHW"}}, "pixels"),
     ],
 )
 def test_broken_artefacts(artefact, edit_meta, changes, message):
@@ -143,7 +206,7 @@ def test_broken_model_file(artefact, edit_meta, runtime):
     import hashlib
 
     (artefact / "model.onnx").write_bytes(b"not a model")
-    edit_meta(artefact, sha256=hashlib.sha256(b"not a model").hexdigest())
+    edit_meta(artefact, files={"model.onnx": hashlib.sha256(b"not a model").hexdigest()})
     with pytest.raises(UserError, match="cannot") as caught:
         load(artefact, runtime=runtime, device="cpu")
     assert "\n" not in str(caught.value)

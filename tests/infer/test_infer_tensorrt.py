@@ -13,6 +13,7 @@ from directdet.errors import UserError
 from directdet.infer import cuda_driver, tensorrt_runtime
 from directdet.infer.artefact import read_artefact
 from directdet.infer.cuda_driver import CudaDriver, find_gpu
+from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes import load
 
 BUILT = {"compute_capability": "8.9", "library": "tensorrt_rtx", "version": "1.7.1.116"}
@@ -79,12 +80,12 @@ class FakeCuda:
 class FakeContext:
     """An engine of dynamic batch: returns constants and the mean of each image as the first score."""
 
-    def __init__(self, cuda):
-        self.cuda, self.shape, self.addresses = cuda, None, {}
+    def __init__(self, cuda, dtype):
+        self.cuda, self.shape, self.addresses, self.dtype = cuda, None, {}, dtype
 
     def set_input_shape(self, name, shape):
         self.shape = shape
-        return shape[0] <= 4
+        return shape[0] <= 8
 
     def get_tensor_shape(self, name):
         rest = {"num": (1,), "boxes": (2, 4), "scores": (2,), "labels": (2,)}[name]
@@ -94,11 +95,11 @@ class FakeContext:
         self.addresses[name] = pointer
 
     def _view(self, name, shape, dtype):
-        size = int(np.prod(shape)) * 4
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         return np.frombuffer((ctypes.c_byte * size).from_address(self.addresses[name]), dtype).reshape(shape)
 
     def execute_async_v3(self, stream):
-        images = self._view("images", self.shape, np.float32)
+        images = self._view("images", self.shape, self.dtype)
         for name, value in (("num", 2), ("boxes", 8), ("labels", 1)):
             dtype = np.float32 if name == "boxes" else np.int32
             self._view(name, self.get_tensor_shape(name), dtype)[...] = value
@@ -106,16 +107,18 @@ class FakeContext:
         return stream == 77
 
 
-def fake_tensorrt(cuda, opens=True):
+def fake_tensorrt(cuda, opens=True, dtype=np.float32):
     """The module, as far as it is used."""
     names = ["images", "boxes", "num", "labels", "scores"]
     engine = SimpleNamespace(
         num_io_tensors=5,
         get_tensor_name=lambda number: names[number],
         get_tensor_mode=lambda name: "in" if name == "images" else "out",
-        get_tensor_dtype=lambda name: np.int32 if name in ("num", "labels") else np.float32,
-        get_tensor_shape=lambda name: (-1, 3, 96, 128),
-        create_execution_context=lambda: FakeContext(cuda),
+        get_tensor_dtype=lambda name: (
+            dtype if name == "images" else np.int32 if name in ("num", "labels") else np.float32
+        ),
+        get_tensor_shape=lambda name: (-1, 3, 96, 128) if dtype == np.float32 else (-1, 96, 128, 3),
+        create_execution_context=lambda: FakeContext(cuda, dtype),
     )
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda content: engine if opens else None)
     logger = lambda level: None  # noqa: E731
@@ -133,7 +136,8 @@ def fake_tensorrt(cuda, opens=True):
 @pytest.fixture
 def engine(artefact, edit_meta):
     """An artefact that claims to hold an engine."""
-    edit_meta(artefact, kind="tensorrt-rtx", built_for=BUILT)
+    shapes = {"batch": {"min": 1, "opt": 2, "max": 4}, "height": 96, "width": 128}
+    edit_meta(artefact, kind="tensorrt-rtx", built_for=BUILT, shapes=shapes)
     return artefact
 
 
@@ -180,8 +184,23 @@ def test_runs_with_a_stand_in(engine, monkeypatch):
     second = detector.run(images[1:])  # another shape: new buffers, the old ones freed
     assert second[2].tolist() == [[0.5, 0.5]] and len(cuda.alive) == alive
     assert first[2].tolist() == [[0.25, 0.25], [0.5, 0.5]]  # results are copies
-    with pytest.raises(UserError, match="larger batch"):
+    with pytest.raises(UserError, match="batches of up to 4, got 5"):
         detector.run(np.zeros((5, 3, 96, 128), np.float32))
+    with pytest.raises(UserError, match="larger batch"):
+        detector.backend.run(np.zeros((9, 3, 96, 128), np.float32))
+
+
+def test_uint8_goes_to_the_device_as_it_is(engine, edit_meta, monkeypatch):
+    cuda = FakeCuda()
+    monkeypatch.setattr(cuda_driver, "_load_library", lambda: cuda)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_tensorrt(cuda, dtype=np.uint8))
+    with pytest.raises(UserError, match=r"inputs 'images' uint8; meta\.json says 'images' float32"):
+        load(engine)
+    about = {"name": "images", "shape": [None, 96, 128, 3], "dtype": "uint8", "layout": "NHWC"}
+    edit_meta(engine, input=about, preprocess_checksum=Preprocess((96, 128)).checksum("uint8"))
+    detector = load(engine)
+    raw = detector.run(np.stack([np.full((96, 128, 3), value, np.uint8) for value in (7, 250)]))
+    assert raw[2].tolist() == [[7, 7], [250, 250]]
 
 
 def test_engine_that_does_not_open(engine, monkeypatch):

@@ -19,7 +19,7 @@ SCORES = np.array([0.9, 0.6, 0.0], np.float32)
 LABELS = np.array([0, 2, 0], np.int32)
 
 
-def build_onnx(path: Path, size: tuple[int, int], batch: int | str = 1, masks: bool = True) -> None:
+def build_onnx(path: Path, size: tuple[int, int], batch: int | str = 1, masks: bool = True, dtype="float32") -> None:
     """A graph that returns BOXES, SCORES, LABELS; scores depend on the input by a factor 0, so nothing folds away."""
     rows = 1 if isinstance(batch, str) else batch
     values = {
@@ -37,7 +37,8 @@ def build_onnx(path: Path, size: tuple[int, int], batch: int | str = 1, masks: b
     constants.append(numpy_helper.from_array(np.tile(SCORES, (rows, 1)), "scores_value"))
     constants.append(numpy_helper.from_array(np.zeros(1, np.float32), "zero"))
     nodes = [
-        helper.make_node("ReduceMean", ["images"], ["mean"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["float"], ["mean"], axes=[1, 2, 3], keepdims=0),
         helper.make_node("Unsqueeze", ["mean", "one"], ["column"]),
         helper.make_node("Mul", ["column", "zero"], ["nothing"]),
         helper.make_node("Add", ["scores_value", "nothing"], ["scores"]),
@@ -58,7 +59,7 @@ def build_onnx(path: Path, size: tuple[int, int], batch: int | str = 1, masks: b
     graph = helper.make_graph(
         nodes,
         "tiny",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, *size])],
+        [helper.make_tensor_value_info("images", *input_of(dtype, batch, size))],
         [helper.make_tensor_value_info(name, kinds[name][0], [batch, *kinds[name][1]]) for name in names],
         constants,
     )
@@ -67,22 +68,45 @@ def build_onnx(path: Path, size: tuple[int, int], batch: int | str = 1, masks: b
     onnx.save(model, path)
 
 
-def write_artefact(folder: Path, batch: int | str = 1, masks: bool = True, classes=CLASSES, ids=CATEGORY_IDS) -> Path:
+def input_of(dtype: str, batch: int | str, size: tuple[int, int]) -> tuple[int, list[int | str]]:
+    """ONNX's element type and shape."""
+    if dtype == "uint8":
+        return TensorProto.UINT8, [batch, *size, 3]
+    return TensorProto.FLOAT, [batch, 3, *size]
+
+
+def write_artefact(
+    folder: Path,
+    batch: int | str = 1,
+    masks: bool = True,
+    classes=CLASSES,
+    ids=CATEGORY_IDS,
+    dtype: str = "float32",
+    batches: tuple[int, int, int] | None = None,
+) -> Path:
     """An artefact folder as `directdet export` writes it, around `build_onnx`."""
     folder.mkdir(parents=True, exist_ok=True)
     preprocess = Preprocess((96, 128))
-    build_onnx(folder / "model.onnx", preprocess.size, batch, masks)
+    build_onnx(folder / "model.onnx", preprocess.size, batch, masks, dtype)
+    least, usual, most = batches or (1, 1, 8) if isinstance(batch, str) else (batch,) * 3
     meta = {
-        "format": 1,
+        "format": 2,
         "kind": "onnx",
         "file": "model.onnx",
-        "sha256": hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest(),
+        "files": {"model.onnx": hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()},
         "classes": list(classes),
         "category_ids": list(ids),
         "preprocess": preprocess.to_dict(),
-        "preprocess_checksum": preprocess.checksum(),
+        "preprocess_checksum": preprocess.checksum(dtype),
         "precision": "fp32",
-        "input": {"name": "images", "shape": [batch, 3, 96, 128]},
+        "input": {
+            "name": "images",
+            "shape": [None if isinstance(size, str) else size for size in input_of(dtype, batch, preprocess.size)[1]],
+            "dtype": dtype,
+            "layout": "NHWC" if dtype == "uint8" else "NCHW",
+        },
+        "shapes": {"batch": {"min": least, "opt": usual, "max": most}, "height": 96, "width": 128},
+        "kept_fp32": [],
         "outputs": ["num", "boxes", "scores", "labels", "masks"],
         "built_for": None,
         "recipe": "tiny",

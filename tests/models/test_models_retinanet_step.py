@@ -141,5 +141,5 @@ def test_exported_graph_is_the_model(tmp_path: Path, norm: str) -> None:
         expected = [dict(zip(names, (v[i, :n] for v in rows), strict=True)) for i, n in enumerate(num.flatten())]
         same_detections(tuple(found), expected)
     if importlib.util.find_spec("tensorrt_rtx"):
-        build_engine("tensorrt-rtx", path, tmp_path / "model.engine", "8.9")
+        build_engine("tensorrt-rtx", path, tmp_path / "model.engine", ("8.9",))
         assert (tmp_path / "model.engine").stat().st_size > 100_000

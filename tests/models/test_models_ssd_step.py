@@ -200,5 +200,5 @@ def test_exported_graph_is_the_model(tmp_path: Path, settings: dict) -> None:
         one["labels"] = one["labels"] + 1  # as torchvision counts
     same_detections(found, expected, 200, score=1e-4)
     if importlib.util.find_spec("tensorrt_rtx"):
-        build_engine("tensorrt-rtx", path, tmp_path / "model.engine", "8.9")
+        build_engine("tensorrt-rtx", path, tmp_path / "model.engine", ("8.9",))
         assert (tmp_path / "model.engine").stat().st_size > 100_000

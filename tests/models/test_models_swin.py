@@ -286,5 +286,5 @@ def test_tensorrt_rtx_takes_the_graph(graph: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     from directdet.export.tensorrt import build_engine
 
-    build_engine("tensorrt-rtx", graph, tmp_path / "model.engine", "8.9")
+    build_engine("tensorrt-rtx", graph, tmp_path / "model.engine", ("8.9",))
     assert (tmp_path / "model.engine").stat().st_size > 1_000_000

@@ -1,0 +1,150 @@
+"""PyTorch beside every runtime that can run an artefact here: detections, AP, rough latency, and the verdict."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from ..data.records import Dataset
+from ..errors import UserError
+from ..infer.evaluate import Metrics, evaluate
+from ..infer.runtimes import RUNTIMES, Detector, load
+from .verify import DIFFERENCES, TOLERANCES, Verification, expect, planes, verify
+
+TIMED_RUNS = 3
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """What PyTorch took and found, and the verification in each runtime, at least one."""
+
+    runtimes: tuple[Verification, ...]
+    latency_ms: float
+    ap: dict[str, float]
+    ap_images: int
+    batch: int  # images of a timed run
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return all(one.passed for one in self.runtimes)
+
+    def to_dict(self) -> dict:
+        return {
+            "passed": self.passed,
+            "pytorch": {"rough_latency_ms": self.latency_ms, "ap": self.ap},
+            "timed_batch": self.batch,
+            "ap_images": self.ap_images,
+            "runtimes": [one.to_dict() for one in self.runtimes],
+            "notes": list(self.notes),
+        }
+
+    def table(self) -> Table:
+        """A row a runtime, and the tolerance."""
+        verdict = "[bold green]PASS[/]" if self.passed else "[bold red]FAIL[/]"
+        kinds = list(self.ap)
+        table = Table("runtime", "detections", "matched", "box (px)", "score", "mask", title=f"verification: {verdict}")
+        for kind in kinds:
+            table.add_column(f"{kind} AP (%)", justify="right")
+        table.add_column("rough ms", justify="right")
+        first, limits = self.runtimes[0], self.runtimes[0].tolerance
+        expected = str(sum(c.expected for c in first.comparisons))
+        own = [f"{100 * self.ap[kind]:.2f}" for kind in kinds]
+        table.add_row("PyTorch", expected, "", "", "", "", *own, f"{self.latency_ms:.0f}")
+        for one in self.runtimes:
+            name = one.runtime if one.passed else f"[bold red]{one.runtime}[/]"
+            found, undecided = (sum(getattr(c, key) for c in one.comparisons) for key in ("found", "undecided"))
+            share = f"{one.matched:.1%}" + (f", {undecided} undecided" if undecided else "")
+            numbers = [f"{one.largest(what):.1e}" for what in DIFFERENCES]
+            theirs = [f"{100 * one.ap[kind]:.2f}" if kind in one.ap else "none" for kind in kinds]
+            latency = "-" if one.latency_ms is None else f"{one.latency_ms:.0f}"
+            table.add_row(name, str(found), share, *numbers, *theirs, latency)
+        table.add_section()
+        allowed = [f"{getattr(limits, what):.1e}" for what in DIFFERENCES]
+        table.add_row(
+            "tolerance", "", f"{limits.matched:.0%}", *allowed, *(f"+-{100 * limits.ap:.2f}" for _ in kinds), ""
+        )
+        notes = [f"rough ms: median of {TIMED_RUNS} runs of {self.batch} image(s), network alone; no benchmark"]
+        notes += [f"AP on {self.ap_images} images"] if kinds else []
+        notes += [note for one in self.runtimes for note in one.notes]
+        table.caption = "\n".join(dict.fromkeys([*notes, *self.notes]))
+        return table
+
+
+def compare_runtimes(
+    reference: Detector,
+    artefact: Path,
+    kind: str,
+    pictures: Sequence[tuple[str, np.ndarray]],
+    precision: str = "fp32",
+    dataset: Dataset | None = None,
+    ap_images: int = 100,
+    batch: int = 1,
+    device: str = "auto",
+    notes: tuple[str, ...] = (),
+    say: Callable[[str], None] = lambda text: None,
+) -> SideBySide:
+    """Verify the artefact in every runtime of its `kind` that is installed here, one after the other.
+
+    Args:
+        reference: the model in PyTorch, with the artefact's canvas.
+        dataset: AP is taken on its first `ap_images` images (0: none), of PyTorch on its own float32 input.
+        batch: images of a timed run.
+
+    Raises:
+        UserError: no runtime of this kind is installed.
+    """
+    scored = dataset if dataset is not None and dataset.records and ap_images else None
+    count = min(ap_images, len(scored.records)) if scored else 0
+    own: dict[str, float] = {}
+    if scored:
+        say(f"AP of PyTorch on {count} images")
+        own = _ap(evaluate(reference, scored, progress=True, max_images=ap_images))
+    timing, expected, found, missing = 0.0, None, [], []
+    for runtime in RUNTIMES[kind]:
+        say(f"verification in {runtime}")
+        try:
+            candidate = load(artefact, runtime=runtime, device=device)
+        except UserError as error:
+            if "cannot be imported" not in str(error):
+                raise
+            missing.append(f"not verified in {runtime}, which is not installed here")
+            continue
+        sample = [image for _, image in pictures]
+        sample = (sample * batch)[:batch]
+        if expected is None:
+            timing = _milliseconds(reference, planes(candidate, sample)[0])
+            expected = expect(reference, candidate, pictures, TOLERANCES[precision])
+        one = verify(reference, candidate, pictures, precision, expected)
+        ap = _ap(evaluate(candidate, scored, progress=True, max_images=ap_images)) if scored else {}
+        latency = _milliseconds(candidate, candidate.prepare(sample)[0])
+        found.append(replace(one, latency_ms=latency, ap=ap, reference_ap=own))
+        del candidate  # two runtimes' copies of the weights need not lie in memory together
+        gc.collect()
+    if not found:
+        raise UserError(f"{artefact}: cannot be verified: {' or '.join(RUNTIMES[kind])} is not installed here")
+    return SideBySide(tuple(found), timing, own, count, batch, (*notes, *missing))
+
+
+def _ap(metrics: Metrics) -> dict[str, float]:
+    """AP by kind; pycocotools' -1, where the truth has nothing to find, is left as it is."""
+    both = {"box": metrics.bbox["AP"]}
+    if metrics.segm is not None:
+        both["mask"] = metrics.segm["AP"]
+    return both
+
+
+def _milliseconds(detector: Detector, batch: np.ndarray) -> float:
+    """Rough median time of a run."""
+    detector.run(batch)
+    times = []
+    for _ in range(TIMED_RUNS):
+        start = time.perf_counter()
+        detector.run(batch)
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)

@@ -1,0 +1,103 @@
+"""The verdict: what it is made of, and that it can fail."""
+
+import io
+import itertools
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from directdet.errors import UserError
+from directdet.export import side_by_side
+from directdet.export.side_by_side import SideBySide, compare_runtimes
+from directdet.export.verify import TOLERANCES, Comparison, Verification, _in_several_batches, compare
+from directdet.infer.decode import to_detections
+from directdet.infer.network_input import NetworkInput
+from directdet.infer.preprocess import Placement
+
+GOOD = Comparison("a", expected=10, found=10, counted=10, matched=10, undecided=0, box=0.01, score=1e-5, mask=1e-3)
+
+
+def verification(*comparisons, precision="fp32", **settings):
+    return Verification("onnxruntime", TOLERANCES[precision], comparisons or (GOOD,), **settings)
+
+
+@pytest.mark.parametrize("change", [{"box": 0.11}, {"score": 2e-3}, {"mask": 0.03}, {"matched": 9}])
+def test_one_difference_too_large_fails(change):
+    assert verification().passed
+    assert not verification(GOOD, replace(GOOD, **change)).passed
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_ap_counts_either_way(sign):
+    own = {"box": 0.5, "mask": 0.4}
+    assert verification(ap={"box": 0.5019, "mask": 0.4}, reference_ap=own).passed
+    wrong = {"box": 0.5, "mask": 0.4 + sign * 0.0021}
+    assert not verification(ap=wrong, reference_ap=own).passed
+    assert not verification(ap={"box": 0.5}, reference_ap=own).passed  # masks were lost
+    assert verification(precision="int8", ap=wrong, reference_ap=own).passed
+
+
+def test_masks_that_are_no_numbers_fail():
+    boxes, scores, labels = np.array([[1.0, 2, 30, 40]], np.float32), np.array([0.9], np.float32), np.zeros(1, np.int32)
+    masks = np.full((1, 28, 28), 0.5, np.float32)
+    place = Placement(1.0, 1.0, 64, 64, 64, 64)
+    one = to_detections((np.array([[1]], np.int32), boxes[None], scores[None], labels[None], masks[None]), 0, place)
+    broken = replace(one, masks=np.full_like(masks, np.nan))
+    same, other = (compare("x", one, found, list, [0.0, 0.0], 1.0, TOLERANCES["fp32"]) for found in (one, broken))
+    assert verification(same).passed and other.mask == 1.0 and not verification(same, other).passed
+
+
+def test_precisions_grow_laxer():
+    rows = [TOLERANCES[name] for name in ("fp32", "fp16", "bf16", "int8")]
+    for tight, lax in itertools.pairwise(rows):
+        assert tight.box < lax.box and tight.score < lax.score and tight.ap < lax.ap and tight.matched > lax.matched
+
+
+def test_the_table_and_the_record_name_every_runtime():
+    failed = replace(verification(replace(GOOD, box=3.0)), runtime="openvino", latency_ms=2.0, ap={"box": 0.2})
+    failed = replace(failed, reference_ap={"box": 0.5}, notes=("a note",))
+    both = SideBySide((replace(verification(), latency_ms=1.0), failed), 5.0, {"box": 0.5}, 40, 2, ("another",))
+    assert not both.passed
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(both.table())
+    said = console.export_text()
+    for text in ("PyTorch", "onnxruntime", "openvino", "FAIL", "50.00", "20.00", "3.0e+00", "a note", "another", "40"):
+        assert text in said, text
+    record = json.loads(json.dumps(both.to_dict()))
+    assert record["passed"] is False and [one["passed"] for one in record["runtimes"]] == [True, False]
+    assert record["runtimes"][1]["ap"] == {"box": 0.2} and record["pytorch"]["ap"] == {"box": 0.5}
+    assert record["runtimes"][0]["tolerance"]["ap"] == 0.002
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sizes"),
+    [
+        (NetworkInput(min_batch=1, max_batch=4), [4, 1, 3, 2]),
+        (NetworkInput(min_batch=2, max_batch=3), [3, 2, 3, 2]),
+        (NetworkInput(min_batch=1, max_batch=50), [10]),
+        (NetworkInput(batch=4, min_batch=4, max_batch=4), [10]),  # detect_batch itself cuts them
+    ],
+)
+def test_batches_of_several_sizes_are_tried(wanted, sizes):
+    tried = []
+    detector = SimpleNamespace(
+        backend=SimpleNamespace(input=wanted), detect_batch=lambda images: tried.append(len(images)) or list(images)
+    )
+    images = [np.full((2, 2, 3), number) for number in range(10)]
+    assert [int(image[0, 0, 0]) for image in _in_several_batches(detector, images)] == list(range(10))
+    assert tried == sizes
+
+
+def test_a_runtime_that_is_not_installed_is_told(monkeypatch):
+    monkeypatch.setattr(
+        side_by_side, "load", lambda *_, **__: (_ for _ in ()).throw(UserError("OpenVINO cannot be imported (no)"))
+    )
+    with pytest.raises(UserError, match="cannot be verified: onnxruntime or openvino is not installed"):
+        compare_runtimes(None, "folder", "onnx", [])
+    monkeypatch.setattr(side_by_side, "load", lambda *_, **__: (_ for _ in ()).throw(UserError("broken file")))
+    with pytest.raises(UserError, match="broken file"):
+        compare_runtimes(None, "folder", "onnx", [])
