@@ -58,7 +58,7 @@ def pool_rois(
     `portable`: Gather and MatMul instead of EmbeddingBag, which ONNX does not have.
     """
     count, channels = features[0].shape[:2]
-    table = torch.cat([f.permute(0, 2, 3, 1).reshape(count, -1, channels) for f in features], 1).float()
+    table = torch.cat([f.permute(0, 2, 3, 1).reshape(count, -1, channels) for f in features], 1)
     heights, widths = [f.shape[2] for f in features], [f.shape[3] for f in features]
     first = [sum(h * w for h, w in zip(heights[:i], widths[:i], strict=True)) for i in range(len(features))]
     level = level_of(rois, len(features))
@@ -81,10 +81,10 @@ def pool_rois(
     index = row[:, None, None, None, None] + y[:, :, None, :, None] * width[..., None, None, None] + x[:, None, :, None]
     weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None]  # [K, bins, bins, 4, 4]
     taps_per_bin = (2 * SAMPLES) ** 2
-    index, weight = index.reshape(-1, taps_per_bin), weight.reshape(-1, taps_per_bin).float()
+    index, weight = index.reshape(-1, taps_per_bin), weight.reshape(-1, taps_per_bin)
     table = table.reshape(-1, channels)
     if portable:
-        pooled = torch.matmul(weight[:, None], F.embedding(index, table))
+        pooled = torch.matmul(weight[:, None].to(table.dtype), F.embedding(index, table))
     else:
-        pooled = F.embedding_bag(index, table, per_sample_weights=weight, mode="sum")
+        pooled = F.embedding_bag(index, table.float(), per_sample_weights=weight.float(), mode="sum")
     return pooled.reshape(-1, bins, bins, channels).permute(0, 3, 1, 2).to(features[0].dtype)

@@ -68,7 +68,7 @@ class L2Norm(nn.Module):
         self.scale = nn.Parameter(torch.full((channels,), start))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scale[:, None, None] * F.normalize(x)
+        return self.scale[:, None, None] * F.normalize(x.float())  # squares of half numbers overflow
 
 
 def conv_norm_pairs(module: nn.Module) -> list[tuple[nn.Module, str, str]]:

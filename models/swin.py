@@ -53,7 +53,7 @@ class WindowAttention(ShiftedWindowAttention):
         if any(shift):
             mask = shift_mask(rows, columns, shift, x.device)
             logits = (logits.unflatten(0, (images, rows * columns)) + mask[:, None]).flatten(0, 1)
-        x = self.proj((logits.softmax(-1) @ value).transpose(1, 2).flatten(2))
+        x = self.proj((logits.softmax(-1).to(value.dtype) @ value).transpose(1, 2).flatten(2))
 
         x = x.reshape(images, rows, columns, WINDOW, WINDOW, channels).transpose(2, 3)
         x = x.reshape(images, rows * WINDOW, columns * WINDOW, channels)
