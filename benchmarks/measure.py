@@ -26,9 +26,19 @@ def milliseconds(run: Callable[[], object], count: int, warmup: int) -> dict[str
         start = time.perf_counter()
         run()
         times.append(1e3 * (time.perf_counter() - start))
+    return quantiles(times)
+
+
+def quantiles(times: list[float]) -> dict[str, float]:
+    """Median, mean and 95th percentile of milliseconds."""
     ordered = sorted(times)
     p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
-    return {"median_ms": statistics.median(times), "mean_ms": statistics.fmean(times), "p95_ms": p95, "runs": count}
+    return {
+        "median_ms": statistics.median(times),
+        "mean_ms": statistics.fmean(times),
+        "p95_ms": p95,
+        "runs": len(times),
+    }
 
 
 def in_process(script: str, cell: str, *arguments: str) -> dict:
@@ -40,8 +50,8 @@ def in_process(script: str, cell: str, *arguments: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def write_results(name: str, settings: dict, rows: dict[str, dict]) -> Path:
-    """Keep the figures with what they were measured on."""
+def write_results(name: str, settings: dict, rows: dict[str, dict], folder: Path | None = None) -> Path:
+    """Keep the figures with what they were measured on, in results/ or `folder`."""
     versions = {}
     for library in LIBRARIES:
         try:
@@ -50,7 +60,7 @@ def write_results(name: str, settings: dict, rows: dict[str, dict]) -> Path:
             versions[library] = None
     command = " ".join(["python", *sys.argv])
     content = {"date": date.today().isoformat(), "command": command, "hardware": hardware(), "versions": versions}
-    path = ROOT / "results" / f"{name}.json"
+    path = (folder or ROOT / "results") / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({**content, "settings": settings, "rows": rows}, indent=2) + "\n", encoding="utf-8")
     return path
@@ -61,5 +71,6 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--runs", type=int, default=10, help="runs counted of each cell and round")
     made.add_argument("--rounds", type=int, default=3, help="times that all cells take turns")
+    made.add_argument("--results", type=Path, metavar="DIR", help="folder for the figures  [default: results]")
     made.add_argument("--cell", help=argparse.SUPPRESS)
     return made

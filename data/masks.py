@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import cv2
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from ..errors import UserError
 from .records import Segmentation
@@ -29,6 +29,19 @@ class CropMask:
 Shape = list[np.ndarray] | CropMask
 
 
+def coco_mask() -> ModuleType:
+    """pycocotools.mask, imported when a mask is met: boxes alone do without it.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise UserError(f"masks and COCO's AP need pycocotools ({error}); pip install pycocotools") from None
+    return mask
+
+
 def to_rle(segmentation: Segmentation, height: int, width: int) -> dict:
     """The mask as compressed COCO run lengths ({"size", "counts": bytes}), as pycocotools' annToRLE.
 
@@ -39,9 +52,10 @@ def to_rle(segmentation: Segmentation, height: int, width: int) -> dict:
     try:
         if isinstance(segmentation, dict):
             if isinstance(segmentation["counts"], list):
-                return coco_mask.frPyObjects(segmentation, height, width)
+                return coco_mask().frPyObjects(segmentation, height, width)
             return segmentation
-        return coco_mask.merge(coco_mask.frPyObjects([polygon.tolist() for polygon in segmentation], height, width))
+        polygons = [polygon.tolist() for polygon in segmentation]
+        return coco_mask().merge(coco_mask().frPyObjects(polygons, height, width))
     except ValueError as error:
         raise UserError(f"segmentation: mask cannot be decoded: {error}") from None
 
@@ -49,7 +63,7 @@ def to_rle(segmentation: Segmentation, height: int, width: int) -> dict:
 def decode_mask(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
     """The mask as uint8 [height, width] of 0 and 1, exactly as pycocotools draws it; errors as :func:`to_rle`."""
     try:
-        return coco_mask.decode(to_rle(segmentation, height, width))
+        return coco_mask().decode(to_rle(segmentation, height, width))
     except ValueError as error:
         if segmentation is None:
             raise

@@ -1,4 +1,4 @@
-"""Loss and AP curves of a run as SVG that takes its colours from the page it stands in."""
+"""Charts as SVG, among them the loss and AP curves of a run, that take their colours from the page they stand in."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from matplotlib.figure import Figure
 
 # matplotlib knows no CSS variables: it draws in these colours, which are then replaced in its output. So one drawing
 # suits a light and a dark page.
-_INK, _FAINT, _FIRST, _SECOND, _THIRD = "#010101", "#020202", "#030303", "#040404", "#050505"
+INK, FAINT, FIRST, SECOND, THIRD = "#010101", "#020202", "#030303", "#040404", "#050505"
 _VARIABLES = {
-    _INK: "var(--muted)",
-    _FAINT: "var(--line)",
-    _FIRST: "var(--first)",
-    _SECOND: "var(--second)",
-    _THIRD: "var(--third)",
+    INK: "var(--muted)",
+    FAINT: "var(--line)",
+    FIRST: "var(--first)",
+    SECOND: "var(--second)",
+    THIRD: "var(--third)",
 }
-_SIZE = (4.4, 2.9)  # inches at 72 per inch: small, so that letters stay readable where a phone shrinks the picture
+SIZE = (4.4, 2.9)  # inches at 72 per inch: small, so that letters stay readable where a phone shrinks the picture
 _STYLE = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "svg.hashsalt": "directdet",  # the same rows give the same bytes
     "font.size": 10,
     "font.family": "sans-serif",
-    "text.color": _INK,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "grid.color": _FAINT,
+    "text.color": INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": FAINT,
 }
 
 Log = dict[str, list[dict[str, Any]]]  # phase -> rows of its log.jsonl, phases in their order
@@ -47,8 +47,8 @@ def loss_chart(log: Log) -> str:
             rows = [row for row in rows if row["kind"] == "step"]
             steps = [starts[phase] + row["step"] for row in rows]
             losses = [row["loss"] for row in rows]
-            axes.plot(steps, losses, color=_FIRST, linewidth=0.8, alpha=0.35)
-            axes.plot(steps, _running_median(losses), color=_FIRST, linewidth=1.8)
+            axes.plot(steps, losses, color=FIRST, linewidth=0.8, alpha=0.35)
+            axes.plot(steps, _running_median(losses), color=FIRST, linewidth=1.8)
         axes.set_ylabel("training loss")
         axes.set_ylim(bottom=0)
 
@@ -58,9 +58,9 @@ def loss_chart(log: Log) -> str:
 def ap_chart(log: Log) -> str:
     """Box AP50, box AP and mask AP on the val split, in per cent. SVG text."""
     curves = (
-        ("box AP50", "bbox", "AP50", _FIRST),
-        ("box AP", "bbox", "AP", _SECOND),
-        ("mask AP", "segm", "AP", _THIRD),
+        ("box AP50", "bbox", "AP50", FIRST),
+        ("box AP", "bbox", "AP", SECOND),
+        ("mask AP", "segm", "AP", THIRD),
     )
 
     def draw(axes: Axes, starts: dict[str, int]) -> None:
@@ -84,23 +84,32 @@ def ap_chart(log: Log) -> str:
 
 def _chart(log: Log, draw: Callable[[Axes, dict[str, int]], None]) -> str:
     starts, total = _starts(log)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(_SIZE, dpi=72, layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        axes.grid(axis="y", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.tick_params(length=0)
-        for edge in ("top", "right", "left"):
-            axes.spines[edge].set_visible(False)
+
+    def steps(axes: Axes) -> None:
         draw(axes, starts)
         axes.set_xlim(0, max(total, 1))
         axes.set_xlabel("step")
         for phase, start in starts.items():
             if start:
-                axes.axvline(start, color=_INK, linewidth=0.8, linestyle=(0, (3, 3)))
+                axes.axvline(start, color=INK, linewidth=0.8, linestyle=(0, (3, 3)))
             # Names stand above the frame, where no curve runs through them.
             axes.annotate(phase, (start, 1), (3, 4), ("data", "axes fraction"), "offset points", fontsize=9)
+
+    return svg(steps)
+
+
+def svg(draw: Callable[[Axes], None], size: tuple[float, float] = SIZE, grid: str = "y") -> str:
+    """SVG text of what `draw` draws into one frame of `size` (inches) in the page's style. `grid`: x, y or both."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(size, dpi=72, layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        axes.grid(axis=grid, linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.tick_params(which="both", length=0)
+        for edge in ("top", "right", "left"):
+            axes.spines[edge].set_visible(False)
+        draw(axes)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _for_page(stream.getvalue())

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
+from .benchmark_parts import machine_facts
 from .data.dataset import load_dataset
 from .data.synthetic import make_synthetic
 from .errors import UserError
@@ -23,7 +24,8 @@ from .files import write_text_atomic
 from .gallery import make_gallery
 from .infer.benchmark import BenchmarkResult, benchmark
 from .infer.runtimes import load
-from .report import Figure, Grid, Report, render
+from .page import Figure, Grid
+from .report import Report, render
 from .train.log import read_log
 from .train.run import RunResult, train
 from .train.settings import get_recipe
@@ -243,18 +245,9 @@ def _verification_note(verification: Verification) -> str:
 
 
 def _about(timed: BenchmarkResult, seconds: dict[str, float], command: str) -> dict[str, str]:
-    machine = timed.about["hardware"]
-    gpu = machine["gpu"]
-    versions = dict(timed.about["versions"])
-    for cell in timed.cells:
-        versions.update(cell.get("versions") or {})
     return {
         "command": command,
         "date": datetime.datetime.now().astimezone().isoformat(" ", "minutes"),
-        "processor": f"{machine['cpu']}, {machine['cores_usable']} of {machine['cores']} cores usable",
-        "memory": f"{machine['memory_gib']} GiB" if machine["memory_gib"] else "not known",
-        "GPU": ", ".join(f"{value}" for value in gpu.values()) if gpu else "none",
-        "system": machine["system"],
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        **machine_facts(timed.about, timed.cells),
         "time": ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()),
     }

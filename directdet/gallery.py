@@ -9,8 +9,9 @@ from .data.dataset import Dataset, Record, read_record_image
 from .data.masks import rasterise, to_shape
 from .infer.detections import Detections
 from .infer.draw import draw
+from .infer.evaluate import match_classes
 from .infer.runtimes import Detector
-from .report import Picture
+from .page import Picture
 
 _LONG_EDGE = 440  # pixels a small picture is enlarged to before drawing, so that names stay readable
 
@@ -18,12 +19,15 @@ _LONG_EDGE = 440  # pixels a small picture is enlarged to before drawing, so tha
 def make_gallery(detector: Detector, dataset: Dataset, count: int, score: float) -> list[Picture]:
     """Ground truth and detections of at least `score` on the first `count` images.
 
-    The detector must know the dataset's classes in the dataset's order.
+    Raises:
+        UserError: the detector knows other classes than the dataset.
     """
+    order = match_classes(detector, dataset)
     pictures = []
     for record in dataset.records[:count]:
         image = read_record_image(record)[:, :, ::-1]
         found = detector(image).above(score)
+        found.labels = order[found.labels]
         factor = max(1, round(_LONG_EDGE / max(record.height, record.width)))
         large = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
         truth = draw(large, _enlarge(_ground_truth(record), factor), dataset.classes, scores=False)

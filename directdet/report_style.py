@@ -43,8 +43,10 @@ h3 .badge { color: var(--second); margin-left: .4rem; }
 .figure.good dd { color: var(--good); }
 .figure.bad dd { color: var(--bad); }
 .figure span { display: block; color: var(--muted); font-size: .82rem; line-height: 1.35; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); gap: 1.5rem 2.5rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); gap: 1.5rem 2.5rem;
+  margin: 1.4rem 0; }
 figure { margin: 0; min-width: 0; }
+.charts figcaption { margin-top: .35rem; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { font-family: inherit !important; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; margin: 1.4rem 0; }
@@ -52,13 +54,14 @@ table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-
 th, td { padding: .42rem .9rem .42rem 0; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
 th:last-child, td:last-child { padding-right: 0; }
 th:first-child, td:first-child { text-align: left; }
+td:first-child { min-width: 9rem; overflow-wrap: anywhere; }
 td:not(:first-child) { white-space: nowrap; }
 th { color: var(--muted); font-weight: 500; font-size: .82rem; vertical-align: bottom; }
 tbody th { text-align: left; color: var(--ink); font-weight: 600; padding-top: 1.1rem; }
 .bars { margin: 2rem 0 1.6rem; }
 .bar { margin-bottom: .9rem; }
-.bar span { display: flex; justify-content: space-between; font-size: .88rem; }
-.bar b { font-weight: 600; font-variant-numeric: tabular-nums; }
+.bar span { display: flex; justify-content: space-between; gap: 1rem; font-size: .88rem; }
+.bar b { font-weight: 600; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .bar div { display: flex; height: .7rem; background: var(--soft); border-radius: .2rem; overflow: hidden; }
 .bar i { display: block; height: 100%; }
 i.prepare { background: var(--second); }

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
 import importlib.util
-import io
 import json
 import os
 import pickle
@@ -19,25 +17,24 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
 
 from ..data.dataset import Dataset
 from ..errors import UserError
 from ..files import require_writable, write_json_atomic, write_text_atomic
-from .benchmark_cell import STAGES
+from .benchmark_tables import short, tables, to_csv
+from .beside import beside
 from .machine import hardware, versions
-from .papers import PaperTable, table7
+from .papers import speed_tables
 from .runtimes import RUNTIMES, model_kind
 
 JSON_FILE, CSV_FILE = "benchmark.json", "benchmark.csv"
 QUICK = {"iterations": 30, "warmup": 5, "ap_images": 50}
 _MODULES = {"tensorrt-rtx": "tensorrt_rtx"}
-_STAGE_NAMES = {
-    "prepare": "decode + preprocess",
-    "device": "device (copy, network, copy)",
-    "postprocess": "postprocess (boxes, masks)",
-    "end_to_end": "end to end",
+# What each runtime can be asked to compute in; None is its own choice, and all that an engine takes.
+_PRECISIONS = {
+    "onnxruntime": (None, "fp32", "tf32"),
+    "openvino": (None, "fp32", "bf16", "fp16"),
+    "torch": (None, "fp32", "tf32", "bf16", "fp16"),
 }
 
 
@@ -46,22 +43,26 @@ class BenchmarkResult:
     """Everything a benchmark run measured and ran on.
 
     Attributes:
-        cells: one dict per (model, runtime): "path", "runtime" and either "error" or the values of
-            `benchmark_cell.run_cell`.
+        cells: one dict per model, runtime, precision, batch size and, for checkpoints, eager and compiled: "path",
+            "runtime", "batch", "compiled" and either "error" or the values of `benchmark_cell.run_cell`.
         about: hardware, versions, date, command, dataset.
-        paper: the paper's table that stands beside them; never comparable.
+        papers: the papers' tables of frame rates with these cells beside them, see `beside.beside`; never comparable.
     """
 
     cells: list[dict[str, Any]]
     about: dict[str, Any]
-    paper: PaperTable
+    papers: list[dict[str, Any]]
+
+    @property
+    def good(self) -> list[dict[str, Any]]:
+        """The cells that did not fail."""
+        return [cell for cell in self.cells if "error" not in cell]
 
     @property
     def failures(self) -> list[str]:
         """One line for every cell that failed."""
-        return [
-            f"{_short(cell['path'])} in {cell['runtime']}: {cell['error']}" for cell in self.cells if "error" in cell
-        ]
+        failed = (cell for cell in self.cells if "error" in cell)
+        return [f"{short(cell['path'])} in {_where(cell)}: {cell['error']}" for cell in failed]
 
     @property
     def exit_code(self) -> int:
@@ -70,17 +71,16 @@ class BenchmarkResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"about": self.about, "cells": self.cells, "paper": self.paper.to_dict()}
+        return {"about": self.about, "cells": self.cells, "papers": self.papers}
 
     def render(self) -> Group:
-        """Tables for the terminal; why a cell failed is in `failures`."""
-        paper = self.paper
-        return Group(
-            _summary_table(self),
-            _stage_table(self),
-            Text(f"not comparable: {paper.source}\n{paper.title}; {paper.hardware}; stages included: {paper.included}"),
-            _paper_table(paper),
-        )
+        """Tables for the terminal, none if all cells failed; why a cell failed is in `failures`."""
+        return tables(self.cells, self.about, self.papers) if self.good else Group()
+
+
+def _where(cell: dict[str, Any]) -> str:
+    compiled = ", compiled" if cell["compiled"] else ""
+    return f"{cell['runtime']}{compiled}, batch {cell['batch']}"
 
 
 def benchmark(
@@ -89,41 +89,46 @@ def benchmark(
     runtimes: Sequence[str] | None = None,
     iterations: int = 300,
     warmup: int = 50,
-    batch: int = 1,
+    batch: int | Sequence[int] = 1,
     threads: int | None = None,
     out: str | Path | None = None,
     device: str = "auto",
-    precision: str | None = None,
+    precision: str | Sequence[str] | None = None,
     ap_images: int | None = None,
     quick: bool = False,
+    compiled: bool = False,
     command: str | None = None,
     progress: bool = True,
 ) -> BenchmarkResult:
     """Time models on real images and take the AP of the same files.
 
-    Every (model, runtime) pair runs in a process of its own, one after the other. A pair that fails is recorded with
-    its error and the rest goes on.
+    Every cell runs in a process of its own, one after the other. One that fails is recorded with its error and the rest
+    goes on.
 
     Args:
         paths: artefact folders, run folders or checkpoints.
         dataset: images to time on, and ground truth for the AP.
         runtimes: which runtimes; each model runs in those that can run its kind. None: all that are installed.
         iterations: timed batches. warmup: batches before them.
-        batch: images per batch.
+        batch: images per batch, one or several sizes. The AP is taken once, with the first size that runs.
         threads: CPU threads of the runtime and of OpenCV; None leaves it to them.
-        out: folder for benchmark.json and benchmark.csv; None writes nothing.
-        device: as `runtimes.load`. precision: as `runtimes.load`.
+        out: folder for benchmark.json and, unless all fails, benchmark.csv; None writes nothing.
+        device: as `runtimes.load`; what runs elsewhere than on the device asked for is a failure.
+        precision: as `runtimes.load`, one or several; each runtime takes those it has.
         ap_images: AP on the first so many images only; None: all, 0: no AP.
         quick: 30 iterations after 5, AP on 50 images: to see that it works, not to be quoted.
+        compiled: time checkpoints compiled (`torch.compile`) as well as eager.
         command: the command line to record; the process's own if None.
-        progress: say on stderr which pair is running.
+        progress: say on stderr which cell is running.
 
     Raises:
         UserError: numbers out of range, or no model or dataset to start with, or `out` cannot be written.
     """
     if quick:
         iterations, warmup, ap_images = QUICK["iterations"], QUICK["warmup"], QUICK["ap_images"]
-    if iterations < 1 or warmup < 0 or batch < 1:
+    batches = tuple(dict.fromkeys((batch,) if isinstance(batch, int) else batch))
+    precisions = (precision,) if precision is None or isinstance(precision, str) else tuple(dict.fromkeys(precision))
+    if iterations < 1 or warmup < 0 or not batches or min(batches) < 1:
         raise UserError("benchmark: iterations and batch must be at least 1, warmup at least 0")
     if not paths:
         raise UserError("benchmark: no model given; name artefact folders or checkpoints")
@@ -132,26 +137,24 @@ def benchmark(
     if out is not None:
         require_writable(out, folder=True)
     console = Console(stderr=True, quiet=not progress)
-    settings = {
-        "device": device,
-        "precision": precision,
-        "threads": threads,
-        "iterations": iterations,
-        "warmup": warmup,
-        "batch": batch,
-        "ap_images": ap_images,
-    }
-    cells = []
+    settings = {"device": device, "threads": threads, "iterations": iterations, "warmup": warmup}
+    cells: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="directdet-benchmark-") as folder:
         settings["dataset"] = str(Path(folder) / "dataset.pickle")
         Path(settings["dataset"]).write_bytes(pickle.dumps(dataset))
-        for path, runtime, problem in _pairs(paths, runtimes):
-            cell = {"path": path, "runtime": runtime}
-            if problem is None:
-                console.print(f"timing {path} in {runtime} ...", markup=False, highlight=False)
-                cells.append(cell | _run({**settings, **cell, "result": f"{folder}/{len(cells)}.json"}))
-            else:
-                cells.append(cell | {"error": problem})
+        for variant, problem in _variants(paths, runtimes, precisions or (None,), compiled):
+            metrics = None
+            for size in batches:
+                cell = {**variant, "batch": size}
+                if problem is not None:
+                    cells.append(cell | {"error": problem})
+                    continue
+                number = f"cell {len(cells) + 1}"
+                console.print(f"{number}: {cell['path']} in {_where(cell)} ...", markup=False, highlight=False)
+                images = ap_images if metrics is None else 0
+                done = _run({**settings, **cell, "ap_images": images, "result": f"{folder}/{len(cells)}.json"})
+                metrics = metrics or done.get("metrics")
+                cells.append(cell | done | ({} if "error" in done else {"metrics": metrics}))
     about = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command or shlex.join(sys.argv),
@@ -160,15 +163,29 @@ def benchmark(
         "dataset": {"root": str(dataset.root), "split": dataset.split, "images": len(dataset)},
         "quick": quick,
     }
-    result = BenchmarkResult(cells, about, table7())
+    result = BenchmarkResult(cells, about, [])
+    result.papers = [beside(table, result.good) for table in speed_tables()]
     if out is not None:
-        write_json_atomic(Path(out) / JSON_FILE, result.to_dict())
-        write_text_atomic(Path(out) / CSV_FILE, to_csv(result))
+        write_json_atomic(Path(out) / JSON_FILE, result.to_dict(), indent=None)
+        if result.good:
+            write_text_atomic(Path(out) / CSV_FILE, to_csv(result.cells, about, result.papers))
     return result
 
 
+def _variants(
+    paths: Sequence[str | Path], runtimes: Sequence[str] | None, precisions: Sequence[str | None], compiled: bool
+) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """What to time as parts of a specification, each with None or what is wrong with it."""
+    for path, runtime, problem in _pairs(paths, runtimes):
+        # A precision that the runtime does not have is left out if it has another one; else its own message says so.
+        known = [name for name in precisions if name in _PRECISIONS.get(runtime, (None,))]
+        for precision in (known or precisions)[: None if known else 1]:
+            for graph in (False, True) if compiled and runtime == "torch" else (False,):
+                yield {"path": path, "runtime": runtime, "precision": precision, "compiled": graph}, problem
+
+
 def _pairs(paths: Sequence[str | Path], runtimes: Sequence[str] | None) -> Iterator[tuple[str, str, str | None]]:
-    """(path, runtime, None) for every cell to run, or (path, runtime or "-", what is wrong)."""
+    """(path, runtime, None) for every pair to run, or (path, runtime or "-", what is wrong)."""
     known = {name for names in RUNTIMES.values() for name in names}
     for name in runtimes or ():
         if name not in known:
@@ -214,105 +231,3 @@ def _run(specification: dict[str, Any]) -> dict[str, Any]:
     lines = [line for line in done.stdout.splitlines() if line.strip()] or ["no output"]
     how = f"killed by signal {-done.returncode}" if done.returncode < 0 else f"ended with code {done.returncode}"
     return {"error": f"the measuring process was {how} without a result; its last line: {lines[-1][:300]}"}
-
-
-def to_csv(result: BenchmarkResult) -> str:
-    """One line per cell, then the paper's rows, marked as not comparable."""
-    names = ["source", "comparable", "model", "runtime", "provider", "precision", "height", "width", "batch", "threads"]
-    names += [f"{stage}_{value}_ms" for stage in STAGES for value in ("mean", "median", "p95")]
-    names += ["fps_end_to_end", "fps_device_only", "detections_per_image", "AP_box", "AP_mask", "AP_images"]
-    names += ["hardware", "error"]
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    machine = result.about["hardware"]
-    here = machine["gpu"]["name"] if machine["gpu"] else ""
-    here = f"{machine['cpu']}, {machine['cores_usable']} cores" + (f"; {here}" if here else "")
-    for cell in result.cells:
-        writer.writerow({"source": "measured", "comparable": "yes", "hardware": here} | _csv_row(cell))
-    paper = {"source": result.paper.source, "comparable": "not comparable", "hardware": result.paper.hardware}
-    for row in result.paper.rows:
-        writer.writerow({**paper, "model": row.method, "fps_end_to_end": row.fps})
-    return stream.getvalue()
-
-
-def _csv_row(cell: dict[str, Any]) -> dict[str, Any]:
-    row = {"model": cell["path"], "runtime": cell["runtime"]}
-    if "error" in cell:
-        return row | {"error": cell["error"]}
-    row |= {name: cell[name] for name in ("provider", "precision", "batch", "threads", "detections_per_image")}
-    row |= {"height": cell["size"][0], "width": cell["size"][1]}
-    row |= {name: round(cell[name], 3) for name in ("fps_end_to_end", "fps_device_only")}
-    for stage in STAGES:
-        row |= {f"{stage}_{name}_ms": round(value, 3) for name, value in cell["milliseconds"][stage].items()}
-    metrics = cell["metrics"]
-    if metrics:
-        row |= {"AP_box": metrics["bbox"]["AP"], "AP_images": metrics["n_images"]}
-        row |= {"AP_mask": metrics["segm"]["AP"]} if metrics["segm"] else {}
-    return row
-
-
-def _summary_table(result: BenchmarkResult) -> Table:
-    """Frame rates and accuracy, one row per cell."""
-    machine = result.about["hardware"]
-    gpu = machine["gpu"]["name"] if machine["gpu"] else "no GPU"
-    quick = " (quick run: not to be quoted)" if result.about["quick"] else ""
-    table = Table(title=f"{machine['cpu']}, {machine['cores_usable']} cores, {gpu}{quick}", title_justify="left")
-    for name in ("model", "runtime", "provider", "precision", "input"):
-        table.add_column(name, overflow="fold", no_wrap=name in ("runtime", "precision", "input"))
-    for name in ("fps\nend to end", "fps\ndevice only", "AP box", "AP mask", "found\nper image"):
-        table.add_column(name, justify="right")
-    for cell in result.cells:
-        if "error" in cell:
-            table.add_row(_short(cell["path"]), cell["runtime"], "failed", style="red")
-            continue
-        metrics = cell["metrics"] or {}
-        accuracy = [_ap((metrics.get(kind) or {}).get("AP")) for kind in ("bbox", "segm")]
-        table.add_row(
-            _short(cell["path"]),
-            cell["runtime"],
-            cell["provider"].removesuffix("ExecutionProvider"),
-            cell["precision"],
-            f"{cell['batch']}x{cell['size'][0]}x{cell['size'][1]}",
-            f"{cell['fps_end_to_end']:.1f}",
-            f"{cell['fps_device_only']:.1f}",
-            *accuracy,
-            f"{cell['detections_per_image']:.1f}",
-        )
-    return table
-
-
-def _stage_table(result: BenchmarkResult) -> Table:
-    """Milliseconds per batch, four rows per cell."""
-    table = Table(title="milliseconds per batch", title_justify="left")
-    for name in ("model", "runtime", "stage"):
-        table.add_column(name)
-    for name in ("mean", "median", "p95"):
-        table.add_column(name, justify="right")
-    for cell in result.cells:
-        for stage in STAGES if "error" not in cell else ():
-            values = cell["milliseconds"][stage]
-            first = (_short(cell["path"]), cell["runtime"]) if stage == STAGES[0] else ("", "")
-            numbers = (f"{values[name]:.2f}" for name in ("mean", "median", "p95"))
-            table.add_row(*first, _STAGE_NAMES[stage], *numbers, end_section=stage == STAGES[-1])
-    return table
-
-
-def _paper_table(paper: PaperTable) -> Table:
-    """The paper's figures."""
-    table = Table()
-    for name in ("method", "train s/iter", "fps", "data s"):
-        table.add_column(name, justify="left" if name == "method" else "right")
-    for row in paper.rows:
-        values = (row.train_s_per_iter, row.fps, row.data_s)
-        table.add_row(row.method, *("-" if value is None else f"{value:g}" for value in values))
-    return table
-
-
-def _short(path: str) -> str:
-    """The last two parts of a path."""
-    return "/".join(Path(path).parts[-2:])
-
-
-def _ap(value: float | None) -> str:
-    return "-" if value is None or value < 0 else f"{100 * value:.1f}"

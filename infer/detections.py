@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
+
+from ..data.masks import coco_mask
 
 MASK_THRESHOLD = 0.5
 
@@ -189,5 +190,5 @@ def encode_crop(x: int, y: int, crop: np.ndarray, image_size: tuple[int, int]) -
     counts = np.diff(changes, prepend=0, append=height * width)
     if len(counts) > 1 and counts[-1] == 0:  # the mask ends with the picture; COCO's own encoder writes no empty run
         counts = counts[:-1]
-    encoded = coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    encoded = coco_mask().frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
     return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}

@@ -30,6 +30,37 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def peak_memory_mib() -> float | None:
+    """Largest resident memory of this process so far, in MiB; None where the system does not tell.
+
+    Linux's own figure of the running program, where it exists: what getrusage gives starts from the parent's.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    except (OSError, ValueError):
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / 2**20 if platform.system() == "Darwin" else used / 1024
+
+
+def gpu_memory_mib(index: int = 0) -> float | None:
+    """Memory in use on a GPU by all processes, in MiB, as nvidia-smi tells; None without it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in visible.split(",")] if visible else []
+    chosen = names[index] if index < len(names) else str(index)
+    found = _nvidia_smi("memory.used", chosen, "--format=csv,noheader,nounits")
+    try:
+        return float(found[0]) if found else None
+    except ValueError:
+        return None
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries outside the runtimes."""
     found = {"python": platform.python_version()}
@@ -72,12 +103,18 @@ def _gpu() -> dict[str, str] | None:
         }
     except UserError:
         return None
+    return found | dict(
+        zip(_GPU_FIELDS.split(","), _nvidia_smi(_GPU_FIELDS, "0", "--format=csv,noheader"), strict=False)
+    )
+
+
+def _nvidia_smi(fields: str, index: str, form: str) -> list[str]:
+    """Values of the fields of one GPU; empty where there is no nvidia-smi or it fails."""
     if shutil.which("nvidia-smi") is None:
-        return found
-    command = ["nvidia-smi", f"--query-gpu={_GPU_FIELDS}", "--format=csv,noheader", "--id=0"]
+        return []
+    command = ["nvidia-smi", f"--query-gpu={fields}", form, f"--id={index}"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return found
-    values = [value.strip() for value in output.split(",")]
-    return found | dict(zip(_GPU_FIELDS.split(","), values, strict=False))
+        return []
+    return [value.strip() for value in output.split(",")]

@@ -31,8 +31,10 @@ class TorchBackend:
     Args:
         model: of `models.build.build_model`.
         device: "cpu", "cuda", "cuda:N" as torch names them; the model is moved there.
-        precision: None leaves torch's settings alone, "fp32" switches TF32 off and "tf32" on (GPU only).
+        precision: None leaves torch's settings alone, "fp32" switches TF32 off and "tf32" on (GPU only); "bf16" and
+            "fp16" run under autocast.
         threads: recorded only; `load_torch` sets it.
+        compiled: run the deployed form through `torch.compile`, for each canvas anew.
     """
 
     runtime = "torch"
@@ -42,13 +44,18 @@ class TorchBackend:
     canvas: tuple[int, int] | None = None
 
     def __init__(
-        self, model: torch.nn.Module, device: str, precision: str | None = None, threads: int | None = None
+        self,
+        model: torch.nn.Module,
+        device: str,
+        precision: str | None = None,
+        threads: int | None = None,
+        compiled: bool = False,
     ) -> None:
         import torch
 
         self._device = torch.device(device)
         self.model = model.to(self._device)
-        self._precision = precision
+        self._precision, self._compiled = precision, compiled
         self._deployed: OrderedDict[tuple[int, int], torch.nn.Module] = OrderedDict()
         gpu = self._device.type == "cuda"
         self.info: dict[str, Any] = {
@@ -56,6 +63,7 @@ class TorchBackend:
             "device": str(self._device),
             "precision": precision or ("fp32, tf32 as torch is set" if gpu else "fp32"),
             "threads": threads,
+            "compiled": compiled,
             "versions": {"torch": torch.__version__, **({"cuda": torch.version.cuda} if gpu else {})},
         }
 
@@ -65,9 +73,14 @@ class TorchBackend:
             from ..models.build import deploy_model
 
             try:
-                self._deployed[size] = deploy_model(self.model, size)
+                deployed = deploy_model(self.model, size)
             except ValueError as error:
                 raise UserError(f"input of {size[0]}x{size[1]} pixels (H x W): {error}") from None
+            if self._compiled:
+                import torch
+
+                deployed = torch.compile(deployed, dynamic=False)
+            self._deployed[size] = deployed
             if len(self._deployed) > _KEPT_SIZES:
                 self._deployed.popitem(last=False)
         self._deployed.move_to_end(size)
@@ -78,10 +91,19 @@ class TorchBackend:
         import torch
 
         # no_grad, not inference_mode: tensors cached by a model in training must stay usable by autograd.
-        with torch.no_grad(), _evaluating(self.model), self._tf32():
+        with torch.no_grad(), _evaluating(self.model), self._tf32(), self._autocast():
             deployed = self._deploy((images.shape[2], images.shape[3]))
             outputs = deployed(torch.from_numpy(images).to(self._device))
-            return [value.cpu().numpy() for value in outputs]
+            return [(value.float() if value.is_floating_point() else value).cpu().numpy() for value in outputs]
+
+    def _autocast(self) -> contextlib.AbstractContextManager[None]:
+        """Matrix products and convolutions in 16 bits, if `precision` asks for them; the rest stays in float32."""
+        import torch
+
+        kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        if self._precision not in kinds:
+            return contextlib.nullcontext()
+        return torch.autocast(self._device.type, kinds[self._precision])
 
     @contextlib.contextmanager
     def _tf32(self) -> Iterator[None]:
@@ -120,7 +142,11 @@ class TorchDetector(Detector):
 
 
 def load_torch(
-    path: str | Path, device: str = "auto", threads: int | None = None, precision: str | None = None
+    path: str | Path,
+    device: str = "auto",
+    threads: int | None = None,
+    precision: str | None = None,
+    compiled: bool = False,
 ) -> TorchDetector:
     """Load a checkpoint file for inference.
 
@@ -128,7 +154,8 @@ def load_torch(
         path: a .pt file written by training.
         device: "auto" (a GPU if torch has one), "cpu", "cuda" or "cuda:N".
         threads: torch's CPU threads, a setting of the whole process; None leaves it.
-        precision: None or "fp32" (TF32 off), or "tf32" (GPU only).
+        precision: None or "fp32" (TF32 off), "bf16" (autocast), or "tf32" or "fp16" (autocast; GPU only).
+        compiled: see `TorchBackend`.
 
     Raises:
         UserError: torch is not installed, or the checkpoint is missing, broken or does not fit its own model.
@@ -141,8 +168,8 @@ def load_torch(
     from ..models.checkpoint import CheckpointError, load_checkpoint
 
     device = _device(device)
-    if precision not in (None, "fp32", "tf32") or (precision == "tf32" and device == "cpu"):
-        raise UserError(f"precision {precision!r}: torch takes fp32, or tf32 on a GPU")
+    if precision not in (None, "fp32", "bf16", *(("tf32", "fp16") if device != "cpu" else ())):
+        raise UserError(f"precision {precision!r}: torch takes fp32 or bf16, and on a GPU tf32 or fp16")
     if threads is not None:
         torch.set_num_threads(threads)
     try:
@@ -156,7 +183,7 @@ def load_torch(
     except (RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: the checkpoint does not fit its own model_config: {reason}") from None
-    backend = TorchBackend(model.eval(), device, precision or "fp32", threads)
+    backend = TorchBackend(model.eval(), device, precision or "fp32", threads, compiled)
     meta = {key: checkpoint.get(key) for key in ("recipe", "phase")}
     return TorchDetector(backend, preprocess, checkpoint["classes"], checkpoint["category_ids"], str(path), meta)
 

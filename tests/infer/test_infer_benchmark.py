@@ -5,16 +5,26 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from rich.console import Console
 from tiny_artefact import write_artefact
 
 from directdet.errors import UserError
-from directdet.infer.benchmark import benchmark, to_csv
-from directdet.infer.benchmark_cell import STAGES, summary, time_stages
-from directdet.infer.machine import hardware, versions
+from directdet.infer import provider_check
+from directdet.infer.benchmark import _variants, benchmark
+from directdet.infer.benchmark_cell import STAGES, summary, time_stages, timed_records
+from directdet.infer.machine import gpu_memory_mib, hardware, versions
+from directdet.infer.preprocess import Preprocess
+from directdet.infer.provider_check import check_provider, onnx_nodes
 from directdet.infer.runtimes import load
 
 
@@ -38,13 +48,21 @@ def test_benchmark_end_to_end(artefact, tmp_path, tiny_dataset):
     assert [cell["runtime"] for cell in good] == ["onnxruntime", "openvino"]
     for cell in good:
         times = cell["milliseconds"]
-        assert set(times) == set(STAGES) and set(times["device"]) == {"mean", "median", "p95"}
+        assert set(times) == set(STAGES) and set(times["device"]) == {"mean", "median", "p95", "p99"}
         parts = sum(times[stage]["mean"] for stage in STAGES[:3])
         assert parts == pytest.approx(times["end_to_end"]["mean"], rel=1e-6)
         assert cell["fps_end_to_end"] == pytest.approx(1000 / times["end_to_end"]["mean"])
         assert cell["fps_device_only"] > cell["fps_end_to_end"]
         assert cell["metrics"]["bbox"]["AP"] == pytest.approx(1) and cell["detections_per_image"] == 2
+        assert all(
+            np.mean(cell["samples_ms"][stage]) == pytest.approx(times[stage]["mean"], abs=1e-3) for stage in STAGES
+        )
+        assert cell["model_bytes"] == (artefact / "model.onnx").stat().st_size
+        memory = cell["memory_mib"]
+        assert memory["peak_rss"] > memory["before_loading"] > 20 and memory["gpu"] is None
+        assert cell["provider_check"]["asked"] == cell["provider_check"]["expected"] == "cpu"
         assert cell["threads"] == 1 and cell["precision"] == "fp32" and cell["image_sizes"]["largest"] == [192, 256]
+    assert set(good[0]["provider_check"]["nodes"]) == {"CPUExecutionProvider"}
     assert [cell["runtime"] for cell in failed] == ["onnxruntime", "openvino", "-"]
     assert all("\n" not in cell["error"] for cell in failed) and "sha256" in failed[0]["error"]
     assert "not found" in failed[2]["error"]
@@ -52,14 +70,25 @@ def test_benchmark_end_to_end(artefact, tmp_path, tiny_dataset):
 
     saved = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     assert saved["about"]["command"] == "directdet benchmark ..." and saved["about"]["hardware"]["cpu"]
-    assert saved["paper"]["comparable"] is False and len(saved["cells"]) == 5
+    assert [paper["comparable"] for paper in saved["papers"]] == [False] * 2 and len(saved["cells"]) == 5
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "benchmark.csv").read_text())))
-    assert len(rows) == 5 + 4 and float(rows[0]["AP_box"]) == pytest.approx(1)
-    assert rows[-1]["comparable"] == "not comparable" and rows[-1]["fps_end_to_end"] == "8.6"
-    assert to_csv(result).startswith("source,comparable,model,runtime")
+    assert len(rows) == 5 + 4 + 10 and float(rows[0]["AP_box"]) == pytest.approx(1)
+    assert rows[8]["comparable"] == "not comparable" and rows[8]["fps_paper"] == "8.6" and not rows[8]["fps_end_to_end"]
+    assert float(rows[0]["ratio"]) == 1 and float(rows[1]["ratio"]) == pytest.approx(
+        good[1]["fps_end_to_end"] / good[0]["fps_end_to_end"], abs=1e-3
+    )
+    assert float(rows[0]["peak_rss_mib"]) > 20 and rows[0]["gpu_mib"] == "" and rows[0]["device_p99_ms"]
+    assert "sha256" in rows[2]["error"] and rows[2]["ratio"] == ""
     text = io.StringIO()
-    Console(file=text, width=140).print(result.render())
-    for word in ("end to end", "device only", "not comparable", "1080Ti", "failed", "decode + preprocess"):
+    Console(file=text, width=180).print(result.render())
+    for word in (
+        "end to end",
+        "device only",
+        "failed",
+        "decode + preprocess",
+        "p99",
+        "cpu -> CPU",
+    ):
         assert word in text.getvalue()
 
 
@@ -78,16 +107,121 @@ def test_benchmark_refuses_nonsense(artefact, tiny_dataset):
 def test_a_runtime_that_cannot_run_the_model_is_a_failed_cell(artefact, tiny_dataset):
     result = benchmark([artefact], tiny_dataset, runtimes=["torch"], progress=False)
     assert result.exit_code == 1 and "kind onnx runs in onnxruntime or openvino only" in result.failures[0]
+    text = io.StringIO()
+    Console(file=text).print(result.render())
+    assert not text.getvalue().strip()  # no tables without rows
 
 
 def test_batches_are_timed(tmp_path, tiny_dataset):
     detector = load(write_artefact(tmp_path / "a", batch="batch"), device="cpu", threads=1)
-    seconds, found = time_stages(detector, tiny_dataset, warmup=1, iterations=3, batch=2)
+    seconds, found = time_stages(detector, tiny_dataset.records, warmup=1, iterations=3, batch=2)
     assert found == 2 and all(values.shape == (3,) and (values > 0).all() for values in seconds.values())
 
 
+def test_several_batch_sizes_share_one_ap(tmp_path, tiny_dataset):
+    folder = write_artefact(tmp_path / "two", batch=2)
+    runs = {"iterations": 2, "warmup": 1, "threads": 1, "device": "cpu", "progress": False}
+    result = benchmark([folder], tiny_dataset, ["onnxruntime"], batch=(1, 2, 4, 2), **runs)
+    assert [cell["batch"] for cell in result.cells] == [1, 2, 4]
+    one, two, four = result.cells
+    assert one["metrics"]["n_images"] == 3 and two["metrics"] == one["metrics"]
+    assert two["fps_end_to_end"] == pytest.approx(2000 / two["milliseconds"]["end_to_end"]["mean"])
+    assert "batches of 2, got 4" in four["error"] and result.exit_code == 1
+
+
+def test_images_of_one_batch_share_a_canvas(tiny_dataset):
+    sizes = [(100, 100), (64, 200), (100, 100), (200, 64)]
+    record = tiny_dataset.records[0]
+    records = tuple(replace(record, height=height, width=width) for height, width in sizes)
+    dataset = replace(tiny_dataset, records=records)
+    free = SimpleNamespace(preprocess=Preprocess((64, 128), fixed=False))
+    assert timed_records(free, dataset, one_canvas=True) == (records[0], records[2])
+    assert timed_records(free, dataset, one_canvas=False) == records
+    assert timed_records(SimpleNamespace(preprocess=Preprocess((64, 128))), dataset, one_canvas=True) == records
+
+
+def test_precisions_that_a_runtime_lacks_are_left_out_or_told(artefact, tiny_dataset):
+    def asked(names, runtimes):
+        return [(cell["runtime"], cell["precision"]) for cell, _ in _variants([artefact], runtimes, names, False)]
+
+    both = ["onnxruntime", "openvino"]
+    assert asked(("fp32", "bf16"), both) == [("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")]
+    assert asked(("bf16", "fp16"), both)[0] == ("onnxruntime", "bf16")  # its own message refuses it
+    assert asked((None,), both) == [("onnxruntime", None), ("openvino", None)]
+
+
+def fake_detector(runtime, provider, device):
+    return SimpleNamespace(runtime=runtime, info={"provider": provider, "device": device})
+
+
+@pytest.mark.parametrize(
+    ("asked", "runtime", "provider", "device"),
+    [
+        ("cuda", "onnxruntime", "CPUExecutionProvider", "cpu"),
+        ("cuda", "onnxruntime", "CPUExecutionProvider", "cuda"),
+        ("cuda:1", "onnxruntime", "CUDAExecutionProvider", "cuda:0"),
+        ("cpu", "onnxruntime", "CUDAExecutionProvider", "cuda"),
+        ("cuda", "torch", "torch cpu", "cpu"),
+        ("gpu", "openvino", "CPU", "cpu"),
+    ],
+)
+def test_a_model_that_runs_elsewhere_is_refused(asked, runtime, provider, device):
+    with pytest.raises(UserError, match="runs on"):
+        check_provider(asked, fake_detector(runtime, provider, device))
+
+
+def test_auto_asks_for_the_gpu_that_is_there(monkeypatch):
+    on_cpu = fake_detector("onnxruntime", "CPUExecutionProvider", "cpu")
+    monkeypatch.setattr(provider_check, "find_gpu", lambda: None)
+    assert check_provider("auto", on_cpu)["expected"] == "cpu"
+    monkeypatch.setattr(provider_check, "find_gpu", object)
+    with pytest.raises(UserError, match="--device cpu"):
+        check_provider("auto", on_cpu)
+    assert check_provider("auto", fake_detector("onnxruntime", "CUDAExecutionProvider", "cuda"))["asked"] == "auto"
+    assert check_provider("auto", fake_detector("openvino", "CPU", "cpu"))["expected"] == "cpu"
+    assert check_provider("cuda:1", fake_detector("torch", "a GPU", "cuda:1"))["device"] == "cuda:1"
+
+
+def test_nodes_are_counted_by_provider_and_must_be_where_they_belong(tmp_path):
+    nodes = [helper.make_node("MatMul", ["a", "a"], ["b"]), helper.make_node("Relu", ["b"], ["c"])]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in ("a", "c")]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", values[:1], values[1:]), opset_imports=[helper.make_opsetid("", 17)], ir_version=9
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    images = np.ones((2, 2), np.float32)
+    assert onnx_nodes(tmp_path / "m.onnx", "CPUExecutionProvider", "cpu", images) == {"CPUExecutionProvider": 2}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ONNX Runtime's own: there is no such provider here
+        with pytest.raises(UserError, match="1 MatMul did not run on CUDAExecutionProvider"):
+            onnx_nodes(tmp_path / "m.onnx", "CUDAExecutionProvider", "cuda", images)
+
+
+def test_gpu_memory_is_what_nvidia_smi_tells(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\ncase "$*" in *--id=3*) echo 1234;; *) echo "no such device"; exit 6;; esac\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert gpu_memory_mib(1) == 1234 and gpu_memory_mib(0) is None
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert gpu_memory_mib(3) == 1234 and gpu_memory_mib(1) is None
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert gpu_memory_mib() is None
+
+
+def test_peak_memory_is_this_process_own_and_grows_with_what_it_holds():
+    code = (
+        "from directdet.infer.machine import peak_memory_mib as peak\n"
+        "first = peak(); held = b'x' * (100 << 20); print(first, peak())"
+    )
+    held = b"x" * (200 << 20)  # getrusage would start from this, the parent's
+    first, then = map(float, subprocess.check_output([sys.executable, "-c", code], text=True).split())
+    assert len(held) and 5 < first < 150 and 95 < then - first < 110
+
+
 def test_summary():
-    assert summary(np.arange(101.0)) == {"mean": 50, "median": 50, "p95": 95}
+    assert summary(np.arange(101.0)) == {"mean": 50, "median": 50, "p95": 95, "p99": 99}
 
 
 def test_machine_is_described():

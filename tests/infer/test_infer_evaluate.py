@@ -16,8 +16,9 @@ from rich.console import Console
 from directdet.data.dataset import load_dataset
 from directdet.data.records import make_record
 from directdet.errors import UserError
+from directdet.infer.coco_ap import coco_ground_truth
 from directdet.infer.detections import Detections
-from directdet.infer.evaluate import METRIC_NAMES, coco_ground_truth, evaluate, score_detections
+from directdet.infer.evaluate import METRIC_NAMES, evaluate, score_detections
 from directdet.infer.runtimes import load
 from directdet.infer.voc_ap import voc_precision
 

@@ -9,7 +9,7 @@ import torch
 from directdet.errors import UserError
 from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes import load
-from directdet.infer.torch_runtime import TorchBackend, TorchDetector
+from directdet.infer.torch_runtime import TorchBackend, TorchDetector, load_torch
 from directdet.models.build import build_model, describe_model
 from directdet.models.checkpoint import save_checkpoint
 from directdet.models.rcnn import RCNNConfig
@@ -133,7 +133,7 @@ def test_broken_checkpoints(model, tmp_path):
         ({"runtime": "openvino"}, "kind checkpoint; use torch"),
         ({"device": "cpu:x"}, "torch runs on"),
         ({"device": "cuda:99"}, "no such GPU"),
-        ({"device": "cpu", "precision": "tf32"}, "tf32 on a GPU"),
+        ({"device": "cpu", "precision": "tf32"}, "on a GPU tf32"),
     ],
 )
 def test_impossible_choices(model, tmp_path, options, message):
@@ -149,3 +149,40 @@ def test_tf32_is_set_for_the_call_only(model):
     with backend._tf32():
         assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_bf16_runs_the_convolutions_in_it_and_returns_float32(model, tmp_path):
+    save_checkpoint(tmp_path / "m.pt", checkpoint(model))
+    half, full = (load(tmp_path / "m.pt", device="cpu", precision=precision) for precision in ("bf16", "fp32"))
+    assert (half.info["precision"], full.info["precision"]) == ("bf16", "fp32")
+    kinds = []
+    hook = half.backend.model.backbone.conv1.register_forward_hook(lambda module, given, out: kinds.append(out.dtype))
+    batch, _ = half.prepare([picture()])
+    ours, theirs = half.run(batch), full.run(batch)
+    hook.remove()
+    assert kinds == [torch.bfloat16]
+    assert [value.dtype for value in ours] == [value.dtype for value in theirs]
+    assert not np.array_equal(ours[2], theirs[2])  # another rounding, but the same detector
+    np.testing.assert_allclose(ours[2][0, 0], theirs[2][0, 0], rtol=0.05)
+    with pytest.raises(UserError, match="on a GPU tf32 or fp16"):
+        load(tmp_path / "m.pt", device="cpu", precision="fp16")
+
+
+@pytest.mark.slow
+def test_compiled_it_finds_the_same(model, tmp_path, monkeypatch):
+    """With dynamo's own backend: what the compiler makes of the graph is PyTorch's business, and takes minutes."""
+    whole, asked = torch.compile, []
+
+    def trace_only(module, **options):
+        asked.append(options)
+        return whole(module, backend="eager", fullgraph=True, **options)
+
+    monkeypatch.setattr(torch, "compile", trace_only)
+    save_checkpoint(tmp_path / "m.pt", checkpoint(model))
+    compiled = load_torch(tmp_path / "m.pt", device="cpu", compiled=True)
+    eager = load(tmp_path / "m.pt", device="cpu")
+    assert compiled.info["compiled"] and not eager.info["compiled"]
+    batch, _ = compiled.prepare([picture()])
+    for ours, theirs in zip(compiled.run(batch), eager.run(batch), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert asked == [{"dynamic": False}]
