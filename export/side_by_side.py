@@ -49,7 +49,7 @@ class SideBySide:
         """A row a runtime, and the tolerance, within 80 columns."""
         verdict = "[bold green]PASS[/]" if self.passed else "[bold red]FAIL[/]"
         kinds = list(self.ap)
-        table = Table(title=f"verification: {verdict}", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = Table(title=f"verification: {verdict}", box=SIMPLE_HEAD, padding=0)
         table.add_column("", no_wrap=True)
         columns = [
             "found",
@@ -62,7 +62,7 @@ class SideBySide:
             "ms",
         ]
         for name in columns:
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", no_wrap=True)
         first, limits = self.runtimes[0], self.runtimes[0].tolerance
         expected = str(sum(c.expected for c in first.comparisons))
         own = [f"{100 * self.ap[kind]:.2f}" for kind in kinds]
@@ -79,6 +79,7 @@ class SideBySide:
         ap = [f"±{100 * limits.ap:.2f}" for _ in kinds]
         table.add_row("tolerance", "", "", f"{limits.matched:.0%}", *allowed, *ap, "")
         notes = [f"ms: rough, median of {TIMED_RUNS} runs of {self.batch} image(s), network alone; no benchmark"]
+        notes.append("unsure: what PyTorch does not repeat when disturbed by rounding errors; not counted")
         notes += [f"AP: %, on {self.ap_images} images"] if kinds else []
         notes += [note for one in self.runtimes for note in one.notes]
         table.caption = "\n".join(dict.fromkeys([*notes, *self.notes]))
