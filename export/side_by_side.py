@@ -53,9 +53,9 @@ class SideBySide:
         table.add_column("", no_wrap=True)
         columns = [
             "found",
-            "undecided",
+            "unsure",
             "matched",
-            "box (px)",
+            "box px",
             "score",
             "mask",
             *(f"{kind} AP" for kind in kinds),
