@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..data.records import Dataset
@@ -45,32 +46,41 @@ class SideBySide:
         }
 
     def table(self) -> Table:
-        """A row a runtime, and the tolerance."""
+        """A row a runtime, and the tolerance, within 80 columns."""
         verdict = "[bold green]PASS[/]" if self.passed else "[bold red]FAIL[/]"
         kinds = list(self.ap)
-        table = Table("runtime", "detections", "matched", "box (px)", "score", "mask", title=f"verification: {verdict}")
-        for kind in kinds:
-            table.add_column(f"{kind} AP (%)", justify="right")
-        table.add_column("rough ms", justify="right")
+        table = Table(title=f"verification: {verdict}", box=SIMPLE_HEAD, padding=0)
+        table.add_column("", no_wrap=True)
+        columns = [
+            "found",
+            "unsure",
+            "matched",
+            "box px",
+            "score",
+            "mask",
+            *(f"{kind} AP" for kind in kinds),
+            "ms",
+        ]
+        for name in columns:
+            table.add_column(name, justify="right", no_wrap=True)
         first, limits = self.runtimes[0], self.runtimes[0].tolerance
         expected = str(sum(c.expected for c in first.comparisons))
         own = [f"{100 * self.ap[kind]:.2f}" for kind in kinds]
-        table.add_row("PyTorch", expected, "", "", "", "", *own, f"{self.latency_ms:.0f}")
+        table.add_row("PyTorch", expected, "", "", "", "", "", *own, f"{self.latency_ms:.0f}")
         for one in self.runtimes:
             name = one.runtime if one.passed else f"[bold red]{one.runtime}[/]"
-            found, undecided = (sum(getattr(c, key) for c in one.comparisons) for key in ("found", "undecided"))
-            share = f"{one.matched:.1%}" + (f", {undecided} undecided" if undecided else "")
+            found, undecided = (str(sum(getattr(c, key) for c in one.comparisons)) for key in ("found", "undecided"))
             numbers = [f"{one.largest(what):.1e}" for what in DIFFERENCES]
             theirs = [f"{100 * one.ap[kind]:.2f}" if kind in one.ap else "none" for kind in kinds]
             latency = "-" if one.latency_ms is None else f"{one.latency_ms:.0f}"
-            table.add_row(name, str(found), share, *numbers, *theirs, latency)
+            table.add_row(name, found, undecided, f"{one.matched:.1%}", *numbers, *theirs, latency)
         table.add_section()
         allowed = [f"{getattr(limits, what):.1e}" for what in DIFFERENCES]
-        table.add_row(
-            "tolerance", "", f"{limits.matched:.0%}", *allowed, *(f"+-{100 * limits.ap:.2f}" for _ in kinds), ""
-        )
-        notes = [f"rough ms: median of {TIMED_RUNS} runs of {self.batch} image(s), network alone; no benchmark"]
-        notes += [f"AP on {self.ap_images} images"] if kinds else []
+        ap = [f"±{100 * limits.ap:.2f}" for _ in kinds]
+        table.add_row("tolerance", "", "", f"{limits.matched:.0%}", *allowed, *ap, "")
+        notes = [f"ms: rough, median of {TIMED_RUNS} runs of {self.batch} image(s), network alone; no benchmark"]
+        notes.append("unsure: what PyTorch does not repeat when disturbed by rounding errors; not counted")
+        notes += [f"AP: %, on {self.ap_images} images"] if kinds else []
         notes += [note for one in self.runtimes for note in one.notes]
         table.caption = "\n".join(dict.fromkeys([*notes, *self.notes]))
         return table

@@ -62,7 +62,7 @@ def test_the_table_and_the_record_name_every_runtime():
     failed = replace(failed, reference_ap={"box": 0.5}, notes=("a note",))
     both = SideBySide((replace(verification(), latency_ms=1.0), failed), 5.0, {"box": 0.5}, 40, 2, ("another",))
     assert not both.passed
-    console = Console(width=140, record=True, file=io.StringIO())
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(both.table())
     said = console.export_text()
     for text in ("PyTorch", "onnxruntime", "openvino", "FAIL", "50.00", "20.00", "3.0e+00", "a note", "another", "40"):
