@@ -33,7 +33,6 @@ def _ssd(backbone, **settings):
 
 
 NETWORKS = {
-    "faster_rcnn": _rcnn(masks=False, box_convs=0),
     "mask_rcnn": _rcnn(),
     "mask_rcnn_gn": _rcnn(norm="gn"),
     "mask_rcnn_swin": _rcnn(backbone="swin_t", width=32),
@@ -44,7 +43,6 @@ NETWORKS = {
     "retinanet": lambda: conditioned_retinanet(
         RetinaNetConfig(4, "resnet18", 16, fpn_channels=32, head_convs=1, test_pre_nms=100, candidates=200), SIZE
     ),
-    "ssd_vgg16": _ssd("vgg16"),
     "ssd_vgg16_plain": _ssd("vgg16", norm="none", head_norm=False, l2_norm=True),
     "ssd_resnet": _ssd("resnet18"),
     "ssd_root_resnet": _ssd("root_resnet18", extras="residual"),

@@ -164,7 +164,7 @@ def test_every_detector_in_fp16(name, graphs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ssd_vgg16_plain", "retinanet", "mask_rcnn", "mask_rcnn_swin", "dsod"])
+@pytest.mark.parametrize("name", ["ssd_vgg16_plain", "retinanet", "mask_rcnn", "mask_rcnn_swin"])
 def test_tensorrt_rtx_builds_fp16(name, graphs, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     facts = build_engine("tensorrt-rtx", graphs(name)[1], tmp_path / "model.engine", "8.9")
