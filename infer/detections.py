@@ -183,10 +183,12 @@ def encode_crop(x: int, y: int, crop: np.ndarray, image_size: tuple[int, int]) -
     of it; the whole picture is never made.
     """
     height, width = image_size
-    columns = np.zeros((crop.shape[1], height), np.uint8)
-    columns[:, y : y + crop.shape[0]] = crop.T
-    flat = columns.ravel()
-    changes = np.flatnonzero(np.diff(flat, prepend=np.uint8(0), append=np.uint8(0))) + x * height
+    columns = np.zeros((crop.shape[1], crop.shape[0] + 2), bool)
+    columns[:, 1:-1] = crop.T
+    place, row = np.divmod(np.flatnonzero(columns[:, 1:] != columns[:, :-1]), crop.shape[0] + 1)
+    changes = (x + place) * height + y + row
+    # A run that goes on from the bottom of one column at the top of the next ends and begins at the same place.
+    changes = changes[(np.diff(changes, prepend=-1) != 0) & (np.diff(changes, append=-1) != 0)]
     counts = np.diff(changes, prepend=0, append=height * width)
     if len(counts) > 1 and counts[-1] == 0:  # the mask ends with the picture; COCO's own encoder writes no empty run
         counts = counts[:-1]

@@ -107,14 +107,24 @@ def test_paste_outside_or_without_area_is_empty(box):
 
 def test_encode_crop_equals_encoding_the_picture():
     rng = np.random.default_rng(4)
-    for x, y, height, width in ((0, 0, 13, 17), (3, 4, 5, 6), (12, 2, 11, 5), (0, 12, 1, 17), (5, 5, 0, 0)):
+    for x, y, height, width in (
+        (0, 0, 13, 17),
+        (3, 4, 5, 6),
+        (12, 2, 11, 5),
+        (0, 12, 1, 17),
+        (5, 5, 0, 0),
+        (4, 0, 13, 9),
+    ):
         crop = rng.random((height, width)) > 0.4
         full = np.zeros((13, 17), np.uint8)
         full[y : y + height, x : x + width] = crop
         expected = coco_mask.encode(np.asfortranarray(full))
         assert encode_crop(x, y, crop, (13, 17)) == {"size": [13, 17], "counts": expected["counts"].decode()}
-    full = np.ones((13, 17), bool)
-    assert coco_mask.area(encode_crop(0, 0, full, (13, 17))) == 13 * 17
+    for y, x, height, width in ((0, 0, 13, 17), (0, 3, 13, 5), (2, 3, 11, 5), (0, 0, 12, 17), (12, 16, 1, 1)):
+        full = np.zeros((13, 17), np.uint8)
+        full[y : y + height, x : x + width] = 1  # runs that go on from column to column, or end with the picture
+        found = encode_crop(x, y, np.ones((height, width), bool), (13, 17))
+        assert found["counts"] == coco_mask.encode(np.asfortranarray(full))["counts"].decode()
 
 
 def test_to_coco():

@@ -223,7 +223,7 @@ def test_no_results_stay_in_memory(detector, tmp_path, monkeypatch):
 
     def look(*_: object) -> None:
         for value in gc.get_objects():
-            if isinstance(value, Shot) or (type(value) is dict and isinstance(value.get("image_id"), int)):
+            if type(value) is Shot or (type(value) is dict and isinstance(value.get("image_id"), int)):
                 alive.append(value)
 
     monkeypatch.setattr("directdet.infer.predict.write_coco", look)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from videos import StandInCapture, frame, number_of, read_video, write_video
 
 from directdet import cli
 from directdet.errors import UserError
+from directdet.infer import show
 from directdet.infer.predict_video import predict_video
 from directdet.infer.runtimes import load
 from directdet.infer.sources import source_kind
@@ -266,6 +268,39 @@ def test_options_that_do_not_fit(capsys, artefact, tmp_path, monkeypatch):
         assert cli.main(["infer", str(artefact), video, "--show"]) == 1
         assert "there is no display here" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_window_until_q_is_pressed(detector, tmp_path, monkeypatch):
+    """With a stand-in for the display: frames come in order, in the main thread, and q ends the run."""
+    shown = []
+
+    def imshow(title, image):
+        assert threading.current_thread() is threading.main_thread() and title == "clip"
+        shown.append(number_of(image))
+
+    monkeypatch.setattr(show, "require_display", lambda: None)
+    monkeypatch.setattr(cv2, "namedWindow", lambda *_: None)
+    monkeypatch.setattr(cv2, "imshow", imshow)
+    monkeypatch.setattr(cv2, "waitKey", lambda _: ord("q") if len(shown) == 5 else -1)
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: 1.0)
+    monkeypatch.setattr(cv2, "destroyAllWindows", lambda: shown.append("closed"))
+    source = write_video(tmp_path / "clip.mp4", 30)
+    summary = predict_video(detector, Video(source), None, show=True, progress=False)
+    assert shown == [0, 1, 2, 3, 4, "closed"] and summary.n_frames == 5 and summary.files == []
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["clip.mp4"]
+
+
+def test_the_timing_script_runs(artefact, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    script = importlib.import_module("video")
+    source = write_video(tmp_path / "clip.mp4", 12)
+    kept = {}
+    monkeypatch.setattr(script, "write_results", lambda name, settings, rows: kept.update(rows) or name)
+    monkeypatch.setattr(sys, "argv", ["video.py", str(artefact), str(source), "--threads", "1", "--rounds", "2"])
+    script.main()
+    assert set(kept) == {"device_alone", "one_after_another", "pipelined"} and kept["device_alone"]["share"] == 1
+    assert all(row["fps"] > 0 and len(row["shares"]) == 2 for row in kept.values())
+    assert capsys.readouterr().out.splitlines()[-1] == "video_cpu"
 
 
 @pytest.mark.parametrize("size", [(96, 128), (97, 131), (16, 16)])
