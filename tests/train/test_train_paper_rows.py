@@ -52,6 +52,13 @@ def steps(phase: Phase) -> int:
     return phase.iterations or phase.epochs * phase.repeat * COCO_TRAIN // (phase.batch_size * GPUS)
 
 
+def test_the_speed_tables_name_the_recipes_of_their_rows():
+    """A benchmark sets a timed model beside the row whose recipe trained it."""
+    for key, table in zip(("7", "ScratchDet 2"), papers.speed_tables(), strict=True):
+        assert table == paper_table(key)
+        assert tuple(row.recipe for row in table.rows) == ROWS[key] and set(ROWS[key]) <= set(RECIPES)
+
+
 @pytest.mark.parametrize(("name", "row"), AP_ROWS)
 def test_detector_start_and_length_are_the_rows(name: str, row: ApRow):
     recipe = get_recipe(name)
