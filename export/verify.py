@@ -45,7 +45,7 @@ TOLERANCES = {
     "bf16": Tolerance(box=4.0, score=0.05, mask=0.5, matched=0.8, ap=0.005, window=1.0, disturbance=1e-2),
     "int8": Tolerance(box=8.0, score=0.15, mask=0.6, matched=0.6, ap=0.01, window=1.0, disturbance=1e-2),
 }
-DISTURBED_RUNS = 3
+DISTURBED_RUNS = 8  # with 3, ties on a blank picture were missed: there are many ways to break them
 DIFFERENCES = ("box", "score", "mask")
 
 
