@@ -221,10 +221,15 @@ def test_no_results_stay_in_memory(detector, tmp_path, monkeypatch):
     source = save(tmp_path / "in", *(f"{number}.png" for number in range(60)), height=8, width=8)
     alive = []
 
+    def results() -> list[object]:
+        kinds = (Shot, dict)
+        found = [value for value in gc.get_objects() if type(value) in kinds]
+        return [value for value in found if type(value) is Shot or isinstance(value.get("image_id"), int)]
+
+    before = {id(value): value for value in results()}  # other tests'
+
     def look(*_: object) -> None:
-        for value in gc.get_objects():
-            if type(value) is Shot or (type(value) is dict and isinstance(value.get("image_id"), int)):
-                alive.append(value)
+        alive.extend(value for value in results() if id(value) not in before)
 
     monkeypatch.setattr("directdet.infer.predict.write_coco", look)
     assert predict(detector, source, tmp_path / "out", batch=2, progress=False).n_images == 60
