@@ -138,6 +138,14 @@ def benchmark(
         require_writable(out, folder=True)
     console = Console(stderr=True, quiet=not progress)
     settings = {"device": device, "threads": threads, "iterations": iterations, "warmup": warmup}
+    about = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command or shlex.join(sys.argv),
+        "hardware": hardware(),
+        "versions": versions(),
+        "dataset": {"root": str(dataset.root), "split": dataset.split, "images": len(dataset)},
+        "quick": quick,
+    }
     cells: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="directdet-benchmark-") as folder:
         settings["dataset"] = str(Path(folder) / "dataset.pickle")
@@ -155,20 +163,19 @@ def benchmark(
                 done = _run({**settings, **cell, "ap_images": images, "result": f"{folder}/{len(cells)}.json"})
                 metrics = metrics or done.get("metrics")
                 cells.append(cell | done | ({} if "error" in done else {"metrics": metrics}))
-    about = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": command or shlex.join(sys.argv),
-        "hardware": hardware(),
-        "versions": versions(),
-        "dataset": {"root": str(dataset.root), "split": dataset.split, "images": len(dataset)},
-        "quick": quick,
-    }
+                _keep(cells, about, out)  # a later cell may take hours, and be stopped
+    result = _keep(cells, about, out)
+    if out is not None and result.good:
+        write_text_atomic(Path(out) / CSV_FILE, to_csv(result.cells, about, result.papers))
+    return result
+
+
+def _keep(cells: list[dict[str, Any]], about: dict[str, Any], out: str | Path | None) -> BenchmarkResult:
+    """What was measured so far, beside the papers; written to `out`."""
     result = BenchmarkResult(cells, about, [])
     result.papers = [beside(table, result.good) for table in speed_tables()]
     if out is not None:
         write_json_atomic(Path(out) / JSON_FILE, result.to_dict(), indent=None)
-        if result.good:
-            write_text_atomic(Path(out) / CSV_FILE, to_csv(result.cells, about, result.papers))
     return result
 
 

@@ -28,6 +28,22 @@ from directdet.infer.provider_check import check_provider, onnx_nodes
 from directdet.infer.runtimes import load
 
 
+def test_what_was_measured_outlives_a_stop(artefact, tmp_path, tiny_dataset, monkeypatch):
+    cells = iter([{"seconds": 1.0}, KeyboardInterrupt()])
+
+    def run(_: dict) -> dict:
+        cell = next(cells)
+        if isinstance(cell, BaseException):
+            raise cell
+        return {"error": "made up", **cell}
+
+    monkeypatch.setattr("directdet.infer.benchmark._run", run)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark([artefact], tiny_dataset, ["onnxruntime"], batch=(1, 2), out=tmp_path / "out", progress=False)
+    saved = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    assert [cell["seconds"] for cell in saved["cells"]] == [1.0]
+
+
 def test_benchmark_end_to_end(artefact, tmp_path, tiny_dataset):
     pytest.importorskip("openvino")
     broken = write_artefact(tmp_path / "broken")
