@@ -167,7 +167,7 @@ def test_every_detector_in_fp16(name, graphs):
 @pytest.mark.parametrize("name", ["ssd_vgg16_plain", "retinanet", "mask_rcnn", "mask_rcnn_swin"])
 def test_tensorrt_rtx_builds_fp16(name, graphs, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    facts = build_engine("tensorrt-rtx", graphs(name)[1], tmp_path / "model.engine", "8.9")
+    facts = build_engine("tensorrt-rtx", graphs(name)[1], tmp_path / "model.engine", ("8.9",))
     assert facts.layers > 500 and (tmp_path / "model.engine").stat().st_size > 100_000
 
 
@@ -179,4 +179,4 @@ def test_bf16_is_for_openvino_and_tensorrt(graphs, tmp_path):
     expected = run(deploy_model(model, size_of(model)), images)
     assert matched(expected, run_openvino(path, images.numpy()), 4.0, 0.05)[0] >= 0.95
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    assert build_engine("tensorrt-rtx", path, tmp_path / "model.engine", "8.9").layers > 500
+    assert build_engine("tensorrt-rtx", path, tmp_path / "model.engine", ("8.9",)).layers > 500

@@ -246,4 +246,4 @@ def test_detectors_in_int8(detector, kind, tmp_path):
     assert matched(expected, found, 8.0, 0.2)[0] >= 0.7
     if kind == "tensorrt":
         pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-        assert build_engine("tensorrt-rtx", target, tmp_path / "model.engine", "8.9").layers > 500
+        assert build_engine("tensorrt-rtx", target, tmp_path / "model.engine", ("8.9",)).layers > 500

@@ -316,6 +316,6 @@ def test_an_engine_is_built(exported: tuple[Cascade, Path], tmp_path: Path) -> N
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     from directdet.export.tensorrt import build_engine
 
-    facts = build_engine("tensorrt-rtx", exported[1], tmp_path / "model.engine", "8.9")
-    assert facts.compute_capability == "8.9"
+    facts = build_engine("tensorrt-rtx", exported[1], tmp_path / "model.engine", ("8.9",))
+    assert facts.compute_capabilities == ("8.9",)
     assert (tmp_path / "model.engine").stat().st_size > 100_000
