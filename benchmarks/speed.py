@@ -77,7 +77,7 @@ def prepare(folder: Path, chosen: list[Cell], given: argparse.Namespace) -> dict
     from directdet.infer.runtimes import find_model
     from directdet.infer.torch_runtime import load_torch
 
-    trained, macs = dict(given.checkpoint), {}
+    trained, ready, macs = dict(given.checkpoint), dict(given.artefact), {}
     for model in dict.fromkeys(cell.model for cell in chosen):
         speed_models.save_random(model, folder / f"{model}_random.pt", given.tiny)
         source = find_model(trained[model])[1] if model in trained else folder / f"{model}_random.pt"
@@ -91,7 +91,7 @@ def prepare(folder: Path, chosen: list[Cell], given: argparse.Namespace) -> dict
             network = load_torch(checkpoint, device="cpu").backend.model
             macs[cell.variant] = speed_models.write_layers(network, size, folder / f"{cell.variant}_layers.onnx")
         artefact = artefact_of(folder, cell)
-        if cell.runtime in (BASE, "torch") or artefact.exists():
+        if cell.runtime in (BASE, "torch") or cell.name in ready or artefact.exists():
             continue
         options = {}
         if cell.precision == "int8":
