@@ -11,7 +11,6 @@ the graph it was built from is verified. results/export_matrix.json is written a
 """
 
 import argparse
-import importlib.metadata
 import json
 import resource
 import subprocess
@@ -19,13 +18,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
-from measure import ROOT
+from measure import ROOT, measured_on
 
 from directdet.files import write_json_atomic
-from directdet.infer.machine import hardware
 
 sys.path.insert(0, str(ROOT / "tests"))
 FORMATS = ("onnx", "openvino", "tensorrt-rtx")
@@ -177,17 +174,8 @@ def main() -> int:
     if given.table:
         print(table(json.loads(given.out.read_text(encoding="utf-8"))["cells"]))
         return 0
-    versions = {}
-    for library in LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            versions[library] = None
     content = {
-        "date": date.today().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
-        "hardware": hardware(),
-        "versions": versions,
+        **measured_on(LIBRARIES),
         "settings": {"networks": "published" if given.full else "slim", "batch": BATCH, "size": list(SIZE)},
         "cells": {},
     }

@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -50,19 +50,24 @@ def in_process(script: str, cell: str, *arguments: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def write_results(name: str, settings: dict, rows: dict[str, dict], folder: Path | None = None) -> Path:
-    """Keep the figures with what they were measured on, in results/ or `folder`."""
+def measured_on(libraries: Sequence[str] = LIBRARIES) -> dict:
+    """Date, command line, hardware and versions (None: not installed), to stand beside figures."""
     versions = {}
-    for library in LIBRARIES:
+    for library in libraries:
         try:
             versions[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
             versions[library] = None
     command = " ".join(["python", *sys.argv])
-    content = {"date": date.today().isoformat(), "command": command, "hardware": hardware(), "versions": versions}
+    return {"date": date.today().isoformat(), "command": command, "hardware": hardware(), "versions": versions}
+
+
+def write_results(name: str, settings: dict, rows: dict[str, dict], folder: Path | None = None) -> Path:
+    """Keep the figures with what they were measured on, in results/ or `folder`."""
     path = (folder or ROOT / "results") / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({**content, "settings": settings, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    content = {**measured_on(), "settings": settings, "rows": rows}
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path
 
 

@@ -155,7 +155,7 @@ def test_wrong_usage(capsys, arguments, hint):
         (UserError("two\n  lines"), 1, "error: two lines"),
         (UsageProblem("--set x: unknown"), 2, "error: --set x: unknown"),
         (CheckpointError("last.pt: broken"), 1, "error: last.pt: broken"),
-        (PermissionError(13, "Permission denied", "/root/x"), 1, "error: /root/x: Permission denied"),
+        (PermissionError(13, "Permission denied", "/data/x"), 1, "error: /data/x: Permission denied"),
         (KeyboardInterrupt(), 130, "stopped"),
     ],
 )
