@@ -5,9 +5,9 @@ its own pixels (masks stay at 28x28 on both sides). Every cell runs in a process
 round, and ratios are of medians of the same round. For every cell:
 
 - milliseconds of preprocessing, of the device (network and the post-processing in its graph) and end to end;
-- the share of post-processing: one minus the time of the same network cut at its raw maps, in the same runtime and
-  precision (for Mask R-CNN its heads get pooled RoIs, so RoI pooling counts as post-processing). int8 is charged the
-  milliseconds that post-processing takes in fp32;
+- the share of post-processing: what the artefact takes beyond the same network cut at its raw maps, taking turns in one
+  process, in the same runtime and precision (for Mask R-CNN the heads get pooled RoIs, so RoI pooling counts as
+  post-processing). int8 is charged the milliseconds that post-processing takes in fp32;
 - the share of what a large matrix product of that precision reaches on the same threads.
 
     python benchmarks/speed.py
@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 from measure import in_process, parser, quantiles, write_results
-from speed_parts import operator_shares, roofline, time_layers
+from speed_parts import layers_alone, median_difference, operator_shares, roofline
 
 WARMUP = 3
 BASE = "torchvision"
@@ -157,6 +157,14 @@ def time_cell(cell: Cell, folder: Path, given: argparse.Namespace, artefact: Pat
     return {**found, "runs_in": detector.info if cell.runtime != BASE else {"precision": "fp32"}}
 
 
+def time_postprocessing(cell: Cell, folder: Path, given: argparse.Namespace, artefact: Path | None) -> dict:
+    """Milliseconds that the artefact of a cell takes beyond its layers."""
+    detector = detector_of(cell, folder, given.threads, artefact)
+    batch, _ = detector.prepare([picture()])
+    layers = layers_alone(folder / f"{cell.variant}_layers.onnx", cell.runtime, cell.precision, given.threads)
+    return {"ms": median_difference(lambda: detector.run(batch), layers, given.runs, WARMUP)}
+
+
 def accuracy(cell: Cell, folder: Path, given: argparse.Namespace, artefact: Path | None) -> dict:
     """Box and mask AP of a cell on the val split."""
     from directdet.data.dataset import load_dataset
@@ -189,14 +197,11 @@ def summarise(chosen: list[Cell], rounds: list[dict], peak: dict[str, float], ma
 
 
 def _postprocessing(cell: Cell, rounds: list[dict]) -> float | None:
-    """Share of a cell's device time that is not in its layers; None where those were not timed."""
+    """Share of a cell's device time that is not in its layers; None where that was not timed."""
     plain = Cell(cell.model, cell.runtime, "fp32", cell.proposals) if cell.precision == "int8" else cell
-    shares = []
-    for r in rounds:
-        if f"{plain.name}/layers" not in r or plain.name not in r:
-            return None
-        spent = r[plain.name]["device"]["median_ms"] - r[f"{plain.name}/layers"]["median_ms"]
-        shares.append(spent / r[cell.name]["device"]["median_ms"])
+    if f"{plain.name}#post" not in rounds[0]:
+        return None
+    shares = [r[f"{plain.name}#post"]["ms"] / r[cell.name]["device"]["median_ms"] for r in rounds]
     return statistics.median(shares)
 
 
@@ -230,10 +235,7 @@ def in_cell(given: argparse.Namespace) -> dict:
     if name == "roofline":
         return roofline(given.threads, 256 if given.tiny else 2048)
     cell = next(cell for cell in cells() if cell.name == name)
-    if what == "layers":
-        path = given.folder / f"{cell.variant}_layers.onnx"
-        return time_layers(path, cell.runtime, cell.precision, given.threads, given.runs, WARMUP)
-    measured = accuracy if what == "ap" else time_cell
+    measured = {"": time_cell, "post": time_postprocessing, "ap": accuracy}[what]
     return measured(cell, given.folder, given, dict(given.artefact).get(name))
 
 
@@ -285,7 +287,7 @@ def main() -> None:
             for cell in chosen:
                 times[cell.name] = in_process(__file__, cell.name, *shared)
                 if cell.runtime in ("onnxruntime", "openvino") and cell.precision != "int8":
-                    times[f"{cell.name}/layers"] = in_process(__file__, f"{cell.name}#layers", *shared)
+                    times[f"{cell.name}#post"] = in_process(__file__, f"{cell.name}#post", *shared)
                 shown = times[cell.name]["end_to_end"]["median_ms"]
                 print(f"round {number + 1}: {cell.name:32s} {shown:8.1f} ms end to end", flush=True)
             rounds.append(times)

@@ -1,19 +1,32 @@
 """What speed.py compares its cells with: their layers alone, a large matrix product, and the time of each operator."""
 
 import json
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from measure import milliseconds
 
 
-def time_layers(path: Path, runtime: str, precision: str, threads: int, runs: int, warmup: int) -> dict[str, float]:
-    """Milliseconds of a network cut at its raw maps, as `speed_models.write_layers` writes it."""
-    run = _onnx_layers(path, threads) if runtime == "onnxruntime" else _openvino_layers(path, threads, precision)
-    return milliseconds(run, runs, warmup)
+def layers_alone(path: Path, runtime: str, precision: str, threads: int) -> Callable[[], object]:
+    """Runs a network cut at its raw maps, as `speed_models.write_layers` writes it."""
+    return _onnx_layers(path, threads) if runtime == "onnxruntime" else _openvino_layers(path, threads, precision)
+
+
+def median_difference(whole: Callable[[], object], part: Callable[[], object], runs: int, warmup: int) -> float:
+    """Milliseconds that `whole` takes beyond `part`, which take turns: what a busy machine does to one hits both."""
+    differences = []
+    for step in range(-warmup, runs):
+        start = time.perf_counter()
+        whole()
+        between = time.perf_counter()
+        part()
+        end = time.perf_counter()
+        if step >= 0:
+            differences.append(1e3 * (2 * between - start - end))
+    return statistics.median(differences)
 
 
 def _feed(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:

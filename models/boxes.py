@@ -61,15 +61,24 @@ def is_larger_than(boxes: Tensor, side: float) -> Tensor:
     return (width >= side) & (height >= side)
 
 
-def intersection_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Pairwise areas of a [B, N, 4] and b [B, M, 4] -> two [B, N, M]."""
+def areas(boxes: Tensor) -> Tensor:
+    """Areas [...] of boxes [..., 4]."""
+    width, height = _sides(boxes)
+    return width * height
+
+
+def pairwise_intersection(a: Tensor, b: Tensor) -> Tensor:
+    """Pairwise areas [B, N, M] that a [B, N, 4] and b [B, M, 4] share."""
     # One coordinate at a time: a [B, N, M, 2] intermediate would cost twice the memory traffic.
     width = torch.minimum(a[:, :, None, 2], b[:, None, :, 2]) - torch.maximum(a[:, :, None, 0], b[:, None, :, 0])
     height = torch.minimum(a[:, :, None, 3], b[:, None, :, 3]) - torch.maximum(a[:, :, None, 1], b[:, None, :, 1])
-    intersection = width.clamp(min=0) * height.clamp(min=0)
-    area_a = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1])
-    area_b = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
-    return intersection, area_a[:, :, None] + area_b[:, None, :] - intersection
+    return width.clamp(min=0) * height.clamp(min=0)
+
+
+def intersection_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairwise areas of a [B, N, 4] and b [B, M, 4] -> two [B, N, M]."""
+    intersection = pairwise_intersection(a, b)
+    return intersection, areas(a)[:, :, None] + areas(b)[:, None, :] - intersection
 
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -96,16 +105,17 @@ def nms_mask(
     for start in range(0, count, block):
         stop = min(start + block, count)
         covers = _covers(boxes, labels, start, stop, threshold)  # [B, stop, stop - start]
-        alive = valid[:, start:stop].to(boxes.dtype)
+        alive = valid[:, None, start:stop].to(boxes.dtype)  # [B, 1, stop - start]
         if start:
-            earlier = torch.cat(kept, 1).unsqueeze(1)  # [B, 1, start]
-            alive = alive * (torch.matmul(earlier, covers[:, :start]).squeeze(1) < 0.5).to(boxes.dtype)
-        inside = covers[:, start:]
-        keep = alive
+            alive = torch.relu(alive - torch.matmul(torch.cat(kept, 2), covers[:, :start]))
+        # A box stays if relu(alive - how many cover it) is 1. With a 1 behind the boxes and `alive` below their matrix
+        # a sweep is one product with a ReLU, which OpenVINO runs three times as fast as a product and a subtraction.
+        state = F.pad(alive, (0, 1), value=1.0)
+        sweep = torch.cat([F.pad(-covers[:, start:], (0, 1)), state], 1)
         for _ in range(min(sweeps, stop - start - 1)):
-            keep = alive * (torch.matmul(keep.unsqueeze(1), inside).squeeze(1) < 0.5).to(boxes.dtype)
-        kept.append(keep)
-    return torch.cat(kept, 1) > 0.5
+            state = torch.relu(torch.matmul(state, sweep))
+        kept.append(state[..., : stop - start])
+    return torch.cat(kept, 2).squeeze(1) > 0.5
 
 
 def _covers(boxes: Tensor, labels: Tensor | None, start: int, stop: int, threshold: float) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .boxes import clip_boxes, decode_boxes, intersection_and_union, take
+from .boxes import areas, clip_boxes, decode_boxes, pairwise_intersection, take
 from .postprocess import best_pairs, choose, packed
 from .ssd import SSD, SSDConfig, check_input
 from .ssd_loss import DELTA_WEIGHTS
@@ -50,7 +50,9 @@ def choose_in_rounds(config: SSDConfig, boxes: Tensor, scores: Tensor, labels: T
         if number == ROUNDS or not scores.shape[1]:
             break
         scores = torch.where(_covered(config, chosen[0], chosen[2], boxes, labels), 0.0, scores)
-        scores, index = torch.topk(scores, scores.shape[1], dim=1)
+        # The last round needs its candidates alone, those before it also what is left over.
+        wanted = min(config.candidates, scores.shape[1]) if number + 1 == ROUNDS else scores.shape[1]
+        scores, index = torch.topk(scores, wanted, dim=1)
         boxes, labels = take(boxes, index), take(labels, index)
     boxes, scores, labels = (torch.cat(values, 1) for values in zip(*found, strict=True))
     scores, index = torch.topk(scores, min(config.detections, scores.shape[1]), dim=1)
@@ -59,5 +61,10 @@ def choose_in_rounds(config: SSDConfig, boxes: Tensor, scores: Tensor, labels: T
 
 def _covered(config: SSDConfig, boxes: Tensor, labels: Tensor, others: Tensor, their_labels: Tensor) -> Tensor:
     """Which of `others` [N, M, 4] a detection [N, K] of their class suppresses -> [N, M]. Empty rows cover nothing."""
-    intersection, union = intersection_and_union(boxes, others)
-    return ((intersection > config.nms * union) & (labels[:, :, None] == their_labels[:, None])).any(1)
+    # IoU > t is intersection * (1 + t) - t * area > t * their area: half the operations on [N, K, M] that IoU takes.
+    # And a maximum instead of "any", which is exported as one of int64.
+    intersection = pairwise_intersection(boxes, others)
+    excess = intersection * (1 + config.nms) - config.nms * areas(boxes).unsqueeze(2)
+    if config.num_classes > 1:
+        excess = torch.where(labels[:, :, None] == their_labels[:, None], excess, -1.0)
+    return excess.amax(1) > config.nms * areas(others)

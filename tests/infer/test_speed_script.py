@@ -37,13 +37,13 @@ def test_ratios_are_within_rounds_and_shares_are_of_the_cell():
             base.name: stages(200),
             plain.name: stages(100),
             small.name: stages(25),
-            f"{plain.name}/layers": {"median_ms": 90},
+            f"{plain.name}#post": {"ms": 10},
         },
         {
             base.name: stages(400, 2),
             plain.name: stages(200, 2),
             small.name: stages(50, 2),
-            f"{plain.name}/layers": {"median_ms": 180},
+            f"{plain.name}#post": {"ms": 20},
         },
     ]
     peak = {"fp32": 200.0, "int8": 2000.0}
@@ -55,6 +55,21 @@ def test_ratios_are_within_rounds_and_shares_are_of_the_cell():
     assert rows[small.name]["share_of_postprocessing"] == pytest.approx(0.4)  # fp32's 10 ms of its own 25
     assert rows[small.name]["device_ms"] == 37.5
     assert rows[small.name]["share_of_matrix_product"] == pytest.approx(3 / 0.0375 / 2000)
+
+
+def test_what_is_beyond_the_layers_is_the_difference_of_turns(monkeypatch):
+    import speed_parts
+
+    now = 0.0
+
+    def take(seconds):
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(speed_parts.time, "perf_counter", lambda: now)
+    spent = iter([9.0, 0.003, 0.005, 0.030])  # the first does not count; in the last the machine did something else
+    whole = lambda: take(0.1 + next(spent))  # noqa: E731
+    assert speed_parts.median_difference(whole, lambda: take(0.1), runs=3, warmup=1) == pytest.approx(5.0)
 
 
 def test_every_cell_has_its_own_name_and_a_torchvision_to_compare_with():
