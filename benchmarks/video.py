@@ -79,7 +79,8 @@ def main() -> None:
             f"{name.replace('_', ' '):20s} {rows[name]['fps']:8.1f} fps   {rows[name]['share']:.0%} of the device alone"
         )
     settings = {"model": detector.describe(), "video": given.video.name, "frames": frames, "rounds": given.rounds}
-    print(write_results(f"video_{detector.info['device']}", settings, rows))
+    name = f"video_{given.video.stem}_{detector.info['device']}"
+    print(write_results(name, settings, rows, given.results))
 
 
 if __name__ == "__main__":

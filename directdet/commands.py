@@ -216,6 +216,7 @@ def _show_formats(ctx: click.Context, param: click.Parameter, value: bool) -> No
 @click.option("--size", type=Size(), help="Input size, height first.  [default: that of the fine-tuning]")
 @click.option("--batch", default="1", show_default=True, metavar="N|MIN,OPT,MAX", help="Images per batch.")
 @click.option("--compute-capability", metavar="X.Y,...", help="tensorrt-rtx: the GPUs to build for.  [default: 8.9]")
+@click.option("--reduce-range", is_flag=True, help="onnx int8: 7-bit weights, for processors without VNNI.")
 @click.option("--data", type=PATH, metavar="DATA", help="Verify on images of this dataset, with AP.")
 @click.option("--split", help="Split to verify with.  [default: val, or train where there is no val]")
 @click.option("--ap-images", type=click.IntRange(min=0), default=100, show_default=True, help="Images for AP; 0: none.")
@@ -229,7 +230,7 @@ def export(checkpoint: Path, out: Path, **options: Any) -> int:
     """
     from .export.formats import check_options
 
-    names = ("format", "precision", "input", "batch", "compute_capability")
+    names = ("format", "precision", "input", "batch", "compute_capability", "reduce_range")
     check_options(**{name: options[name] for name in names}, data_given=options["data"] is not None)
     # After the options: a mistyped one is told before torch is imported.
     from .export.export import export, report

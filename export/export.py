@@ -77,13 +77,15 @@ def export(
     compute_capability: str | None = None,
     precision: str = "fp32",
     input: str = "uint8",
+    reduce_range: bool = False,
     ap_images: int = AP_IMAGES,
     say: Callable[[str], None] = lambda text: None,
 ) -> ExportResult:
     """Export the model in `checkpoint` (a file or a run folder) to the artefact folder `out`, and verify it.
 
     Args:
-        format, precision, input, batch, compute_capability: see `formats.check_options` and `formats.formats_table`.
+        format, precision, input, batch, compute_capability, reduce_range: see `formats.check_options` and
+            `formats.formats_table`.
         size: height and width of the network's input, multiples of 32; None is the size the model was evaluated at. A
             model whose pictures are warped takes no other than that.
         data: a dataset whose `split` gives the pictures to verify with (None: val, or train where there is no val), and
@@ -96,7 +98,7 @@ def export(
     Raises:
         UserError: a broken checkpoint, an output folder that holds something else, a library that refuses.
     """
-    options = check_options(format, precision, input, batch, compute_capability, data is not None)
+    options = check_options(format, precision, input, batch, compute_capability, data is not None, reduce_range)
     out, source = Path(out).resolve(), _checkpoint_file(checkpoint)
     if out.exists() and not (out / META_FILE).is_file() and any(out.iterdir() if out.is_dir() else [out]):
         raise UserError(f"{out}: exists and is no artefact; choose another --out")
@@ -216,8 +218,8 @@ def _quantised_onnx(job: _Job, graph: Path) -> Path:
 
     job.say("quantising")
     target = graph.with_name("int8.onnx")
-    symmetric = job.options.format in MODULES  # what TensorRT takes
-    _record(job, quantise_onnx(graph, target, _calibration(job), _score(job, "onnx"), symmetric=symmetric))
+    flavour = {"symmetric": job.options.format in MODULES, "reduce_range": job.options.reduce_range}
+    _record(job, quantise_onnx(graph, target, _calibration(job), _score(job, "onnx"), **flavour))
     return target
 
 

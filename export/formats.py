@@ -42,6 +42,7 @@ class Options:
     input: str = "uint8"
     batch: tuple[int, int, int] = (1, 1, 1)
     capabilities: tuple[str, ...] = field(default=())
+    reduce_range: bool = False
 
 
 def check_options(
@@ -51,6 +52,7 @@ def check_options(
     batch: int | str = 1,
     compute_capability: str | None = None,
     data_given: bool = False,
+    reduce_range: bool = False,
 ) -> Options:
     """Options as they will be used.
 
@@ -58,6 +60,7 @@ def check_options(
         batch: N, or "MIN,OPT,MAX" for batches of any size between.
         compute_capability: "8.9", or several as "8.6,8.9"; None: 8.9 where the format takes one.
         data_given: there is a dataset, which int8 needs to be calibrated on.
+        reduce_range: int8 weights of 7 bits, for x86 processors without VNNI: their 16-bit sums overflow with 8.
 
     Raises:
         UsageProblem: an unknown name (with the nearest known one), or a combination that is not in the table.
@@ -79,7 +82,9 @@ def check_options(
     elif compute_capability is not None:
         takers = ", ".join(name for name in FORMATS if FORMATS[name].capabilities)
         raise UsageProblem(f"--compute-capability {compute_capability}: only for --format {takers}, not {format}")
-    return Options(format, precision, input, check_batch(batch), capabilities)
+    if reduce_range and (format, precision) != ("onnx", CALIBRATED):
+        raise UsageProblem(f"--reduce-range: only for --format onnx --precision {CALIBRATED}")
+    return Options(format, precision, input, check_batch(batch), capabilities, reduce_range)
 
 
 def check_batch(value: int | str) -> tuple[int, int, int]:

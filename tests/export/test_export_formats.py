@@ -47,6 +47,8 @@ def test_wrong_batches(value):
         ({"input": "uint"}, "did you mean uint8"),
         ({"precision": "bf16"}, "--format onnx has fp32, fp16, int8; bf16 is for openvino"),
         ({"precision": "int8"}, "give --data"),
+        ({"reduce_range": True}, "--reduce-range: only for --format onnx --precision int8"),
+        ({"format": "openvino", "precision": "int8", "data_given": True, "reduce_range": True}, "--reduce-range: only"),
         ({"compute_capability": "8.9"}, "only for --format tensorrt-rtx, not onnx"),
         ({"format": "tensorrt-rtx", "compute_capability": "8.9,ada"}, "--compute-capability ada"),
     ],
@@ -63,6 +65,7 @@ def test_what_is_in_the_table():
     assert found == Options("tensorrt-rtx", "fp16", "float32", (1, 4, 8), ("8.6", "8.9"))
     assert check_options("tensorrt-rtx").capabilities == ("8.9",)
     assert check_options("openvino", "int8", data_given=True).precision == "int8"
+    assert check_options("onnx", "int8", data_given=True, reduce_range=True).reduce_range
 
 
 def test_every_format_can_be_loaded():

@@ -122,6 +122,19 @@ def test_a_raw_picture_graph_is_quantised(little, batches, tmp_path, symmetric):
     assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
 
 
+def test_weights_of_seven_bits(little, batches, tmp_path):
+    largest = []
+    for reduce_range in (False, True):
+        facts = quantise_onnx(little, tmp_path / "int8.onnx", batches, reduce_range=reduce_range)
+        assert ("7 bits" in facts.scheme) == reduce_range
+        graph = onnx.load(tmp_path / "int8.onnx").graph
+        weights = [v for v in graph.initializer if v.data_type == TensorProto.INT8 and len(v.dims) == 4]
+        largest.append(max(int(np.abs(numpy_helper.to_array(v).astype(int)).max()) for v in weights))
+    assert largest == [127, 64]
+    expected, found = run(little, batches[0]), run(tmp_path / "int8.onnx", batches[0])
+    assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
 def test_nncf_quantises_it_too(little, batches, tmp_path):
     pytest.importorskip("nncf", reason="nncf is not installed")
     facts = quantise_openvino(little, tmp_path / "int8.xml", batches)
