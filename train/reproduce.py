@@ -5,10 +5,7 @@ stopped goes on as the same comparison. Results are written after every row.
 """
 
 import json
-import math
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,30 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 
 from ..data.records import Dataset
 from ..errors import UsageProblem, UserError
 from ..files import require_writable, write_json_atomic
-from ..infer.evaluate import detect
 from ..infer.machine import hardware, versions
-from ..infer.torch_runtime import TorchDetector
-from ..models.build import build_model
-from ..models.checkpoint import CheckpointError
 from .experiments import EXPERIMENTS, SCALES, SHARED, Experiment, Trial
 from .log import read_log
-from .loop import Diverged, Trainer
-from .prepare import IMAGENET, apply_norm, load_weights
-from .recipe import Phase, Recipe
+from .loop import Diverged
+from .prepare import IMAGENET
+from .recipe import Recipe
+from .reproduce_plan import make_plan
 from .run import choose_device, load_splits, train
 from .time_limit import StopAfter, TimeIsUp
 
-PRETRAIN_SHARE = 0.7  # of a row's time, as P3x of P3x + 1x (Table 3)
-SHARED_SHARE = 0.4  # of the whole time, for a pre-training that all rows share
-FEWEST_STEPS = 10
 DIVERGED = "diverged.json"
-TIMED_STEPS = 4  # after one that warms up
 CAUTION = "Scaled down: these figures compare rows with each other, not with the paper's AP."
 
 
@@ -144,7 +134,7 @@ def reproduce(
     trials = _chosen(_trials(EXPERIMENTS[name], scale, train_set), rows)
     asked["rows"] = [trial.key for trial in trials]
     started = time.perf_counter()
-    plan = _plan(out / "plan.json", asked, EXPERIMENTS[name], trials, train_set, val, place, imagenet)
+    plan = make_plan(out / "plan.json", asked, EXPERIMENTS[name], trials, train_set, val, place, imagenet)
     left = None if time_limit is None else time_limit - (time.perf_counter() - started)
     rows = _read_rows(out, trials, plan)
     try:
@@ -180,137 +170,6 @@ def _chosen(trials: list[Trial], rows: Sequence[str]) -> list[Trial]:
         if key not in known:
             raise UsageProblem(f"--rows {key}: there are {', '.join(known)}")
     return [trial for trial in trials if not rows or trial.key in rows]
-
-
-def _plan(
-    path: Path,
-    asked: dict[str, Any],
-    experiment: Experiment,
-    trials: list[Trial],
-    dataset: Dataset,
-    val: Dataset,
-    device: torch.device,
-    imagenet: str | None,
-) -> dict[str, Any]:
-    """Steps of every phase of every row: those of plan.json, or measured now."""
-    if path.is_file():
-        plan = json.loads(path.read_text(encoding="utf-8"))
-        other = [key for key, value in asked.items() if plan.get(key) != value]
-        if other:
-            raise UserError(f"{path}: {other[0]}: was {plan.get(other[0])!r}; give the same, or another --out")
-        return plan
-    running = _startable(trials, dataset, imagenet)
-    Console().print(f"measuring {len(running)} rows, to give each its share of {asked['budget_s'] / 60:.0f} minutes")
-    pace: dict[str, dict[str, float]] = {}
-    shared: dict[str, float] | None = None
-    for trial in running:
-        pace[trial.key] = {}
-        for phase in trial.recipe.phases:
-            if trial.shares and phase.name == "pretrain":
-                shared = shared or _seconds(trial.recipe, phase, dataset, val, device)
-                continue
-            pace[trial.key][phase.name] = _seconds(trial.recipe, phase, dataset, val, device)
-    evaluation = {key: rows[list(rows)[-1]]["evaluation"] for key, rows in pace.items()}
-    steps, needed = _steps(experiment, running, asked["budget_s"], pace, shared, evaluation)
-    if min(min(row.values()) for row in steps.values()) < FEWEST_STEPS:
-        raise UserError(
-            f"--budget: {asked['budget_s'] / 60:.1f} minutes are too few for {len(running)} rows here; give at least "
-            f"{math.ceil(needed / 60)}m, or a smaller --scale"
-        )
-    plan = {**asked, "equal": experiment.equal, "seconds_per_step": pace, "steps": steps}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(path, plan)
-    return plan
-
-
-def _startable(trials: list[Trial], dataset: Dataset, imagenet: str | None) -> list[Trial]:
-    """The rows that can run: all but those that need ImageNet weights of a backbone which `imagenet` has none of.
-
-    Raises UserError or CheckpointError if it has none of any: that is to be told before the work, not hours later.
-    """
-    running, errors = [], []
-    for trial in trials:
-        if trial.needs_imagenet and imagenet is None:
-            continue
-        if trial.needs_imagenet:
-            model = {"detector": trial.recipe.detector, "num_classes": len(dataset.classes), **trial.recipe.model}
-            try:
-                load_weights(build_model(model), imagenet, dataset.classes)
-            except (UserError, CheckpointError) as error:
-                errors.append(error)
-                continue
-        running.append(trial)
-    if errors and not any(trial.needs_imagenet for trial in running):
-        raise errors[0]
-    return running
-
-
-def _steps(
-    experiment: Experiment,
-    trials: list[Trial],
-    budget: float,
-    pace: dict[str, dict[str, Any]],
-    shared: dict[str, float] | None,
-    evaluation: dict[str, float],
-) -> tuple[dict[str, dict[str, int]], float]:
-    """Steps by row and phase, and a budget that would give each phase at least FEWEST_STEPS.
-
-    Rows that share their pre-training make equal steps; others get equal time, split as the paper's P3x + 1x.
-    """
-    training = budget - sum(evaluation.values())
-    if experiment.equal == "steps" and shared is None:
-        row_step = sum(next(iter(pace[trial.key].values()))["step"] for trial in trials)
-        steps = {trial.key: dict.fromkeys(pace[trial.key], int(training / row_step)) for trial in trials}
-        return steps, FEWEST_STEPS * row_step + sum(evaluation.values())
-    if experiment.equal == "steps":
-        row_step = sum(pace[trial.key]["finetune"]["step"] for trial in trials)
-        first = int(training * SHARED_SHARE / shared["step"])
-        rest = int(training * (1 - SHARED_SHARE) / row_step)
-        needed = FEWEST_STEPS * max(shared["step"] / SHARED_SHARE, row_step / (1 - SHARED_SHARE))
-        steps = {SHARED: {"pretrain": first}, **{trial.key: {"finetune": rest} for trial in trials}}
-        return steps, needed + sum(evaluation.values())
-    steps, needed, each = {}, 0.0, training / len(trials)
-    for trial in trials:
-        steps[trial.key] = {}
-        shares = (1.0,) if len(trial.recipe.phases) == 1 else (PRETRAIN_SHARE, 1 - PRETRAIN_SHARE)
-        for phase, share in zip(trial.recipe.phases, shares, strict=True):
-            seconds = pace[trial.key][phase.name]["step"]
-            steps[trial.key][phase.name] = int(each * share / seconds)
-            needed = max(needed, FEWEST_STEPS * seconds / share)
-    return steps, needed * len(trials) + sum(evaluation.values())
-
-
-def _seconds(recipe: Recipe, phase: Phase, dataset: Dataset, val: Dataset, device: torch.device) -> dict[str, float]:
-    """Seconds of a training step with its share of reading, and of the evaluation of the whole val split, measured.
-
-    Data is read here by this process, in training by the phase's workers, which share the work.
-    """
-    torch.manual_seed(0)
-    model = build_model({"detector": recipe.detector, "num_classes": len(dataset.classes), **recipe.model})
-    apply_norm(model, phase, trained=False, known=False)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(model.to(device), replace(phase, workers=0), dataset, None, Path(folder), recipe.name, 0)
-        times = []
-        readers = max(1, min(phase.workers, os.cpu_count() or 1))
-        batches = iter(trainer.loader)
-        model.train()
-        for _ in range(1 + TIMED_STEPS):
-            started = time.perf_counter()
-            batch = next(batches, None)
-            if batch is None:
-                break
-            read = time.perf_counter()
-            losses, _ = trainer.step([batch])
-            float(sum(losses.values()))  # waits for the device
-            times.append(time.perf_counter() - read + (read - started) / readers)
-        detector = TorchDetector.from_model(
-            model.eval(), trainer.preprocess, dataset.classes, dataset.category_ids, device
-        )
-        detect(detector, val, val.records[:1])
-        started = time.perf_counter()
-        detect(detector, val, val.records[1:4])
-        evaluation = (time.perf_counter() - started) / max(1, len(val.records[1:4])) * len(val)
-    return {"step": statistics.median(times[1:] or times), "evaluation": evaluation}
 
 
 def _with_steps(recipe: Recipe, steps: dict[str, int]) -> Recipe:

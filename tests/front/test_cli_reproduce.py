@@ -29,13 +29,13 @@ def micro(monkeypatch):
     """A scale of networks that take a fraction of a second a step, and steps of a second each to plan with."""
     import torch
 
-    from directdet.train import reproduce
+    from directdet.train import reproduce_plan
     from directdet.train.experiments import SCALES, Scale
 
     torch.set_num_threads(1)
     monkeypatch.setitem(SCALES, "micro", Scale("micro", (64, 96), 0.15, {"rcnn": MODEL}, workers=0))
-    monkeypatch.setattr(reproduce, "_seconds", lambda *_: {"step": 1.0, "evaluation": 0.0})
-    monkeypatch.setattr(reproduce, "FEWEST_STEPS", 2)
+    monkeypatch.setattr(reproduce_plan, "_seconds", lambda *_: {"step": 1.0, "evaluation": 0.0})
+    monkeypatch.setattr(reproduce_plan, "FEWEST_STEPS", 2)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, list[str]]:

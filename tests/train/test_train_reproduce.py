@@ -17,6 +17,7 @@ from directdet.errors import UsageProblem, UserError
 from directdet.models.build import build_model
 from directdet.models.checkpoint import CheckpointError
 from directdet.train import reproduce as module
+from directdet.train import reproduce_plan as planning
 from directdet.train.experiments import EXPERIMENTS, SCALES, SHARED, Scale, Trial
 from directdet.train.loop import Trainer
 from directdet.train.paper_rows import paper_table
@@ -37,8 +38,8 @@ def micro(monkeypatch):
 @pytest.fixture
 def paced(monkeypatch):
     """Steps of ten seconds and evaluations of none, not measured: a budget then says how many steps there are."""
-    monkeypatch.setattr(module, "_seconds", lambda *_: {"step": 10.0, "evaluation": 0.0})
-    monkeypatch.setattr(module, "FEWEST_STEPS", 2)
+    monkeypatch.setattr(planning, "_seconds", lambda *_: {"step": 10.0, "evaluation": 0.0})
+    monkeypatch.setattr(planning, "FEWEST_STEPS", 2)
 
 
 @pytest.fixture
@@ -163,7 +164,7 @@ def test_budgets_are_equal_and_kept(name):
     experiment, trials, budget = EXPERIMENTS[name], trials_of(name), 2000.0
     pace, shared, evaluation = pace_of(trials)
     shared = shared if experiment.equal == "steps" else None
-    steps, _ = module._steps(experiment, trials, budget, pace, shared, evaluation)
+    steps, _ = planning._steps(experiment, trials, budget, pace, shared, evaluation)
     spent = {
         key: {
             phase: count * ({SHARED: {"pretrain": shared}} | pace)[key][phase]["step"] for phase, count in row.items()
@@ -192,15 +193,15 @@ def test_the_least_budget_is_the_least(name):
     shared = shared if experiment.equal == "steps" else None
 
     def fewest(budget: float) -> tuple[int, float]:
-        steps, needed = module._steps(experiment, trials, budget, pace, shared, evaluation)
+        steps, needed = planning._steps(experiment, trials, budget, pace, shared, evaluation)
         return min(count for row in steps.values() for count in row.values()), needed
 
     _, needed = fewest(1.0)
-    assert fewest(needed + 1e-6)[0] == module.FEWEST_STEPS > fewest(needed * 0.999)[0]
+    assert fewest(needed + 1e-6)[0] == planning.FEWEST_STEPS > fewest(needed * 0.999)[0]
 
 
 def test_too_small_a_budget_names_one_that_does(shapes, tmp_path, monkeypatch, idle):
-    monkeypatch.setattr(module, "_seconds", lambda *_: {"step": 0.5, "evaluation": 2.0})
+    monkeypatch.setattr(planning, "_seconds", lambda *_: {"step": 0.5, "evaluation": 2.0})
     with pytest.raises(
         UserError, match=r"--budget: 0\.2 minutes are too few for 3 rows here; give at least (\d+)m"
     ) as no:
@@ -208,7 +209,7 @@ def test_too_small_a_budget_names_one_that_does(shapes, tmp_path, monkeypatch, i
     assert "\n" not in str(no.value) and not (tmp_path / "out").exists()
     enough = 60.0 * int(re.search(r"least (\d+)m", str(no.value))[1])
     plan = reproduce("direct/scratch", shapes, tmp_path / "out", enough, "micro", "cpu").plan
-    assert min(count for row in plan["steps"].values() for count in row.values()) >= module.FEWEST_STEPS
+    assert min(count for row in plan["steps"].values() for count in row.values()) >= planning.FEWEST_STEPS
 
 
 def test_lengths_are_put_into_the_phases():
@@ -243,7 +244,7 @@ def test_a_plan_is_kept_and_another_is_refused(shapes, tmp_path, paced, idle, mo
     first = reproduce(out=tmp_path, **given)
     assert json.loads((tmp_path / "plan.json").read_text()) == first.plan
     assert first.plan["steps"]["direct"] == {"pretrain": 7, "finetune": 3} and not first.finished
-    monkeypatch.setattr(module, "_seconds", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(planning, "_seconds", lambda *_: pytest.fail("measured again"))
     assert reproduce(out=tmp_path, **given).plan == first.plan
     for field, change in {
         "seed": {"seed": 1},
@@ -323,7 +324,7 @@ def test_data_without_masks(shapes, tmp_path, paced, idle):
 def test_measuring_takes_steps_of_the_real_thing(shapes, tmp_path):
     dataset, val = load_dataset(shapes, "train"), load_dataset(shapes, "val")
     recipe = trials_of("direct/scratch")[1].recipe
-    found = module._seconds(recipe, recipe.phases[0], dataset, val, torch.device("cpu"))
+    found = planning._seconds(recipe, recipe.phases[0], dataset, val, torch.device("cpu"))
     assert 0.001 < found["step"] < 20 and 0.001 < found["evaluation"] < 20
 
 
@@ -365,6 +366,6 @@ def test_reading_is_shared_by_the_workers(shapes, tmp_path, monkeypatch):
     recipe = trials_of("direct/scratch")[1].recipe
     phase = replace(recipe.phases[0], workers=10)
     clock = itertools.count()  # a second between any two looks at it
-    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
-    monkeypatch.setattr(module, "os", SimpleNamespace(cpu_count=lambda: 10))
-    assert module._seconds(recipe, phase, dataset, val, torch.device("cpu"))["step"] == pytest.approx(1.1)
+    monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    monkeypatch.setattr(planning, "os", SimpleNamespace(cpu_count=lambda: 10))
+    assert planning._seconds(recipe, phase, dataset, val, torch.device("cpu"))["step"] == pytest.approx(1.1)

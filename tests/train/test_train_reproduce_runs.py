@@ -20,6 +20,7 @@ from directdet.errors import UserError
 from directdet.models.checkpoint import load_checkpoint
 from directdet.train import loop, time_limit, timing
 from directdet.train import reproduce as module
+from directdet.train import reproduce_plan as planning
 from directdet.train.experiments import EXPERIMENTS, SCALES
 from directdet.train.loop import Trainer
 from directdet.train.reproduce import Comparison, reproduce
@@ -30,8 +31,8 @@ def micro(monkeypatch):
     """Networks that take a fraction of a second a step; steps are not measured: the budget says how many there are."""
     torch.set_num_threads(1)
     monkeypatch.setitem(SCALES, "micro", MICRO)
-    monkeypatch.setattr(module, "_seconds", lambda *_: {"step": 1.0, "evaluation": 0.0})
-    monkeypatch.setattr(module, "FEWEST_STEPS", 2)
+    monkeypatch.setattr(planning, "_seconds", lambda *_: {"step": 1.0, "evaluation": 0.0})
+    monkeypatch.setattr(planning, "FEWEST_STEPS", 2)
 
 
 def only(monkeypatch: pytest.MonkeyPatch, name: str, *keys: str) -> None:

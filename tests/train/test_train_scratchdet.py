@@ -20,7 +20,7 @@ from directdet.models.checkpoint import load_checkpoint
 from directdet.models.ssd import SSDConfig
 from directdet.models.ssd_backbones import SSD_BACKBONES
 from directdet.train import loop
-from directdet.train import reproduce as module
+from directdet.train import reproduce_plan as planning
 from directdet.train.experiments import EXPERIMENTS, SCALES
 from directdet.train.loop import Trainer, make_phase_loader
 from directdet.train.optim import learning_rate
@@ -248,8 +248,8 @@ def test_a_row_that_is_not_finite_is_nan_and_the_others_go_on(shapes, tmp_path, 
 
     monkeypatch.setattr(Trainer, "step", broken)
     monkeypatch.setitem(SCALES, "micro", MICRO)
-    monkeypatch.setattr(module, "_seconds", lambda *_: {"step": 1.0, "evaluation": 0.0})
-    monkeypatch.setattr(module, "FEWEST_STEPS", 2)
+    monkeypatch.setattr(planning, "_seconds", lambda *_: {"step": 1.0, "evaluation": 0.0})
+    monkeypatch.setattr(planning, "FEWEST_STEPS", 2)
     only(monkeypatch, "scratchdet/table1", "none_lr05", "head_lr01", "both_lr05")
     given = ("scratchdet/table1", shapes, tmp_path, 6.0, "micro", "cpu")
     for _ in range(2):  # and the second time nothing is tried again
