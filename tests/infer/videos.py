@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,3 +73,8 @@ class StandInCapture:
 
     def release(self) -> None:
         self.released = True
+
+
+def lines_of(path: Path) -> list[dict]:
+    """The values of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
