@@ -242,16 +242,18 @@ def _calibration(job: _Job) -> list[np.ndarray]:
 
 
 def _score(job: _Job, kind: str) -> Callable[[Path], float]:
-    """Box AP of a candidate model file on the dataset."""
+    """Box AP of a candidate model file on the dataset; the first one asked for is the graph in fp32."""
+    names = ["in fp32"]
 
     def score(file: Path) -> float:
         folder = Path(tempfile.mkdtemp(dir=job.work))
-        names = [f.name for f in sorted(file.parent.glob(f"{file.stem}.*")) if f.suffix in (".onnx", ".xml", ".bin")]
-        for name in names:
-            shutil.copyfile(file.parent / name, folder / name)
-        _finish_meta(folder, {**job.meta}, kind, file.name, *(name for name in names if name != file.name))
+        parts = [f.name for f in sorted(file.parent.glob(f"{file.stem}.*")) if f.suffix in (".onnx", ".xml", ".bin")]
+        for part in parts:
+            shutil.copyfile(file.parent / part, folder / part)
+        _finish_meta(folder, {**job.meta}, kind, file.name, *(part for part in parts if part != file.name))
         found = evaluate(load(folder, device="cpu"), job.dataset, progress=False, max_images=job.ap_images or AP_IMAGES)
         shutil.rmtree(folder)
+        job.say(f"box AP {100 * found.bbox['AP']:.1f} {names.pop() if names else 'in int8'}")
         return found.bbox["AP"]
 
     return score
