@@ -58,9 +58,9 @@ def _summary_table(cells: Sequence[Cell], about: dict[str, Any]) -> Table:
     """Frame rates and accuracy, one row per cell."""
     quick = " (quick run: not to be quoted)" if about["quick"] else ""
     table = Table(title=machine_words(about) + quick, title_justify="left")
-    for name in ("model", "runtime", "provider", "precision", "input"):
-        table.add_column(name, overflow="fold", no_wrap=name in ("precision", "input"))
-    for name in ("fps\nend to end", "to the\nfirst", "fps\ndevice only", "AP box", "AP mask", "found\nper image"):
+    for name in ("model", "setting"):  # where it ran stands in the next table: 80 columns have to hold this one
+        table.add_column(name, overflow="fold")
+    for name in ("fps\nend to\nend", "to the\nfirst", "fps\ndevice\nonly", "AP\nbox", "AP\nmask", "found\nan\nimage"):
         table.add_column(name, justify="right")
     to_first = iter(ratios([cell for cell in cells if "error" not in cell]))
     for cell in cells:
@@ -69,10 +69,7 @@ def _summary_table(cells: Sequence[Cell], about: dict[str, Any]) -> Table:
             continue
         table.add_row(
             short(cell["path"]),
-            runtime_words(cell),
-            cell["provider"].removesuffix("ExecutionProvider"),
-            cell["precision"],
-            f"{cell['batch']}x{cell['size'][0]}x{cell['size'][1]}",
+            setting(cell),
             f"{cell['fps_end_to_end']:.1f}",
             f"{next(to_first):.2f}",
             f"{cell['fps_device_only']:.1f}",
