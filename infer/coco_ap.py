@@ -13,7 +13,6 @@ from pycocotools.cocoeval import COCOeval
 
 from ..data.dataset import Dataset, Record
 from ..data.masks import coco_mask
-from .evaluate import METRIC_NAMES
 
 
 def coco_ground_truth(dataset: Dataset, records: Iterable[Record] | None = None) -> COCO:
@@ -79,8 +78,8 @@ class _Evaluation(COCOeval):
 
 def score(
     results: list[dict[str, Any]], dataset: Dataset, records: Iterable[Record], kind: str
-) -> tuple[dict[str, float], list[float]]:
-    """The twelve numbers and the AP per class for kind "bbox" or "segm".
+) -> tuple[list[float], list[float]]:
+    """The twelve numbers in pycocotools' order, and the AP per class, for kind "bbox" or "segm".
 
     The results become a `COCO` here and not by `loadRes`, which refuses an empty list, and which gives masks their
     box's area, so that small, medium and large would mean another thing for masks than in the ground truth.
@@ -96,11 +95,10 @@ def score(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    numbers = {name: float(value) for name, value in zip(METRIC_NAMES, evaluation.stats, strict=True)}
     precision = evaluation.eval["precision"]  # [IoU thresholds, recalls, categories, areas, detections]
     by_id = dict(zip(evaluation.params.catIds, range(precision.shape[2]), strict=True))
     per_class = [_mean(precision[:, :, by_id[number], 0, -1]) for number in dataset.category_ids]
-    return numbers, per_class
+    return [float(value) for value in evaluation.stats], per_class
 
 
 def _mean(values: np.ndarray) -> float:

@@ -170,8 +170,8 @@ def score_detections(
     segm, per_class_segm = score(results, dataset, records, "segm") if masks and dataset.has_masks else (None, None)
     voc = voc_precision(found, records, len(dataset.classes))
     return Metrics(
-        bbox,
-        segm,
+        dict(zip(METRIC_NAMES, bbox, strict=True)),
+        segm and dict(zip(METRIC_NAMES, segm, strict=True)),
         dataset.classes,
         per_class,
         voc.means(),

@@ -61,7 +61,7 @@ def choose_in_rounds(config: SSDConfig, boxes: Tensor, scores: Tensor, labels: T
 
 def _covered(config: SSDConfig, boxes: Tensor, labels: Tensor, others: Tensor, their_labels: Tensor) -> Tensor:
     """Which of `others` [N, M, 4] a detection [N, K] of their class suppresses -> [N, M]. Empty rows cover nothing."""
-    # IoU > t is intersection * (1 + t) - t * area > t * their area: half the operations on [N, K, M] that IoU takes.
+    # IoU > t is intersection * (1 + t) - t * area > t * their area: fewer operations on [N, K, M] than IoU takes.
     # And a maximum instead of "any", which is exported as one of int64.
     intersection = pairwise_intersection(boxes, others)
     excess = intersection * (1 + config.nms) - config.nms * areas(boxes).unsqueeze(2)
