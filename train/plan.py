@@ -113,15 +113,16 @@ class Plan:
         return Group(self._grid(), *notes, *([self._parts()] if self.chosen else []))
 
     def _grid(self) -> Table:
-        columns = ["", "length", "batch", "memory", "fits", "GFLOP/image", "learning rate", "iterations", "s/iteration"]
-        columns += ["days", *(["measured"] if self.device else [])]
+        # Headings of several lines: 80 columns hold all of them.
+        columns = ["", "length", "batch", "memory,\nGB", "fits", "GFLOP\nan\nimage", "learning\nrate", "iterations"]
+        columns += ["s per\nitera-\ntion", "days", *(["measured,\nGB"] if self.device else [])]
         limit = f"{self.memory / 1e9:.2f} GB on each of {self.gpus} GPU{'s' if self.gpus > 1 else ''}"
-        table = Table(*columns, title=f"pre-training under {limit}")
+        table = Table(*columns, padding=(0, 0, 0, 1), title=f"pre-training under {limit}")
         for s in self.settings:
-            cells = [f"{s.length}", f"{s.batch}", f"{s.peak / 1e9:.2f} GB", "yes" if s.fits else "no"]
+            cells = [f"{s.length}", f"{s.batch}", f"{s.peak / 1e9:.2f}", "yes" if s.fits else "no"]
             cells += [f"{s.flops / 1e9:.0f}", f"{s.rate:.4g}", f"{s.iterations}", f"{s.seconds:.3f}", f"{s.days:.2f}"]
             if self.device:
-                cells.append(f"{s.measured.peak / 1e9:.2f} GB" if s.measured else "out of memory")
+                cells.append(f"{s.measured.peak / 1e9:.2f}" if s.measured else "out of memory")
             table.add_row(">" if s is self.chosen else "", *cells, style=None if s.fits else "dim")
         return table
 

@@ -76,7 +76,7 @@ def _cells(row: dict[str, Any], metric: str) -> list[str]:
         return ["to come", *[""] * 5]
     mask = "-" if row["mask_ap"] is None else f"{100 * row['mask_ap']:.1f}"
     steps = "+".join(str(phase["steps"]) for phase in row["phases"])
-    pace = "+".join(f"{phase['seconds_per_step']:.3f}" for phase in row["phases"])
+    pace = " + ".join(f"{phase['seconds_per_step']:.3f}" for phase in row["phases"])
     minutes = sum(phase["seconds"] for phase in row["phases"]) / 60
     found = [f"{100 * row['box_ap']:.1f}", f"{100 * row['box_ap50']:.1f}", mask]
     if metric == "voc":

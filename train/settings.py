@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..errors import UsageProblem
 from .paper_rows import paper_groups, results_of
@@ -202,13 +202,18 @@ def _number(value: Any, kind: type) -> Any:
 def recipe_groups() -> Group:
     """Every recipe, grouped by the paper's tables, with the paper's result and cost beside it."""
     groups = []
+    longest = max(map(len, RECIPES))
+
+    def names() -> Column:
+        return Column("recipe", width=longest, overflow="fold")  # to be copied: never cut, however narrow it gets
+
     for title, rows in paper_groups():
-        table = Table("recipe", "row of the table", "in the paper", title=title, title_justify="left")
+        table = Table(names(), "row of the table", "in the paper", title=title, title_justify="left")
         for row in rows:
             table.add_row(row.recipe or f"(no recipe: {row.why_not})", row.label, row.result)
         groups.append(table)
     placed = {row.recipe for _, rows in paper_groups() for row in rows}
-    others = Table("recipe", "what it is", title="Beside the tables", title_justify="left")
+    others = Table(names(), "what it is", title="Beside the tables", title_justify="left")
     for name, build in RECIPES.items():
         if name not in placed:
             others.add_row(name, build().summary)
@@ -220,7 +225,7 @@ def describe_recipe(recipe: Recipe) -> Group:
     from ..models.build import DETECTORS
 
     names = [phase.name for phase in recipe.phases]
-    table = Table("setting", *names, "source", title=recipe.summary)
+    table = Table(Column("setting", no_wrap=True), *names, Column("source", overflow="fold"), title=recipe.summary)
     for setting in fields(Phase):
         if setting.name == "name":
             continue
@@ -233,7 +238,7 @@ def describe_recipe(recipe: Recipe) -> Group:
             found = [f"{name}: {recipe.sources[name]}" for name in names if name in recipe.sources]
         unused = all(value == setting.default for value in values)
         table.add_row(setting.name, *map(_shown, values), "; ".join(found) or ("default" if unused else "ours"))
-    model = Table(f"{recipe.detector} setting", "value", "source")
+    model = Table(Column(f"{recipe.detector} setting", no_wrap=True), "value", Column("source", overflow="fold"))
     for setting in fields(DETECTORS[recipe.detector].config):
         if setting.name == "num_classes":
             continue

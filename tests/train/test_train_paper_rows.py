@@ -251,12 +251,13 @@ def test_a_source_of_one_phase_stands_for_all_where_there_is_one_phase():
 
 
 def test_the_command_line_lists_and_shows_every_recipe(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    assert main(["recipes"]) == 0
-    listed = capsys.readouterr().out
-    for name in RECIPES:
-        assert re.search(rf"│ {name} +│", listed), name
-    assert "(no recipe: quoted by the paper from another, not trained)" in listed
+    for columns in ("80", "200"):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert main(["recipes"]) == 0
+        listed = capsys.readouterr().out
+        for name in RECIPES:  # whole, to be copied
+            assert re.search(rf"│ {name} +│", listed), name
+    assert "(no recipe: quoted by the paper" in listed
     for name in ("demo", "cascade_rcnn_r50_fpn", "retinanet_r50_fpn_imagenet_1x", "mask_rcnn_swin_t_fpn"):
         assert main(["recipes", name]) == 0
         assert get_recipe(name).summary in " ".join(capsys.readouterr().out.split())

@@ -346,8 +346,8 @@ def test_the_table_shows_what_is_there():
     text = printed(module.Comparison(Path(), plan, rows, finished=False).table())
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
     assert cells == [
-        ["first", "12.3", "25.0", "-", "70+30", "0.500+1.250", "1.2", "box 41.5, mask 37.0, 1.52 days"],
-        ["second", "12.3", "25.0", "5.0", "70+30", "0.500+1.250", "1.2", "-"],
+        ["first", "12.3", "25.0", "-", "70+30", "0.500 + 1.250", "1.2", "box 41.5, mask 37.0, 1.52 days"],
+        ["second", "12.3", "25.0", "5.0", "70+30", "0.500 + 1.250", "1.2", "-"],
         ["third", "(needs weights)", "", "", "", "", "", "-"],
         ["fourth", "NaN", "", "after step 17", "", "", "", "-"],
         ["fifth", "to come", "", "", "", "", "", "-"],
