@@ -151,9 +151,11 @@ def timing_table(result: dict[str, Any]) -> Group:
     """Ours beside the paper's, as ratios to the SyncBN row."""
     rows = {row["method"]: row for row in result["paper"]["rows"]}
     base = rows["Scratch (SyncBN)"]
-    table = Table(title=f"direct/table7: time by normalisation; scale {result['scale']}", title_justify="left")
-    for name in ("", "s/iteration", "to SyncBN", "paper's s/iter", "to SyncBN", "fps", "to SyncBN", "paper's fps"):
-        table.add_column(name, justify="right" if name else "left")
+    title = f"direct/table7: time by normalisation; scale {result['scale']}"
+    table = Table("", title=title, title_justify="left", padding=(0, 0, 0, 1))
+    beside = "to\nSyncBN"
+    for name in ("s/iter", beside, "paper's\ns/iter", beside, "fps", beside, "paper's\nfps"):
+        table.add_column(name, justify="right")
     for row in result["rows"]:
         paper, ours = rows[row["method"]], row["medians"]
         table.add_row(

@@ -1,0 +1,62 @@
+"""A terminal of 80 columns, and what is piped into a file, shows every name and figure whole."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console, RenderableType
+
+from directdet.infer.benchmark_tables import tables
+from directdet.train.memory import StepCost
+from directdet.train.plan import plan
+from directdet.train.recipe import Phase
+from directdet.train.recipes import RECIPES
+from directdet.train.reproduce import Comparison
+from directdet.train.settings import describe_recipe, get_recipe, recipe_groups
+from directdet.train.timing import timing_table
+
+RESULTS = Path(__file__).parents[2] / "results"
+
+
+def narrow(what: RenderableType) -> str:
+    text = io.StringIO()
+    Console(file=text, width=80).print(what)
+    return text.getvalue()
+
+
+def kept(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["direct_scratch", "direct_table2", "scratchdet_table1", "scratchdet_table2"])
+def test_a_comparison(name):
+    found = kept(f"reproduce_{name}")
+    text = narrow(Comparison(Path(), found["plan"], found["rows"], found["finished"]).table())
+    assert "…" not in text and found["rows"][0]["label"].split()[0] in text
+
+
+def test_times():
+    text = narrow(timing_table(kept("reproduce_direct_table7")))
+    assert "…" not in text and "Scratch (SyncBN)" in text
+
+
+def test_a_benchmark():
+    found = kept("benchmark_ssd300_h200")
+    text = narrow(tables(found["cells"], found["about"], found["papers"]))
+    assert "…" not in text and "115.0" in text
+
+
+def test_recipes():
+    assert "…" not in narrow(recipe_groups())
+    for name in RECIPES:
+        assert "…" not in narrow(describe_recipe(get_recipe(name))), name
+
+
+def test_a_plan_as_large_as_the_papers(monkeypatch):
+    cost = StepCost(24 * 10**9, 64_000 * 10**9, {"parameters": 10**9})
+    monkeypatch.setattr("directdet.train.plan.step_cost", lambda *_: cost)
+    phase = Phase("pretrain", "direct", (448, 448), epochs=12, repeat=4)
+    found = plan({}, phase, 10**11, (448, 640), (2, 16), gpus=8, progress=False)
+    text = narrow(found.table())
+    assert "…" not in text and "24.00" in text and "iterations" in text
