@@ -155,11 +155,11 @@ def _openvino(job: _Job, part: Path, graph: Path) -> tuple[None, SideBySide]:
         from .quantise import quantise_openvino
 
         job.say("quantising")
-        plain = job.work / "plain"
-        plain.mkdir()
+        plain = job.work / "plain" / target.name
+        plain.parent.mkdir()
         for suffix in (".xml", ".bin"):
-            os.replace(target.with_suffix(suffix), (plain / target.name).with_suffix(suffix))
-        _record(job, quantise_openvino(plain / target.name, target, _calibration(job), _score(job, "openvino")))
+            os.replace(target.with_suffix(suffix), plain.with_suffix(suffix))
+        _record(job, quantise_openvino(plain, target, _calibration(job), _score(job, "openvino", plain)))
     job.meta["built_with"]["openvino"] = importlib.metadata.version("openvino")
     _finish_meta(part, job.meta, "openvino", target.name, target.with_suffix(".bin").name)
     return None, _compare(job, part, "openvino")
@@ -219,7 +219,7 @@ def _quantised_onnx(job: _Job, graph: Path) -> Path:
     job.say("quantising")
     target = graph.with_name("int8.onnx")
     flavour = {"symmetric": job.options.format in MODULES, "reduce_range": job.options.reduce_range}
-    _record(job, quantise_onnx(graph, target, _calibration(job), _score(job, "onnx"), **flavour))
+    _record(job, quantise_onnx(graph, target, _calibration(job), _score(job, "onnx", graph), **flavour))
     return target
 
 
@@ -241,9 +241,8 @@ def _calibration(job: _Job) -> list[np.ndarray]:
     return [np.stack(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
-def _score(job: _Job, kind: str) -> Callable[[Path], float]:
-    """Box AP of a candidate model file on the dataset; the first one asked for is the graph in fp32."""
-    names = ["in fp32"]
+def _score(job: _Job, kind: str, source: Path) -> Callable[[Path], float]:
+    """Box AP on the dataset of `source`, a model file in fp32, or of what it was quantised to."""
 
     def score(file: Path) -> float:
         folder = Path(tempfile.mkdtemp(dir=job.work))
@@ -253,7 +252,7 @@ def _score(job: _Job, kind: str) -> Callable[[Path], float]:
         _finish_meta(folder, {**job.meta}, kind, file.name, *(part for part in parts if part != file.name))
         found = evaluate(load(folder, device="cpu"), job.dataset, progress=False, max_images=job.ap_images or AP_IMAGES)
         shutil.rmtree(folder)
-        job.say(f"box AP {100 * found.bbox['AP']:.1f} {names.pop() if names else 'in int8'}")
+        job.say(f"box AP {100 * found.bbox['AP']:.1f} in {'fp32' if file == source else 'int8'}")
         return found.bbox["AP"]
 
     return score

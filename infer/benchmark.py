@@ -22,7 +22,7 @@ from ..data.dataset import Dataset
 from ..errors import UserError
 from ..files import require_writable, write_json_atomic, write_text_atomic
 from .benchmark_tables import short, tables, to_csv
-from .beside import beside
+from .beside import beside, runtime_words
 from .machine import hardware, versions
 from .papers import speed_tables
 from .runtimes import RUNTIMES, model_kind
@@ -79,8 +79,7 @@ class BenchmarkResult:
 
 
 def _where(cell: dict[str, Any]) -> str:
-    compiled = ", compiled" if cell["compiled"] else ""
-    return f"{cell['runtime']}{compiled}, batch {cell['batch']}"
+    return f"{runtime_words(cell)}, batch {cell['batch']}"
 
 
 def benchmark(

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .benchmark_cell import QUANTILES, STAGES
-from .beside import setting
+from .beside import runtime_words, setting
 
 STAGE_NAMES = {
     "prepare": "decode + preprocess",
@@ -78,11 +78,6 @@ def _summary_table(cells: Sequence[Cell], about: dict[str, Any]) -> Table:
             f"{cell['detections_per_image']:.1f}",
         )
     return table
-
-
-def runtime_words(cell: Cell) -> str:
-    """The runtime's name; "compiled" after torch's where it is."""
-    return f"{cell['runtime']}, compiled" if cell["compiled"] else cell["runtime"]
 
 
 def _memory_table(cells: Sequence[Cell]) -> Table:

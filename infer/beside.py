@@ -9,11 +9,15 @@ from typing import Any
 from .papers import PaperTable
 
 
+def runtime_words(cell: dict[str, Any]) -> str:
+    """The runtime's name; "compiled" after torch's where it is."""
+    return f"{cell['runtime']}, compiled" if cell["compiled"] else cell["runtime"]
+
+
 def setting(cell: dict[str, Any]) -> str:
     """What a cell ran in, in words: only cells of one setting are compared with each other."""
     size = "x".join(str(edge) for edge in cell["size"])
-    compiled = ", compiled" if cell["compiled"] else ""
-    return f"{cell['runtime']}{compiled}, {cell['precision']}, {cell['batch']}x{size}"
+    return f"{runtime_words(cell)}, {cell['precision']}, {cell['batch']}x{size}"
 
 
 def beside(table: PaperTable, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:

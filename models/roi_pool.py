@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .boxes import areas
+
 SAMPLES = 2  # samples per bin and axis, as torchvision's detectors
 # Level k serves boxes whose side sqrt(area) is at least 224 * 2^(k - 4) pixels (FPN, equation 1); the factor is the
 # 1e-6 that torchvision adds to the logarithm.
@@ -22,8 +24,7 @@ LEVEL_TOLERANCE = 2.0**-1e-6
 
 def level_of(rois: Tensor, levels: int = 4) -> Tensor:
     """Pyramid level 0..levels - 1 of each box of [..., 4], int64 [...]; the last one serves all larger boxes."""
-    area = (rois[..., 2] - rois[..., 0]) * (rois[..., 3] - rois[..., 1])
-    side = torch.sqrt(area.clamp(min=0))
+    side = torch.sqrt(areas(rois).clamp(min=0))
     if levels == 1:
         return torch.zeros_like(side, dtype=torch.int64)
     return sum((side >= s * LEVEL_TOLERANCE).to(torch.int64) for s in LEVEL_SIDES[: levels - 1])

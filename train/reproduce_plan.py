@@ -24,6 +24,7 @@ from .experiments import SHARED, Experiment, Trial
 from .loop import Trainer
 from .prepare import apply_norm, load_weights
 from .recipe import Phase, Recipe
+from .timing import timed_steps
 
 PRETRAIN_SHARE = 0.7  # of a row's time, as P3x of P3x + 1x (Table 3)
 SHARED_SHARE = 0.4  # of the whole time, for a pre-training that all rows share
@@ -139,19 +140,8 @@ def _seconds(recipe: Recipe, phase: Phase, dataset: Dataset, val: Dataset, devic
     apply_norm(model, phase, trained=False, known=False)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(model.to(device), replace(phase, workers=0), dataset, None, Path(folder), recipe.name, 0)
-        times = []
         readers = max(1, min(phase.workers, os.cpu_count() or 1))
-        batches = iter(trainer.loader)
-        model.train()
-        for _ in range(1 + TIMED_STEPS):
-            started = time.perf_counter()
-            batch = next(batches, None)
-            if batch is None:
-                break
-            read = time.perf_counter()
-            losses, _ = trainer.step([batch])
-            float(sum(losses.values()))  # waits for the device
-            times.append(time.perf_counter() - read + (read - started) / readers)
+        times = [step + read / readers for read, step in timed_steps(trainer, 1 + TIMED_STEPS)]
         detector = TorchDetector.from_model(
             model.eval(), trainer.preprocess, dataset.classes, dataset.category_ids, device
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -99,6 +100,7 @@ def test_benchmark_end_to_end(artefact, tmp_path, tiny_dataset):
     Console(file=text, width=180).print(result.render())
     for word in ("end to end", "failed", "decode + preprocess", "p99", "cpu -> CPU"):
         assert word in text.getvalue()
+    assert re.search(r"device +┃.*\n.*┃ +only ", text.getvalue())  # one below the other
     Console(file=narrow, width=80).print(result.render())
     assert "…" not in narrow.getvalue() and f"{good[0]['fps_end_to_end']:.1f}" in narrow.getvalue()
 

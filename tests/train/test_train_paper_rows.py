@@ -257,7 +257,8 @@ def test_the_command_line_lists_and_shows_every_recipe(capsys, monkeypatch):
         listed = capsys.readouterr().out
         for name in RECIPES:  # whole, to be copied
             assert re.search(rf"│ {name} +│", listed), name
-    assert "(no recipe: quoted by the paper" in listed
+    names = " ".join(line.split("│")[1].strip() for line in listed.splitlines() if line.startswith("│"))
+    assert "(no recipe: quoted by the paper from another, not trained)" in names
     for name in ("demo", "cascade_rcnn_r50_fpn", "retinanet_r50_fpn_imagenet_1x", "mask_rcnn_swin_t_fpn"):
         assert main(["recipes", name]) == 0
         assert get_recipe(name).summary in " ".join(capsys.readouterr().out.split())

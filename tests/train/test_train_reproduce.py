@@ -18,6 +18,7 @@ from directdet.models.build import build_model
 from directdet.models.checkpoint import CheckpointError
 from directdet.train import reproduce as module
 from directdet.train import reproduce_plan as planning
+from directdet.train import timing
 from directdet.train.experiments import EXPERIMENTS, SCALES, SHARED, Scale, Trial
 from directdet.train.loop import Trainer
 from directdet.train.paper_rows import paper_table
@@ -366,6 +367,6 @@ def test_reading_is_shared_by_the_workers(shapes, tmp_path, monkeypatch):
     recipe = trials_of("direct/scratch")[1].recipe
     phase = replace(recipe.phases[0], workers=10)
     clock = itertools.count()  # a second between any two looks at it
-    monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
     monkeypatch.setattr(planning, "os", SimpleNamespace(cpu_count=lambda: 10))
     assert planning._seconds(recipe, phase, dataset, val, torch.device("cpu"))["step"] == pytest.approx(1.1)
