@@ -8,7 +8,6 @@ paper's findings stand in for it, see choose().
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from typing import Any
 
 from rich.console import Console, Group
@@ -296,7 +295,6 @@ def _iterations(phase: Phase, images: int, passes: int | None, per_step: int) ->
     return min(steps, phase.max_steps or steps)
 
 
-@cache
 def paper_costs() -> dict[int, StepCost]:
     """The two trainings of Table 10 by length: the paper's Mask R-CNN with 8 images on each of 8 GPUs."""
     return {
