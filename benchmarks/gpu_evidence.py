@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> bool:
                 time_table7(arguments.data, out, arguments.scale, arguments.device)
         else:
             options = {"scale": arguments.scale, "device": arguments.device, "time_limit": left}
-            options["rows"] = arguments.rows
+            options |= {"rows": arguments.rows, "steps": arguments.steps, "ssd_batch": arguments.ssd_batch}
             budget = COMPARISONS[name] * arguments.shorten
             finished = reproduce(name, arguments.data, out, budget, **options).finished
         if arguments.copy_to:  # unfinished ones, too: there may be no time for another slice
@@ -88,6 +88,8 @@ def main() -> None:
     parser.add_argument("--comparisons", nargs="+", choices=COMPARISONS, default=list(DIRECT), metavar="NAME")
     parser.add_argument("--slice", type=float, default=540.0, help="seconds")
     parser.add_argument("--rows", nargs="+", default=[], metavar="KEY", help="only these, of a single comparison")
+    parser.add_argument("--steps", type=int, help="of each phase of each row, instead of a budget")
+    parser.add_argument("--ssd-batch", type=int, help="images per step of ScratchDet's comparisons")
     parser.add_argument("--shorten", type=float, default=1.0, help="of every budget")
     parser.add_argument("--scale", default="medium")
     parser.add_argument("--device", default="auto")

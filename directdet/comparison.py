@@ -27,7 +27,8 @@ def draw_comparison(result: dict[str, Any], path: Path) -> None:
     labels = [row["label"] for row in rows]
     places = range(len(rows))
     _bars(here, places, [_reached(row, voc) for row in rows], _OURS)
-    here.set_title(f"here ({plan['scale']}, {plan['budget_s'] / 60:.0f} min, {plan['device']})", fontsize=10)
+    length = f"{plan['budget_s'] / 60:.0f} min" if plan["budget_s"] else f"{plan['phase_steps']} steps"
+    here.set_title(f"here ({plan['scale']}, {length}, {plan['device']})", fontsize=10)
     _bars(there, places, [(row["paper"] or {}).get("map" if voc else "box_ap") for row in rows], _PAPER)
     there.set_title(f"in the paper ({'VOC' if voc else 'COCO'})", fontsize=10)
     here.set_yticks(list(places), labels)

@@ -111,7 +111,9 @@ def plan(
 @data_option
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder of the comparison.")
 @click.option("--budget", type=Minutes(), default="20m", show_default=True, help="Time for all rows together.")
+@click.option("--steps", type=click.IntRange(min=1), help="Of each phase of each row, instead of --budget.")
 @click.option("--scale", help="smoke, tiny, small, medium or paper.  [default: small, on a GPU medium]")
+@click.option("--ssd-batch", type=click.IntRange(min=1), help="Images per step of SSD.  [default: the scale's]")
 @click.option("--rows", default="", metavar="KEY,...", help="Only these rows, by the folders they get.  [default: all]")
 @click.option("--imagenet", metavar="FILE", help="Weights for the ImageNet rows: a file, or imagenet to fetch them.")
 @click.option("--time-limit", type=Minutes(), help="Stop after so long; the same command goes on.")
@@ -122,7 +124,9 @@ def reproduce(
     data: Path,
     out: Path,
     budget: float,
+    steps: int | None,
     scale: str | None,
+    ssd_batch: int | None,
     rows: str,
     imagenet: str | None,
     time_limit: float | None,
@@ -148,7 +152,8 @@ def reproduce(
     from .train.reproduce import reproduce
 
     keys = [key.strip() for key in rows.split(",") if key.strip()]
-    found = reproduce(comparison, data, out, budget, scale, device, seed, imagenet, time_limit, keys)
+    options = {"imagenet": imagenet, "time_limit": time_limit, "rows": keys, "steps": steps, "ssd_batch": ssd_batch}
+    found = reproduce(comparison, data, out, budget, scale, device, seed, **options)
     draw_comparison(found.to_dict(), out / "comparison.png")
     Console().print(found.table())
     click.echo(f"written: {out / 'results.json'}")

@@ -21,7 +21,7 @@ from ..data.records import Dataset
 from ..errors import UsageProblem, UserError
 from ..files import require_writable, write_json_atomic
 from ..infer.machine import hardware, versions
-from .experiments import EXPERIMENTS, SCALES, SHARED, Experiment, Trial
+from .experiments import EXPERIMENTS, SCALES, SHARED, Experiment, Scale, Trial
 from .log import read_log
 from .loop import Diverged
 from .prepare import IMAGENET
@@ -104,6 +104,8 @@ def reproduce(
     imagenet: str | None = None,
     time_limit: float | None = None,
     rows: Sequence[str] = (),
+    steps: int | None = None,
+    ssd_batch: int | None = None,
 ) -> Comparison:
     """Run the comparison called `name` (a key of EXPERIMENTS) on the dataset in `data`, into the folder `out`.
 
@@ -114,6 +116,8 @@ def reproduce(
             are left out.
         time_limit: stop after so many seconds; the same call goes on.
         rows: keys of the rows to run, where there is no time for all; none given: all.
+        steps: of every phase of every row, instead of a budget; for comparisons whose rows make equal steps.
+        ssd_batch: images per step of ScratchDet's comparisons, instead of the scale's; the learning rates stay.
 
     Raises:
         UserError: the data does not do, the budget is too small, or `out` holds another comparison.
@@ -124,14 +128,18 @@ def reproduce(
     scale = scale or ("medium" if place.type == "cuda" else "small")
     if scale not in SCALES:
         raise UsageProblem(f"--scale {scale}: there are {', '.join(SCALES)}")
+    if steps and EXPERIMENTS[name].equal != "steps":
+        raise UsageProblem(f"--steps {steps}: the rows of {name} get equal {EXPERIMENTS[name].equal}: give a --budget")
+    size = SCALES[scale] if ssd_batch is None else replace(SCALES[scale], ssd_batch=ssd_batch)
     out = Path(out)
     require_writable(out, folder=True)
     train_set, val = load_splits(data)
     if val is None:
         raise UserError(f"{data}: has no val split to measure AP on")
-    asked = {"experiment": name, "scale": scale, "budget_s": budget, "seed": seed, "device": place.type}
+    asked = {"experiment": name, "scale": scale, "seed": seed, "device": place.type, "ssd_batch": ssd_batch}
+    asked |= {"budget_s": None if steps else budget, "phase_steps": steps}
     asked |= {"data": str(data), "images": [len(train_set), len(val)], "imagenet": imagenet}
-    trials = _chosen(_trials(EXPERIMENTS[name], scale, train_set), rows)
+    trials = _chosen(_trials(EXPERIMENTS[name], size, train_set), rows)
     asked["rows"] = [trial.key for trial in trials]
     started = time.perf_counter()
     plan = make_plan(out / "plan.json", asked, EXPERIMENTS[name], trials, train_set, val, place, imagenet)
@@ -150,10 +158,10 @@ def reproduce(
     return _write(out, plan, rows)
 
 
-def _trials(experiment: Experiment, scale: str, dataset: Dataset) -> list[Trial]:
+def _trials(experiment: Experiment, scale: Scale, dataset: Dataset) -> list[Trial]:
     """The rows, without masks where the data has none."""
     trials = []
-    for trial in experiment.trials(SCALES[scale]):
+    for trial in experiment.trials(scale):
         recipe = trial.recipe
         if recipe.model.get("masks") and not dataset.has_masks:
             recipe = replace(recipe, model={**recipe.model, "masks": False})

@@ -42,7 +42,7 @@ def make_plan(
     device: torch.device,
     imagenet: str | None,
 ) -> dict[str, Any]:
-    """Steps of every phase of every row: those of plan.json, or measured now."""
+    """Steps of every phase of every row: those of plan.json, as asked for, or by what a step takes here."""
     if path.is_file():
         plan = json.loads(path.read_text(encoding="utf-8"))
         other = [key for key, value in asked.items() if plan.get(key) != value]
@@ -50,6 +50,11 @@ def make_plan(
             raise UserError(f"{path}: {other[0]}: was {plan.get(other[0])!r}; give the same, or another --out")
         return plan
     running = _startable(trials, dataset, imagenet)
+    if asked["phase_steps"]:
+        plan = {**asked, "equal": "steps", "steps": _fixed_steps(running, asked["phase_steps"])}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(path, plan)
+        return plan
     Console().print(f"measuring {len(running)} rows, to give each its share of {asked['budget_s'] / 60:.0f} minutes")
     pace: dict[str, dict[str, float]] = {}
     shared: dict[str, float] | None = None
@@ -93,6 +98,16 @@ def _startable(trials: list[Trial], dataset: Dataset, imagenet: str | None) -> l
     if errors and not any(trial.needs_imagenet for trial in running):
         raise errors[0]
     return running
+
+
+def _fixed_steps(trials: list[Trial], count: int) -> dict[str, dict[str, int]]:
+    """`count` steps for every phase of every row, and for what they share."""
+    steps = {}
+    for trial in trials:
+        steps[trial.key] = {phase.name: count for phase in trial.recipe.phases}
+        if trial.shares:
+            steps[SHARED] = {"pretrain": steps[trial.key].pop("pretrain")}
+    return steps
 
 
 def _steps(

@@ -260,6 +260,27 @@ def test_a_plan_is_kept_and_another_is_refused(shapes, tmp_path, paced, idle, mo
     assert json.loads((tmp_path / "plan.json").read_text()) == first.plan
 
 
+def test_steps_may_be_given_instead_of_a_budget(shapes, tmp_path, idle, monkeypatch):
+    monkeypatch.setattr(planning, "_seconds", lambda *_: pytest.fail("measured"))
+    given = {"name": "direct/table2", "data": shapes, "scale": "micro", "device": "cpu", "rows": ["sync", "fixed"]}
+    plan = reproduce(out=tmp_path / "a", **given, steps=7).plan
+    assert plan["steps"] == {SHARED: {"pretrain": 7}, "sync": {"finetune": 7}, "fixed": {"finetune": 7}}
+    assert plan["budget_s"] is None and json.loads((tmp_path / "a" / "plan.json").read_text()) == plan
+    with pytest.raises(UserError, match="phase_steps: was 7"):
+        reproduce(out=tmp_path / "a", **given, steps=8)
+    with pytest.raises(UsageProblem, match="--steps 7: the rows of direct/scratch get equal time: give a --budget"):
+        reproduce(out=tmp_path / "b", **{**given, "name": "direct/scratch", "rows": ["direct"]}, steps=7)
+
+
+def test_the_batch_of_ssd_may_be_given(shapes, tmp_path, monkeypatch):
+    given = {"name": "scratchdet/table1", "data": shapes, "scale": "smoke", "device": "cpu", "rows": ["both_lr05"]}
+    recipes = []
+    monkeypatch.setattr(module, "_run_trial", lambda trial, *_: recipes.append(trial.recipe))
+    assert reproduce(out=tmp_path, **given, steps=3, ssd_batch=4).plan["steps"] == {"both_lr05": {"scratch": 3}}
+    (phase,) = recipes[0].phases
+    assert (phase.batch_size, phase.base_lr * phase.batch_size / phase.base_batch) == (4, 0.05)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -316,7 +337,7 @@ def test_data_without_masks(shapes, tmp_path, paced, idle):
     found = reproduce("direct/table5", data, tmp_path / "out", 1000.0, "micro", "cpu")
     assert [row["key"] for row in found.rows] == ["backbone", "fpn", "rpn", "box"]  # the fifth row would be the fourth
     for name in NAMES:
-        for trial in module._trials(EXPERIMENTS[name], "micro", load_dataset(data, "train")):
+        for trial in module._trials(EXPERIMENTS[name], SCALES["micro"], load_dataset(data, "train")):
             assert not trial.recipe.model.get("masks")
     with_masks = reproduce("direct/table5", shapes, tmp_path / "masks", 1000.0, "micro", "cpu")
     assert [row["key"] for row in with_masks.rows] == list(PARTS)
