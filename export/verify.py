@@ -1,9 +1,11 @@
 """Is the artefact the model? The same pictures through both, every detection matched, differences measured."""
 
+import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
+from typing import Any
 
 import cv2
 import numpy as np
@@ -290,8 +292,33 @@ def _disturbed(reference: Detector, batch: np.ndarray, placement: Placement, dis
     found = []
     for seed in range(DISTURBED_RUNS):
         noise = np.random.default_rng(seed).normal(0.0, disturbance * unit, batch.shape).astype(np.float32)
-        found.append(reference.decode(reference.run(batch + noise), 0, placement))
+        with _noisy_products(reference.backend.model, disturbance / 10, seed):
+            found.append(reference.decode(reference.run(batch + noise), 0, placement))
     return found
+
+
+@contextlib.contextmanager
+def _noisy_products(model: Any, relative: float, seed: int) -> Iterator[None]:
+    """Noise on what linear layers and convolutions put out, relative to its root mean square.
+
+    Noise on the input alone does not reach beyond features that are all dead: there a score is its layer's bias, the
+    same at every place to the last bit, and which of them NMS starts from is up to a runtime's top k.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def add_noise(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(output.shape, generator=generator).to(output.device, output.dtype)
+        return output + noise * (relative * output.square().mean().sqrt())
+
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+    hooks = [layer.register_forward_hook(add_noise) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _unmatched(detections: Detections, matched: set[int], floor: float) -> list[int]:

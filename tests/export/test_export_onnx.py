@@ -17,7 +17,7 @@ from directdet.errors import UsageProblem, UserError
 from directdet.export import export as export_module
 from directdet.export.export import deployed_preprocess, export
 from directdet.export.onnx_graph import FORBIDDEN, CanvasInput, count_operators, fold
-from directdet.export.verify import verification_pictures, verify
+from directdet.export.verify import TOLERANCES, expect, verification_pictures, verify
 from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes import load
 from directdet.models.build import build_model
@@ -187,6 +187,25 @@ def test_a_wrong_graph_fails_verification(checkpoint, tmp_path, monkeypatch):
     result = export(checkpoint, tmp_path / "artefact")
     assert not result.verification.passed
     assert json.loads((tmp_path / "artefact" / "meta.json").read_text())["verification"]["passed"] is False
+
+
+def test_equal_scores_of_dead_features_are_undecided(checkpoint, exported):
+    """Noise on the input does not reach beyond dead features, where scores are equal and runtimes choose as they like.
+
+    Here the first layer is dead, so that no noise on the input reaches anything, and the box head, so that all boxes
+    have the scores of the bias.
+    """
+    reference, candidate = load(checkpoint, device="cpu"), load(exported.artefact, device="cpu")
+    model = reference.backend.model
+    with torch.no_grad():
+        model.backbone.conv1.weight.zero_()
+        model.box_head[-2].weight.zero_()
+        model.box_head[-2].bias.fill_(-1.0)
+    pictures = verification_pictures(None, (128, 160))
+    own, *_ = expect(reference, candidate, pictures, TOLERANCES["fp32"])
+    assert len(own.found) > 1
+    assert len({run.boxes.round().tobytes() for run in own.disturbed()}) > 1
+    assert not verify(reference, candidate, pictures).passed  # for it is another network
 
 
 def test_lost_detections_fail_verification(checkpoint, exported, monkeypatch):
