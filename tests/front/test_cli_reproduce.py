@@ -72,6 +72,8 @@ def test_what_is_no_time(times, text):
         (["direct/table7", "--scale", "huge"], 2, "--scale huge: there are smoke, tiny"),
         (["direct/table2", "--budget", "20"], 2, "is not a time"),
         (["direct/table2", "--time-limit", "soon"], 2, "is not a time"),
+        (["direct/table2", "--steps", "0"], 2, "--steps"),
+        (["direct/scratch", "--scale", "micro", "--steps", "3"], 2, "get equal time: give a --budget"),
         (["direct/table2", "--scale", "micro", "--budget", "5s"], 1, "give at least 1m"),
         (["direct/table1", "--scale", "micro", "--imagenet", "nowhere.pth"], 1, "nowhere.pth: no such checkpoint"),
     ],
@@ -113,6 +115,8 @@ def test_a_comparison_from_the_command_line(capsys, data, tmp_path, micro, monke
     code, _, lines = run(capsys, *arguments, "--budget", "11s")  # another plan
     assert code == 1 and "plan.json: budget_s: was 10.0" in lines[0] and (out / "plan.json").read_text() == before
     assert run(capsys, *arguments, "--budget", "10s")[0] == 0
+    code, output, lines = run(capsys, *arguments[:3], "--out", tmp_path / "steps", *arguments[5:], "--steps", 2)
+    assert code == 0 and not lines and output.count("2+2") == 3 and (tmp_path / "steps" / "comparison.png").is_file()
 
 
 @pytest.mark.slow
