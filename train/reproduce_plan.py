@@ -51,14 +51,25 @@ def make_plan(
         return plan
     running = _startable(trials, dataset, imagenet)
     if asked["phase_steps"]:
-        plan = {**asked, "equal": "steps", "steps": _fixed_steps(running, asked["phase_steps"])}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(path, plan)
-        return plan
-    Console().print(f"measuring {len(running)} rows, to give each its share of {asked['budget_s'] / 60:.0f} minutes")
+        found = {"steps": _fixed_steps(running, asked["phase_steps"])}
+    else:
+        found = _measured_steps(experiment, running, asked["budget_s"], dataset, val, device)
+    plan = {**asked, "equal": experiment.equal, **found}
+    write_json_atomic(path, plan)
+    return plan
+
+
+def _measured_steps(
+    experiment: Experiment, trials: list[Trial], budget: float, dataset: Dataset, val: Dataset, device: torch.device
+) -> dict[str, Any]:
+    """Measure what a step of every phase takes here: "seconds_per_step", and the "steps" that fill the budget.
+
+    Raises UserError if they are too few.
+    """
+    Console().print(f"measuring {len(trials)} rows, to give each its share of {budget / 60:.0f} minutes")
     pace: dict[str, dict[str, float]] = {}
     shared: dict[str, float] | None = None
-    for trial in running:
+    for trial in trials:
         pace[trial.key] = {}
         for phase in trial.recipe.phases:
             if trial.shares and phase.name == "pretrain":
@@ -66,16 +77,13 @@ def make_plan(
                 continue
             pace[trial.key][phase.name] = _seconds(trial.recipe, phase, dataset, val, device)
     evaluation = {key: rows[list(rows)[-1]]["evaluation"] for key, rows in pace.items()}
-    steps, needed = _steps(experiment, running, asked["budget_s"], pace, shared, evaluation)
+    steps, needed = _steps(experiment, trials, budget, pace, shared, evaluation)
     if min(min(row.values()) for row in steps.values()) < FEWEST_STEPS:
         raise UserError(
-            f"--budget: {asked['budget_s'] / 60:.1f} minutes are too few for {len(running)} rows here; give at least "
+            f"--budget: {budget / 60:.1f} minutes are too few for {len(trials)} rows here; give at least "
             f"{math.ceil(needed / 60)}m, or a smaller --scale"
         )
-    plan = {**asked, "equal": experiment.equal, "seconds_per_step": pace, "steps": steps}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(path, plan)
-    return plan
+    return {"seconds_per_step": pace, "steps": steps}
 
 
 def _startable(trials: list[Trial], dataset: Dataset, imagenet: str | None) -> list[Trial]:
