@@ -299,12 +299,14 @@ def _disturbed(reference: Detector, batch: np.ndarray, placement: Placement, dis
 
 @contextlib.contextmanager
 def _noisy_products(model: Any, relative: float, seed: int) -> Iterator[None]:
-    """Noise on what linear layers and convolutions put out, relative to its root mean square.
+    """Noise on what layers that multiply by weights put out, relative to its root mean square.
 
     Noise on the input alone does not reach beyond features that are all dead: there a score is its layer's bias, the
     same at every place to the last bit, and which of them NMS starts from is up to a runtime's top k.
     """
     import torch
+
+    from .precision import PRODUCTS
 
     generator = torch.Generator().manual_seed(seed)
 
@@ -312,7 +314,7 @@ def _noisy_products(model: Any, relative: float, seed: int) -> Iterator[None]:
         noise = torch.randn(output.shape, generator=generator).to(output.device, output.dtype)
         return output + noise * (relative * output.square().mean().sqrt())
 
-    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+    layers = [module for module in model.modules() if isinstance(module, tuple(PRODUCTS))]
     hooks = [layer.register_forward_hook(add_noise) for layer in layers]
     try:
         yield
