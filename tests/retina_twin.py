@@ -13,11 +13,11 @@ from torchvision.ops import box_iou, remove_small_boxes, sigmoid_focal_loss
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from twin import smooth_images
 
-from directdet.models.norm import group_norm
-from directdet.models.postprocess import MIN_SIDE
-from directdet.models.pyramid import RawMaps
-from directdet.models.retinanet import RetinaNet, RetinaNetConfig
-from directdet.models.targets import Targets
+from directdet.models.parts.norm import group_norm
+from directdet.models.parts.postprocess import MIN_SIDE
+from directdet.models.parts.pyramid import RawMaps
+from directdet.models.parts.targets import Targets
+from directdet.models.retinanet.network import RetinaNet, RetinaNetConfig
 
 EVERY = 1_000_000
 

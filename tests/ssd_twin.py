@@ -11,10 +11,10 @@ from torchvision.models.vgg import cfgs, make_layers
 from torchvision.ops import box_iou, remove_small_boxes
 from twin import smooth_images
 
-from directdet.models.postprocess import MIN_SIDE
-from directdet.models.pyramid import RawMaps
-from directdet.models.ssd import SSD, SSDConfig
-from directdet.models.targets import Targets
+from directdet.models.parts.postprocess import MIN_SIDE
+from directdet.models.parts.pyramid import RawMaps
+from directdet.models.parts.targets import Targets
+from directdet.models.ssd.network import SSD, SSDConfig
 
 SIZE = (300, 300)
 RATIOS = [[2], [2, 3], [2, 3], [2, 3], [2], [2]]

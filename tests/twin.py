@@ -11,7 +11,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.ops import MultiScaleRoIAlign
 
-from directdet.models.rcnn import RCNN, RCNNConfig
+from directdet.models.two_stage.network import RCNN, RCNNConfig
 
 
 class TwinAnchors(AnchorGenerator):

@@ -12,10 +12,10 @@ from torchvision.ops import MultiScaleRoIAlign, batched_nms, box_iou, clip_boxes
 from twin import TwinAnchors, _pool, _random_boxes, _spread, smooth_images
 from twin_losses import ForcedSampler, Keys
 
-from directdet.models.cascade import Cascade, CascadeConfig
-from directdet.models.mask_loss import project_masks
-from directdet.models.rcnn import RCNN, TwoStageConfig
-from directdet.models.targets import Targets
+from directdet.models.parts.targets import Targets
+from directdet.models.two_stage.cascade import Cascade, CascadeConfig
+from directdet.models.two_stage.mask_loss import project_masks
+from directdet.models.two_stage.network import RCNN, TwoStageConfig
 
 # The paper's code: of each stage the IoU, the loss weight, and what deltas are divided by.
 PUBLISHED = (

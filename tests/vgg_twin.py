@@ -8,7 +8,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.vgg import cfgs, make_layers
 from torchvision.ops import MultiScaleRoIAlign
 
-from directdet.models.rcnn import RCNN, RCNNConfig
+from directdet.models.two_stage.network import RCNN, RCNNConfig
 
 STRIDE = 16
 

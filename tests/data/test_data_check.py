@@ -7,9 +7,9 @@ import shutil
 import pytest
 from rich.console import Console
 
+from directdet.common.errors import UserError
 from directdet.data.check import check_data, print_report
 from directdet.data.synthetic import CATEGORY_IDS, CLASSES
-from directdet.errors import UserError
 
 
 def printed(report):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from directdet.data.coco import _unpack_counts
+from directdet.common.errors import UserError
 from directdet.data.dataset import check_same_classes, find_splits, load_dataset, read_record_image
+from directdet.data.formats.coco import _unpack_counts
 from directdet.data.masks import decode_mask
-from directdet.errors import UserError
 
 TRIANGLE = [[5, 5, 20, 5, 5, 20]]
 

@@ -6,8 +6,8 @@ import pickle
 
 import pytest
 
-from directdet.errors import UserError
-from directdet.files import write_bytes_atomic, write_json_atomic, write_text_atomic
+from directdet.common.errors import UserError
+from directdet.common.files import write_bytes_atomic, write_json_atomic, write_text_atomic
 
 
 def test_writes_and_replaces_without_leftovers(tmp_path):

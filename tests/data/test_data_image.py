@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
+from directdet.common.errors import UserError
 from directdet.data.image import decode_image, fit_size, pad_bottom_right, read_image, resize
-from directdet.errors import UserError
 
 
 def smooth(height=60, width=90, channels=3):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from directdet.common.errors import UserError
+from directdet.data.augment.transforms import EdgesTransform, PretrainTransform
 from directdet.data.dataset import Dataset, Record, load_dataset
 from directdet.data.image import PAD_COLOUR
 from directdet.data.loader import make_loader
-from directdet.data.transforms import EdgesTransform, PretrainTransform
-from directdet.errors import UserError
 
 SQUARE = PretrainTransform(96)
 FREE = EdgesTransform(96, 160)

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from directdet.common.errors import UserError
 from directdet.data.dataset import load_dataset
 from directdet.data.masks import CropMask, decode_mask, flip_shape, rasterise, scale_and_shift, to_rle, to_shape
-from directdet.errors import UserError
 
 
 def box_of(mask):

@@ -10,12 +10,8 @@ from torchvision.ops import box_iou, clip_boxes_to_image
 from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes
 
-from directdet.data import ssd_transforms as module
-from directdet.data.dataset import load_dataset
-from directdet.data.image import PAD_COLOUR
-from directdet.data.loader import make_loader
-from directdet.data.masks import rasterise
-from directdet.data.ssd_transforms import (
+from directdet.data.augment import ssd_transforms as module
+from directdet.data.augment.ssd_transforms import (
     INTERPOLATIONS,
     OVERLAPS,
     TRIALS,
@@ -27,7 +23,11 @@ from directdet.data.ssd_transforms import (
     recolour,
     warp,
 )
-from directdet.data.transforms import Sample
+from directdet.data.augment.transforms import Sample
+from directdet.data.dataset import load_dataset
+from directdet.data.image import PAD_COLOUR
+from directdet.data.loader import make_loader
+from directdet.data.masks import rasterise
 
 functional = v2.functional
 

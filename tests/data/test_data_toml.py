@@ -2,8 +2,8 @@
 
 import pytest
 
+from directdet.common.errors import UserError
 from directdet.data.dataset import find_splits, load_dataset
-from directdet.errors import UserError
 
 SINGLE = 'images = "train2017"\nannotations = "annotations/instances_train2017.json"\n'
 

@@ -4,9 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from directdet.data.dataset import Record, load_dataset
-from directdet.data.image import PAD_COLOUR
-from directdet.data.transforms import (
+from directdet.data.augment.transforms import (
     EdgesTransform,
     PretrainTransform,
     Sample,
@@ -17,6 +15,8 @@ from directdet.data.transforms import (
     rasterise,
     short_edge_resize,
 )
+from directdet.data.dataset import Record, load_dataset
+from directdet.data.image import PAD_COLOUR
 
 
 def painted(height=150, width=210, box=(40, 30, 121, 96)):

@@ -5,9 +5,9 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
+from directdet.common.errors import UserError
 from directdet.data.dataset import find_splits, load_dataset, read_record_image
-from directdet.data.voc import VOC_CLASSES
-from directdet.errors import UserError
+from directdet.data.formats.voc import VOC_CLASSES
 
 
 def object_xml(name="cat", box=(1, 1, 10, 20), difficult=0):

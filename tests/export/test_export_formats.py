@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from directdet import cli
-from directdet.errors import UsageProblem
+from directdet.common.errors import UsageProblem
 from directdet.export.formats import FORMATS, Options, check_batch, check_capability, check_options
+from directdet.front import cli
 from directdet.infer.artefact import KINDS
-from directdet.infer.runtimes import RUNTIMES
+from directdet.infer.runtimes.names import RUNTIMES
 
 
 @pytest.mark.parametrize(("text", "wanted"), [("8.9", "8.9"), ("89", "8.9"), ("SM120", "12.0"), ("sm_75", "7.5")])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "export_matrix.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "export_matrix.py"
 
 
 @pytest.mark.slow

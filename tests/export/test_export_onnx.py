@@ -12,17 +12,17 @@ from export_helpers import canvases, conditioned_checkpoint
 from torch import nn
 from twin import smooth_images
 
+from directdet.common.errors import UsageProblem, UserError
 from directdet.data.synthetic import make_synthetic
-from directdet.errors import UsageProblem, UserError
 from directdet.export import export as export_module
 from directdet.export.export import deployed_preprocess, export
 from directdet.export.onnx_graph import FORBIDDEN, CanvasInput, count_operators, fold
 from directdet.export.verify import TOLERANCES, expect, verification_pictures, verify
 from directdet.infer.preprocess import Preprocess
-from directdet.infer.runtimes import load
+from directdet.infer.runtimes.load import load
 from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
-from directdet.models.rcnn_deploy import RCNNDeploy
+from directdet.models.two_stage.deploy import RCNNDeploy
 
 pytestmark = pytest.mark.slow  # every test needs an exported graph
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from reduced_graphs import NETWORKS, images_for, matched, run_onnxruntime, run_openvino, size_of, write
 
-from directdet.errors import UserError
+from directdet.common.errors import UserError
 from directdet.export.layers import onnx_layers, openvino_layers
 from directdet.export.quantise import _onnx_errors, quantise_onnx, quantise_openvino
 from directdet.export.tensorrt import build_engine

@@ -10,18 +10,18 @@ import onnx
 import pytest
 import torch
 
-from directdet import cli
 from directdet.data.dataset import load_dataset
 from directdet.data.synthetic import make_synthetic
 from directdet.export.export import export
 from directdet.export.onnx_graph import FORBIDDEN, count_operators
 from directdet.export.tensorrt import build_engine
 from directdet.export.verify import verification_pictures, verify
+from directdet.front import cli
+from directdet.infer.predict.sources import read_bgr
 from directdet.infer.preprocess import MEAN
-from directdet.infer.runtimes import load
-from directdet.infer.sources import read_bgr
+from directdet.infer.runtimes.load import load
+from directdet.recipes.settings import get_recipe
 from directdet.train.run import train
-from directdet.train.settings import get_recipe
 
 pytestmark = pytest.mark.slow  # a run, exports and verifications
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from directdet.errors import UsageProblem, UserError
+from directdet.common.errors import UsageProblem, UserError
 from directdet.export.export import export
 from directdet.export.tensorrt import build_engine
-from directdet.infer.runtimes import load
+from directdet.infer.runtimes.load import load
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from directdet.errors import UserError
+from directdet.common.errors import UserError
 from directdet.export import side_by_side
 from directdet.export.side_by_side import SideBySide, compare_runtimes
 from directdet.export.verify import TOLERANCES, Comparison, Verification, _in_several_batches, compare

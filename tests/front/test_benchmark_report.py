@@ -11,13 +11,13 @@ import pytest
 from page_reader import loads_nothing, read
 from rich.console import Console
 
-from directdet import benchmark_report
-from directdet.benchmark_report import render
-from directdet.infer.benchmark import BenchmarkResult
-from directdet.infer.benchmark_cell import STAGES, summary
-from directdet.infer.beside import beside
-from directdet.infer.papers import scratchdet_table2, speed_tables, table7
-from directdet.page import Picture
+from directdet.benchmark import report as benchmark_report
+from directdet.benchmark.cell import STAGES, summary
+from directdet.benchmark.published_speed import beside
+from directdet.benchmark.report import render
+from directdet.benchmark.run import BenchmarkResult
+from directdet.pages.page import Picture
+from directdet.recipes.published import scratchdet_table2, speed_tables, table7
 
 EVIL = "<script>alert('&\"')</script>"
 SCALES = {"prepare": 0.1, "device": 1.0, "postprocess": 0.05, "end_to_end": 1.15}

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import directdet.data.check
-from directdet import cli
-from directdet.errors import UsageProblem, UserError
+from directdet.common.errors import UsageProblem, UserError
+from directdet.front import cli
 from directdet.models.checkpoint import CheckpointError
 
 
@@ -93,8 +93,8 @@ def test_comparisons_run_in_one_process(capsys, tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_written_is_told_before_the_work(capsys, tmp_path, monkeypatch):
+    from directdet.common.files import require_writable
     from directdet.data.synthetic import make_synthetic
-    from directdet.files import require_writable
 
     data, file = make_synthetic(tmp_path / "data", 3, 2), tmp_path / "file.txt"
     file.write_text("kept")
@@ -182,7 +182,7 @@ def test_ctrl_c_in_a_real_process():
     lines = (
         "import sys, time",
         "import directdet.data.check as check",
-        "from directdet.cli import main",
+        "from directdet.front.cli import main",
         "check.check_data = lambda *_, **__: (print('ready', flush=True), time.sleep(60))",
         "sys.exit(main(['check-data', 'x']))",
     )

@@ -34,7 +34,7 @@ def test_help_is_instant(verb):
 def test_help_imports_nothing_heavy():
     lines = (
         "import json, sys",
-        "from directdet.cli import main",
+        "from directdet.front.cli import main",
         f"for verb in {VERBS!r}: assert main([verb, '--help']) == 0",
         "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))",
     )

@@ -10,8 +10,8 @@ import click
 import cv2
 import pytest
 
-from directdet import cli, commands
 from directdet.data.synthetic import make_synthetic
+from directdet.front import cli, commands
 
 HEADS = {"fpn_channels": 16, "box_features": 16, "mask_convs": 1, "mask_channels": 8, "box_convs": 1}
 FEW = {"train_pre_nms": 32, "train_proposals": 16, "test_pre_nms": 32, "test_proposals": 16, "rpn_samples": 16}
@@ -29,13 +29,13 @@ def micro(monkeypatch):
     """A scale of networks that take a fraction of a second a step, and steps of a second each to plan with."""
     import torch
 
-    from directdet.train import reproduce_plan
-    from directdet.train.experiments import SCALES, Scale
+    from directdet.reproduce import budget
+    from directdet.reproduce.experiments import SCALES, Scale
 
     torch.set_num_threads(1)
     monkeypatch.setitem(SCALES, "micro", Scale("micro", (64, 96), 0.15, {"rcnn": MODEL}, workers=0))
-    monkeypatch.setattr(reproduce_plan, "_seconds", lambda *_: {"step": 1.0, "evaluation": 0.0})
-    monkeypatch.setattr(reproduce_plan, "FEWEST_STEPS", 2)
+    monkeypatch.setattr(budget, "_seconds", lambda *_: {"step": 1.0, "evaluation": 0.0})
+    monkeypatch.setattr(budget, "FEWEST_STEPS", 2)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, list[str]]:
@@ -121,7 +121,7 @@ def test_a_comparison_from_the_command_line(capsys, data, tmp_path, micro, monke
 
 @pytest.mark.slow
 def test_table7_from_the_command_line(capsys, data, tmp_path, micro, monkeypatch):
-    from directdet.train import timing
+    from directdet.reproduce import timing
 
     monkeypatch.setenv("COLUMNS", "170")
     monkeypatch.setattr(timing, "time_table7", partial(timing.time_table7, rounds=1, steps=1))

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from directdet import cli, demo
-from directdet.train.settings import apply_settings, get_recipe
+from directdet.front import cli, demo
+from directdet.recipes.settings import apply_settings, get_recipe
 
 TINY = ("size=64", "eval_size=64", "epochs=1", "milestones=()", "workers=0", "batch_size=4")
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from directdet.infer.benchmark_tables import tables
+from directdet.benchmark.tables import tables
+from directdet.recipes.recipe import Phase
+from directdet.recipes.settings import describe_recipe, get_recipe, recipe_groups
+from directdet.recipes.slim import RECIPES
+from directdet.reproduce.run import Comparison
+from directdet.reproduce.timing import timing_table
 from directdet.train.memory import StepCost
 from directdet.train.plan import plan
-from directdet.train.recipe import Phase
-from directdet.train.recipes import RECIPES
-from directdet.train.reproduce import Comparison
-from directdet.train.settings import describe_recipe, get_recipe, recipe_groups
-from directdet.train.timing import timing_table
 
 RESULTS = Path(__file__).parents[2] / "results"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from page_reader import loads_nothing, read
 
-from directdet.infer.beside import beside
-from directdet.infer.papers import table7
-from directdet.page import Figure, Grid, Picture
-from directdet.report import Report, render
+from directdet.benchmark.published_speed import beside
+from directdet.front.demo_report import Report, render
+from directdet.pages.page import Figure, Grid, Picture
+from directdet.recipes.published import table7
 
 EVIL = "<script>alert('&\"')</script>"
 

@@ -10,27 +10,39 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-ROOMS = ("models", "data", "infer", "train", "export", "directdet")
-# The design's table. Every room may use the front door's two small modules.
-SHARED = {"errors", "files"}
+import directdet
+
+PACKAGE = Path(directdet.__file__).resolve().parent
+# The design's table: what each room may use, from the ground up. No room uses one that stands above it.
 ALLOWED = {
-    "models": set(),
-    "data": set(),
-    "infer": {"data"},
-    "train": {"models", "data", "infer"},
-    "export": {"models", "data", "infer"},
-    "directdet": {"models", "data", "infer", "train", "export"},
+    "common": set(),
+    "data": {"common"},
+    "models": {"common"},
+    "infer": {"common", "data", "models"},
+    "recipes": {"common", "models", "infer"},
+    "train": {"common", "data", "models", "infer", "recipes"},
+    "export": {"common", "data", "models", "infer"},
+    "pages": {"common", "data", "infer"},
+    "benchmark": {"common", "data", "infer", "recipes", "pages"},
+    "reproduce": {"common", "data", "models", "infer", "recipes", "train"},
+    "front": {"common", "data", "infer", "recipes", "train", "export", "pages", "benchmark", "reproduce"},
 }
-# The one place where a room below training runs a network of the models room, imported when it is used.
-TORCH_RUNTIME = "infer/torch_runtime.py"
-MODULES = sorted(path for room in ROOMS for path in (REPOSITORY / room).rglob("*.py"))
+# These use torch; in the others it is imported when it is needed, and so is whatever imports it.
+TORCH_ROOMS = {"models", "train", "export"}
+TORCH_FILES = {
+    "data/loader.py",
+    "reproduce/budget.py",
+    "reproduce/landscape.py",
+    "reproduce/run.py",
+    "reproduce/timing.py",
+}
+ONE_SCREEN = 16  # files of a folder
+MODULES = sorted(path for room in ALLOWED for path in (PACKAGE / room).rglob("*.py"))
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
     """(absolute name, whether it is imported with the module) for every import in a file; not those for types only."""
-    room = path.relative_to(REPOSITORY).parts[0]
-    package = "directdet" if room == "directdet" else f"directdet.{room}"
+    package = ".".join(["directdet", *path.relative_to(PACKAGE).parts[:-1]])
     yield from _walk(ast.parse(path.read_text("utf-8")).body, package, at_once=True)
 
 
@@ -57,36 +69,65 @@ def _walk(body: list[ast.stmt], package: str, at_once: bool) -> Iterator[tuple[s
 
 
 def name_of(path: Path) -> str:
-    return path.relative_to(REPOSITORY).as_posix()
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def module_of(path: Path) -> str:
+    parts = ["directdet", *path.relative_to(PACKAGE).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_the_table_names_every_room_and_runs_downward():
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(ALLOWED)
+    order = list(ALLOWED)
+    assert all(order.index(lower) < order.index(room) for room, lowers in ALLOWED.items() for lower in lowers)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_no_room_imports_back_up(path):
     room = name_of(path).split("/")[0]
-    rooms = ALLOWED[room] | ({"models"} if name_of(path) == TORCH_RUNTIME else set())
-    for name, at_once in imports(path):
+    for name, _ in imports(path):
         parts = name.split(".")
-        assert parts[0] not in ROOMS or parts[0] == "directdet", f"{name}: rooms are imported as parts of directdet"
-        if parts[0] != "directdet" or len(parts) == 1 or room == "directdet":
-            continue
-        assert parts[1] in rooms | {room} | SHARED, f"{room} may not import {name}"
-        if name_of(path) == TORCH_RUNTIME and parts[1] == "models":
-            assert not at_once, f"{name} is to be imported when it is used"
+        if parts[0] == "directdet" and len(parts) > 1 and parts[1] in ALLOWED:
+            assert parts[1] in ALLOWED[room] | {room}, f"{room} may not import {name}"
+
+
+def test_no_file_imports_itself_by_a_detour():
+    """Imports inside functions count: a circle is one whenever it is closed."""
+    graph = {}
+    known = {module_of(path): path for path in MODULES}
+    for name, path in known.items():
+        graph[name] = {used for used, _ in imports(path) if used in known and used != name}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail[trail.index(name) :], name))
+        if name not in done:
+            for used in graph[name]:
+                visit(used, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_torch_is_imported_where_it_is_needed(path):
-    room = name_of(path).split("/")[0]
-    if room in ("models", "train", "export") or name_of(path) == "data/loader.py":
+    if name_of(path).split("/")[0] in TORCH_ROOMS or name_of(path) in TORCH_FILES:
         return
     early = {name.partition(".")[0] for name, at_once in imports(path) if at_once}
     assert not early & {"torch", "torchvision"}
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_packages_import_nothing(room):
-    body = ast.parse((REPOSITORY / room / "__init__.py").read_text("utf-8")).body
-    assert not [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
+@pytest.mark.parametrize("folder", sorted({path.parent for path in MODULES}), ids=name_of)
+def test_a_folder_fits_one_screen(folder):
+    assert len(list(folder.glob("*.py"))) <= ONE_SCREEN
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("__init__.py")), ids=name_of)
+def test_packages_import_nothing(path):
+    assert [name for name, at_once in imports(path) if at_once and name.partition(".")[0] != "typing"] == []
+    assert ast.get_docstring(ast.parse(path.read_text("utf-8")))
 
 
 def test_the_walk_sees_imports(tmp_path):
@@ -102,7 +143,7 @@ def test_the_walk_sees_imports(tmp_path):
 
 
 def test_running_an_artefact_imports_no_torch():
-    modules = [f"directdet.infer.{path.stem}" for path in sorted((REPOSITORY / "infer").glob("*.py"))]
+    modules = [module_of(path) for path in MODULES if name_of(path).split("/")[0] in ("infer", "recipes", "benchmark")]
     code = (
         f"import importlib, sys; [importlib.import_module(name) for name in {modules!r}]; print('torch' in sys.modules)"
     )

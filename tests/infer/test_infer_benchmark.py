@@ -19,14 +19,14 @@ from onnx import TensorProto, helper
 from rich.console import Console
 from tiny_artefact import write_artefact
 
-from directdet.errors import UserError
-from directdet.infer import provider_check
-from directdet.infer.benchmark import _variants, benchmark
-from directdet.infer.benchmark_cell import STAGES, summary, time_stages, timed_records
+from directdet.benchmark import provider_check
+from directdet.benchmark.cell import STAGES, summary, time_stages, timed_records
+from directdet.benchmark.provider_check import check_provider, onnx_nodes
+from directdet.benchmark.run import _variants, benchmark
+from directdet.common.errors import UserError
 from directdet.infer.machine import gpu_memory_mib, hardware, versions
 from directdet.infer.preprocess import Preprocess
-from directdet.infer.provider_check import check_provider, onnx_nodes
-from directdet.infer.runtimes import load
+from directdet.infer.runtimes.load import load
 
 
 def test_what_was_measured_outlives_a_stop(artefact, tmp_path, tiny_dataset, monkeypatch):
@@ -38,7 +38,7 @@ def test_what_was_measured_outlives_a_stop(artefact, tmp_path, tiny_dataset, mon
             raise cell
         return {"error": "made up", **cell}
 
-    monkeypatch.setattr("directdet.infer.benchmark._run", run)
+    monkeypatch.setattr("directdet.benchmark.run._run", run)
     with pytest.raises(KeyboardInterrupt):
         benchmark([artefact], tiny_dataset, ["onnxruntime"], batch=(1, 2), out=tmp_path / "out", progress=False)
     saved = json.loads((tmp_path / "out" / "benchmark.json").read_text())

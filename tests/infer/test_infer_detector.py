@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import directdet
-from directdet.errors import UserError
-from directdet.infer import runtimes
+from directdet.common.errors import UserError
 from directdet.infer.detections import Detections
-from directdet.infer.runtimes import load
+from directdet.infer.predictor import Predictor
+from directdet.infer.runtimes.load import load
 
 
 def test_three_lines(artefact):
@@ -26,7 +26,7 @@ def test_three_lines(artefact):
     for name in ("boxes", "scores", "labels", "masks"):
         assert np.array_equal(getattr(found, name), getattr(same, name))
     assert [detector.classes[label] for label in found.labels] == ["person", "dog"]
-    assert isinstance(detector, runtimes.Detector) and len(detector.detect_batch([image, image])) == 2
+    assert isinstance(detector, Predictor) and len(detector.detect_batch([image, image])) == 2
     with pytest.raises(UserError, match="not found"):
         Detector("nowhere")
     with pytest.raises(AttributeError, match="Detektor"):

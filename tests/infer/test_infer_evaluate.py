@@ -13,14 +13,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
+from directdet.common.errors import UserError
 from directdet.data.dataset import load_dataset
 from directdet.data.records import make_record
-from directdet.errors import UserError
-from directdet.infer.coco_ap import coco_ground_truth
+from directdet.infer.accuracy.coco_ap import coco_ground_truth
+from directdet.infer.accuracy.evaluate import METRIC_NAMES, evaluate, score_detections
+from directdet.infer.accuracy.voc_ap import voc_precision
 from directdet.infer.detections import Detections
-from directdet.infer.evaluate import METRIC_NAMES, evaluate, score_detections
-from directdet.infer.runtimes import load
-from directdet.infer.voc_ap import voc_precision
+from directdet.infer.runtimes.load import load
 
 
 def truth_as_detections(dataset, keep=lambda record, index: True):

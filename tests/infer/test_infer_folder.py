@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from tiny_artefact import write_artefact
 
-from directdet import cli
-from directdet.errors import UserError
-from directdet.infer import sources
-from directdet.infer.predict import PART_FILE, predict
-from directdet.infer.runtimes import load
-from directdet.infer.sources import find_images
-from directdet.infer.stages import Shot
+from directdet.common.errors import UserError
+from directdet.front import cli
+from directdet.infer.predict import sources
+from directdet.infer.predict.images import PART_FILE, predict
+from directdet.infer.predict.sources import find_images
+from directdet.infer.predict.stages import Shot
+from directdet.infer.runtimes.load import load
 
 
 def save(folder: Path, *names: str, height: int = 24, width: int = 32) -> Path:
@@ -133,7 +133,7 @@ def test_resume_gives_what_one_run_gives(detector, tmp_path, results, done):
 def test_stopped_when_only_the_results_file_was_missing(detector, tmp_path, monkeypatch):
     source = save(tmp_path / "in", "a.png", "b.png")
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr("directdet.infer.predict.write_coco", lambda *_: (_ for _ in ()).throw(Stop()))
+        patch.setattr("directdet.infer.predict.images.write_coco", lambda *_: (_ for _ in ()).throw(Stop()))
         predict(detector, source, tmp_path / "out", progress=False)
     summary = predict(detector, source, tmp_path / "out", resume=True, progress=False)
     assert (summary.n_images, summary.n_resumed) == (2, 2)
@@ -231,7 +231,7 @@ def test_no_results_stay_in_memory(detector, tmp_path, monkeypatch):
     def look(*_: object) -> None:
         alive.extend(value for value in results() if id(value) not in before)
 
-    monkeypatch.setattr("directdet.infer.predict.write_coco", look)
+    monkeypatch.setattr("directdet.infer.predict.images.write_coco", look)
     assert predict(detector, source, tmp_path / "out", batch=2, progress=False).n_images == 60
     assert alive == []
     kept = Shot(None, None, line={"image_id": 1, "detections": []})

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from directdet.errors import UserError
-from directdet.infer import pipeline
-from directdet.infer.pipeline import END, Channel, Latencies, run_pipeline
+from directdet.common.errors import UserError
+from directdet.infer.predict import pipeline
+from directdet.infer.predict.pipeline import END, Channel, Latencies, run_pipeline
 
 WAIT = 20  # seconds until a test gives up on another thread
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from directdet.errors import UserError
+from directdet.common.errors import UserError
 from directdet.infer.detections import Detections
 from directdet.infer.draw import colour, draw
-from directdet.infer.predict import predict
-from directdet.infer.runtimes import load
-from directdet.infer.sources import find_images, read_bgr
+from directdet.infer.predict.images import predict
+from directdet.infer.predict.sources import find_images, read_bgr
+from directdet.infer.runtimes.load import load
 
 
 def save(path, seed: int = 0, height: int = 192, width: int = 256) -> np.ndarray:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from directdet.errors import UserError
+from directdet.common.errors import UserError
 from directdet.infer import preprocess as module
 from directdet.infer.decode import to_detections
 from directdet.infer.preprocess import MEAN, STD, Preprocess, fixture_image

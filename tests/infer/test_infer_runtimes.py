@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from tiny_artefact import BOXES, CLASSES, write_artefact
 
-from directdet.errors import UserError
+from directdet.common.errors import UserError
 from directdet.infer import artefact as artefact_module
-from directdet.infer import onnx_runtime
 from directdet.infer.artefact import read_meta
-from directdet.infer.runtimes import load, model_kind
+from directdet.infer.runtimes import onnx_runtime
+from directdet.infer.runtimes.load import load, model_kind
 
 
 def picture(height: int = 192, width: int = 256) -> np.ndarray:
@@ -271,11 +271,11 @@ def test_no_torch_is_needed(artefact, tmp_path):
 import sys
 for name in ("torch", "torchvision"):
     sys.modules[name] = None
-import directdet.infer.benchmark, directdet.infer.evaluate, directdet.infer.torch_runtime
-import directdet.infer.tensorrt_runtime
-from directdet.errors import UserError
-from directdet.infer.predict import predict
-from directdet.infer.runtimes import load
+import directdet.benchmark.run, directdet.infer.accuracy.evaluate, directdet.infer.runtimes.torch_runtime
+import directdet.infer.runtimes.tensorrt_runtime
+from directdet.common.errors import UserError
+from directdet.infer.predict.images import predict
+from directdet.infer.runtimes.load import load
 for runtime in sys.argv[4:]:
     summary = predict(load(sys.argv[1], runtime=runtime, device="cpu"), sys.argv[2], sys.argv[3], progress=False)
     assert summary.n_detections == 2, summary

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from directdet.errors import UserError
-from directdet.infer import cuda_driver, tensorrt_runtime
+from directdet.common.errors import UserError
 from directdet.infer.artefact import read_artefact
-from directdet.infer.cuda_driver import CudaDriver, find_gpu
 from directdet.infer.preprocess import Preprocess
-from directdet.infer.runtimes import load
+from directdet.infer.runtimes import cuda_driver, tensorrt_runtime
+from directdet.infer.runtimes.cuda_driver import CudaDriver, find_gpu
+from directdet.infer.runtimes.load import load
 
 BUILT = {"compute_capability": "8.9", "library": "tensorrt_rtx", "version": "1.7.1.116"}
 

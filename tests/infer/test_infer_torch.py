@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from directdet.errors import UserError
+from directdet.common.errors import UserError
 from directdet.infer.preprocess import Preprocess
-from directdet.infer.runtimes import load
-from directdet.infer.torch_runtime import TorchBackend, TorchDetector, load_torch
+from directdet.infer.runtimes.load import load
+from directdet.infer.runtimes.torch_runtime import TorchBackend, TorchPredictor, load_torch
 from directdet.models.build import build_model, describe_model
 from directdet.models.checkpoint import save_checkpoint
-from directdet.models.rcnn import RCNNConfig
-from directdet.models.rcnn_deploy import RCNNDeploy
+from directdet.models.two_stage.deploy import RCNNDeploy
+from directdet.models.two_stage.network import RCNNConfig
 
 CONFIG = describe_model(
     RCNNConfig(
@@ -81,7 +81,7 @@ def test_a_model_in_training_comes_back_as_it_was(model):
     model.fpn.eval()  # a part that its owner keeps fixed
     before = {name: module.training for name, module in model.named_modules()}
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    detector = TorchDetector.from_model(model, Preprocess((64, 96)), "abc", (1, 2, 3), "cpu")
+    detector = TorchPredictor.from_model(model, Preprocess((64, 96)), "abc", (1, 2, 3), "cpu")
     found = detector(picture())
     assert {name: module.training for name, module in model.named_modules()} == before
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())  # BN statistics too
@@ -90,7 +90,7 @@ def test_a_model_in_training_comes_back_as_it_was(model):
 
 
 def test_weights_are_shared_with_the_model(model):
-    detector = TorchDetector.from_model(model, Preprocess((64, 96)), "abc", (1, 2, 3))
+    detector = TorchPredictor.from_model(model, Preprocess((64, 96)), "abc", (1, 2, 3))
     first = detector(picture())
     with torch.no_grad():
         for parameter in model.parameters():
@@ -99,8 +99,8 @@ def test_weights_are_shared_with_the_model(model):
 
 
 def test_canvases_of_any_size(model, monkeypatch):
-    monkeypatch.setattr("directdet.infer.torch_runtime._KEPT_SIZES", 2)
-    detector = TorchDetector.from_model(model, Preprocess((64, 128), fixed=False), "abc", (1, 2, 3))
+    monkeypatch.setattr("directdet.infer.runtimes.torch_runtime._KEPT_SIZES", 2)
+    detector = TorchPredictor.from_model(model, Preprocess((64, 128), fixed=False), "abc", (1, 2, 3))
     images = [picture(100, 150), picture(150, 100), picture(100, 300), picture(100, 150)]
     found = detector.detect_batch(images)
     assert [one.image_size for one in found] == [image.shape[:2] for image in images]

@@ -14,14 +14,14 @@ import pytest
 from tiny_artefact import write_artefact
 from videos import StandInCapture, frame, lines_of, number_of, read_video, write_video
 
-from directdet import cli
-from directdet.errors import UserError
-from directdet.infer import show
-from directdet.infer.predict_video import predict_video
-from directdet.infer.runtimes import load
-from directdet.infer.sources import source_kind
-from directdet.infer.video import TRIES, Video
-from directdet.infer.writers import VideoWriter
+from directdet.common.errors import UserError
+from directdet.front import cli
+from directdet.infer.predict import show
+from directdet.infer.predict.sources import source_kind
+from directdet.infer.predict.video import TRIES, Video
+from directdet.infer.predict.videos import predict_video
+from directdet.infer.predict.writers import VideoWriter
+from directdet.infer.runtimes.load import load
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_live_video_keeps_the_clocks_time(detector, tmp_path, monkeypatch):
         lambda: iter([type("F", (), {"number": n, "time": t, "image": frame(n)}) for n, t in enumerate(times)]),
     )
     monkeypatch.setattr(video, "live", False)  # so that none is dropped here
-    from directdet.infer import predict_video as module
+    from directdet.infer.predict import videos as module
 
     written = []
     monkeypatch.setattr(module._Output, "_repeats", _recorded(module._Output._repeats, written))
@@ -282,7 +282,7 @@ def test_a_window_until_q_is_pressed(detector, tmp_path, monkeypatch):
 
 
 def test_the_timing_script_runs(artefact, tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "scripts")
     script = importlib.import_module("video")
     source = write_video(tmp_path / "clip.mp4", 12)
     arguments = [str(artefact), str(source), "--threads", "1", "--rounds", "2", "--results", str(tmp_path)]

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from videos import frame, lines_of, number_of, read_video, write_video
 
-from directdet.infer.predict_video import predict_video
-from directdet.infer.runtimes import load
-from directdet.infer.video import Video
+from directdet.infer.predict.video import Video
+from directdet.infer.predict.videos import predict_video
+from directdet.infer.runtimes.load import load
 
 
 @pytest.fixture
@@ -30,13 +30,13 @@ def detector(artefact):
 # Started with a model that takes its time, so that the signal finds it at work.
 _SLOW = """
 import sys, time
-from directdet import cli
-from directdet.infer import runtimes
-run = runtimes.Detector.run
+from directdet.front import cli
+from directdet.infer.predictor import Predictor
+run = Predictor.run
 def slow(self, batch):
     time.sleep(0.005)
     return run(self, batch)
-runtimes.Detector.run = slow
+Predictor.run = slow
 sys.exit(cli.main(sys.argv[1:]))
 """
 

@@ -11,8 +11,8 @@ import pytest
 
 from directdet.data.dataset import load_dataset
 from directdet.data.records import make_record
+from directdet.infer.accuracy.voc_ap import voc_precision
 from directdet.infer.detections import Detections
-from directdet.infer.voc_ap import voc_precision
 
 
 def slow_voc_ap(found, records, classes, overlap=0.5):

@@ -15,9 +15,8 @@ import pytest
 from tiny_artefact import write_artefact
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("models", "data", "train", "export", "infer")
 ABSENT = ("torch", "torchvision", "onnx", "onnxscript", "matplotlib", "tensorboard")
-FULL = (sys.executable, "-P")
+FULL = (sys.executable,)
 
 pytestmark = pytest.mark.slow
 
@@ -62,10 +61,7 @@ def make_machine(folder: Path, names: list[str]) -> tuple[str, ...]:
             target = Path(distribution.locate_file(part))
             if target.exists() and not (site / part).exists():
                 (site / part).symlink_to(target)
-    package = site / "directdet"  # laid out as setup.py lays it out
-    package.mkdir()
-    for path in [*(ROOT / "directdet").glob("*.py"), *(ROOT / room for room in ROOMS)]:
-        (package / path.name).symlink_to(path)
+    (site / "directdet").symlink_to(ROOT / "src" / "directdet")
     return (str(python), "-I")
 
 

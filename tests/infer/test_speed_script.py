@@ -1,4 +1,4 @@
-"""benchmarks/speed.py at tiny size: what it makes of times, and that it runs."""
+"""scripts/speed.py at tiny size: what it makes of times, and that it runs."""
 
 import json
 import subprocess
@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from directdet.models.rcnn import RCNN, RCNNConfig
+from directdet.models.two_stage.network import RCNN, RCNNConfig
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SLIM = RCNNConfig(
     3, backbone="resnet18", width=8, fpn_channels=16, box_convs=1, box_features=16, mask_convs=1, mask_channels=16
 )
@@ -19,7 +19,7 @@ SLIM = RCNNConfig(
 
 @pytest.fixture(autouse=True)
 def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.syspath_prepend(str(SCRIPTS))
 
 
 def stages(device: float, prepare: float = 1.0) -> dict:
@@ -115,7 +115,7 @@ def test_layers_are_the_network_and_its_operations_are_counted():
 
 @pytest.mark.slow
 def test_it_runs(tmp_path):
-    command = [sys.executable, BENCHMARKS / "speed.py", "--tiny", "--only", "ssd300/onnxruntime/fp32", "--runs", "2"]
+    command = [sys.executable, SCRIPTS / "speed.py", "--tiny", "--only", "ssd300/onnxruntime/fp32", "--runs", "2"]
     command += ["--rounds", "1", "--threads", "1", "--results", tmp_path]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

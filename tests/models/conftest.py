@@ -10,8 +10,8 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 from twin import build_twin, conditioned_model
 
-from directdet.models.rcnn import RCNN, RCNNConfig
-from directdet.models.targets import Targets
+from directdet.models.parts.targets import Targets
+from directdet.models.two_stage.network import RCNN, RCNNConfig
 
 # torchvision's smooth L1 and its rule for the best anchor of an object; few boxes, and short heads.
 SMALL = RCNNConfig(

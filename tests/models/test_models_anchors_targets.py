@@ -8,9 +8,9 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 from twin import TwinAnchors
 
-from directdet.models.anchors import anchor_shapes, level_anchors
-from directdet.models.rcnn import RCNN, RCNNConfig
-from directdet.models.targets import match, random_keys, sample
+from directdet.models.parts.anchors import anchor_shapes, level_anchors
+from directdet.models.parts.targets import match, random_keys, sample
+from directdet.models.two_stage.network import RCNN, RCNNConfig
 
 
 @pytest.mark.parametrize("size", [(128, 128), (160, 224), (96, 320)])

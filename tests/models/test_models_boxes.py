@@ -6,7 +6,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, nms
 
-from directdet.models.boxes import (
+from directdet.models.parts.boxes import (
     NMS_SWEEPS,
     box_loss,
     clip_boxes,

@@ -15,15 +15,15 @@ from twin import conditioned_model, smooth_images
 from twin_cascade import PUBLISHED, box_keys, conditioned_cascade, loop_detections, loop_losses
 from twin_losses import Keys
 
-from directdet.models import cascade_loss
-from directdet.models.boxes import take
 from directdet.models.build import build_model, describe_model
-from directdet.models.cascade import Cascade, CascadeConfig
-from directdet.models.cascade_deploy import CascadeDeploy
-from directdet.models.cascade_loss import cascade_losses
-from directdet.models.rcnn import RCNN, RCNNConfig
-from directdet.models.rcnn_loss import rcnn_losses, training_proposals
-from directdet.models.targets import Targets
+from directdet.models.parts.boxes import take
+from directdet.models.parts.targets import Targets
+from directdet.models.two_stage import cascade_loss
+from directdet.models.two_stage.cascade import Cascade, CascadeConfig
+from directdet.models.two_stage.cascade_deploy import CascadeDeploy
+from directdet.models.two_stage.cascade_loss import cascade_losses
+from directdet.models.two_stage.loss import rcnn_losses, training_proposals
+from directdet.models.two_stage.network import RCNN, RCNNConfig
 
 SIZE = (128, 128)
 NARROW = {"width": 16, "fpn_channels": 32, "box_features": 64, "mask_channels": 32, "box_convs": 0}

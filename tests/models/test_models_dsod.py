@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.densenet import _DenseBlock
 
-from directdet.models.dsod import LAYERS, DenseBlock, DenseExtras, Transition, dense_extras, dsod, norm_relu
-from directdet.models.norm import fix_batch_norm, fold_batch_norm
-from directdet.models.ssd_backbones import SSD_BACKBONES
-from directdet.models.ssd_head import SSDHead
+from directdet.models.backbones.builders import SSD_BACKBONES
+from directdet.models.backbones.dsod import LAYERS, DenseBlock, DenseExtras, Transition, dense_extras, dsod, norm_relu
+from directdet.models.parts.norm import fix_batch_norm, fold_batch_norm
+from directdet.models.ssd.head import SSDHead
 
 WIDTH = 16  # of slim networks, a quarter of the published one
 

@@ -10,10 +10,10 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from twin import build_twin, conditioned_model, smooth_images
 
-from directdet.models.backbones import BACKBONES
+from directdet.models.backbones.builders import BACKBONES
 from directdet.models.build import build_model, describe_model
-from directdet.models.rcnn import RCNN, RCNNConfig
-from directdet.models.rpn import propose
+from directdet.models.two_stage.network import RCNN, RCNNConfig
+from directdet.models.two_stage.rpn import propose
 
 RELATIVE = 1e-5
 

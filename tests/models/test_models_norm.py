@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from directdet.models.backbones import BACKBONES
-from directdet.models.norm import FixedBatchNorm2d, conv_norm, fix_batch_norm, fold_batch_norm, has_statistics
-from directdet.models.resnet import ResNet
+from directdet.models.backbones.builders import BACKBONES
+from directdet.models.backbones.resnet import ResNet
+from directdet.models.parts.norm import FixedBatchNorm2d, conv_norm, fix_batch_norm, fold_batch_norm, has_statistics
 
 NORMS = {"resnet18": 20, "resnet50": 53}
 

@@ -23,11 +23,11 @@ from torchvision.ops import sigmoid_focal_loss
 from twin import smooth_images
 
 from directdet.models.build import build_model, deploy_model, describe_model, losses_of
-from directdet.models.postprocess import best_pairs
-from directdet.models.retinanet import RetinaNet, RetinaNetConfig
-from directdet.models.retinanet_deploy import RetinaNetDeploy
-from directdet.models.retinanet_loss import focal_loss, retinanet_losses
-from directdet.models.targets import Targets
+from directdet.models.parts.postprocess import best_pairs
+from directdet.models.parts.targets import Targets
+from directdet.models.retinanet.deploy import RetinaNetDeploy
+from directdet.models.retinanet.loss import focal_loss, retinanet_losses
+from directdet.models.retinanet.network import RetinaNet, RetinaNetConfig
 
 SIZE = (128, 128)
 SMALL = RetinaNetConfig(5, backbone="resnet18", fpn_channels=64, test_pre_nms=300, detections=30)

@@ -17,10 +17,10 @@ from twin import smooth_images
 from directdet.export.onnx_graph import write_onnx
 from directdet.export.tensorrt import build_engine
 from directdet.models.build import losses_of
-from directdet.models.retinanet import RetinaNet, RetinaNetConfig
-from directdet.models.retinanet_deploy import RetinaNetDeploy
-from directdet.models.retinanet_loss import retinanet_losses
-from directdet.models.targets import Targets
+from directdet.models.parts.targets import Targets
+from directdet.models.retinanet.deploy import RetinaNetDeploy
+from directdet.models.retinanet.loss import retinanet_losses
+from directdet.models.retinanet.network import RetinaNet, RetinaNetConfig
 
 SIZE = (128, 128)
 # All operations, on few channels.

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from directdet.models.roi_pool import level_of, pool_rois
+from directdet.models.parts.roi_pool import level_of, pool_rois
 
 STRIDES = [4, 8, 16, 32]
 

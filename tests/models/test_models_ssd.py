@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection import SSD300_VGG16_Weights
 
 from directdet.models.build import build_model, deploy_model, describe_model
-from directdet.models.ssd import SSD, SSDConfig
-from directdet.models.ssd_deploy import SSDDeploy
-from directdet.models.ssd_extras import EXTRAS
+from directdet.models.ssd.deploy import SSDDeploy
+from directdet.models.ssd.extras import EXTRAS
+from directdet.models.ssd.network import SSD, SSDConfig
 
 # The original SSD, which is torchvision's, on few channels.
 ORIGINAL = SSDConfig(5, width=8, norm="none", head_norm=False, l2_norm=True)

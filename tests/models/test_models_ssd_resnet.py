@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import ResNet as TorchvisionResNet
 
-from directdet.models.norm import fold_batch_norm
-from directdet.models.resnet import BasicBlock
-from directdet.models.ssd_backbones import SSD_BACKBONES
-from directdet.models.ssd_resnet import SSD_RESNETS, SSDResNet
-from directdet.train.scratchdet_recipes import TABLE2
+from directdet.models.backbones.builders import SSD_BACKBONES
+from directdet.models.backbones.resnet import BasicBlock
+from directdet.models.backbones.root_resnet import SSD_RESNETS, SSDResNet
+from directdet.models.parts.norm import fold_batch_norm
+from directdet.recipes.scratchdet import TABLE2
 
 WIDTH = 4  # of slim networks, a sixteenth of the published ones
 # Sides of the maps at 300 pixels: behind the root's convolutions, its max-pool, stages 1 to 4.

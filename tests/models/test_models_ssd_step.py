@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from directdet.export.onnx_graph import FOLD_TOLERANCE, fold, write_onnx
 from directdet.export.tensorrt import build_engine
 from directdet.models.build import losses_of
-from directdet.models.norm import fix_batch_norm
-from directdet.models.pyramid import RawMaps
-from directdet.models.ssd import SSD, SSDConfig
-from directdet.models.ssd_deploy import SSDDeploy
-from directdet.models.ssd_loss import ssd_losses
-from directdet.models.targets import Targets
+from directdet.models.parts.norm import fix_batch_norm
+from directdet.models.parts.pyramid import RawMaps
+from directdet.models.parts.targets import Targets
+from directdet.models.ssd.deploy import SSDDeploy
+from directdet.models.ssd.loss import ssd_losses
+from directdet.models.ssd.network import SSD, SSDConfig
 
 SLIM = SSDConfig(5, width=8)
 TargetsOf = Callable[..., Targets]

@@ -11,11 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from twin import conditioned_model, smooth_images
 from twin_losses import Keys
 
-from directdet.models.norm import FixedBatchNorm2d, fix_batch_norm
-from directdet.models.rcnn import RCNN, RCNNConfig
-from directdet.models.rcnn_deploy import RCNNDeploy
-from directdet.models.rcnn_loss import rcnn_losses
-from directdet.models.targets import RandomKeys, Targets, random_keys
+from directdet.models.parts.norm import FixedBatchNorm2d, fix_batch_norm
+from directdet.models.parts.targets import RandomKeys, Targets, random_keys
+from directdet.models.two_stage.deploy import RCNNDeploy
+from directdet.models.two_stage.loss import rcnn_losses
+from directdet.models.two_stage.network import RCNN, RCNNConfig
 
 SIZE = (128, 128)
 TargetsOf = Callable[..., Targets]

@@ -15,12 +15,12 @@ from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.ops import StochasticDepth
 from twin import conditioned_model, smooth_images
 
-from directdet.models.backbones import BACKBONES
-from directdet.models.rcnn import RCNN, RCNNConfig
-from directdet.models.rcnn_deploy import RCNNDeploy
-from directdet.models.rcnn_loss import rcnn_losses
-from directdet.models.swin import Swin, swin_t
-from directdet.models.targets import Targets
+from directdet.models.backbones.builders import BACKBONES
+from directdet.models.backbones.swin import Swin, swin_t
+from directdet.models.parts.targets import Targets
+from directdet.models.two_stage.deploy import RCNNDeploy
+from directdet.models.two_stage.loss import rcnn_losses
+from directdet.models.two_stage.network import RCNN, RCNNConfig
 
 SIZE = (96, 160)  # maps 24x40, 12x20, 6x10 and 3x5: each is padded, and one window covers the last ones' height
 SLIM = RCNNConfig(

@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from directdet.models.vgg import vgg16
+from directdet.models.backbones.vgg import vgg16
 
 
 @pytest.mark.slow

@@ -18,15 +18,15 @@ from twin import conditioned_model, smooth_images, twin_detections
 from twin_losses import Keys, twin_losses
 from vgg_twin import OneMap, build_twin, same_layers
 
-from directdet.models.backbones import BACKBONES, TWO_STAGE_BACKBONES
+from directdet.models.backbones.builders import BACKBONES, TWO_STAGE_BACKBONES
 from directdet.models.build import build_model, deploy_model, describe_model
-from directdet.models.norm import fold_batch_norm
-from directdet.models.rcnn import RCNN, RCNNConfig
-from directdet.models.rcnn_deploy import RCNNDeploy
-from directdet.models.rcnn_loss import rcnn_losses
-from directdet.models.roi_pool import level_of, pool_rois
-from directdet.models.rpn import propose
-from directdet.models.targets import Targets
+from directdet.models.parts.norm import fold_batch_norm
+from directdet.models.parts.roi_pool import level_of, pool_rois
+from directdet.models.parts.targets import Targets
+from directdet.models.two_stage.deploy import RCNNDeploy
+from directdet.models.two_stage.loss import rcnn_losses
+from directdet.models.two_stage.network import RCNN, RCNNConfig
+from directdet.models.two_stage.rpn import propose
 
 # torchvision's smooth L1 and its rule for the best anchor of an object; anchors that fit into small pictures.
 SLIM = RCNNConfig(

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from directdet.cli import main
-from directdet.models.norm import sync_batch_norm
+from directdet.front.cli import main
+from directdet.models.parts.norm import sync_batch_norm
+from directdet.recipes.recipe import Recipe
 from directdet.train import distributed, loop
 from directdet.train.loop import Trainer
-from directdet.train.recipe import Recipe
 from directdet.train.run import train
 
 # Of the demo recipe: a step takes a fraction of a second. Group normalisation, as each picture has its own statistics.

@@ -29,21 +29,21 @@ from distributed_worker import (
 )
 from torch import Tensor, nn
 
-from directdet.cli import main
+from directdet.common.errors import UserError
+from directdet.data.augment.transforms import PretrainTransform
 from directdet.data.dataset import load_dataset
 from directdet.data.loader import make_loader
 from directdet.data.synthetic import make_synthetic
-from directdet.data.transforms import PretrainTransform
-from directdet.errors import UserError
-from directdet.infer.evaluate import evaluate
+from directdet.front.cli import main
+from directdet.infer.accuracy.evaluate import evaluate
 from directdet.infer.preprocess import Preprocess
-from directdet.infer.runtimes import load
+from directdet.infer.runtimes.load import load
 from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
+from directdet.recipes.recipe import Recipe
+from directdet.recipes.settings import apply_settings, get_recipe
 from directdet.train.log import read_log
-from directdet.train.recipe import Recipe
 from directdet.train.run import train
-from directdet.train.settings import apply_settings, get_recipe
 from directdet.train.step import Stepper
 
 # Runs in double precision that are to be the same: its rounding, 1e-16, which every step lets grow.

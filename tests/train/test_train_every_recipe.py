@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from directdet.models.build import DETECTORS
+from directdet.recipes.recipe import Phase, Recipe
+from directdet.recipes.settings import get_recipe
+from directdet.recipes.slim import RECIPES
 from directdet.train.log import read_log
-from directdet.train.recipe import Phase, Recipe
-from directdet.train.recipes import RECIPES
 from directdet.train.run import train
-from directdet.train.settings import get_recipe
 
 SMALL = {
     "rcnn": {"fpn_channels": 16, "box_features": 16, "mask_convs": 1, "mask_channels": 8},

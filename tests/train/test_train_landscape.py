@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from directdet import cli
+from directdet.front import cli
 from directdet.infer.preprocess import MEAN
-from directdet.landscape_plot import draw_landscape, smoothed
 from directdet.models.build import build_model
-from directdet.models.ssd_loss import ssd_losses
-from directdet.models.targets import Targets
-from directdet.train import landscape as module
-from directdet.train.landscape import FIGURES, SMOOTHING, Size, landscape
+from directdet.models.parts.targets import Targets
+from directdet.models.ssd.loss import ssd_losses
+from directdet.reproduce import landscape as module
+from directdet.reproduce.landscape import FIGURES, SMOOTHING, Size, landscape
+from directdet.reproduce.landscape_plot import draw_landscape, smoothed
 from directdet.train.step import Stepper
 
 MICRO = Size(300, 4, 8, 4, 0)  # four steps: a pass over the 12 pictures, and the first of the next
@@ -246,7 +246,7 @@ def test_mistakes_end_in_one_line(shapes, tmp_path, capsys, arguments, code, say
 def test_help_imports_nothing_heavy():
     lines = (
         "import json, sys",
-        "from directdet.cli import main",
+        "from directdet.front.cli import main",
         "assert main(['landscape', '--help']) == 0",
         "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))",
     )

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from directdet.errors import UserError
+from directdet.common.errors import UserError
 from directdet.infer.preprocess import Preprocess
 from directdet.models.build import build_model
+from directdet.recipes.recipe import Phase
 from directdet.train import memory
 from directdet.train.memory import BLOCK, Ledger, device_name, measure, step_cost
-from directdet.train.recipe import Phase
 from directdet.train.step import Stepper
 
 SLIM = {
@@ -212,7 +212,7 @@ def test_parts_add_up_to_the_peak(slim_cost):
     assert list(slim_cost.parts.values()) == sorted(slim_cost.parts.values(), reverse=True)
     weights = [*(model := build_model(SLIM)).parameters(), *model.buffers()]
     assert slim_cost.parts["parameters"] == sum(blocks(t.untyped_storage().nbytes()) for t in weights)
-    assert any(label.startswith("rcnn.RCNN.masks_of: ") for label in slim_cost.parts)
+    assert any(label.startswith("two_stage.network.RCNN.masks_of: ") for label in slim_cost.parts)
 
 
 @pytest.mark.slow

@@ -7,14 +7,14 @@ import torch
 from slim_models import copied, lived_in, mask_rcnn
 from torch import nn
 
+from directdet.common.errors import UserError
 from directdet.data.dataset import load_dataset
-from directdet.errors import UserError
 from directdet.infer.preprocess import Preprocess
-from directdet.models.norm import FixedBatchNorm2d, SyncBatchNorm2d, conv_norm, fix_batch_norm
+from directdet.models.parts.norm import FixedBatchNorm2d, SyncBatchNorm2d, conv_norm, fix_batch_norm
+from directdet.recipes.recipe import Phase
 from directdet.train import distributed
 from directdet.train.loop import make_phase_loader
 from directdet.train.prepare import apply_norm, describe_norm
-from directdet.train.recipe import Phase
 from directdet.train.step import Stepper
 
 

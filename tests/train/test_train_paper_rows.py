@@ -6,16 +6,16 @@ from dataclasses import fields
 import pytest
 from rich.console import Console
 
-from directdet.cli import main
-from directdet.infer import papers
-from directdet.infer.papers import ApRow
+from directdet.front.cli import main
 from directdet.models.build import DETECTORS
+from directdet.recipes import published
+from directdet.recipes.direct import PAPER_RECIPES
+from directdet.recipes.published import ApRow
+from directdet.recipes.recipe import PARTS, Phase, Recipe
+from directdet.recipes.settings import describe_recipe, get_recipe, recipe_groups
+from directdet.recipes.slim import RECIPES
+from directdet.recipes.table_rows import ROWS, paper_groups, paper_table, results_of
 from directdet.train.optim import learning_rate
-from directdet.train.paper_recipes import PAPER_RECIPES
-from directdet.train.paper_rows import ROWS, paper_groups, paper_table, results_of
-from directdet.train.recipe import PARTS, Phase, Recipe
-from directdet.train.recipes import RECIPES
-from directdet.train.settings import describe_recipe, get_recipe, recipe_groups
 
 COCO_TRAIN = 117266  # pictures of train2017 with objects
 GPUS = 8  # the paper's server
@@ -27,7 +27,7 @@ DETECTORS_OF_ROWS = {
     "Mask R-CNN Swin-T": ("rcnn", "swin_t", True),
 }
 LOADED = {"Backbone": 1, "+ FPN": 2, "+ RPN": 3, "+ box head": 4, "+ mask head": 5}
-KEYS = [key for key in ROWS if paper_table(key).source.startswith(papers.DIRECT)]
+KEYS = [key for key in ROWS if paper_table(key).source.startswith(published.DIRECT)]
 ROWS_WITH_RECIPES = [
     pytest.param(recipe, row, id=f"{key}-{number}")
     for key in KEYS
@@ -38,7 +38,9 @@ AP_ROWS = [param for param in ROWS_WITH_RECIPES if isinstance(param.values[1], A
 
 
 def test_every_table_is_there_with_every_row():
-    assert [paper_table(key) for key in KEYS] == [t for t in papers.all_tables() if t.source.startswith(papers.DIRECT)]
+    assert [paper_table(key) for key in KEYS] == [
+        t for t in published.all_tables() if t.source.startswith(published.DIRECT)
+    ]
     assert len(KEYS) == 11
     rows = [row for _, rows in paper_groups() for row in rows]
     without = [(row.label, row.why_not) for row in rows if row.recipe is None]
@@ -54,7 +56,7 @@ def steps(phase: Phase) -> int:
 
 def test_the_speed_tables_name_the_recipes_of_their_rows():
     """A benchmark sets a timed model beside the row whose recipe trained it."""
-    for key, table in zip(("7", "ScratchDet 2"), papers.speed_tables(), strict=True):
+    for key, table in zip(("7", "ScratchDet 2"), published.speed_tables(), strict=True):
         assert table == paper_table(key)
         assert tuple(row.recipe for row in table.rows) == ROWS[key] and set(ROWS[key]) <= set(RECIPES)
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from directdet.errors import UsageProblem, UserError
+from directdet.common.errors import UsageProblem, UserError
+from directdet.recipes.recipe import Phase
 from directdet.train import plan as planner
 from directdet.train.memory import Measured, StepCost, step_cost
 from directdet.train.plan import (
@@ -21,7 +22,6 @@ from directdet.train.plan import (
     parse_memory,
     plan,
 )
-from directdet.train.recipe import Phase
 
 SMALL = {
     "detector": "retinanet",

@@ -5,12 +5,12 @@ from dataclasses import FrozenInstanceError, fields
 import pytest
 from torch import nn
 
-from directdet.errors import UsageProblem
+from directdet.common.errors import UsageProblem
 from directdet.models.build import build_model
+from directdet.recipes.recipe import PARTS, Phase
+from directdet.recipes.settings import apply_settings, get_recipe
+from directdet.recipes.slim import RECIPES
 from directdet.train.optim import build_optimizer, factor_at, learning_rate
-from directdet.train.recipe import PARTS, Phase
-from directdet.train.recipes import RECIPES
-from directdet.train.settings import apply_settings, get_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)

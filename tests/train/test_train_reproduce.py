@@ -12,19 +12,18 @@ import torch
 from rich.console import Console
 from slim_models import MICRO, backbone_file, without_masks
 
+from directdet.common.errors import UsageProblem, UserError
 from directdet.data.dataset import load_dataset
-from directdet.errors import UsageProblem, UserError
 from directdet.models.build import build_model
-from directdet.models.checkpoint import CheckpointError
-from directdet.train import reproduce as module
-from directdet.train import reproduce_plan as planning
-from directdet.train import timing
-from directdet.train.experiments import EXPERIMENTS, SCALES, SHARED, Scale, Trial
+from directdet.recipes.recipe import PARTS
+from directdet.recipes.table_rows import paper_table
+from directdet.reproduce import budget as planning
+from directdet.reproduce import run as module
+from directdet.reproduce import timing
+from directdet.reproduce.experiments import EXPERIMENTS, SCALES, SHARED, Scale, Trial
+from directdet.reproduce.run import reproduce
 from directdet.train.loop import Trainer
-from directdet.train.paper_rows import paper_table
 from directdet.train.prepare import apply_norm
-from directdet.train.recipe import PARTS
-from directdet.train.reproduce import reproduce
 
 NAMES = [name for name in EXPERIMENTS if name.startswith("direct/")]
 
@@ -327,7 +326,7 @@ def test_a_file_of_one_backbone_serves_the_rows_on_it(shapes, tmp_path, paced, i
 
 def test_weights_that_fit_no_row_are_told_before_the_work(shapes, tmp_path, paced, idle):
     for path in (backbone_file(tmp_path / "r50.pth", "resnet50"), tmp_path / "missing.pth"):
-        with pytest.raises((UserError, CheckpointError), match=path.name):
+        with pytest.raises(UserError, match=path.name):
             reproduce("direct/table1", shapes, tmp_path / "out", 700.0, "micro", "cpu", imagenet=str(path))
         assert not (tmp_path / "out").exists()
 

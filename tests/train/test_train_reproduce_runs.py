@@ -15,15 +15,16 @@ import torch
 from rich.console import Console
 from slim_models import MICRO, backbone_file, without_masks
 
-from directdet.comparison import draw_comparison
-from directdet.errors import UserError
+from directdet.common.errors import UserError
 from directdet.models.checkpoint import load_checkpoint
-from directdet.train import loop, time_limit, timing
-from directdet.train import reproduce as module
-from directdet.train import reproduce_plan as planning
-from directdet.train.experiments import EXPERIMENTS, SCALES
+from directdet.reproduce import budget as planning
+from directdet.reproduce import run as module
+from directdet.reproduce import time_limit, timing
+from directdet.reproduce.comparison_plot import draw_comparison
+from directdet.reproduce.experiments import EXPERIMENTS, SCALES
+from directdet.reproduce.run import Comparison, reproduce
+from directdet.train import loop
 from directdet.train.loop import Trainer
-from directdet.train.reproduce import Comparison, reproduce
 
 
 @pytest.fixture(autouse=True)

@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import nn
 
+from directdet.common.errors import UserError
 from directdet.data.image import resize
 from directdet.data.synthetic import make_synthetic
-from directdet.errors import UserError
 from directdet.infer.preprocess import MEAN, STD, Preprocess
-from directdet.infer.runtimes import load
+from directdet.infer.runtimes.load import load
 from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
+from directdet.recipes.settings import apply_settings
 from directdet.train import loop
 from directdet.train.log import read_log
 from directdet.train.loop import Trainer
 from directdet.train.prepare import load_weights
 from directdet.train.run import train
-from directdet.train.settings import apply_settings
 from directdet.train.step import normalise
 
 

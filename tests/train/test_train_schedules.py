@@ -11,20 +11,20 @@ import torch
 from slim_models import mask_rcnn
 from torch import nn
 
+from directdet.common.errors import UserError
 from directdet.data.dataset import load_dataset
 from directdet.data.image import fit_size
-from directdet.errors import UserError
 from directdet.infer.preprocess import Preprocess
 from directdet.models.checkpoint import load_checkpoint
+from directdet.recipes.direct import MULTI_SCALE
+from directdet.recipes.recipe import Phase, Recipe
+from directdet.recipes.settings import get_recipe
 from directdet.train import loop
 from directdet.train.log import read_log
 from directdet.train.loop import Trainer, make_phase_loader
 from directdet.train.optim import build_optimizer, factor_at
-from directdet.train.paper_recipes import MULTI_SCALE
 from directdet.train.prepare import apply_norm
-from directdet.train.recipe import Phase, Recipe
 from directdet.train.run import train
-from directdet.train.settings import get_recipe
 from directdet.train.step import Stepper
 
 

@@ -13,23 +13,23 @@ import torch
 from rich.console import Console
 from slim_models import MICRO
 
-from directdet.comparison import draw_comparison
-from directdet.errors import UsageProblem, UserError
+from directdet.common.errors import UsageProblem, UserError
 from directdet.infer.preprocess import MEAN, STD, Preprocess
+from directdet.models.backbones.builders import SSD_BACKBONES
 from directdet.models.checkpoint import load_checkpoint
-from directdet.models.ssd import SSDConfig
-from directdet.models.ssd_backbones import SSD_BACKBONES
+from directdet.models.ssd.network import SSDConfig
+from directdet.recipes.recipe import Phase, Recipe
+from directdet.recipes.scratchdet import SCRATCHDET_RECIPES
+from directdet.recipes.settings import apply_settings, describe_recipe, get_recipe
+from directdet.recipes.table_rows import ROWS, paper_table, results_of
+from directdet.reproduce import budget as planning
+from directdet.reproduce.comparison_plot import draw_comparison
+from directdet.reproduce.experiments import EXPERIMENTS, SCALES
+from directdet.reproduce.run import reproduce
 from directdet.train import loop
-from directdet.train import reproduce_plan as planning
-from directdet.train.experiments import EXPERIMENTS, SCALES
 from directdet.train.loop import Trainer, make_phase_loader
 from directdet.train.optim import learning_rate
-from directdet.train.paper_rows import ROWS, paper_table, results_of
-from directdet.train.recipe import Phase, Recipe
-from directdet.train.reproduce import reproduce
 from directdet.train.run import load_splits, train
-from directdet.train.scratchdet_recipes import SCRATCHDET_RECIPES
-from directdet.train.settings import apply_settings, describe_recipe, get_recipe
 
 GPUS = 4  # section 4.1
 RATES = (0.001, 0.01, 0.05)

@@ -1,0 +1,165 @@
+"""The detectors that speed.py times: random networks that detect, torchvision's twins, and their layers alone."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from measure import ROOT
+from torch import Tensor, nn
+
+from directdet.infer.preprocess import Preprocess
+from directdet.models.build import describe_model
+from directdet.models.checkpoint import load_checkpoint, save_checkpoint
+from directdet.models.retinanet.network import RetinaNetConfig
+from directdet.models.ssd.network import SSDConfig
+from directdet.models.two_stage.network import BOX_BINS, MASK_BINS, RCNNConfig
+
+sys.path.insert(0, str(ROOT / "tests"))  # the twins, which prove the networks equal
+
+ORIGINAL_SSD = SSDConfig(80, norm="none", head_norm=False, l2_norm=True)  # the one that torchvision has
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A detector: its configuration, a tiny one for tests, and its input's (height, width)."""
+
+    config: object
+    tiny: object
+    size: tuple[int, int]
+
+
+SUBJECTS = {
+    "ssd300": Subject(ORIGINAL_SSD, replace(ORIGINAL_SSD, num_classes=5, width=8), (300, 300)),
+    "retinanet": Subject(RetinaNetConfig(80), None, (448, 448)),
+    "mask_rcnn": Subject(RCNNConfig(80), None, (448, 448)),
+}
+
+
+def random_model(name: str, tiny: bool = False) -> nn.Module:
+    """A network with random weights that really detects; see twin.conditioned_model."""
+    subject = SUBJECTS[name]
+    config = subject.tiny if tiny else subject.config
+    if name == "ssd300":
+        import ssd_twin
+
+        return ssd_twin.conditioned_model(config)
+    if name == "retinanet":
+        import retina_twin
+
+        return retina_twin.conditioned_model(config, subject.size)
+    import twin
+
+    return twin.conditioned_model(config, subject.size)
+
+
+def save_random(name: str, path: Path, tiny: bool = False) -> None:
+    """`random_model` as a checkpoint."""
+    model = random_model(name, tiny)
+    classes = model.config.num_classes
+    content = {"model_config": describe_model(model.config), "model": model.state_dict(), "recipe": "speed"}
+    content |= {"classes": [f"class {i}" for i in range(classes)], "category_ids": list(range(1, classes + 1))}
+    preprocess = Preprocess(SUBJECTS[name].size, warp=name == "ssd300")
+    save_checkpoint(path, {**content, "preprocess": preprocess.to_dict()})
+
+
+def save_with(path: Path, target: Path, **changes: int) -> None:
+    """The checkpoint `path` with other settings of its network, as test_proposals."""
+    content = load_checkpoint(path)
+    content["model_config"] = {**content["model_config"], **changes}
+    save_checkpoint(target, content)
+
+
+def torchvision_run(name: str, model: nn.Module) -> Callable[[np.ndarray], object]:
+    """torchvision's eager detector with the weights of `model`: a normalised batch to its detections."""
+    if name == "ssd300":
+        import ssd_twin
+
+        twin = ssd_twin.build_twin(model)
+        twin.detections_per_img = model.config.detections
+        return partial(_ssd, ssd_twin, twin)
+    if name == "retinanet":
+        import retina_twin
+
+        twin = retina_twin.build_twin(model)
+        twin.detections_per_img = model.config.detections
+        return partial(_direct, lambda images: retina_twin.twin_detections(twin, images, model.config.detections))
+    import twin as rcnn_twin
+
+    twin = rcnn_twin.build_twin(model)
+    return partial(_direct, lambda images: rcnn_twin.twin_detections(twin, images))
+
+
+def _direct(detect: Callable[[Tensor], object], batch: np.ndarray) -> object:
+    with torch.inference_mode():
+        return detect(torch.from_numpy(batch))
+
+
+def _ssd(module: object, twin: nn.Module, batch: np.ndarray) -> object:
+    with torch.inference_mode():
+        _, outputs, priors = module.twin_maps(twin, torch.from_numpy(batch))
+        return twin.postprocess_detections(outputs, [priors] * len(batch), [module.SIZE] * len(batch))
+
+
+class Layers(nn.Module):
+    """The network without post-processing: a graph cut at the raw maps.
+
+    For a two-stage detector the heads get pooled RoIs from outside, so that proposals, RoI pooling, NMS and the choice
+    of masks are left out as well.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, *pooled: Tensor) -> tuple[Tensor, ...]:
+        raw = self.model(images)
+        found = (raw.logits, raw.deltas)
+        if pooled:
+            found += self.model.boxes_of(pooled[0])
+        if len(pooled) > 1:
+            found += (self.model.mask_predictor(self.model.mask_head(pooled[1])),)
+        return found
+
+
+def layer_inputs(model: nn.Module, size: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Inputs of `Layers` for one image, random."""
+    config = model.config
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    inputs = (draw(1, 3, *size),)
+    if isinstance(config, RCNNConfig):
+        inputs += (draw(config.test_proposals, model.channels, BOX_BINS, BOX_BINS),)
+        inputs += (draw(config.detections, model.channels, MASK_BINS, MASK_BINS),) if config.masks else ()
+    return inputs
+
+
+def count_macs(layers: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+    """Multiply-accumulate operations of convolutions and matrix products."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        layers(*inputs)
+    return counter.get_total_flops() // 2
+
+
+def write_layers(model: nn.Module, size: tuple[int, int], path: Path) -> int:
+    """`Layers` with batch normalisation folded as ONNX; returns its multiply-accumulate operations for one image."""
+    from directdet.export.onnx_graph import OPSET, fold
+
+    layers, inputs = Layers(fold(model, size)[0]).eval(), layer_inputs(model, size)
+    names = ["images", "boxes", "masks"][: len(inputs)]
+    with torch.no_grad():
+        torch.onnx.export(
+            layers,
+            inputs,
+            str(path),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=names,
+            external_data=False,
+            verbose=False,
+        )
+    return count_macs(layers, inputs)

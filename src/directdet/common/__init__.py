@@ -1,0 +1,1 @@
+"""What every room may use: the errors a user sees, and atomic files."""

@@ -1,0 +1,90 @@
+"""Atomic writers: a reader finds the old file or the whole new one, never a half-written one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from directdet.common.errors import UserError
+
+
+def write_bytes_atomic(path: str | os.PathLike[str], content: bytes) -> Path:
+    """Write ``content`` to ``path`` by way of a temporary file in the same folder. Missing folders are made.
+
+    Raises:
+        UserError: the folder or file cannot be written.
+    """
+    return write_pieces_atomic(path, (content,))
+
+
+def write_pieces_atomic(path: str | os.PathLike[str], pieces: Iterable[bytes]) -> Path:
+    """:func:`write_bytes_atomic` of content that need not be in memory as a whole."""
+    target = Path(path)
+    temporary = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name[:64]}.", suffix=".tmp", dir=target.parent)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.writelines(pieces)
+            stream.flush()
+            os.fsync(stream.fileno())
+        # mkstemp makes files private to the user; give the new file the rights an ordinary open() would have given.
+        os.chmod(temporary, _ordinary_mode(target))
+        os.replace(temporary, target)
+    except OSError as error:
+        _remove(temporary)
+        raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
+    except BaseException:  # e.g. the user's Ctrl-C: leave no litter behind
+        _remove(temporary)
+        raise
+    return target
+
+
+def write_text_atomic(path: str | os.PathLike[str], text: str) -> Path:
+    """Write ``text`` as UTF-8 with its newlines as they are; see :func:`write_bytes_atomic`."""
+    return write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def write_json_atomic(path: str | os.PathLike[str], value: Any, indent: int | None = 2) -> Path:
+    """Write ``value`` as JSON; NaN and infinities are refused (ValueError), as they are not JSON."""
+    return write_text_atomic(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def require_writable(path: str | os.PathLike[str], folder: bool = False) -> None:
+    """Fail before hours of work rather than after them if ``path``, a file or a folder to come, cannot be written.
+
+    Nothing is made or changed.
+
+    Raises:
+        UserError: the other kind of thing is in the way, or the nearest existing folder cannot be written to.
+    """
+    target = Path(path)
+    if target.exists() and target.is_dir() != folder:
+        raise UserError(f"{target}: is a {'file; give a folder' if folder else 'folder; give the name of a file'}")
+    parent = target if folder else target.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise UserError(f"{target}: cannot be written: {parent} is a file, not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{target}: cannot be written: no files can be made in {parent}; choose another place")
+
+
+def _ordinary_mode(target: Path) -> int:
+    """Permission bits for ``target``: those of the file it replaces, else what the umask leaves."""
+    with contextlib.suppress(OSError):
+        return target.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _remove(temporary: str | None) -> None:
+    if temporary is not None:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)

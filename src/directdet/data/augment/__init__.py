@@ -1,0 +1,1 @@
+"""Augmentation and resizing of training pictures with their boxes and masks."""

@@ -1,0 +1,179 @@
+"""SSD's augmentation: colours changed, picture put on a larger canvas, cropped by overlap, warped to a square, flipped.
+
+Order and constants are those of SSD's authors' code, which ScratchDet trains with. Functions that draw take a numpy
+Generator and draw the same number of values whatever the picture is, so that a sample can be made again exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from directdet.data.augment.transforms import Sample, clip_boxes, hflip
+from directdet.data.image import PAD_COLOUR
+from directdet.data.masks import Shape, scale_and_shift
+
+__all__ = ["SSDTransform", "crop", "distort", "draw_window", "expand", "recolour", "warp"]
+
+BRIGHTNESS = 32.0  # grey levels
+CONTRAST = SATURATION = (0.5, 1.5)
+HUE = 18.0  # steps of OpenCV's hue, 180 to the circle: 36 degrees
+LARGEST_EXPANSION = 4.0
+# The seven ways to crop: the whole picture; a window that overlaps some object by at least so much; any window.
+WHOLE = None
+OVERLAPS = (WHOLE, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
+TRIALS = 50  # windows per way
+SCALE = (0.3, 1.0)  # square root of the share of the picture's area
+ASPECT = (0.5, 2.0)  # of the window's share of the width to its share of the height
+INTERPOLATIONS = (cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_NEAREST, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
+
+_LEVELS = np.arange(256, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class SSDTransform:
+    """The whole augmentation, to pictures of exactly ``size`` x ``size``; masks follow where there are any.
+
+    Objects that end up narrower or lower than a pixel are dropped, as in the other transforms.
+    """
+
+    size: int = 300
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """``sample`` must not be padded."""
+        sample = expand(replace(sample, image=distort(sample.image, rng)), rng)
+        sample = crop(sample, draw_window(sample.boxes, *sample.size, rng))
+        sample = warp(sample, self.size, INTERPOLATIONS[int(rng.integers(len(INTERPOLATIONS)))])
+        return clip_boxes(hflip(sample) if rng.random() < 0.5 else sample)
+
+
+def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Brightness, contrast, saturation and hue of an RGB picture changed, each half the time, by uniform amounts."""
+    happens = rng.random(4) < 0.5
+    lowest = (-BRIGHTNESS, CONTRAST[0], SATURATION[0], -HUE)
+    highest = (BRIGHTNESS, CONTRAST[1], SATURATION[1], HUE)
+    amounts = np.where(happens, rng.uniform(lowest, highest), (0.0, 1.0, 1.0, 0.0))
+    return recolour(image, *amounts.tolist(), contrast_last=rng.random() < 0.5)
+
+
+def recolour(
+    image: np.ndarray,
+    brightness: float = 0.0,
+    contrast: float = 1.0,
+    saturation: float = 1.0,
+    hue: float = 0.0,
+    contrast_last: bool = False,
+) -> np.ndarray:
+    """A new picture, uint8 RGB [H, W, 3] as ``image``; levels are rounded and clipped after every change.
+
+    ``brightness`` is added to the levels, then they are multiplied by ``contrast``, or last of all if
+    ``contrast_last``; ``saturation`` is a factor, and ``hue`` is added, in OpenCV's HSV. Hue goes round: 180 is 0, red
+    (the authors' code clips at 0).
+    """
+    light, scaled = _round(_LEVELS + brightness), _round(_LEVELS * contrast)
+    image = cv2.LUT(image, light if contrast_last else scaled[light])
+    if saturation != 1 or hue:
+        turned = (np.rint(_LEVELS + hue) % 180).astype(np.uint8)
+        tables = np.stack([turned, _round(_LEVELS * saturation), _LEVELS.astype(np.uint8)], axis=-1)
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        image = cv2.cvtColor(cv2.LUT(hsv, tables[None]), cv2.COLOR_HSV2RGB)
+    return cv2.LUT(image, scaled) if contrast_last else image
+
+
+def expand(sample: Sample, rng: np.random.Generator) -> Sample:
+    """Half the time: the picture somewhere on a canvas of the mean colour, up to four times as wide and high."""
+    happens, *draws = rng.random(4).tolist()
+    if happens >= 0.5:
+        return sample
+    (height, width), ratio = sample.size, 1 + (LARGEST_EXPANSION - 1) * draws[0]
+    new_height, new_width = int(height * ratio), int(width * ratio)
+    top, left = int(draws[1] * (new_height - height + 1)), int(draws[2] * (new_width - width + 1))
+    bottom, right = new_height - height - top, new_width - width - left
+    image = cv2.copyMakeBorder(sample.image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=PAD_COLOUR)
+    return _moved(sample, image, (1.0, 1.0), (float(left), float(top)))
+
+
+def draw_window(
+    boxes: np.ndarray,
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    overlaps: tuple[float | None, ...] = OVERLAPS,
+) -> np.ndarray:
+    """Where to crop a picture with ``boxes`` [G, 4]: int64 [4], xyxy.
+
+    The ways to crop are tried in random order, each with `TRIALS` windows; the first window that holds the centre of an
+    object (the authors' code does not ask for that) and overlaps one by the IoU asked for is taken. So each way that
+    can be gone is as likely as any other. The whole picture needs nothing of this; it is also the answer where no way
+    leads to a window, as without objects.
+    """
+    order = rng.permutation(len(overlaps)).tolist()
+    windows = _windows(rng.random((len(overlaps), TRIALS, 4)), height, width)
+    for way in order:
+        if overlaps[way] is WHOLE:
+            break
+        fits = (_iou(windows[way], boxes) >= overlaps[way]).any(1) & _holds_centre(windows[way], boxes).any(1)
+        if fits.any():
+            return windows[way, int(fits.argmax())]
+    return np.array([0, 0, width, height])
+
+
+def crop(sample: Sample, window: np.ndarray) -> Sample:
+    """The picture in ``window`` (xyxy, whole pixels), with the objects whose centre lies in it, clipped to it."""
+    left, top, right, bottom = (int(edge) for edge in window)
+    if (left, top, right, bottom) == (0, 0, sample.size[1], sample.size[0]):
+        return sample
+    kept = np.flatnonzero(_holds_centre(window[None], sample.boxes)[0])
+    shapes = None if sample.segmentations is None else tuple(sample.segmentations[index] for index in kept)
+    sample = replace(sample, boxes=sample.boxes[kept], labels=sample.labels[kept], segmentations=shapes)
+    moved = _moved(sample, sample.image[top:bottom, left:right], (1.0, 1.0), (-float(left), -float(top)))
+    edges = np.float32([right - left, bottom - top] * 2)
+    return replace(moved, boxes=np.clip(moved.boxes, 0, edges))
+
+
+def warp(sample: Sample, size: int, interpolation: int = cv2.INTER_LINEAR) -> Sample:
+    """Resize to ``size`` x ``size`` whatever the proportions were."""
+    height, width = sample.size
+    image = cv2.resize(sample.image, (size, size), interpolation=interpolation)
+    return _moved(sample, image, (size / width, size / height), (0.0, 0.0))
+
+
+def _round(levels: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+
+
+def _moved(sample: Sample, image: np.ndarray, scale: tuple[float, float], shift: tuple[float, float]) -> Sample:
+    """``sample`` with another picture, whose pixels x lie where x * scale + shift says, and its objects there."""
+    shapes: tuple[Shape, ...] | None = None
+    if sample.segmentations is not None:
+        shapes = tuple(scale_and_shift(shape, scale, shift) for shape in sample.segmentations)
+    boxes = (sample.boxes * np.array(scale * 2) + np.array(shift * 2)).astype(np.float32)
+    return Sample(image, boxes, sample.labels, shapes, image.shape[:2])
+
+
+def _windows(draws: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Windows int64 [..., 4] (xyxy, inside the picture) from uniform numbers [..., 4] in [0, 1)."""
+    scale = SCALE[0] + (SCALE[1] - SCALE[0]) * draws[..., 0]
+    # Beyond scale ** 2 and its inverse a window of this area is wider or higher than the picture.
+    root = np.sqrt(np.clip(ASPECT[0] + (ASPECT[1] - ASPECT[0]) * draws[..., 1], scale**2, scale**-2))
+    limits = np.array([width, height])
+    sizes = np.clip(np.rint(np.stack([scale * root, scale / root], axis=-1) * limits), 1, limits)
+    starts = np.floor(draws[..., 2:] * (limits - sizes + 1))
+    return np.concatenate([starts, starts + sizes], axis=-1).astype(np.int64)
+
+
+def _iou(windows: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """[T, 4] and [G, 4] xyxy -> [T, G]; boxes have an area."""
+    lower = np.maximum(windows[:, None, :2], boxes[None, :, :2])
+    upper = np.minimum(windows[:, None, 2:], boxes[None, :, 2:])
+    shared = np.clip(upper - lower, 0, None).prod(axis=-1)
+    areas, sizes = ((value[:, 2:] - value[:, :2]).prod(axis=-1) for value in (windows, boxes))
+    return shared / (areas[:, None] + sizes[None] - shared)
+
+
+def _holds_centre(windows: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Whether windows [T, 4] hold the centres of boxes [G, 4]: bool [T, G]."""
+    centres = (boxes[None, :, :2] + boxes[None, :, 2:]) / 2
+    return ((windows[:, None, :2] < centres) & (centres < windows[:, None, 2:])).all(axis=-1)

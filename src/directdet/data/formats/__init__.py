@@ -1,0 +1,1 @@
+"""Dataset layouts: COCO, VOC, and dataset.toml."""

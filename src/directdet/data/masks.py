@@ -1,0 +1,138 @@
+"""Object masks: exact decoding for evaluation, and a light form for training that geometry can be applied to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+
+import cv2
+import numpy as np
+
+from directdet.common.errors import UserError
+from directdet.data.records import Segmentation
+
+_SHIFT = 4  # cv2.fillPoly takes fixed-point coordinates; 4 bits are sixteenths of a pixel
+
+
+@dataclass(frozen=True, eq=False)
+class CropMask:
+    """A mask of 0 and 1, uint8 [h, w], that covers ``box`` (float64 [4], xyxy in pixels of the image).
+
+    Scaling and shifting the image changes the box alone. Outside it the mask is empty.
+    """
+
+    mask: np.ndarray
+    box: np.ndarray
+
+
+# A mask in training: polygons, each float64 [P, 2] in pixels of the current image, or a crop with its box.
+Shape = list[np.ndarray] | CropMask
+
+
+def coco_mask() -> ModuleType:
+    """pycocotools.mask, imported when a mask is met: boxes alone do without it.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise UserError(f"masks and COCO's AP need pycocotools ({error}); pip install pycocotools") from None
+    return mask
+
+
+def to_rle(segmentation: Segmentation, height: int, width: int) -> dict:
+    """The mask as compressed COCO run lengths ({"size", "counts": bytes}), as pycocotools' annToRLE.
+
+    Raises ValueError for None, and UserError for run lengths that cannot be decoded.
+    """
+    if segmentation is None:
+        raise ValueError("the object has no mask")
+    try:
+        if isinstance(segmentation, dict):
+            if isinstance(segmentation["counts"], list):
+                return coco_mask().frPyObjects(segmentation, height, width)
+            return segmentation
+        polygons = [polygon.tolist() for polygon in segmentation]
+        return coco_mask().merge(coco_mask().frPyObjects(polygons, height, width))
+    except ValueError as error:
+        raise UserError(f"segmentation: mask cannot be decoded: {error}") from None
+
+
+def decode_mask(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
+    """The mask as uint8 [height, width] of 0 and 1, exactly as pycocotools draws it; errors as :func:`to_rle`."""
+    try:
+        return coco_mask().decode(to_rle(segmentation, height, width))
+    except ValueError as error:
+        if segmentation is None:
+            raise
+        raise UserError(f"segmentation: mask cannot be decoded: {error}") from None
+
+
+def to_shape(segmentation: Segmentation, height: int, width: int) -> Shape | None:
+    """The training form of an object's mask in an image of ``height`` x ``width``; None if it has no mask."""
+    if segmentation is None:
+        return None
+    if not isinstance(segmentation, dict):
+        return [polygon.reshape(-1, 2) for polygon in segmentation]
+    mask = decode_mask(segmentation, height, width)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return CropMask(np.zeros((1, 1), np.uint8), np.array([0.0, 0.0, 1.0, 1.0]))
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    crop = np.ascontiguousarray(mask[top:bottom, left:right])
+    return CropMask(crop, np.array([left, top, right, bottom], np.float64))
+
+
+def scale_and_shift(shape: Shape, scale: tuple[float, float], shift: tuple[float, float]) -> Shape:
+    """Move points by x -> x * scale_x + shift_x, and y likewise; ``scale`` and ``shift`` are (x, y)."""
+    if isinstance(shape, CropMask):
+        return CropMask(shape.mask, shape.box * np.array(scale * 2) + np.array(shift * 2))
+    return [points * np.array(scale) + np.array(shift) for points in shape]
+
+
+def flip_shape(shape: Shape, width: float) -> Shape:
+    """Mirror left and right in an image of ``width``."""
+    if isinstance(shape, CropMask):
+        x1, y1, x2, y2 = shape.box
+        return CropMask(np.ascontiguousarray(shape.mask[:, ::-1]), np.array([width - x2, y1, width - x1, y2]))
+    return [points * np.array([-1.0, 1.0]) + np.array([width, 0.0]) for points in shape]
+
+
+def rasterise(shape: Shape, box: np.ndarray, size: int = 56) -> np.ndarray:
+    """The object's mask inside ``box`` (xyxy, same pixels as ``shape``), uint8 [size, size] of 0 and 1.
+
+    The box is divided into size x size cells; a cell is 1 where the mask covers at least half of it (measured on four
+    times finer cells).
+    """
+    fine = size * 4
+    x1, y1, x2, y2 = (float(value) for value in box)
+    # From image pixels to fine cells; a cell's centre has whole coordinates in OpenCV, hence the half.
+    scale = (fine / max(x2 - x1, 1e-6), fine / max(y2 - y1, 1e-6))
+    moved = scale_and_shift(shape, scale, (-x1 * scale[0] - 0.5, -y1 * scale[1] - 0.5))
+    drawn = _draw_crop(moved, fine) if isinstance(moved, CropMask) else _draw_polygons(moved, fine)
+    cells = cv2.resize(drawn, (size, size), interpolation=cv2.INTER_AREA)  # the mean of each 4 x 4 block
+    return (cells >= 128).astype(np.uint8)
+
+
+def _draw_polygons(polygons: list[np.ndarray], fine: int) -> np.ndarray:
+    """The union of polygons in fine cells, uint8 [fine, fine] of 0 and 255."""
+    drawn = np.zeros((fine, fine), np.uint8)
+    limit = 2.0**30 / 2**_SHIFT  # far outside of the canvas; keeps the fixed-point numbers in 32 bits
+    for points in polygons:  # one by one: drawn together, overlaps would cancel out
+        fixed = np.rint(np.clip(points, -limit, limit) * 2**_SHIFT).astype(np.int32)
+        cv2.fillPoly(drawn, [fixed], 255, lineType=cv2.LINE_8, shift=_SHIFT)
+    return drawn
+
+
+def _draw_crop(crop: CropMask, fine: int) -> np.ndarray:
+    """Look up fine cells in a crop whose box is given in them (minus the half), uint8 [fine, fine] of 0 and 255."""
+    height, width = crop.mask.shape
+    x1, y1, x2, y2 = crop.box
+    step_x, step_y = width / (x2 - x1), height / (y2 - y1)
+    # Fine cell i, whose centre is i here, has the crop coordinate (i - x1) * step - 0.5.
+    matrix = np.array([[step_x, 0.0, -x1 * step_x - 0.5], [0.0, step_y, -y1 * step_y - 0.5]])
+    # Nearest, since a pixel of a mask is a square: interpolating would round the corners of small objects.
+    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(crop.mask * 255, matrix, (fine, fine), flags=flags, borderMode=cv2.BORDER_CONSTANT)

@@ -1,0 +1,206 @@
+"""A small made-up instance-segmentation dataset: bright shapes on dull, textured grounds, in the COCO 2017 layout."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from directdet.common.files import write_bytes_atomic, write_json_atomic
+
+CLASSES = ("disk", "square", "triangle", "star")
+# Not contiguous, as COCO's own: what maps ids to labels is put to use.
+CATEGORY_IDS = (1, 2, 4, 7)
+
+_HUES = (0.0, 60.0, 110.0, 150.0)  # of OpenCV's 180; each class has a tendency, not a fixed colour
+_MOST_HIDDEN = 0.5  # share of a shape that others may cover
+_FINE = 8  # sub-pixel precision of outlines, as a factor
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """A picture in the making: uint8 [H, W, 3] BGR, and for every shape its label and visible bool [H, W] mask."""
+
+    image: np.ndarray
+    labels: list[int]
+    masks: list[np.ndarray]
+    crowd: np.ndarray | None
+
+
+def make_synthetic(
+    root: str | os.PathLike[str],
+    images_train: int = 48,
+    images_val: int = 16,
+    size: tuple[int, int] = (160, 200),
+    seed: int = 0,
+) -> Path:
+    """Write a dataset of ``images_train`` + ``images_val`` pictures below ``root``; returns ``root``.
+
+    Width and height of each picture are drawn from ``size`` (smallest, largest). Shapes overlap; boxes, masks
+    (polygons) and areas are those of the visible parts. In each split the last picture has no objects, and the first
+    (of two or more) has a crowd region, given as run lengths. The same arguments give the same bytes.
+
+    Raises ValueError for sizes under 64 pixels, and UserError if ``root`` cannot be written.
+    """
+    if not 64 <= size[0] <= size[1]:
+        raise ValueError(f"size {size} is not (smallest, largest) with 64 or more pixels")
+    root = Path(root)
+    for number, (split, count) in enumerate((("train", images_train), ("val", images_val))):
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for index in range(count):
+            rng = np.random.default_rng([seed, number, index])
+            width, height = (int(side) for side in rng.integers(size[0], size[1] + 1, 2))
+            first, last = index == 0 and count > 1, index == count - 1 and count > 1
+            scene = _draw_scene(rng, height, width, shapes=0 if last else int(rng.integers(2, 7)), crowd=first)
+            image_id = (number + 1) * 100000 + index + 1
+            file_name = f"{image_id:012d}.jpg"
+            encoded = cv2.imencode(".jpg", scene.image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+            write_bytes_atomic(root / f"{split}2017" / file_name, encoded.tobytes())
+            images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+            for entry in _annotate(scene):
+                annotations.append({"id": len(annotations) + 1, "image_id": image_id, **entry})
+        pairs = zip(CATEGORY_IDS, CLASSES, strict=True)
+        categories = [{"id": category, "name": name, "supercategory": "shape"} for category, name in pairs]
+        content = {
+            "info": {"description": f"directdet synthetic shapes, seed {seed}"},
+            "images": images,
+            "annotations": annotations,
+            "categories": categories,
+        }
+        # After its images: a dataset whose writing was interrupted is not taken for a whole one.
+        write_json_atomic(root / "annotations" / f"instances_{split}2017.json", content, indent=None)
+    return root
+
+
+def _draw_scene(rng: np.random.Generator, height: int, width: int, shapes: int, crowd: bool) -> _Scene:
+    scene = _Scene(_ground(rng, height, width), [], [], np.zeros((height, width), bool) if crowd else None)
+    if scene.crowd is not None:
+        _draw_crowd(scene, rng)
+    drawn = [0] * shapes  # full areas, to limit how much of each gets hidden
+    for _ in range(shapes * 10):
+        if len(scene.labels) == shapes:
+            break
+        label = int(rng.integers(len(CLASSES)))
+        radius = float(rng.uniform(0.09, 0.26) * min(height, width))
+        centre = (float(rng.uniform(0, width)), float(rng.uniform(0, height)))
+        angle = float(rng.uniform(0, 2 * math.pi))
+        mask = _fill(_outline(label, centre, radius, angle), height, width)
+        whole = math.pi * radius**2 * (1.0, 0.64, 0.41, 0.46)[label]
+        if mask.sum() < 0.6 * whole or (scene.crowd is not None and (mask & scene.crowd).any()):
+            continue  # mostly outside of the picture, or upon the crowd
+        rest = [old & ~mask for old in scene.masks]
+        if any(new.sum() < (1 - _MOST_HIDDEN) * full for new, full in zip(rest, drawn, strict=False)):
+            continue
+        if any(_has_hole(new) for new in rest):
+            continue  # polygons have no holes
+        scene.masks[:] = rest
+        drawn[len(scene.labels)] = int(mask.sum())
+        scene.masks.append(mask)
+        scene.labels.append(label)
+        _paint(scene.image, mask, label, rng)
+    return scene
+
+
+def _draw_crowd(scene: _Scene, rng: np.random.Generator) -> None:
+    """A heap of small disks in the top left corner."""
+    assert scene.crowd is not None
+    height, width = scene.crowd.shape
+    for row in range(3):
+        for column in range(4):
+            radius = 0.035 * min(height, width)
+            centre = ((column + 1.2) * 1.8 * radius + rng.normal(), (row + 1.2) * 1.8 * radius + rng.normal())
+            mask = _fill(_outline(0, centre, radius, 0.0), height, width)
+            _paint(scene.image, mask, 0, rng)
+            scene.crowd[mask] = True
+
+
+def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Dull texture: two colours mixed by coarse noise, stripes, and fine noise; uint8 [H, W, 3]."""
+    coarse = cv2.resize(rng.random((6, 6)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    turn, wave = rng.uniform(0, math.pi), rng.uniform(6, 30)
+    stripes = np.sin((x * math.cos(turn) + y * math.sin(turn)) * (2 * math.pi / wave)) * rng.uniform(0, 0.25)
+    mixed = np.clip(coarse + stripes, 0, 1)[..., None]
+    grey = rng.uniform(60, 170, 2)
+    first, second = (level + rng.uniform(-18, 18, 3) for level in grey)
+    fine = rng.normal(0, 5, (height, width, 1))
+    return np.clip(first * mixed + second * (1 - mixed) + fine, 0, 255).astype(np.uint8)
+
+
+def _outline(label: int, centre: tuple[float, float], radius: float, angle: float) -> np.ndarray:
+    """Corner points float64 [P, 2] of a shape inscribed in a circle of ``radius``."""
+    count = (40, 4, 3, 10)[label]
+    angles = angle + np.arange(count) * (2 * math.pi / count)
+    radii = np.full(count, radius)
+    if CLASSES[label] == "star":
+        radii[1::2] *= 0.5
+    return np.stack([centre[0] + radii * np.cos(angles), centre[1] + radii * np.sin(angles)], axis=1)
+
+
+def _fill(points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """bool [H, W]: pixels whose centre is inside, up to OpenCV's rounding."""
+    mask = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(mask, [np.rint((points - 0.5) * 16).astype(np.int32)], 1, shift=4)
+    return mask.astype(bool)
+
+
+def _paint(image: np.ndarray, mask: np.ndarray, label: int, rng: np.random.Generator) -> None:
+    hue = int(_HUES[label] + rng.normal(0, 12)) % 180
+    colour = np.array([[[hue, rng.integers(150, 256), rng.integers(170, 256)]]], np.uint8)
+    bgr = cv2.cvtColor(colour, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float64)
+    image[mask] = np.clip(bgr + rng.normal(0, 8, (int(mask.sum()), 1)), 0, 255).astype(np.uint8)
+
+
+def _has_hole(mask: np.ndarray) -> bool:
+    hierarchy = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[1]
+    return hierarchy is not None and bool((hierarchy[0][:, 3] >= 0).any())
+
+
+def _annotate(scene: _Scene) -> list[dict[str, Any]]:
+    """COCO entries, without ids, of the visible parts."""
+    entries = []
+    for label, mask in zip(scene.labels, scene.masks, strict=True):
+        entries.append(_entry(label, mask, _polygons(mask), crowd=0))
+    if scene.crowd is not None:
+        entries.append(_entry(0, scene.crowd, _run_lengths(scene.crowd), crowd=1))
+    return entries
+
+
+def _entry(label: int, mask: np.ndarray, segmentation: Any, crowd: int) -> dict[str, Any]:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    return {
+        "category_id": CATEGORY_IDS[label],
+        "bbox": [left, top, right - left, bottom - top],
+        "area": int(mask.sum()),
+        "iscrowd": crowd,
+        "segmentation": segmentation,
+    }
+
+
+def _polygons(mask: np.ndarray) -> list[list[float]]:
+    """Outlines along the pixels' outer edges (contours alone run through their centres and lose half a pixel)."""
+    fine = cv2.resize(mask.astype(np.uint8), None, fx=_FINE, fy=_FINE, interpolation=cv2.INTER_NEAREST)
+    contours = cv2.findContours(fine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]
+    polygons = []
+    for contour in contours:
+        points = (cv2.approxPolyDP(contour, 0.6 * _FINE, closed=True).reshape(-1, 2) + 0.5) / _FINE
+        if len(points) < 3:  # a sliver, straightened to a line: take all its points
+            points = (contour.reshape(-1, 2) + 0.5) / _FINE
+        polygons.append(np.round(points, 2).ravel().tolist())
+    return polygons
+
+
+def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    """Uncompressed COCO run lengths: column by column, beginning with zeros."""
+    flat = mask.ravel(order="F").astype(np.int8)
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    edges = np.concatenate([[0], changes, [len(flat)]])
+    counts = np.diff(edges).tolist()
+    return {"size": list(mask.shape), "counts": [0, *counts] if flat[0] else counts}

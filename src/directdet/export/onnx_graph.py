@@ -1,0 +1,177 @@
+"""Writing the deployed graph as ONNX, with batch normalisation folded, and checking what is in it."""
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from directdet.common.errors import UserError
+from directdet.infer.preprocess import Preprocess
+from directdet.models.build import deploy_model
+from directdet.models.parts.norm import fold_batch_norm
+from directdet.models.parts.postprocess import output_names
+
+OPSET = 18
+INPUT_NAME = "images"
+# A graph with none of these runs everywhere without a plugin: TensorRT-RTX has no runner for the first four, and
+# control flow or unfolded normalisations cost speed in every runtime.
+FORBIDDEN = ("BatchNormalization", "NonMaxSuppression", "RoiAlign", "NonZero", "If", "Loop")
+FOLD_TOLERANCE = 1e-4  # relative to the largest value of each map
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What was written: nodes by operator, normalisations folded, the largest relative change folding made, what stayed
+    in float32 in a graph of lower precision, with why, and the version of ONNX's operators."""
+
+    operators: dict[str, int]
+    folded: int
+    fold_error: float
+    kept_fp32: tuple[str, ...] = ()
+    opset: int = OPSET
+
+
+class CanvasInput(nn.Module):
+    """forward(canvases uint8 [N, H, W, 3] BGR) -> what `deployed` makes of them, normalised as Preprocess does it.
+
+    The cast comes first: TensorRT knows no other operation on uint8. Subtraction and multiplication of float32 are
+    exact to the last digit, and alike in every runtime.
+    """
+
+    def __init__(self, deployed: nn.Module, preprocess: Preprocess):
+        super().__init__()
+        self.deployed = deployed
+        for name, values in zip(("mean", "factor"), preprocess.factors, strict=True):
+            self.register_buffer(name, torch.from_numpy(values).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("rgb", torch.tensor([2, 1, 0]), persistent=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        planes = images.float().permute(0, 3, 1, 2).index_select(1, self.rgb)
+        return self.deployed((planes - self.mean) * self.factor)
+
+
+def fold(model: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, int, float]:
+    """A copy of `model` without batch normalisation; how many were folded; the largest relative difference it makes.
+
+    Raises UserError if folding changes the raw maps by more than rounding.
+    """
+    folded = copy.deepcopy(model).eval()
+    owner = folded if hasattr(folded, "conv_norm_pairs") else folded.backbone  # some normalise their heads too
+    count = fold_batch_norm(folded, owner.conv_norm_pairs())
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before, after = model.eval()(images), folded(images)
+    pairs = [*zip(before.features, after.features, strict=True), (before.logits, after.logits)]
+    error = max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)) for a, b in pairs)
+    if not error <= FOLD_TOLERANCE:
+        raise UserError(f"folding batch normalisation changed the network's maps by {error:.1e} of their size")
+    return folded, count, error
+
+
+def write_onnx(
+    model: nn.Module,
+    size: tuple[int, int],
+    batch: int | tuple[int, int, int],
+    path: Path,
+    canvas: Preprocess | None = None,
+    precision: str = "fp32",
+    samples: Tensor | None = None,
+) -> GraphFacts:
+    """Write network and post-processing for images of `size` to `path`; no plugin is needed to run it.
+
+    Args:
+        batch: images of a run, a constant of the graph; or the fewest, usual and most of them.
+        canvas: the graph takes this preprocessing's uint8 canvases [N, H, W, 3] and normalises them itself; None: it
+            takes float32 [N, 3, H, W], normalised.
+        precision: "fp32", "fp16" or "bf16".
+        samples: normalised float32 [N, 3, H, W] that show which layers meet values too large for a lower precision.
+    """
+    batch = (batch,) * 3 if isinstance(batch, int) else batch
+    folded, count, error = fold(model, size)
+    deployed = deploy_model(folded, size, portable=True).eval()
+    kept, opset = [], OPSET
+    if precision != "fp32":
+        from directdet.export.precision import BF16_OPSET, reduce_precision
+
+        kept = reduce_precision(deployed, precision, samples)
+        opset = BF16_OPSET if precision == "bf16" else OPSET
+    fixed = batch[0] == batch[2]
+    # torch.export takes a size of 1 for a constant, whatever it is told; any other number does as an example.
+    rows = batch[0] if fixed else max(2, batch[0])
+    if canvas is not None:
+        deployed = CanvasInput(deployed, canvas).eval()
+        images = torch.randint(0, 256, (rows, *size, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    else:
+        images = torch.randn(rows, 3, *size, generator=torch.Generator().manual_seed(1))
+    dynamic = None if fixed else ({0: torch.export.Dim("batch", min=batch[0], max=batch[2])},)
+    with torch.no_grad(), _quiet():
+        torch.onnx.export(
+            deployed,
+            (images,),
+            str(path),
+            dynamo=True,
+            opset_version=opset,
+            input_names=[INPUT_NAME],
+            output_names=list(output_names(model.config)),
+            dynamic_shapes=dynamic,
+            external_data=False,
+            verbose=False,
+        )
+    del folded, deployed
+    graph = onnx.load(str(path))
+    onnx.checker.check_model(graph)
+    _check_batch(graph, None if fixed else "batch", path)
+    operators = count_operators(graph)
+    found = [name for name in FORBIDDEN if name in operators]
+    if found:
+        raise UserError(f"{path}: the graph holds {', '.join(found)}, which not every runtime takes")
+    return GraphFacts(operators, count, error, tuple(kept), opset)
+
+
+def _check_batch(graph: onnx.ModelProto, name: str | None, path: Path) -> None:
+    """Every input and output has a batch of `name`, or a constant one: a number here would mean a baked-in batch."""
+    for value in [*graph.graph.input, *graph.graph.output]:
+        first = value.type.tensor_type.shape.dim[0]
+        if (first.dim_param or None) != name:
+            shown = first.dim_param or first.dim_value
+            wanted = name or "a constant"
+            raise UserError(f"{path}: {value.name} has a batch of {shown}, not {wanted}; please report this model")
+
+
+def count_operators(graph: onnx.ModelProto) -> dict[str, int]:
+    """Nodes by operator, in subgraphs and functions too, commonest first."""
+    counts: Counter[str] = Counter()
+
+    def walk(nodes: list) -> None:
+        for node in nodes:
+            counts[node.op_type] += 1
+            for attribute in node.attribute:
+                for subgraph in [attribute.g, *attribute.graphs]:
+                    walk(subgraph.node)
+
+    walk(graph.graph.node)
+    for function in graph.functions:
+        walk(function.node)
+    return dict(counts.most_common())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress chatter and version warnings from the user; errors still come as exceptions."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

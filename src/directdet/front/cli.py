@@ -1,0 +1,109 @@
+"""The front door: `directdet VERB ...`, its errors in one line and its exit codes.
+
+Exit codes: 0 done, 1 failed or a check did not pass, 2 called in a wrong way, 130 stopped by Ctrl-C. A mistake of the
+user ends in one line on stderr; any other exception is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from directdet import __version__
+from directdet.common.errors import UserError
+
+_STOPPED = 130  # what shells report for Ctrl-C
+# Errors of the system that say something about the user's disk and paths rather than about this code.
+_DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
+
+
+class Verbs(click.Group):
+    """A group that lists its commands in the order of the work and knows the nearest name to a mistyped one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands as they were defined."""
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; older releases of click suggest nothing for an unknown one."""
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            near = difflib.get_close_matches(name, self.commands, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self.commands)}"
+            raise click.UsageError(f"no command {name!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def directdet() -> None:
+    """Train object detectors from scratch, export them verified, and run them in real time.
+
+    DATA is a folder in COCO 2017, Roboflow COCO or PASCAL VOC layout, or one with a dataset.toml. MODEL is a run
+    folder, a checkpoint or an exported artefact. `directdet demo` shows the whole chain and needs no files.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    from directdet.front import commands
+
+    commands.add_to(directdet)
+    try:
+        # Not standalone: click would print usage and hint on lines of their own, and say "Aborted!".
+        result = directdet.main(None if arguments is None else list(arguments), "directdet", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.UsageError as error:
+        return _complain(_usage_line(error), error.exit_code)
+    except click.ClickException as error:
+        return _complain(error.format_message(), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo(f"{_who()}stopped", err=True)
+        return _STOPPED
+    except UserError as error:
+        return _complain(str(error), error.exit_code)
+    except BrokenPipeError:  # e.g. `directdet recipes | head -1`: the reader has gone, nobody is waiting for an answer
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS or error.filename is None:
+            raise
+        return _complain(f"{os.fsdecode(error.filename)}: {error.strerror}", 1)
+
+
+def _complain(message: str, code: int) -> int:
+    """Print one line on stderr, whatever the message holds."""
+    line = " ".join(part.strip() for part in message.splitlines() if part.strip())
+    click.echo(_who() + click.style("error:", fg="red", bold=True) + f" {line}", err=True)
+    return code
+
+
+def _who() -> str:
+    """Which process speaks, where torchrun started several and it is not the main one: most errors are of all."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    number = os.environ.get("RANK", "0")
+    return f"[rank {number}] " if several and number != "0" else ""
+
+
+def _usage_line(error: click.UsageError) -> str:
+    """The message with where to read more; click's own texts end in a full stop or a question mark."""
+    command = error.ctx.command_path if error.ctx is not None else "directdet"
+    message = error.format_message().rstrip(".")
+    return f"{message} (see {command} --help)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

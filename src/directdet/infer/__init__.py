@@ -1,0 +1,1 @@
+"""Running detectors: preprocessing, runtimes, detections, accuracy. Needs no torch for an artefact."""

@@ -1,0 +1,107 @@
+"""COCO's average precision by pycocotools, of detections and ground truth in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from directdet.data.dataset import Dataset, Record
+from directdet.data.masks import coco_mask
+
+
+def coco_ground_truth(dataset: Dataset, records: Iterable[Record] | None = None) -> COCO:
+    """The dataset as a pycocotools `COCO`, made in memory.
+
+    Objects marked difficult carry "difficult": 1, which `_Evaluation` makes pycocotools ignore. Objects without a mask
+    carry their box as polygon, and "no_mask": 1.
+    """
+    records = dataset.records if records is None else tuple(records)
+    annotations = [_annotation(record, index, dataset) for record in records for index in range(len(record.boxes))]
+    for number, annotation in enumerate(annotations, start=1):  # pycocotools takes id 0 for "not matched"
+        annotation["id"] = number
+    return _coco(dataset, records, annotations)
+
+
+def _annotation(record: Record, index: int, dataset: Dataset) -> dict[str, Any]:
+    """One object as a COCO annotation."""
+    x0, y0, x1, y1 = (float(value) for value in record.boxes[index])
+    shape = record.segmentations[index]
+    if shape is None:
+        segmentation: Any = [[x0, y0, x1, y0, x1, y1, x0, y1]]
+    elif isinstance(shape, dict):
+        segmentation = shape
+    else:
+        segmentation = [np.asarray(polygon, np.float64).tolist() for polygon in shape]
+    return {
+        "image_id": record.image_id,
+        "category_id": dataset.category_ids[int(record.labels[index])],
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": float(record.areas[index]),
+        "segmentation": segmentation,
+        "iscrowd": int(record.crowd[index]),
+        "difficult": int(record.difficult[index]),
+        "no_mask": int(shape is None),
+    }
+
+
+def _coco(dataset: Dataset, records: Iterable[Record], annotations: list[dict[str, Any]]) -> COCO:
+    """An indexed `COCO` with the dataset's images and categories."""
+    coco = COCO()
+    pairs = zip(dataset.category_ids, dataset.classes, strict=True)
+    coco.dataset = {
+        "info": {},
+        "images": [{"id": record.image_id, "width": record.width, "height": record.height} for record in records],
+        "categories": [{"id": number, "name": name} for number, name in pairs],
+        "annotations": annotations,
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+class _Evaluation(COCOeval):
+    """COCOeval that ignores difficult objects, and for masks those without one, without taking them for crowds."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        flags = ("difficult", "no_mask") if self.params.iouType == "segm" else ("difficult",)
+        for objects in self._gts.values():
+            for annotation in objects:
+                annotation["ignore"] = int(annotation["ignore"] or any(annotation.get(flag) for flag in flags))
+
+
+def score(
+    results: list[dict[str, Any]], dataset: Dataset, records: Iterable[Record], kind: str
+) -> tuple[list[float], list[float]]:
+    """The twelve numbers in pycocotools' order, and the AP per class, for kind "bbox" or "segm".
+
+    The results become a `COCO` here and not by `loadRes`, which refuses an empty list, and which gives masks their
+    box's area, so that small, medium and large would mean another thing for masks than in the ground truth.
+    """
+    annotations = []
+    for number, result in enumerate(results, start=1):
+        area = result["bbox"][2] * result["bbox"][3]
+        if kind == "segm":
+            area = float(coco_mask().area(result["segmentation"]))
+        annotations.append({**result, "id": number, "area": area, "iscrowd": 0})
+    evaluation = _Evaluation(coco_ground_truth(dataset, records), _coco(dataset, records, annotations), kind)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    precision = evaluation.eval["precision"]  # [IoU thresholds, recalls, categories, areas, detections]
+    by_id = dict(zip(evaluation.params.catIds, range(precision.shape[2]), strict=True))
+    per_class = [_mean(precision[:, :, by_id[number], 0, -1]) for number in dataset.category_ids]
+    return [float(value) for value in evaluation.stats], per_class
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of the entries that exist (above -1), or -1."""
+    values = values[values > -1]
+    return float(values.mean()) if values.size else -1.0

@@ -1,0 +1,185 @@
+"""Average precision of any `Predictor` on any `Dataset`: COCO's, by pycocotools, and VOC's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from directdet.common.errors import UserError
+from directdet.data.dataset import Dataset, Record, read_record_image
+from directdet.data.masks import coco_mask
+from directdet.infer.accuracy.voc_ap import voc_precision
+from directdet.infer.detections import Detections
+from directdet.infer.predictor import Predictor
+
+METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+@dataclass
+class Metrics:
+    """COCO's twelve numbers and VOC's two, 0 to 1. As in pycocotools -1 stands for "no such objects in the truth".
+
+    Attributes:
+        bbox: the twelve numbers of the boxes by `METRIC_NAMES`.
+        segm: those of the masks, or None where the model or the dataset has none.
+        classes: class names of the dataset.
+        per_class: AP of the boxes of each class.
+        voc: mAP of the boxes at IoU 0.5 by VOC's rules: "mAP_11point" (2007) and "mAP_area" (2010 and after).
+        per_class_voc: AP of each class by the same rules, "11point" and "area".
+        per_class_segm: AP of the masks of each class, or None.
+        n_images: images evaluated.
+        seconds: wall time of reading and detecting, without the scoring.
+    """
+
+    bbox: dict[str, float]
+    segm: dict[str, float] | None
+    classes: tuple[str, ...]
+    per_class: list[float]
+    voc: dict[str, float]
+    per_class_voc: dict[str, list[float]]
+    per_class_segm: list[float] | None = field(default=None)
+    n_images: int = 0
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "classes": list(self.classes)}
+
+    def table(self, per_class: bool = False) -> Table:
+        """The numbers in per cent as a rich table, one row per kind (and per class); VOC's two in a line below."""
+        # Narrow enough that thirteen columns stay whole in a terminal of 80.
+        table = Table(title=f"COCO AP on {self.n_images} images (%)", box=SIMPLE_HEAD, padding=0)
+        eleven_point, area = (_per_cent(self.voc[name]) for name in ("mAP_11point", "mAP_area"))
+        table.caption = f"VOC mAP@.5: 11-point {eleven_point}, area {area}"
+        table.add_column("")
+        for name in METRIC_NAMES:
+            table.add_column(name, justify="right")
+        for name, values in (("box", self.bbox), ("mask", self.segm)):
+            if values is not None:
+                table.add_row(name, *(_per_cent(values[metric]) for metric in METRIC_NAMES))
+        if per_class:
+            table.add_section()
+            for index, name in enumerate(self.classes):
+                table.add_row(f"{name}, box", _per_cent(self.per_class[index]))
+                if self.per_class_segm is not None:
+                    table.add_row(f"{name}, mask", _per_cent(self.per_class_segm[index]))
+        return table
+
+    def voc_table(self) -> Table:
+        """VOC's AP of each class in per cent."""
+        table = Table("", title=f"VOC AP@.5 on {self.n_images} images (%)", box=SIMPLE_HEAD, padding=0)
+        for name in ("11-point", "area"):
+            table.add_column(name, justify="right", min_width=9)
+        for name, *values in zip(
+            self.classes, *(self.per_class_voc[rule] for rule in ("11point", "area")), strict=True
+        ):
+            table.add_row(name, *map(_per_cent, values))
+        return table
+
+
+def evaluate(detector: Predictor, dataset: Dataset, progress: bool = True, max_images: int | None = None) -> Metrics:
+    """Run a detector over a dataset and score it.
+
+    Args:
+        detector: its classes must be the dataset's (in any order).
+        dataset: crowd regions and objects marked difficult are neither hits nor misses.
+        progress: show a progress bar.
+        max_images: only the first so many images.
+
+    Raises:
+        UserError: other classes, no images, or an image that cannot be read.
+    """
+    records = dataset.records[:max_images]
+    start = time.perf_counter()
+    found = detect(detector, dataset, records, progress)
+    seconds = time.perf_counter() - start
+    metrics = score_detections(found, dataset, records)
+    metrics.seconds = seconds
+    return metrics
+
+
+def detect(
+    detector: Predictor, dataset: Dataset, records: Sequence[Record], progress: bool = False
+) -> list[tuple[int, Detections]]:
+    """(image id, detections with the dataset's labels) of each record, for score_detections.
+
+    Raises:
+        UserError: other classes than the dataset's, no images in it, or an image that cannot be read.
+    """
+    order = match_classes(detector, dataset)
+    if not dataset.records:
+        raise UserError(f"{dataset.root}: {dataset.split}: no images to evaluate on")
+    found = []
+    console = Console(stderr=True)
+    hidden = not (progress and console.is_terminal)  # a bar that vanishes leaves an empty line in a log file
+    for record in track(records, description="evaluating", console=console, disable=hidden, transient=True):
+        detections = detector(read_record_image(record)[:, :, ::-1])
+        detections.labels = order[detections.labels]
+        found.append((record.image_id, detections))
+    return found
+
+
+def match_classes(detector: Predictor, dataset: Dataset) -> np.ndarray:
+    """Label of the dataset for every label of the detector, int64 [C].
+
+    Raises:
+        UserError: the detector and the dataset know different classes.
+    """
+    if set(detector.classes) != set(dataset.classes) or len(detector.classes) != len(dataset.classes):
+        only_model = [name for name in detector.classes if name not in dataset.classes][:5]
+        only_data = [name for name in dataset.classes if name not in detector.classes][:5]
+        raise UserError(
+            f"{dataset.root}: {dataset.split}: its {len(dataset.classes)} classes are not the {len(detector.classes)} "
+            f"of {detector.source} (only in the dataset: {only_data}, only in the model: {only_model}); "
+            "evaluate on data with the classes the model was trained on"
+        )
+    if detector.classes == dataset.classes:
+        return np.arange(len(dataset.classes))
+    return np.array([dataset.classes.index(name) for name in detector.classes], np.int64)
+
+
+def score_detections(
+    found: Iterable[tuple[int, Detections]], dataset: Dataset, records: Iterable[Record] | None = None
+) -> Metrics:
+    """Score detections, given as (image id, detections with the dataset's labels); masks too where all have them.
+
+    Args:
+        found: at most one entry per image; images without one count as having no detections.
+        dataset: the ground truth.
+        records: the images that were looked at; all of the dataset's if None.
+    """
+    coco_mask()  # so that its absence is told in one line
+    from directdet.infer.accuracy.coco_ap import score
+
+    records = dataset.records if records is None else tuple(records)
+    found = list(found)
+    results: list[dict[str, Any]] = []
+    masks = True
+    for image_id, detections in found:
+        results.extend(detections.to_coco(image_id, dataset.category_ids))
+        masks = masks and detections.masks is not None
+    bbox, per_class = score(results, dataset, records, "bbox")
+    segm, per_class_segm = score(results, dataset, records, "segm") if masks and dataset.has_masks else (None, None)
+    voc = voc_precision(found, records, len(dataset.classes))
+    return Metrics(
+        dict(zip(METRIC_NAMES, bbox, strict=True)),
+        segm and dict(zip(METRIC_NAMES, segm, strict=True)),
+        dataset.classes,
+        per_class,
+        voc.means(),
+        voc.per_class(),
+        per_class_segm,
+        n_images=len(records),
+    )
+
+
+def _per_cent(value: float) -> str:
+    return "-" if value < 0 else f"{100 * value:.1f}"

@@ -1,0 +1,82 @@
+"""From a network's raw arrays to `Detections` in the pixels of the original image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from directdet.common.errors import UserError
+from directdet.infer.detections import Detections
+from directdet.infer.preprocess import Placement
+
+OUTPUT_NAMES = ("num", "boxes", "scores", "labels", "masks")
+_DTYPES = (np.int32, np.float32, np.float32, np.int32, np.float32)
+
+
+def check_raw(outputs: Sequence[np.ndarray], batch: int, source: str) -> tuple[np.ndarray, ...]:
+    """A runtime's outputs with the types and shapes every consumer relies on.
+
+    Args:
+        outputs: num [B, 1], boxes [B, K, 4], scores [B, K], labels [B, K] and, for mask models, masks [B, K, M, M].
+        batch: B, the number of images that went in.
+        source: what to name in the message.
+
+    Raises:
+        UserError: the graph returns something else, so it is no directdet export.
+    """
+    if len(outputs) not in (4, 5):
+        raise UserError(
+            f"{source}: the model has {len(outputs)} outputs; expected 4 (num, boxes, scores, labels) or 5 with masks; "
+            "use a model written by `directdet export`"
+        )
+    arrays = tuple(
+        np.ascontiguousarray(value, dtype) for value, dtype in zip(outputs, _DTYPES[: len(outputs)], strict=True)
+    )
+    count = arrays[2].shape[1] if arrays[2].ndim == 2 else -1
+    expected = ((batch, 1), (batch, count, 4), (batch, count), (batch, count))
+    for name, array, shape in zip(OUTPUT_NAMES, arrays, expected, strict=False):
+        if array.shape != shape:
+            raise UserError(
+                f"{source}: output {name!r} has shape {list(array.shape)}, expected {list(shape)}; "
+                "use a model written by `directdet export`"
+            )
+    if len(arrays) == 5 and (arrays[4].ndim != 4 or arrays[4].shape[:2] != (batch, count)):
+        raise UserError(
+            f"{source}: output 'masks' has shape {list(arrays[4].shape)}, expected [{batch}, {count}, M, M]"
+        )
+    return arrays
+
+
+def to_detections(raw: Sequence[np.ndarray], index: int, placement: Placement) -> Detections:
+    """One image's detections.
+
+    Boxes are scaled back to the original image and clipped to it. Rows that have no area left lie wholly in the padding
+    and are dropped, since nothing can be drawn, pasted or matched there.
+
+    Args:
+        raw: num int32 [B, 1], boxes [B, K, 4] in canvas pixels, scores [B, K], labels [B, K], optional masks.
+        index: which image of the batch.
+        placement: where that image lay on the canvas.
+
+    Raises:
+        UserError: the network returned NaN or infinite values.
+    """
+    count = int(raw[0][index, 0])
+    if not 0 <= count <= raw[2].shape[1]:
+        raise UserError(f"the network reports {count} detections in {raw[2].shape[1]} rows; export the model again")
+    boxes = raw[1][index, :count].astype(np.float32)  # a copy: raw stays as it is
+    scores = raw[2][index, :count]
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise UserError("the network returned NaN or infinite values; if it runs in fp16 or bf16, use fp32")
+    boxes[:, 0::2] = np.clip(boxes[:, 0::2] / np.float32(placement.scale_x), 0, placement.original_width)
+    boxes[:, 1::2] = np.clip(boxes[:, 1::2] / np.float32(placement.scale_y), 0, placement.original_height)
+    keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    masks = raw[4][index, :count][keep] if len(raw) == 5 else None
+    return Detections(
+        boxes=boxes[keep],
+        scores=scores[keep],
+        labels=raw[3][index, :count][keep],
+        masks=masks,
+        image_size=(placement.original_height, placement.original_width),
+    )

@@ -1,0 +1,1 @@
+"""Detecting on folders, videos and cameras, and writing what was found."""

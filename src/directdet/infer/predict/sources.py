@@ -1,0 +1,131 @@
+"""Where images come from: a file, a folder, or a pattern."""
+
+from __future__ import annotations
+
+import glob
+import heapq
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from directdet.common.errors import UserError
+from directdet.data.image import read_image
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".mjpeg")
+_PATTERN = "*?["
+_DEVICE = "/dev/video"
+_LISTED = 50_000  # names in memory at once
+
+
+@dataclass(frozen=True)
+class Images:
+    """Image files sorted by name, listed anew by every loop: of a folder of any size only some names are in memory.
+
+    Attributes:
+        source: what was asked for.
+        root: the folder that the images' relative names start from.
+        count: how many there were when they were counted.
+    """
+
+    source: str
+    root: Path
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Path]:
+        last: list[str] | None = None
+        while True:
+            names = (name for name in _scan(self.source) if last is None or _order(name) > last)
+            some = heapq.nsmallest(_LISTED, names, key=_order)
+            yield from map(Path, some)
+            if len(some) < _LISTED:
+                return
+            last = _order(some[-1])
+
+    def name(self, path: Path) -> Path:
+        """The relative name of one of them; it keeps files of the same name in different folders apart."""
+        return path.absolute().relative_to(self.root)
+
+
+def source_kind(source: str | Path) -> str:
+    """What SOURCE is: "images" (also if nothing is there), "video" (a file), "camera" or "stream"."""
+    text = str(source)
+    path = Path(text)
+    if "://" in text:
+        return "stream"
+    if path.is_file() and path.suffix.lower() in VIDEO_EXTENSIONS:
+        return "video"
+    if not path.exists() and path.suffix.lower() in VIDEO_EXTENSIONS and not any(sign in text for sign in _PATTERN):
+        return "video"
+    if (text.isdecimal() and not path.exists()) or text.startswith(_DEVICE):
+        return "camera"
+    return "images"
+
+
+def find_images(source: str | Path) -> Images:
+    """The image files that `source` names.
+
+    Args:
+        source: one image file, a folder (its own images, not those of subfolders), or a pattern such as
+            "shots/*.png" or "shots/**/*.jpg".
+
+    Raises:
+        UserError: nothing there, or no images among it.
+    """
+    text, path = str(source), Path(source)
+    root = path.parent
+    if path.is_file():
+        if not _is_image(path.name):
+            raise UserError(f"{path}: not an image or a video; expected {', '.join((*EXTENSIONS, *VIDEO_EXTENSIONS))}")
+        what = "file"
+    elif path.is_dir():
+        what, root = "folder", path
+    elif any(sign in text for sign in _PATTERN):
+        what = "pattern"
+        while any(sign in str(root) for sign in _PATTERN):
+            root = root.parent
+    else:
+        raise UserError(
+            f"{source}: not found; give an image, a folder, a pattern in quotes such as 'folder/*.jpg', a video, the "
+            "number of a camera or the URL of a stream"
+        )
+    count = sum(1 for _ in _scan(text))
+    if not count:
+        raise UserError(f"{source}: no images in this {what}; expected {', '.join(EXTENSIONS)}")
+    return Images(text, root.absolute(), count)
+
+
+def read_bgr(path: str | Path) -> np.ndarray:
+    """An image as detectors take it, uint8 [h, w, 3] BGR; `UserError` naming the file if it cannot be read."""
+    return cv2.cvtColor(read_image(path), cv2.COLOR_RGB2BGR)
+
+
+def _scan(source: str) -> Iterator[str]:
+    """The image files' names in no order."""
+    if os.path.isdir(source):
+        with os.scandir(source) as entries:
+            for entry in entries:
+                if _is_image(entry.name) and entry.is_file():
+                    yield os.path.join(source, entry.name)
+    elif os.path.isfile(source):
+        yield source
+    else:
+        for name in glob.iglob(source, recursive=True):
+            if _is_image(os.path.basename(name)) and os.path.isfile(name):
+                yield name
+
+
+def _order(name: str) -> list[str]:
+    """Folder by folder, as paths compare."""
+    return name.split(os.sep)
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")

@@ -1,0 +1,273 @@
+"""Detect on a video file, a camera or a stream: annotated video, and a JSON line for each frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from directdet.common.errors import UserError
+from directdet.common.files import require_writable, write_json_atomic
+from directdet.infer.draw import draw
+from directdet.infer.predict.pipeline import PipelineResult, run_pipeline
+from directdet.infer.predict.progress import counting
+from directdet.infer.predict.show import Window
+from directdet.infer.predict.stages import (
+    Group,
+    Shot,
+    batch_size,
+    coco_categories,
+    detection_stages,
+    grouped,
+    one_opencv_thread,
+    select,
+)
+from directdet.infer.predict.video import Frame, Video
+from directdet.infer.predict.writers import LinesWriter, VideoWriter, read_lines, write_coco
+from directdet.infer.predictor import Predictor
+
+
+@dataclass
+class VideoSummary:
+    """What `predict_video` did.
+
+    Attributes:
+        n_frames: frames detected on.
+        n_detections: detections written.
+        n_dropped: frames of a live source that made way for newer ones.
+        n_broken: frames that could not be read.
+        n_reconnects: how often a lost live source came back.
+        files: what was written: the annotated video, the detections, the timing.
+        pipeline: times of the stages.
+        batch: frames per batch, which the times are of.
+    """
+
+    n_frames: int = 0
+    n_detections: int = 0
+    n_dropped: int = 0
+    n_broken: int = 0
+    n_reconnects: int = 0
+    files: list[Path] = field(default_factory=list)
+    pipeline: PipelineResult = field(default_factory=PipelineResult)
+    batch: int = 1
+
+    @property
+    def fps(self) -> float:
+        """Frames per second from the first frame's reading to the last one's writing."""
+        return self.n_frames / self.pipeline.seconds if self.pipeline.seconds else 0.0
+
+    @property
+    def device_fps(self) -> float:
+        """Frames per second that the device stage alone would reach at the speed it had here."""
+        device = self.pipeline.stages.get("device")
+        return self.n_frames / device.total if device is not None and device.total else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, times in milliseconds."""
+        times = {name: latencies.summary() for name, latencies in self.pipeline.stages.items()}
+        return {
+            "frames": self.n_frames,
+            "detections": self.n_detections,
+            "dropped": self.n_dropped,
+            "broken": self.n_broken,
+            "reconnects": self.n_reconnects,
+            "seconds": self.pipeline.seconds,
+            "fps": self.fps,
+            "device_fps": self.device_fps,
+            "batch": self.batch,
+            "stages": times,
+            "end_to_end": self.pipeline.end_to_end.summary(),
+        }
+
+    def table(self) -> Table:
+        """Latency of each stage, for a terminal."""
+        of = f" of {self.batch} frames" if self.batch > 1 else ""
+        table = Table(title=f"latency{of}, ms", title_justify="left")
+        table.add_column("stage")
+        for name in ("mean", "p50", "p95", "p99"):
+            table.add_column(name, justify="right")
+        rows = [*self.pipeline.stages.items(), ("end to end", self.pipeline.end_to_end)]
+        for name, latencies in rows:
+            table.add_row(name, *(f"{value:.2f}" for value in latencies.summary().values()))
+        return table
+
+
+def predict_video(
+    detector: Predictor,
+    video: Video,
+    out: str | Path | None,
+    score: float = 0.0,
+    pictures: bool = True,
+    progress: bool = True,
+    classes: Sequence[str] | None = None,
+    results: str = "jsonl",
+    batch: int | None = None,
+    show: bool = False,
+    limit: int | None = None,
+    console: Console | None = None,
+) -> VideoSummary:
+    """Detect on every frame of `video`; reading, preparing, the network, drawing and writing overlap.
+
+    `out` gets, under the video's name, the annotated video (.mp4, of the same rate and length), the detections and the
+    times of the stages (.timing.json). The detections are JSON lines, one for each frame: frame (from 0), time (seconds
+    from the first), width, height, and "detections" in COCO's results format with the class's name besides; image_id is
+    the frame. Or a COCO file (.json) whose images are the frames.
+
+    Of a file every frame is taken, in order. Of a live source the newest is taken when the network is free, the others
+    are counted as dropped, and the annotated video keeps the time of the clock. Ctrl-C and SIGTERM close all files.
+
+    Args:
+        out: folder to write; None writes nothing, for `show` alone.
+        score, pictures, progress, classes, batch: as `predict.predict` takes them.
+        results: "jsonl" or "coco".
+        show: a window with the annotated frames; q or Escape ends the run.
+        limit: stop after so many frames.
+
+    Raises:
+        UserError: nothing can be read or written, a stage failed, or a lost source did not come back; what was done
+            until then is kept.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the files are closed.
+    """
+    selection = select(detector, score, classes)
+    size = 1 if video.live else batch_size(detector, batch)
+    console = console or Console(stderr=True)
+    output = _Output(detector, video, None if out is None else Path(out), pictures, results, console)
+    summary = VideoSummary(batch=size)
+    window = Window(video.name) if show else None
+    total = min(video.count, limit or video.count) or None
+    try:
+        with one_opencv_thread(detector), counting("detecting", total, console, progress) as advance:
+
+            def write(group: Group) -> bool:
+                for shot in group.shots:
+                    output.write(shot.source, shot.line, shot.picture)
+                    summary.n_frames += 1
+                    summary.n_detections += len(shot.found)
+                    if window is not None and window.show(shot.picture):
+                        return True
+                advance(len(group.shots))
+                return limit is not None and summary.n_frames >= limit
+
+            draws = window is not None or (pictures and out is not None)
+
+            def finish(shot: Shot) -> None:
+                if draws:
+                    shot.picture = draw(shot.image, shot.found, detector.classes, crops=shot.crops)
+                shot.crops = None
+
+            stages = detection_stages(detector, selection, lambda shot: _note(shot, detector), finish)
+            shots = _shots(video, None if video.live else limit)
+            summary.pipeline = run_pipeline(grouped(shots, detector, size), stages, write, live=video.live)
+    finally:
+        if window is not None:
+            window.close()
+        output.close()
+    summary.n_dropped, summary.n_broken = summary.pipeline.dropped, video.broken
+    summary.n_reconnects = video.reconnects
+    summary.files = output.finish(summary)
+    if summary.pipeline.interrupted and summary.n_frames:
+        console.print(f"stopped after {summary.n_frames} frames", highlight=False)
+    summary.pipeline.raise_failure()
+    return summary
+
+
+def _shots(video: Video, limit: int | None) -> Iterator[Shot]:
+    for taken, frame in enumerate(video.frames(), start=1):
+        yield Shot(frame, frame.image)
+        if taken == limit:
+            return
+
+
+def _note(shot: Shot, detector: Predictor) -> None:
+    """Make the line of a frame."""
+    frame: Frame = shot.source
+    height, width = shot.image.shape[:2]
+    entries = shot.found.to_coco(frame.number, detector.category_ids, shot.crops)
+    for entry, label in zip(entries, shot.found.labels, strict=True):
+        entry["name"] = detector.classes[int(label)]
+    about = {"frame": frame.number, "time": round(frame.time, 4), "width": width, "height": height}
+    shot.line = {**about, "detections": entries}
+
+
+class _Output:
+    """The files of one video."""
+
+    def __init__(
+        self, detector: Predictor, video: Video, out: Path | None, pictures: bool, results: str, console: Console
+    ) -> None:
+        self._detector, self._video, self._out, self._results = detector, video, out, results
+        self._pictures, self._console = pictures, console
+        self._lines: LinesWriter | None = None
+        self._writer: VideoWriter | None = None
+        self._size: tuple[int, ...] | None = None
+        if out is None:
+            return
+        require_writable(out, folder=True)
+        target = out / f"{video.name}.mp4"
+        if pictures and target.exists() and video.kind == "video" and target.samefile(video.source):
+            raise UserError(f"{out}: would overwrite the source video {target.name}; choose another output folder")
+
+    def write(self, frame: Frame, line: dict[str, Any], picture: np.ndarray | None) -> None:
+        """Add one frame. Files are made with the first, so that a source without any leaves none."""
+        if self._size is None:
+            self._size = frame.image.shape[:2]
+        elif frame.image.shape[:2] != self._size:
+            height, width = frame.image.shape[:2]
+            now = f"{self._video}: from frame {frame.number} on the picture is {width}x{height} pixels"
+            self._tell(f"{now}; in the annotated video it is scaled to the first one's size")
+            self._size = (height, width)
+        if self._out is None:
+            return
+        if self._lines is None:
+            self._lines = LinesWriter(self._out / f"{self._video.name}.jsonl")
+        if self._pictures and self._writer is None:
+            self._writer = VideoWriter(self._out / f"{self._video.name}.mp4", self._video.rate, self._size)
+        if self._writer is not None:
+            for _ in range(self._repeats(frame)):
+                self._writer.write(picture)
+        self._lines.write(line)
+
+    def _repeats(self, frame: Frame) -> int:
+        """How often a frame is written: a live one so that the video keeps the clock's time, at most for a second."""
+        if not self._video.live:
+            return 1
+        missing = int(frame.time * self._video.rate) + 1 - self._skipped - self._writer.frames
+        most = max(1, round(self._video.rate))
+        if missing > most:
+            self._skipped += missing - most
+        return max(0, min(missing, most))
+
+    _skipped = 0  # frames' worth of time in which nothing came, e.g. while a stream was lost
+
+    def close(self) -> None:
+        """Nothing more will come: the JSON lines are complete."""
+        if self._lines is not None:
+            self._lines.close()
+
+    def finish(self, summary: VideoSummary) -> list[Path]:
+        """Make the final files and name them."""
+        if self._lines is None or self._out is None:
+            return []
+        files = [] if self._writer is None else [self._writer.finish()]
+        lines = self._lines.path
+        if self._results == "coco":
+            name = self._video.name
+            write_coco(lines.with_suffix(".json"), lambda: _as_images(lines, name), coco_categories(self._detector))
+            lines.unlink()
+            lines = lines.with_suffix(".json")
+        about = {"model": self._detector.describe(), "video": self._video.source, **summary.to_dict()}
+        return [*files, lines, write_json_atomic(self._out / f"{self._video.name}.timing.json", about)]
+
+    def _tell(self, line: str) -> None:
+        self._console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def _as_images(path: Path, name: str) -> Iterator[dict[str, Any]]:
+    for line in read_lines(path):
+        number = line.pop("frame")
+        yield {"image_id": number, "file_name": f"{name}/{number:06d}", **line}

@@ -1,0 +1,223 @@
+"""What is written while it arrives: annotated video and JSON lines. What a killed process leaves can be read."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import cv2
+import numpy as np
+
+from directdet.common.errors import UserError
+from directdet.common.files import write_pieces_atomic
+
+
+class VideoWriter:
+    """An MP4 file, written by way of an AVI file, since an MP4 file without its end cannot be read.
+
+    MPEG-4 pictures go into `NAME.part.avi`, which plays up to where it stops even if the process is killed. `finish`
+    moves them unchanged into `NAME.mp4`, in milliseconds, and removes the AVI file.
+
+    Args:
+        path: the file to write, `.mp4`.
+        rate: frames per second.
+        size: (height, width) of the first picture. Another size later is scaled to it, keeping its shape.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, rate: float, size: tuple[int, int]) -> None:
+        self.path, self.part = path, path.with_name(f"{path.stem}.part.avi")
+        self.frames = 0
+        self._rate, self._size = rate, size
+        self._spill: _Spill | None = None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if hasattr(os, "mkfifo"):
+            self._writer, self._spill = _open_unbuffered(self.part, rate, size)
+        else:
+            self._writer = _open_writer(self.part, "XVID", rate, size)
+
+    def write(self, image: np.ndarray) -> None:
+        """Add one picture, uint8 [h, w, 3] BGR."""
+        if self._spill is not None:
+            self._spill.raise_error()
+        if image.shape[:2] != self._size:
+            image = _fit(image, self._size)
+        self._writer.write(image)
+        self.frames += 1
+
+    def finish(self) -> Path:
+        """Close it; afterwards `path` is the whole video.
+
+        Raises:
+            UserError: the file holds less than what was written, e.g. because the disk is full. The AVI file is kept.
+        """
+        self._writer.release()
+        if self._spill is not None:
+            self._spill.join()
+            self._spill.raise_error()
+        temporary = self.path.with_name(f".{self.path.stem}.part.mp4")
+        try:
+            frames = _to_mp4(self.part, temporary, self._rate, self._size, packets=self.frames > 1)
+            if frames != self.frames:
+                raise UserError(
+                    f"{self.part}: holds {frames} of {self.frames} frames; is there room on the disk? It is kept as is"
+                )
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self.part.unlink()
+        return self.path
+
+
+class _Spill(threading.Thread):
+    """Copies what comes out of a pipe into a file, at once: into a file FFmpeg itself writes 256 KB at a time, many
+    seconds of video, which would be lost with a killed process; into a pipe, every picture."""
+
+    def __init__(self, pipe: int, path: Path) -> None:
+        super().__init__(daemon=True)
+        self._pipe, self._path = pipe, path
+        self._error: OSError | None = None
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+
+    def run(self) -> None:
+        """Until the pipe is closed. After an error it reads on, so that nobody waits for it."""
+        while content := os.read(self._pipe, 1 << 16):
+            try:
+                while content and self._error is None:
+                    content = content[os.write(self._file, content) :]
+            except OSError as error:
+                self._error = error
+        os.close(self._file)
+        os.close(self._pipe)
+
+    def raise_error(self) -> None:
+        """UserError if the file could not be written."""
+        if self._error is not None:
+            raise UserError(f"{self._path}: cannot be written: {self._error.strerror or self._error}")
+
+
+def _open_unbuffered(path: Path, rate: float, size: tuple[int, int]) -> tuple[cv2.VideoWriter, _Spill]:
+    """A writer of AVI whose every picture is in the file once it is compressed."""
+    with tempfile.TemporaryDirectory() as folder:
+        name = Path(folder) / "video.avi"  # OpenCV goes by the ending
+        os.mkfifo(name)
+        pipe = os.open(name, os.O_RDONLY | os.O_NONBLOCK)  # else it would wait for the other end
+        try:
+            writer = _open_writer(name, "XVID", rate, size)
+            os.set_blocking(pipe, True)
+            spill = _Spill(pipe, path)
+        except BaseException as error:
+            os.close(pipe)
+            if isinstance(error, OSError):
+                raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+            raise
+    spill.start()
+    return writer, spill
+
+
+def _open_writer(path: Path, codec: str, rate: float, size: tuple[int, int], *parameters: int) -> cv2.VideoWriter:
+    code = cv2.VideoWriter.fourcc(*codec)
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, code, rate, (size[1], size[0]), list(parameters))
+    if not writer.isOpened():
+        raise UserError(f"{path.name}: OpenCV cannot write a video of {size[1]}x{size[0]} pixels at {rate:g} fps here")
+    return writer
+
+
+def _to_mp4(source: Path, target: Path, rate: float, size: tuple[int, int], packets: bool) -> int:
+    """Move the frames of a file into another, as they are where `packets`, else decoded; and count them.
+
+    A single frame moved as it is would last no time, and players would not show it.
+    """
+    capture = cv2.VideoCapture(str(source), cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1] if packets else [])
+    # Without so long an interval, OpenCV would mark every frame as one to start playing from.
+    settings = (cv2.VIDEOWRITER_PROP_RAW_VIDEO, 1, cv2.VIDEOWRITER_PROP_KEY_INTERVAL, 1 << 30)
+    writer = _open_writer(target, "mp4v", rate, size, *(settings if packets else ()))
+    frames = 0
+    try:
+        while True:
+            good, content = capture.read()
+            if not good:
+                return frames
+            if packets:
+                writer.set(cv2.VIDEOWRITER_PROP_KEY_FLAG, capture.get(cv2.CAP_PROP_LRF_HAS_KEY_FRAME))
+            writer.write(content)
+            frames += 1
+    finally:
+        capture.release()
+        writer.release()
+
+
+def _fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Scale a picture into `size`, with black at two edges where the shapes differ."""
+    scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
+    height, width = (max(1, round(edge * scale)) for edge in image.shape[:2])
+    canvas = np.zeros((*size, 3), np.uint8)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    canvas[top : top + height, left : left + width] = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    return canvas
+
+
+class LinesWriter:
+    """JSON lines, each complete on disk once it is written."""
+
+    def __init__(self, path: Path, append: bool = False) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream: TextIO = path.open("a" if append else "w", encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+    def write(self, value: Any) -> None:
+        """Add one line."""
+        try:
+            self._stream.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+            self._stream.flush()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        """Nothing more will be written."""
+        self._stream.close()
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The values of a file of JSON lines, one at a time; a last line that a killed process left half is left out."""
+    with path.open("rb") as stream:
+        for line in stream:
+            if not line.endswith(b"\n"):
+                return
+            yield json.loads(line)
+
+
+def write_coco(path: Path, lines: Callable[[], Iterator[dict[str, Any]]], categories: Sequence[dict[str, Any]]) -> None:
+    """Make a COCO file of lines that hold an image each, in constant memory; atomic.
+
+    Args:
+        lines: gives them anew each time it is called: image_id, file_name, width, height, detections. Lines without
+            detections (images that could not be read) are left out.
+        categories: COCO's.
+    """
+
+    def pieces() -> Iterator[str]:
+        yield '{"images": ['
+        images = (line for line in lines() if "detections" in line)
+        fields = ("file_name", "width", "height")
+        yield from _joined({"id": line["image_id"], **{name: line[name] for name in fields}} for line in images)
+        yield f'], "categories": {json.dumps(list(categories), ensure_ascii=False)}, "annotations": ['
+        yield from _joined(entry for line in lines() for entry in line.get("detections", ()))
+        yield "]}\n"
+
+    write_pieces_atomic(path, (piece.encode() for piece in pieces()))
+
+
+def _joined(values: Iterator[Any]) -> Iterator[str]:
+    for number, value in enumerate(values):
+        yield (", " if number else "") + json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,172 @@
+"""A loaded network with what belongs to it: images in, detections out, whatever runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from directdet.common.errors import UserError
+from directdet.infer.decode import check_raw, to_detections
+from directdet.infer.detections import Detections
+from directdet.infer.network_input import NetworkInput
+from directdet.infer.preprocess import Placement, Preprocess
+
+
+class Backend(Protocol):
+    """One loaded network.
+
+    Attributes:
+        runtime: its name, one of `runtimes.names.TITLES`.
+        info: what really runs: at least provider, device, precision, versions.
+        input: what it takes.
+        batch: the only batch size it takes, or None for any up to max_batch.
+        max_batch: the most images of a run, or None where there is no limit.
+        canvas: the only (H, W) it takes, or None for any.
+    """
+
+    runtime: str
+    info: dict[str, Any]
+    input: NetworkInput
+    batch: int | None
+    max_batch: int | None
+    canvas: tuple[int, int] | None
+
+    def run(self, images: np.ndarray) -> Sequence[np.ndarray]:
+        """A batch of its input -> num, boxes, scores, labels[, masks]; returns when the results are on the host."""
+        ...
+
+
+class Predictor:
+    """A network with its preprocessing and class names: images in, `Detections` out."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        preprocess: Preprocess,
+        classes: Sequence[str],
+        category_ids: Sequence[int],
+        source: str = "model",
+        meta: dict[str, Any] | None = None,
+    ) -> None:
+        self.backend = backend
+        self.preprocess = preprocess
+        self.classes = tuple(classes)
+        self.category_ids = tuple(int(number) for number in category_ids)
+        self.source = source
+        self.meta = meta or {}
+        if preprocess.fixed and backend.canvas not in (None, tuple(preprocess.size)):
+            raise UserError(
+                f"{source}: the network takes {backend.canvas[0]}x{backend.canvas[1]} pixels (H x W), its "
+                f"preprocessing makes {preprocess.size[0]}x{preprocess.size[1]}; export again"
+            )
+
+    @property
+    def runtime(self) -> str:
+        """Name of the runtime: onnxruntime, openvino, tensorrt, tensorrt-rtx or torch."""
+        return self.backend.runtime
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What really runs it: provider, device, precision, threads, library versions."""
+        return self.backend.info
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values for reports."""
+        return {
+            "source": self.source,
+            "runtime": self.runtime,
+            **self.info,
+            "size": [int(edge) for edge in self.preprocess.size],
+            "fixed_size": self.preprocess.fixed,
+            "batch": self.backend.batch,
+            "max_batch": self.backend.max_batch,
+            "input": self.backend.input.dtype,
+            "classes": len(self.classes),
+            "recipe": self.meta.get("recipe"),
+        }
+
+    def run(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Run the network alone.
+
+        Args:
+            batch: what `prepare` made. A network of a fixed or least number of images gets blank ones besides, whose
+                results are cut off again.
+
+        Returns:
+            num int32 [B, 1], boxes float32 [B, K, 4] in canvas pixels, scores [B, K], labels int32 [B, K] and, for mask
+            models, masks float32 [B, K, 28, 28].
+
+        Raises:
+            UserError: the network does not take this size or returns something unexpected.
+        """
+        wanted, count = self.backend.input, len(batch)
+        if batch.dtype != wanted.dtype:
+            raise UserError(f"{self.source}: the network takes {wanted.dtype}, got {batch.dtype}; use prepare()")
+        canvas = wanted.canvas_of(batch)
+        if wanted.canvas not in (None, canvas):
+            raise UserError(
+                f"{self.source}: the network takes {wanted.canvas[0]}x{wanted.canvas[1]} pixels (H x W), "
+                f"got {canvas[0]}x{canvas[1]}"
+            )
+        if wanted.max_batch is not None and count > wanted.max_batch:
+            sizes = f"batches of {'' if wanted.batch else 'up to '}{wanted.max_batch}"
+            raise UserError(f"{self.source}: the network takes {sizes}, got {count}; use a smaller batch")
+        if count < wanted.min_batch:
+            blank = np.zeros((wanted.min_batch - count, *batch.shape[1:]), batch.dtype)
+            batch = np.concatenate([batch, blank])
+        outputs = check_raw(self.backend.run(np.ascontiguousarray(batch)), len(batch), self.source)
+        return outputs if len(batch) == count else tuple(value[:count] for value in outputs)
+
+    def prepare(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Placement]]:
+        """The network's input for BGR uint8 images, and their placements; all must get the same canvas.
+
+        The batch is float32 [B, 3, H, W], normalised, or uint8 [B, H, W, 3] where the network's graph normalises.
+
+        Raises:
+            ValueError: the preprocessing gives the images canvases of different sizes.
+        """
+        shapes = {self.preprocess.canvas(self.preprocess.place(*image.shape[:2])) for image in images}
+        if len(shapes) != 1:
+            raise ValueError(f"these images get canvases of different sizes {sorted(shapes)}; prepare them one by one")
+        batch = self.backend.input.empty(len(images), shapes.pop())
+        prepare = self.preprocess.letterbox if self.backend.input.channels_last else self.preprocess
+        return batch, [prepare(image, out=row)[1] for image, row in zip(images, batch, strict=True)]
+
+    def __call__(self, image: np.ndarray) -> Detections:
+        """Detect objects in one image, uint8 [h, w, 3] BGR as OpenCV reads it."""
+        batch, placements = self.prepare([image])
+        return self.decode(self.run(batch), 0, placements[0])
+
+    def detect_batch(self, images: Sequence[np.ndarray]) -> list[Detections]:
+        """Detections of each image, in order. Neighbours with the same canvas share a batch if the network takes it."""
+        found: list[Detections] = []
+        for group in self._groups(images):
+            batch, placements = self.prepare(group)
+            raw = self.run(batch)
+            found.extend(self.decode(raw, index, placement) for index, placement in enumerate(placements))
+        return found
+
+    def decode(self, raw: Sequence[np.ndarray], index: int, placement: Placement) -> Detections:
+        """`to_detections`, with errors naming this model."""
+        try:
+            found = to_detections(raw, index, placement)
+        except UserError as error:
+            raise UserError(f"{self.source}: {error}") from None
+        if len(found) and int(found.labels.max()) >= len(self.classes):
+            raise UserError(f"{self.source}: label {found.labels.max()} of {len(self.classes)} classes; export again")
+        return found
+
+    def _groups(self, images: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+        """Runs of images with equal canvases, no longer than the network's batch."""
+        groups: list[list[np.ndarray]] = []
+        last = None
+        for image in images:
+            shape = self.preprocess.canvas(self.preprocess.place(*image.shape[:2]))
+            full = self.backend.max_batch is not None and groups and len(groups[-1]) >= self.backend.max_batch
+            if shape != last or full:
+                groups.append([])
+            groups[-1].append(image)
+            last = shape
+        return groups

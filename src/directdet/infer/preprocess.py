@@ -1,0 +1,274 @@
+"""The one preprocessing that training-time evaluation, export, inference and the benchmark share."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+
+from directdet.common.errors import UserError
+from directdet.data.image import fit_size, resize, resize_into
+
+# ImageNet's pixel statistics on the 0-255 scale, RGB: what both papers' code normalises with (direct pre-training,
+# §4.1 and its configurations; ScratchDet keeps the mean).
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+
+_CHECKSUM_BIN = 0.25  # in normalised units, with ImageNet's std about 14 grey levels
+_CHECKSUM_LEVELS = 14.0  # a bin holds at least so many grey levels, whatever the std
+_CHECKSUM_MARGIN = 0.3  # points must lie this near (in bins) to the middle of their bin
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the resized picture lies on the canvas: its top left corner is the canvas's.
+
+    Attributes:
+        scale_x, scale_y: canvas pixels per original pixel.
+        height, width: size of the resized picture on the canvas.
+        original_height, original_width: size of the image as it was read.
+    """
+
+    scale_x: float
+    scale_y: float
+    height: int
+    width: int
+    original_height: int
+    original_width: int
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize, pad at the bottom and right with the mean colour (zero once normalised), RGB, normalise, CHW.
+
+    It gives a network one of two inputs: the normalised float32 planes (calling it), or the uint8 canvas as it is
+    (`letterbox`) where the network's graph normalises by itself. uint8 has no exact mean colour: that canvas is padded
+    with the nearest whole one: with ImageNet's std less than a hundredth from zero once normalised.
+
+    Attributes:
+        size: (H, W). With `fixed` the canvas itself; else the rule (short edge, long edge) in any order.
+        fixed: True: fit into exactly H x W, keeping the ratio unless `warp`. False: the short edge becomes min(size)
+            unless the long edge would then exceed max(size), and the canvas is padded to a multiple of `divisor`, so
+            that its size differs from image to image (the papers' (1333, 800)).
+        divisor: what the canvas is padded to when it is not fixed.
+        mean, std: per channel, RGB, 0-255 scale.
+        warp: fill the fixed canvas whatever the picture's ratio, without padding (SSD, and so ScratchDet). The network
+            is made for this one size, which need not be a multiple of 32.
+    """
+
+    size: tuple[int, int]
+    fixed: bool = True
+    divisor: int = 32
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
+    warp: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ValueError(f"preprocess: size: {self.size}; expected (height, width), both at least 1")
+        if self.divisor < 1:
+            raise ValueError(f"preprocess: divisor: {self.divisor}; expected at least 1")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError("preprocess: mean and std: expected three numbers each, std above 0")
+        if self.warp and not self.fixed:
+            raise ValueError("preprocess: warp: only onto a canvas of fixed size")
+
+    @cached_property
+    def _tables(self) -> tuple[np.ndarray, ...]:
+        """Normalised value of every grey level, one float32 [1, 256] per RGB channel: exact, and one pass a plane."""
+        levels = np.arange(256, dtype=np.float64)
+        return tuple(
+            ((levels - mean) / std).astype(np.float32)[None] for mean, std in zip(self.mean, self.std, strict=True)
+        )
+
+    def place(self, height: int, width: int) -> Placement:
+        """Placement of an image of this size; edges are rounded half up, as the papers' code does."""
+        if self.warp:
+            new_height, new_width = self.size
+        elif self.fixed:
+            scale = min(self.size[0] / height, self.size[1] / width)
+            new_height = min(self.size[0], max(1, int(height * scale + 0.5)))
+            new_width = min(self.size[1], max(1, int(width * scale + 0.5)))
+        else:
+            new_height, new_width = fit_size(height, width, short=min(self.size), long=max(self.size))
+        return Placement(new_width / width, new_height / height, new_height, new_width, height, width)
+
+    def canvas(self, placement: Placement) -> tuple[int, int]:
+        """(H, W) of the network's input for this placement."""
+        if self.fixed:
+            return (int(self.size[0]), int(self.size[1]))
+        padded = (-(-edge // self.divisor) * self.divisor for edge in (placement.height, placement.width))
+        return tuple(padded)  # type: ignore[return-value]
+
+    def __call__(self, image: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarray, Placement]:
+        """Prepare one image.
+
+        Args:
+            image: uint8 [h, w, 3], BGR as OpenCV reads it.
+            out: float32 [3, H, W] to write into (a row of a batch, say), whatever it holds; made here if None.
+
+        Returns:
+            (float32 [3, H, W] RGB normalised, where the picture lies on it).
+
+        Raises:
+            ValueError: the image or `out` has another shape or type.
+        """
+        _check_image(image)
+        placement = self.place(image.shape[0], image.shape[1])
+        shape = (3, *self.canvas(placement))
+        if out is None:
+            out = np.empty(shape, np.float32)
+        elif out.shape != shape or out.dtype != np.float32 or out.strides[2] != 4:
+            raise ValueError(f"out: expected a float32 {list(shape)} buffer, got {out.dtype} {list(out.shape)}")
+        height, width = placement.height, placement.width
+        planes = cv2.split(resize(np.ascontiguousarray(image), height, width))
+        for channel, table in enumerate(self._tables):
+            target = out[channel, :height, :width]
+            written = cv2.LUT(planes[2 - channel], table, dst=target)
+            if written is not target:  # OpenCV wrote elsewhere, e.g. for a view it cannot address
+                target[...] = written
+        out[:, height:] = 0
+        out[:, :height, width:] = 0
+        return out, placement
+
+    def letterbox(self, image: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarray, Placement]:
+        """The canvas as pixels: one resize, straight into the row of a batch if that is given.
+
+        Args:
+            image: uint8 [h, w, 3], BGR as OpenCV reads it.
+            out: uint8 [H, W, 3] to write into, whatever it holds; made here if None.
+
+        Returns:
+            (uint8 [H, W, 3] BGR, where the picture lies on it).
+
+        Raises:
+            ValueError: the image or `out` has another shape or type.
+        """
+        _check_image(image)
+        placement = self.place(image.shape[0], image.shape[1])
+        shape = (*self.canvas(placement), 3)
+        if out is None:
+            out = np.empty(shape, np.uint8)
+        elif out.shape != shape or out.dtype != np.uint8 or out.strides[1:] != (3, 1):
+            raise ValueError(f"out: expected a uint8 {list(shape)} buffer, got {out.dtype} {list(out.shape)}")
+        height, width = placement.height, placement.width
+        target = out[:height, :width]
+        resize_into(np.ascontiguousarray(image), target)
+        out[height:] = self.pad_colour
+        out[:height, width:] = self.pad_colour
+        return out, placement
+
+    @property
+    def pad_colour(self) -> tuple[int, int, int]:
+        """BGR of the padding of a uint8 canvas: the mean, rounded."""
+        return tuple(int(np.clip(value + 0.5, 0, 255)) for value in self.mean[::-1])  # type: ignore[return-value]
+
+    @property
+    def factors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and 1 / std, float32 [3] RGB: what a graph subtracts from a uint8 canvas and multiplies it by."""
+        return np.asarray(self.mean, np.float32), (1 / np.asarray(self.std, np.float64)).astype(np.float32)
+
+    def normalise(self, canvases: np.ndarray) -> np.ndarray:
+        """uint8 [B, H, W, 3] BGR -> float32 [B, 3, H, W] RGB normalised, by the steps of the exported graph."""
+        mean, factor = (values[:, None, None] for values in self.factors)
+        return (np.ascontiguousarray(canvases[..., ::-1].transpose(0, 3, 1, 2)).astype(np.float32) - mean) * factor
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for meta.json and checkpoints; `from_dict` is the inverse."""
+        return {
+            "size": [int(edge) for edge in self.size],
+            "fixed": bool(self.fixed),
+            "divisor": int(self.divisor),
+            "mean": [float(value) for value in self.mean],
+            "std": [float(value) for value in self.std],
+            "warp": bool(self.warp),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str = "preprocess") -> Preprocess:
+        """Inverse of `to_dict`; without "warp", which older files do not have, nothing is warped.
+
+        Raises:
+            UserError: a field is missing, unknown or senseless; `where` names the file.
+        """
+        wanted = {"size", "fixed", "divisor", "mean", "std"}
+        if not isinstance(values, dict) or set(values) - {"warp"} != wanted:
+            found = sorted(values) if isinstance(values, dict) else type(values).__name__
+            raise UserError(f"{where}: preprocess: expected the fields {sorted(wanted)}, found {found}; export again")
+        try:
+            return cls(
+                size=tuple(int(edge) for edge in values["size"]),  # type: ignore[arg-type]
+                fixed=bool(values["fixed"]),
+                divisor=int(values["divisor"]),
+                mean=tuple(float(value) for value in values["mean"]),  # type: ignore[arg-type]
+                std=tuple(float(value) for value in values["std"]),  # type: ignore[arg-type]
+                warp=bool(values.get("warp", False)),
+            )
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: preprocess: {error}; export again") from error
+
+    def checksum(self, dtype: str = "float32") -> str:
+        """sha256 of what this preprocessing makes of two fixture images; stored in every artefact.
+
+        With `dtype` "uint8" it is taken of the letterboxed canvas, normalised as the graph does it.
+
+        It is taken over points on a grid, rounded to coarse bins. OpenCV's resize may differ by one grey level between
+        processors, and a value next to the edge of its bin would then change the sum; so only points count whose exact
+        value, computed here in float64, is near the middle of its bin. Another size, pad, mean, std, channel order or
+        interpolation still changes thousands of bins.
+        """
+        digest = hashlib.sha256(b"" if dtype == "float32" else dtype.encode())
+        bin_size = np.array([max(_CHECKSUM_BIN, _CHECKSUM_LEVELS / std) for std in self.std])[:, None, None]
+        for height, width in ((427, 640), (333, 200)):
+            image = fixture_image(height, width)
+            if dtype == "uint8":
+                pixels, placement = self.letterbox(image)
+                prepared = self.normalise(pixels[None])[0]
+            else:
+                prepared, placement = self(image)
+            grid = np.ix_(range(3), range(0, prepared.shape[1], 5), range(0, prepared.shape[2], 5))
+            exact = self._reference(image, placement, prepared.shape[1:], grid) / bin_size
+            steady = np.abs(exact - np.round(exact)) < _CHECKSUM_MARGIN
+            bins = np.round(prepared[grid] / bin_size).astype("<i4")
+            digest.update(repr((prepared.shape, placement.height, placement.width)).encode())
+            digest.update(np.where(steady, bins, 9999).astype("<i4").tobytes())
+        return digest.hexdigest()
+
+    def _reference(self, image: np.ndarray, placement: Placement, canvas: tuple[int, ...], grid: tuple) -> np.ndarray:
+        """Slow exact preprocessing (float64 bilinear at pixel centres) at the points of `grid`: [3, n, m]."""
+        channels, rows, columns = (index.ravel() for index in grid)
+        y0, y1, y_weight = _source_points(rows, placement.scale_y, image.shape[0])
+        x0, x1, x_weight = _source_points(columns, placement.scale_x, image.shape[1])
+        rgb = image[:, :, ::-1].astype(np.float64)
+        upper = rgb[y0][:, x0] * (1 - x_weight)[None, :, None] + rgb[y0][:, x1] * x_weight[None, :, None]
+        lower = rgb[y1][:, x0] * (1 - x_weight)[None, :, None] + rgb[y1][:, x1] * x_weight[None, :, None]
+        picture = upper * (1 - y_weight)[:, None, None] + lower * y_weight[:, None, None]
+        values = (picture - np.asarray(self.mean)) / np.asarray(self.std)
+        values[rows >= placement.height] = 0
+        values[:, columns >= placement.width] = 0
+        return values.transpose(2, 0, 1)[channels]
+
+
+def _check_image(image: np.ndarray) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"expected a uint8 [h, w, 3] BGR image, got {image.dtype} {list(image.shape)}")
+
+
+def _source_points(targets: np.ndarray, scale: float, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two neighbouring source indices and the second one's weight, for bilinear sampling at pixel centres."""
+    position = np.clip((targets + 0.5) / scale - 0.5, 0, limit - 1)
+    low = np.floor(position).astype(np.int64)
+    return low, np.minimum(low + 1, limit - 1), position - low
+
+
+def fixture_image(height: int, width: int) -> np.ndarray:
+    """A picture made of arithmetic alone, uint8 [height, width, 3] BGR: ramps, tiles and rings."""
+    y, x = np.mgrid[0:height, 0:width]
+    ramp = (x * 2 + y) % 256
+    tiles = ((x // 9 + y // 13) % 5) * 51
+    rings = ((x - width // 3) ** 2 + (y - height // 2) ** 2) // 97 % 256
+    return np.stack([ramp, tiles, rings], axis=-1).astype(np.uint8)

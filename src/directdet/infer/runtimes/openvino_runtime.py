@@ -1,0 +1,83 @@
+"""Running an ONNX or OpenVINO artefact with OpenVINO, in the precision that was asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from directdet.common.errors import UserError
+from directdet.infer.artefact import Artefact
+from directdet.infer.network_input import check_input
+
+_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+_DEVICES = {"auto": "CPU", "cpu": "CPU", "gpu": "GPU"}
+
+
+class OpenVinoBackend:
+    """A compiled OpenVINO model; see `runtimes.Backend`.
+
+    Args:
+        artefact: of kind "onnx" or "openvino".
+        device: "auto" and "cpu" mean the CPU, "gpu" Intel's graphics.
+        threads: CPU threads; None leaves it to OpenVINO.
+        precision: "fp32" (default), "bf16" or "fp16". Left to itself OpenVINO silently computes in bf16 on processors
+            that have it, so the precision is always stated, and read back.
+
+    Raises:
+        UserError: OpenVINO or the device is missing, or the model does not compile.
+    """
+
+    runtime = "openvino"
+
+    def __init__(
+        self, artefact: Artefact, device: str = "auto", threads: int | None = None, precision: str | None = None
+    ) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise UserError(f"OpenVINO cannot be imported ({error}); pip install openvino") from None
+        if device not in _DEVICES:
+            raise UserError(f"device {device!r}: OpenVINO runs on {', '.join(_DEVICES)}")
+        if precision is not None and precision not in _PRECISIONS:
+            raise UserError(f"precision {precision!r}: OpenVINO takes {', '.join(_PRECISIONS)}")
+        hint = _PRECISIONS[precision or "fp32"]
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+        if threads is not None and _DEVICES[device] == "CPU":
+            settings["INFERENCE_NUM_THREADS"] = threads
+        try:
+            core = openvino.Core()
+            compiled = core.compile_model(core.read_model(artefact.model_file), _DEVICES[device], settings)
+        except Exception as error:  # OpenVINO raises RuntimeError and its own classes
+            raise UserError(
+                f"{artefact.model_file}: OpenVINO cannot compile it for {_DEVICES[device]}: "
+                f"{' '.join(str(error).split())[:300]}; it was {artefact.made_with}"
+            ) from None
+        running = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        if running != hint:
+            raise UserError(f"precision {precision or 'fp32'}: OpenVINO runs {running} on this device instead")
+        shape = [size.get_length() if size.is_static else None for size in compiled.inputs[0].partial_shape]
+        # A tensor has several names where a node that does nothing was taken out behind it.
+        own = artefact.input_name
+        found = [
+            (own if own in value.names else value.any_name, value.element_type.get_type_name())
+            for value in compiled.inputs
+        ]
+        self.input = check_input(artefact, found, {"f32": "float32", "u8": "uint8"}, shape)
+        self.batch, self.max_batch, self.canvas = self.input.batch, self.input.max_batch, self.input.canvas
+        self._request = compiled.create_infer_request()
+        self._outputs = compiled.outputs
+        exported = artefact.meta["precision"]
+        self.info: dict[str, Any] = {
+            "provider": ",".join(compiled.get_property("EXECUTION_DEVICES")),
+            "device": _DEVICES[device].lower(),
+            # A graph exported in a lower precision stays so; the hint only lowers it further.
+            "precision": exported if hint == "f32" else precision,
+            "threads": threads,
+            "versions": {"openvino": openvino.__version__.split("-")[0]},
+        }
+
+    def run(self, images: np.ndarray) -> list[np.ndarray]:
+        """A batch of the graph's input -> its outputs, copied out of the request's buffers."""
+        results = self._request.infer({0: images}, share_inputs=True)
+        return [np.array(results[output]) for output in self._outputs]

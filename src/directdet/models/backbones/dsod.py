@@ -1,0 +1,199 @@
+"""DSOD300: SSD on a densely connected trunk (Shen et al., ICCV 2017), ScratchDet's example of what BatchNorm does.
+
+Layers are those of the authors' code (`DSOD300_V3_Body`); at 300x300:
+
+    stem             3x3/2 64, 3x3 64, 3x3 128, each followed by norm and ReLU                   128@150
+    dense block 1    2x2 max-pool; 6 layers (1x1 192, 3x3 48); 1x1 416                           416@75
+    dense block 2    2x2 max-pool; 8 layers; 1x1 800                                             [800@38]
+    dense block 3    2x2 max-pool; 8 layers; 1x1 1184                                            1184@19
+    dense block 4    8 layers; 1x1 256; and 256 of the map [800@38], down-sampled                [512@19]
+    dense extras     each half learned, half the map before, down-sampled   [512@10], [256@5], [256@3], [256@1]
+
+Every convolution but the stem's comes behind a normalisation and a ReLU (pre-activation); so the maps that are detected
+on (in brackets) are what convolutions give, negative values among them. All pools round up.
+
+The last map: 3x3 halved is 2x2, and that is what the authors' layers give, though their comments, their priors (step
+300) and ScratchDet (section 3.2) say 1x1. Here the last halving has no border, takes in all of the 3x3, and gives 1x1.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from directdet.models.parts.layers import NORMS, PUBLISHED_WIDTH, ConvNorm, Norm, scaled
+from directdet.models.parts.layers import conv_norm_pairs as layer_pairs
+from directdet.models.parts.norm import conv_norm
+
+LAYERS = (6, 8, 8, 8)  # of the dense blocks
+
+
+def norm_relu(norm: nn.Module, x: Tensor) -> Tensor:
+    """Normalisation, then ReLU.
+
+    Where the statistics are fixed it is written as a scale and a shift: there is no convolution before that it could be
+    folded into, and the exported graph is to hold no batch normalisation.
+    """
+    if isinstance(norm, nn.BatchNorm2d) and not norm.training:
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        shift = norm.bias - norm.running_mean * scale
+        # In float32, as batch normalisation does it under autocast too.
+        return F.relu(torch.addcmul(shift[:, None, None], x.float(), scale[:, None, None]).to(x.dtype))
+    return F.relu(norm(x))
+
+
+class Transition(nn.Module):
+    """Normalisation, ReLU and a 1x1 convolution: [N, in, H, W] -> [N, out, H, W]."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: Norm | None):
+        super().__init__()
+        self.norm = nn.Identity() if norm is None else norm(in_channels)
+        self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=norm is None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(norm_relu(self.norm, x))
+
+
+class DenseLayer(nn.Module):
+    """A 1x1 and a 3x3 convolution, each behind normalisation and ReLU: [N, in, H, W] -> [N, out, H/stride, W/stride].
+
+    Parameter names are those of torchvision's DenseNet.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden: int,
+        out_channels: int,
+        norm: Norm | None,
+        *,
+        stride: int = 1,
+        padding: int = 1,
+    ):
+        super().__init__()
+        kind, bias = norm or nn.Identity, norm is None
+        self.norm1, self.conv1 = kind(in_channels), nn.Conv2d(in_channels, hidden, 1, bias=bias)
+        self.norm2, self.conv2 = kind(hidden), nn.Conv2d(hidden, out_channels, 3, stride, padding, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(F.relu(conv_norm(self.conv1, self.norm2, norm_relu(self.norm1, x))))
+
+
+class DenseBlock(nn.ModuleList):
+    """Dense layers, each seeing the outputs of all before it: [N, in, H, W] -> [N, in + layers * growth, H, W]."""
+
+    def __init__(self, layers: int, in_channels: int, growth: int, norm: Norm | None):
+        super().__init__(DenseLayer(in_channels + i * growth, 4 * growth, growth, norm) for i in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            x = torch.cat([x, layer(x)], 1)
+        return x
+
+
+class DSOD(nn.Module):
+    """A backbone: forward(images [N, 3, H, W]) -> {"s8": [N, 800, H/8, W/8], "s16": [N, 512, H/16, W/16]}.
+
+    Maps round up (300: 38 and 19). `channels` and `strides` tell each map's; `width` is the number of channels of the
+    first convolution, and all else is in proportion. Without a normalisation (ScratchDet's DSOD without BatchNorm,
+    section 4.2.1) the convolutions have biases.
+    """
+
+    def __init__(self, width: int = PUBLISHED_WIDTH, norm: Norm | None = nn.BatchNorm2d):
+        super().__init__()
+        growth, half, channels = scaled(48, width), scaled(256, width), 2 * width
+        self.stem = nn.Sequential(
+            ConvNorm(3, width, 3, norm, stride=2), ConvNorm(width, width, 3, norm), ConvNorm(width, channels, 3, norm)
+        )
+        for number, layers in enumerate(LAYERS, 1):
+            setattr(self, f"block{number}", DenseBlock(layers, channels, growth, norm))
+            channels += layers * growth
+            outputs = half if number == len(LAYERS) else channels
+            setattr(self, f"transition{number}", Transition(channels, outputs, norm))
+        fine = self.transition2.conv.out_channels
+        self.down = Transition(fine, half, norm)
+        self.channels = {"s8": fine, "s16": 2 * half}
+        self.strides = {"s8": 8, "s16": 16}
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        x = self.transition1(self.block1(halved(self.stem(images))))
+        fine = self.transition2(self.block2(halved(x)))
+        below = halved(fine)
+        x = self.transition4(self.block4(self.transition3(self.block3(below))))
+        return {"s8": fine, "s16": torch.cat([x, self.down(below)], 1)}
+
+    def conv_norm_pairs(self) -> list[tuple[nn.Module, str, str]]:
+        """(owner, convolution, normalisation) where one follows the other at once; see norm.fold_batch_norm."""
+        return conv_norm_pairs(self)
+
+    def stages(self) -> list[list[nn.Module]]:
+        """The modules of stage 0 (stem), 1, ..., 4 (dense blocks), for freezing the first n stages."""
+        blocks = [[getattr(self, f"block{i}"), getattr(self, f"transition{i}")] for i in range(1, 1 + len(LAYERS))]
+        return [[self.stem], *blocks[:-1], [*blocks[-1], self.down]]
+
+
+class DenseExtras(nn.Module):
+    """DSOD's dense prediction: forward(the backbone's coarser map [N, C, H, W]) -> four maps, finest first.
+
+    Half of each map's channels are learned from the map before (1x1, then 3x3 with stride 2), half are that map, halved
+    by a max-pool and brought to so many channels by a 1x1. `channels` tells each one's,
+    and map_sizes(19) gives [10, 5, 3, 1].
+    """
+
+    def __init__(self, in_channels: int, halves: list[int], norm: Norm | None):
+        super().__init__()
+        self.channels = [2 * half for half in halves]
+        inputs = [in_channels, *self.channels[:-1]]
+        paddings = [1] * (len(halves) - 1) + [0]
+        self.learned = nn.ModuleList(
+            DenseLayer(count, half, half, norm, stride=2, padding=padding)
+            for count, half, padding in zip(inputs, halves, paddings, strict=True)
+        )
+        self.down = nn.ModuleList(Transition(count, half, norm) for count, half in zip(inputs, halves, strict=True))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for number, (learned, down) in enumerate(zip(self.learned, self.down, strict=True), 1):
+            below = F.max_pool2d(x, 3, stride=2) if number == len(self.down) else halved(x)
+            x = torch.cat([learned(x), down(below)], 1)
+            maps.append(x)
+        return maps
+
+    def map_sizes(self, size: int) -> list[int]:
+        """Side of every map for an input of side `size`; the last is below 1 where the input is too small."""
+        sizes = []
+        for _ in self.channels[:-1]:
+            size = -(-size // 2)
+            sizes.append(size)
+        return [*sizes, (size - 3) // 2 + 1]
+
+    def conv_norm_pairs(self) -> list[tuple[nn.Module, str, str]]:
+        """(owner, convolution, normalisation) where one follows the other at once; see norm.fold_batch_norm."""
+        return conv_norm_pairs(self)
+
+
+def halved(x: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N, C, H/2, W/2], rounded up, each cell the largest of four."""
+    return F.max_pool2d(x, 2, ceil_mode=True)
+
+
+def conv_norm_pairs(module: nn.Module) -> list[tuple[nn.Module, str, str]]:
+    """The pairs in `module`. A dense layer's first normalisation is in none: others see the map before it as well."""
+    dense = [(layer, "conv1", "norm2") for layer in module.modules() if isinstance(layer, DenseLayer)]
+    return layer_pairs(module) + dense
+
+
+def dsod(width: int | None = None, norm: str = "bn") -> DSOD:
+    """DSOD300's trunk; `width` is the stem's number of channels (64), `norm` "bn", "gn" or "none"."""
+    return DSOD(width or PUBLISHED_WIDTH, NORMS[norm])
+
+
+def dense_extras(
+    in_channels: int, width: int | None = None, norm: str = "bn", last_map_3x3: bool = False
+) -> DenseExtras:
+    """DSOD300's four coarser maps, of 512 and thrice 256 channels for a stem of 64 (`width`).
+
+    Raises ValueError for last_map_3x3, which it has not.
+    """
+    if last_map_3x3:
+        raise ValueError('last_map_3x3 is of extras="residual"')
+    return DenseExtras(in_channels, [scaled(half, width) for half in (256, 128, 128, 128)], NORMS[norm])

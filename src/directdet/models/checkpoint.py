@@ -1,0 +1,52 @@
+"""Checkpoints: plain dictionaries of tensors and plain values, written atomically, read without executing anything."""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+
+from directdet.common.errors import UserError
+
+FORMAT = 1
+REQUIRED = ("format", "model_config", "model", "classes", "category_ids", "preprocess")
+
+
+class CheckpointError(UserError):
+    """The file is not a checkpoint of this project; the message names the file and says why."""
+
+
+def save_checkpoint(path: Path, checkpoint: dict) -> None:
+    """Write `checkpoint` to `path`: whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"format": FORMAT, **checkpoint}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | Path, device: str = "cpu") -> dict:
+    """Read a checkpoint; CheckpointError if it is missing, broken or of another format. Nothing in it is executed."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        if not zipfile.is_zipfile(path):  # torch.save writes zip files; a plain pickle is not even looked at
+            raise ValueError("not a file that torch.save wrote, or cut short")
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path}: holds objects other than tensors and plain values; refused") from error
+    except Exception as error:  # what a damaged file makes torch raise has no end: assertions, index errors, ...
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise CheckpointError(f"{path}: broken or not a checkpoint ({reason})") from error
+    if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in REQUIRED):
+        raise CheckpointError(f"{path}: not a directdet checkpoint (it lacks {', '.join(REQUIRED)})")
+    if checkpoint["format"] != FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {checkpoint['format']}, this version reads {FORMAT}")
+    return checkpoint

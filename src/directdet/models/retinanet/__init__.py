@@ -1,0 +1,1 @@
+"""RetinaNet: network, losses, deployed form."""

@@ -1,0 +1,1 @@
+"""SSD: network, losses, deployed form."""

@@ -1,0 +1,1 @@
+"""Faster, Mask and Cascade R-CNN: networks, losses, deployed forms."""

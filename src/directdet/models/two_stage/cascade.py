@@ -1,0 +1,86 @@
+"""Cascade R-CNN, with and without masks: three heads, each trained on the boxes that the one before it refined.
+
+Cai and Vasconcelos, "Cascade R-CNN: Delving into High Quality Object Detection" (CVPR 2018), as the authors of direct
+pre-training used it: their code's settings, which are mmdet's.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+
+from directdet.models.parts.boxes import clip_boxes, decode_boxes
+from directdet.models.two_stage.network import (
+    BOX_BINS,
+    TwoStage,
+    TwoStageConfig,
+    mask_head,
+    mask_predictor,
+    own_class,
+    start_predictor,
+)
+
+# What a stage's deltas are divided by, as they are to be of unit variance: the boxes get better, so they get smaller.
+STAGE_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
+STAGE_WEIGHTS = tuple((1 / x, 1 / y, 1 / w, 1 / h) for x, y, w, h in STAGE_STDS)
+STAGES = len(STAGE_WEIGHTS)
+
+
+@dataclass(frozen=True)
+class CascadeConfig(TwoStageConfig):
+    """Everything that defines the network and its training targets. Defaults are those of the paper's code.
+
+    Attributes:
+        stage_positive_ious: of each stage, the IoU from which on a RoI is positive; below it, it is negative.
+        stage_loss_weights: of each stage, the factor of all its losses.
+    """
+
+    rpn_smooth_l1_beta: float = 1 / 9
+    train_proposals: int = 2000
+    stage_positive_ious: tuple[float, ...] = (0.5, 0.6, 0.7)
+    stage_loss_weights: tuple[float, ...] = (1.0, 0.5, 0.25)
+    smooth_l1_beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("stage_positive_ious", "stage_loss_weights"):
+            given = len(getattr(self, name))
+            if given != STAGES:
+                raise ValueError(f"{name} has {given} values; a cascade has {STAGES} stages")
+
+
+class AgnosticPredictor(FastRCNNPredictor):
+    """Scores of all classes, background first, but one box whatever the class."""
+
+    def __init__(self, features: int, classes: int):
+        super().__init__(features, classes)
+        self.bbox_pred = nn.Linear(features, 4)
+        start_predictor(self)
+
+
+class Cascade(TwoStage):
+    """Cascade R-CNN, and Cascade Mask R-CNN where the configuration has masks."""
+
+    config: CascadeConfig
+
+    def __init__(self, config: CascadeConfig):
+        super().__init__(config)
+        inputs, features = self.channels * BOX_BINS**2, config.box_features
+        self.box_heads = nn.ModuleList(TwoMLPHead(inputs, features) for _ in range(STAGES))
+        self.box_predictors = nn.ModuleList(AgnosticPredictor(features, config.num_classes + 1) for _ in range(STAGES))
+        if config.masks:
+            self.mask_heads = nn.ModuleList(mask_head(config, self.channels) for _ in range(STAGES))
+            self.mask_predictors = nn.ModuleList(mask_predictor(config) for _ in range(STAGES))
+
+    def boxes_of(self, stage: int, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled RoIs [K, C, 7, 7] -> class logits [K, 1 + classes] and deltas [K, 4] of a stage (0..2), float32."""
+        logits, deltas = self.box_predictors[stage](self.box_heads[stage](pooled))
+        return logits.float(), deltas.float()
+
+    def masks_of(self, stage: int, pooled: Tensor, labels: Tensor) -> Tensor:
+        """Pooled RoIs [K, C, 14, 14] and labels [K] (1..classes) -> a stage's mask logits [K, 28, 28], float32."""
+        return own_class(self.mask_predictors[stage](self.mask_heads[stage](pooled)), labels)
+
+
+def refine(stage: int, boxes: Tensor, deltas: Tensor, sizes: Tensor) -> Tensor:
+    """The boxes [N, R, 4] that a stage's deltas [N * R, 4] make of its own, clipped to the images' sizes [N, 2]."""
+    return clip_boxes(decode_boxes(deltas.reshape(boxes.shape), boxes, STAGE_WEIGHTS[stage]), sizes)

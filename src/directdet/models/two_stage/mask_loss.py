@@ -1,0 +1,73 @@
+"""The mask loss, over the positive RoIs of a whole batch packed into a fixed number of slots."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from directdet.models.parts.targets import RandomKeys, Targets, shared_count
+from directdet.models.two_stage.network import MASK_SIZE, TwoStageConfig
+
+
+class MaskSlots(NamedTuple):
+    """M mask RoIs: rois [M, 4], the image of each [M], labels [M] (1..classes), filled [M], wanted masks [M, 28, 28] of
+    0 and 1, and dropped, how many positives found no slot."""
+
+    rois: Tensor
+    image: Tensor
+    labels: Tensor
+    filled: Tensor
+    wanted: Tensor
+    dropped: Tensor
+
+
+@torch.no_grad()
+def pack_masks(
+    config: TwoStageConfig,
+    targets: Targets,
+    rois: Tensor,
+    labels: Tensor,
+    positive: Tensor,
+    objects: Tensor,
+    draw: RandomKeys,
+) -> MaskSlots:
+    """Pack the positives among sampled RoIs [N, K, 4] with labels, positive and objects [N, K] into slots."""
+    if targets.masks is None:
+        raise ValueError("a mask criterion needs targets with masks")
+    images, per_image = positive.shape
+    # Positives lie in each image's first slots (see sample), so only those are looked at.
+    per_image = min(per_image, int(config.roi_samples * config.roi_positive_fraction))
+    fits = positive[:, :per_image].reshape(-1)
+    keys = torch.where(fits, draw(fits.shape, fits.device), -1.0)
+    key, index = torch.topk(keys, min(images * config.mask_slots, fits.shape[0]))
+    filled = key >= 0
+    image = torch.div(index, per_image, rounding_mode="floor")
+    rois, labels = rois[:, :per_image].reshape(-1, 4)[index], labels[:, :per_image].reshape(-1)[index]
+    objects = objects[:, :per_image].reshape(-1)[index]
+    wanted = project_masks(targets.masks[image, objects], targets.boxes[image, objects], rois)
+    return MaskSlots(rois, image, labels, filled, wanted, fits.sum() - filled.sum())
+
+
+def mask_loss(logits: Tensor, slots: MaskSlots) -> Tensor:
+    """Binary cross-entropy of mask logits [M, 28, 28], averaged over the filled slots."""
+    loss = F.binary_cross_entropy_with_logits(logits, slots.wanted, reduction="none").mean((1, 2))
+    return (loss * slots.filled).sum() / shared_count(slots.filled)
+
+
+def project_masks(masks: Tensor, boxes: Tensor, rois: Tensor) -> Tensor:
+    """The part of each object's mask that its RoI sees: masks [M, S, S] inside boxes [M, 4] -> [M, 28, 28] of 0 and 1.
+
+    Sampled bilinearly at the centres of the RoI's 28x28 cells and thresholded at a half; outside the box it is 0.
+    """
+    centre = (torch.arange(MASK_SIZE, dtype=rois.dtype, device=rois.device) + 0.5) / MASK_SIZE
+
+    def axis(low: int, high: int) -> Tensor:
+        position = rois[:, low, None] + centre * (rois[:, high] - rois[:, low])[:, None]
+        side = (boxes[:, high] - boxes[:, low]).clamp(min=1e-3)
+        return (position - boxes[:, low, None]) / side[:, None] * 2 - 1  # [M, 28]
+
+    x, y = axis(0, 2), axis(1, 3)
+    grid = torch.stack([x[:, None, :].expand(-1, MASK_SIZE, -1), y[:, :, None].expand(-1, -1, MASK_SIZE)], -1)
+    sampled = F.grid_sample(masks[:, None].float(), grid, mode="bilinear", align_corners=False)
+    return (sampled.squeeze(1) >= 0.5).float()

@@ -1,0 +1,183 @@
+"""Faster and Mask R-CNN, on a feature pyramid or one map: from images to raw maps, and from boxes to head outputs."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+from directdet.models.backbones.builders import BACKBONES, TWO_STAGE_BACKBONES
+from directdet.models.parts.anchors import anchor_shapes
+from directdet.models.parts.pyramid import Anchored, RawMaps, flatten_map, norm_layer
+from directdet.models.parts.roi_pool import pool_rois
+
+BOX_BINS, MASK_BINS, MASK_SIZE = 7, 14, 28
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # 1 / (0.1, 0.1, 0.2, 0.2)
+RPN_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class TwoStageConfig:
+    """What every two-stage detector has set: backbone, pyramid and proposals. Defaults are those of the paper's code.
+
+    Attributes:
+        num_classes: object classes, background not counted.
+        width: channels of the backbone's stem; None is the published network.
+        norm: "bn" in the backbone alone, or "gn" there, in the pyramid and in the heads (Scratch (GN)). With vgg16 also
+            "none".
+        pyramid: False makes proposals on, and pools RoIs from, the backbone's only map, as the original Faster R-CNN
+            did; with vgg16 alone.
+        anchor_scale: side of a level's square anchor, in strides.
+        anchor_scales: several such sides for every cell, instead of anchor_scale.
+        rpn_min_positive_iou: an anchor that is the best of its object counts as positive from this IoU on (mmdet: 0.3;
+            torchvision: 0).
+        mask_slots: mask RoIs per image, packed over the batch: positives beyond mask_slots * batch are left out. 128
+            holds all that the paper's sampling can give.
+        candidates: boxes that enter the last NMS, best first.
+    """
+
+    num_classes: int
+    backbone: str = "resnet50"
+    width: int | None = None
+    norm: str = "bn"
+    masks: bool = True
+    pyramid: bool = True
+    fpn_channels: int = 256
+    box_features: int = 1024
+    mask_convs: int = 4
+    mask_channels: int = 256
+    anchor_scale: float = 8.0
+    anchor_scales: tuple[float, ...] = ()
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    rpn_positive_iou: float = 0.7
+    rpn_negative_iou: float = 0.3
+    rpn_min_positive_iou: float = 0.3
+    rpn_samples: int = 256
+    rpn_positive_fraction: float = 0.5
+    rpn_nms: float = 0.7
+    rpn_smooth_l1_beta: float = 0.0
+    train_pre_nms: int = 2000
+    train_proposals: int = 1000
+    test_pre_nms: int = 1000
+    test_proposals: int = 1000
+    roi_samples: int = 512
+    roi_positive_fraction: float = 0.25
+    mask_slots: int = 128
+    score_threshold: float = 0.05
+    nms: float = 0.5
+    candidates: int = 1000
+    detections: int = 100
+
+
+@dataclass(frozen=True)
+class RCNNConfig(TwoStageConfig):
+    """Everything that defines the network and its training targets. Defaults are the paper's Mask R-CNN.
+
+    Attributes:
+        box_convs: 4 is the paper's 4conv1fc head without normalisation, 0 the classic two-layer one.
+        smooth_l1_beta: 0 is plain L1, as the paper's code.
+    """
+
+    box_convs: int = 4
+    roi_positive_iou: float = 0.5
+    smooth_l1_beta: float = 0.0
+
+
+class TwoStage(Anchored):
+    """Backbone, pyramid and proposal head.
+
+    forward(images [N, 3, H, W], normalised, H and W multiples of 32) -> RawMaps. Every map has `channels` channels;
+    `strides` tells each one's stride, `roi_strides` those that RoIs are pooled from, the first ones.
+
+    ValueError for a backbone that the configuration's pyramid or norm is not for.
+    """
+
+    def __init__(self, config: TwoStageConfig):
+        super().__init__()
+        if config.backbone in BACKBONES and (config.norm == "none" or not config.pyramid):
+            raise ValueError(f'norm="none" and pyramid=False are for vgg16, not for {config.backbone}')
+        self.config = config
+        self.backbone = TWO_STAGE_BACKBONES[config.backbone](config.width, config.norm)
+        channels = list(self.backbone.channels.values())
+        self.roi_strides = list(self.backbone.strides.values())
+        if config.pyramid:
+            self.fpn = FeaturePyramidNetwork(channels, config.fpn_channels, LastLevelMaxPool(), norm_layer(config.norm))
+            self.channels, self.strides = config.fpn_channels, [*self.roi_strides, self.roi_strides[-1] * 2]
+        else:
+            self.fpn, self.channels, self.strides = nn.Identity(), channels[0], self.roi_strides
+        shapes = anchor_shapes(config.anchor_scales or (config.anchor_scale,), config.anchor_ratios)
+        self.register_buffer("anchor_shapes", shapes, persistent=False)
+        self.rpn_head = RPNHead(self.channels, len(shapes))
+
+    def forward(self, images: Tensor, anchors: Tensor | None = None) -> RawMaps:
+        features = list(self.fpn(self.backbone(images)).values())
+        logits, deltas = self.rpn_head(features)
+        shapes = [tuple(f.shape[2:]) for f in features]
+        return RawMaps(
+            features,
+            torch.cat([flatten_map(level, 1).squeeze(-1) for level in logits], 1),
+            torch.cat([flatten_map(level, 4) for level in deltas], 1),
+            self.anchors(shapes) if anchors is None else anchors,
+            self.level_sizes(shapes),
+        )
+
+    def pool(self, features: list[Tensor], rois: Tensor, image: Tensor, bins: int, portable: bool = False) -> Tensor:
+        """rois [K, 4] (pixels) of images `image` [K] on raw maps' features -> [K, C, bins, bins]; see pool_rois."""
+        return pool_rois(features[: len(self.roi_strides)], self.roi_strides, rois, image, bins, portable)
+
+
+def mask_head(config: TwoStageConfig, channels: int) -> MaskRCNNHeads:
+    """The convolutions of a mask head on maps of so many channels."""
+    layers = (config.mask_channels,) * config.mask_convs
+    return MaskRCNNHeads(channels, layers, dilation=1, norm_layer=norm_layer(config.norm))
+
+
+def mask_predictor(config: TwoStageConfig) -> MaskRCNNPredictor:
+    """The last layers of a mask head: 28x28 logits of every class, background among them."""
+    return MaskRCNNPredictor(config.mask_channels, config.mask_channels, config.num_classes + 1)
+
+
+def own_class(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of mask logits [K, 1 + classes, 28, 28] those of each RoI's label [K] (1..classes), float32 [K, 28, 28]."""
+    index = labels.reshape(-1, 1, 1, 1).expand(-1, 1, MASK_SIZE, MASK_SIZE)
+    return torch.gather(logits, 1, index).squeeze(1).float()  # after the choice: float32 logits of all take memory
+
+
+def start_predictor(predictor: FastRCNNPredictor) -> None:
+    """mmdet's initialisation of the last layers, which decides how a detector without ImageNet starts."""
+    nn.init.normal_(predictor.cls_score.weight, std=0.01)
+    nn.init.normal_(predictor.bbox_pred.weight, std=0.001)
+    nn.init.zeros_(predictor.cls_score.bias)
+    nn.init.zeros_(predictor.bbox_pred.bias)
+
+
+class RCNN(TwoStage):
+    """Faster R-CNN, and Mask R-CNN where the configuration has masks."""
+
+    config: RCNNConfig
+
+    def __init__(self, config: RCNNConfig):
+        super().__init__(config)
+        channels, size = self.channels, (self.channels, BOX_BINS, BOX_BINS)
+        if config.box_convs:
+            self.box_head = FastRCNNConvFCHead(
+                size, [channels] * config.box_convs, [config.box_features], norm_layer(config.norm)
+            )
+        else:
+            self.box_head = TwoMLPHead(channels * BOX_BINS**2, config.box_features)
+        self.box_predictor = FastRCNNPredictor(config.box_features, config.num_classes + 1)  # class 0: background
+        if config.masks:
+            self.mask_head, self.mask_predictor = mask_head(config, channels), mask_predictor(config)
+        start_predictor(self.box_predictor)
+
+    def boxes_of(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled RoIs [K, C, 7, 7] -> class logits [K, 1 + classes] and deltas [K, 1 + classes, 4], float32."""
+        logits, deltas = self.box_predictor(self.box_head(pooled))
+        return logits.float(), deltas.float().reshape(-1, self.config.num_classes + 1, 4)
+
+    def masks_of(self, pooled: Tensor, labels: Tensor) -> Tensor:
+        """Pooled RoIs [K, C, 14, 14] and labels [K] (1..classes) -> mask logits [K, 28, 28] of that class, float32."""
+        return own_class(self.mask_predictor(self.mask_head(pooled)), labels)

@@ -1,0 +1,113 @@
+"""What the project's pages share: one self-contained HTML file made of plain parts; every text in it is escaped."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from directdet.pages.style import CSS
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: headers, and rows of values that are shown with str. The first column is text, the others figures."""
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of the gallery: JPEG bytes of the ground truth and of what was found."""
+
+    name: str
+    truth: bytes
+    found: bytes
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One headline figure; `state` is "good", "bad" or "" for neither."""
+
+    label: str
+    value: str
+    detail: str = ""
+    state: str = ""
+
+
+def document(title: str, intro: str, figures: Sequence[Figure], sections: Iterable[str]) -> str:
+    """The page as HTML text; it loads nothing from anywhere. `sections` come from `section`."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
+        f"<header><h1>{escape(title)}</h1><p>{escape(intro)}</p>{_figures(figures)}</header>\n"
+        + "\n".join(sections)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def section(title: str, content: str) -> str:
+    """A part of the page under a heading; `content` is HTML."""
+    return f"<section><h2>{escape(title)}</h2>{content}</section>"
+
+
+def small_print(text: str) -> str:
+    """A paragraph that explains."""
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def charts(drawn: Iterable[tuple[str, str]]) -> str:
+    """Charts (SVG text, caption), side by side where there is room."""
+    figures = "".join(f"<figure>{chart}<figcaption>{escape(text)}</figcaption></figure>" for chart, text in drawn)
+    return f'<div class="charts">{figures}</div>'
+
+
+def gallery(pictures: Iterable[Picture], explained: str) -> str:
+    """Pictures, ground truth and detections side by side, under a line that explains them."""
+    items = "".join(
+        f"<figure><div>{_image(item.truth, f'{item.name}, ground truth')}"
+        f"{_image(item.found, f'{item.name}, detections')}</div><figcaption>{escape(item.name)}</figcaption></figure>"
+        for item in pictures
+    )
+    return f'{small_print(explained)}<div class="gallery">{items}</div>'
+
+
+def about(facts: dict[str, str]) -> str:
+    """Label and text, a line each."""
+    rows = "".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in facts.items())
+    return f'<dl class="about">{rows}</dl>'
+
+
+def table(grid: Grid) -> str:
+    """A table that scrolls sideways by itself where the screen is narrow."""
+    body = "".join(row(values) for values in grid.rows)
+    return f'<div class="scroll"><table><thead>{row(grid.headers, "th")}</thead><tbody>{body}</tbody></table></div>'
+
+
+def row(values: Iterable[Any], tag: str = "td") -> str:
+    """One row of a table."""
+    return "<tr>" + "".join(f"<{tag}>{_cell(value)}</{tag}>" for value in values) + "</tr>"
+
+
+def _cell(value: Any) -> str:
+    text = escape(str(value))
+    state = {"PASS": "good", "FAIL": "bad"}.get(text)
+    return f'<strong class="{state}">{text}</strong>' if state else text
+
+
+def _figures(figures: Iterable[Figure]) -> str:
+    cells = (
+        f'<div class="figure {escape(item.state)}"><dt>{escape(item.label)}</dt><dd>{escape(item.value)}</dd>'
+        f"<span>{escape(item.detail)}</span></div>"
+        for item in figures
+    )
+    return f'<dl class="figures">{"".join(cells)}</dl>'
+
+
+def _image(jpeg: bytes, name: str) -> str:
+    return f'<img alt="{escape(name)}" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode("ascii")}">'

@@ -1,0 +1,377 @@
+"""The paper's recipes. Every constant of the paper stands here once; paper_sources says where it comes from.
+
+Direct pre-training at low resolution with live batch normalisation, then fine-tuning at full resolution with batch
+normalisation totally fixed; and the baselines that the paper compares it with. Which row of which table a recipe
+trains is said in table_rows.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from directdet.recipes.direct_sources import IMAGENET_SOURCES, SCRATCH_SOURCES, SHORT_EDGES, SOURCES
+from directdet.recipes.recipe import PARTS, Phase, Recipe
+
+
+def direct(times: int = 1, batch: int = 8, length: int = 448) -> Phase:
+    """Direct pre-training P`times`x. The steps stay the same whatever the batch (section 3.1: fixed steps K)."""
+    return Phase(
+        name="pretrain",
+        resize="direct",
+        size=(length, length),
+        batch_size=batch,
+        epochs=12 * times,
+        skip_empty=True,
+        repeat=batch // 2,
+        norm_weight_decay=False,
+        warmup_factor=0.01,
+        workers=4,
+    )
+
+
+def finetune(times: int = 1, **changes: Any) -> Phase:
+    """Fine-tuning at (1333, 800), `times`x, with batch normalisation totally fixed unless `changes` say otherwise."""
+    phase = Phase(
+        name="finetune",
+        resize="edges",
+        size=(800, 1333),
+        epochs=12 * times,
+        skip_empty=True,
+        milestones=(8 * times, 11 * times),
+        norm="fixed",
+        frozen_stages=1,
+        workers=4,
+    )
+    return replace(phase, **changes)
+
+
+MULTI_SCALE = (640, 672, 704, 736, 768, 800)
+# Epochs and milestones of the baselines from scratch.
+SCRATCH_SCHEDULES = {3: (36, (28, 34)), 4: (48, (40, 46)), 6: (73, (65, 71))}
+
+
+def scratch(times: int, norm: str, **changes: Any) -> Phase:
+    """Training from random weights at (1333, 800) all along: the baselines of Tables 1, 3, 6 and 7."""
+    epochs, milestones = SCRATCH_SCHEDULES[times]
+    phase = finetune(epochs=epochs, milestones=milestones, norm=norm, frozen_stages=-1, norm_weight_decay=False)
+    return replace(phase, name="scratch", warmup_factor=0.1, **changes)
+
+
+def paper(
+    name: str,
+    summary: str,
+    phases: tuple[Phase, ...],
+    init: str = "random",
+    detector: str = "rcnn",
+    sources: dict[str, str] | None = None,
+    data_fraction: float = 1.0,
+    **model: Any,
+) -> Recipe:
+    """A recipe of the paper, with its sources."""
+    own = dict(SOURCES)
+    if phases[0].name == "scratch":
+        own |= SCRATCH_SOURCES
+    if init == "imagenet":
+        own |= IMAGENET_SOURCES
+        model = {"box_convs": 0, **model} if detector == "rcnn" else model
+    kept = {p.name for p in phases} | {"model"}
+    own = {k: v for k, v in (own | (sources or {})).items() if "." not in k or k.partition(".")[0] in kept}
+    return Recipe(name, summary, phases, detector, model, init, data_fraction, own)
+
+
+MASK_R50 = partial(paper, backbone="resnet50", masks=True)
+FASTER_R50 = partial(paper, backbone="resnet50", masks=False)
+CASCADE_R50 = partial(paper, detector="cascade", backbone="resnet50", masks=False)
+RETINANET_R50 = partial(paper, detector="retinanet", backbone="resnet50")
+
+
+def baseline(times: int = 1, **changes: Any) -> Phase:
+    """Fine-tuning from ImageNet: affine batch normalisation."""
+    return finetune(times, **{"norm": "affine", **changes})
+
+
+def _mask_rcnn() -> dict[str, Callable[[], Recipe]]:
+    """Mask R-CNN R50-FPN in every setting of Tables 1 to 7 and 10, by the end of its name."""
+    two = "direct pre-training {}, fine-tuning {}"
+
+    def pair(p: int, f: int, note: str = "", parts: tuple[str, ...] = PARTS, **changes: Any) -> tuple:
+        words = two.format(f"P{p}x", f"{f}x") + note
+        return words, (direct(p), finetune(f, parts=parts, **changes)), "random", {}
+
+    def grid(batch: int, length: int) -> tuple:
+        words = two.format(f"P3x at {length} with {batch} images per GPU", "1x")
+        return words, (direct(3, batch, length), finetune()), "random", {}
+
+    stitched = replace(direct(), resize="edges", size=(800, 1333), shrink=2.0)
+    dropblock = replace(direct(), name="scratch", size=(640, 640), epochs=36, milestones=(24, 33), norm="sync")
+    settings = {
+        "": pair(1, 1),
+        "_p1x_2x": pair(1, 2),
+        "_p2x_1x": pair(2, 1),
+        "_p2x_2x": pair(2, 2),
+        "_p3x_1x": pair(3, 1),
+        "_p3x_2x": pair(3, 2),
+        "_p4x_1x": pair(4, 1),
+        "_p1x_2x_affine": pair(1, 2, " with affine BN", norm="affine"),
+        "_p1x_2x_sync": pair(1, 2, " with SyncBN", norm="sync"),
+        "_p1x_2x_ms": pair(1, 2, " multi-scale", short_edges=MULTI_SCALE),
+        "_p4x_1x_backbone": pair(4, 1, ", of which the backbone is loaded", PARTS[:1]),
+        "_p4x_1x_fpn": pair(4, 1, ", of which backbone and FPN are loaded", PARTS[:2]),
+        "_p4x_1x_rpn": pair(4, 1, ", of which backbone, FPN and RPN are loaded", PARTS[:3]),
+        "_p4x_1x_box": pair(4, 1, ", of which all but the mask head is loaded", PARTS[:4]),
+        "_p3x_1x_b2": grid(2, 448),
+        "_p3x_1x_b4": grid(4, 448),
+        "_p3x_1x_b4_320": grid(4, 320),
+        "_p3x_1x_b4_640": grid(4, 640),
+        "_stitcher": (two.format("P1x in Stitcher style", "1x"), (stitched, finetune()), "random", {}),
+        "_imagenet_1x": ("from ImageNet, 1x", (baseline(),), "imagenet", {}),
+        "_imagenet_2x": ("from ImageNet, 2x", (baseline(2),), "imagenet", {}),
+        "_imagenet_2x_fixed": ("from ImageNet, 2x with fixed BN", (baseline(2, norm="fixed"),), "imagenet", {}),
+        "_imagenet_2x_ms": ("from ImageNet, 2x multi-scale", (baseline(2, short_edges=MULTI_SCALE),), "imagenet", {}),
+        "_scratch_bn_4x": ("from scratch with plain BN, 4x", (scratch(4, "live"),), "random", {}),
+        "_scratch_sync_6x": ("from scratch with SyncBN, 6x", (scratch(6, "sync"),), "random", {}),
+        "_scratch_sync_3x_ms": (
+            "from scratch with SyncBN, 3x multi-scale",
+            (scratch(3, "sync", short_edges=MULTI_SCALE),),
+            "random",
+            {},
+        ),
+        "_scratch_gn_6x": ("from scratch with GN, 6x", (scratch(6, "live"),), "random", {"norm": "gn"}),
+        "_dropblock_3x": ("DropBlock-style training: 640x640 all along, SyncBN, 3x", (dropblock,), "random", {}),
+    }
+    sources = {
+        "_stitcher": {
+            "pretrain.resize": "section 3.2: Stitcher style",
+            "pretrain.scale": "not used: it is the ImageNet style's",
+            "pretrain.epochs": "section 3.2 gives none: the 40.0 of its ImageNet style are those of P1x + 1x",
+            "pretrain.size": "section 3.2: (1333, 800), then divided by n",
+            "pretrain.shrink": "section 3.2 does not give its n; 2 is ours, the nearest to 448x448 in pixels",
+            "pretrain.batch_size": "section 3.2: 8 images per GPU",
+        },
+        "_dropblock_3x": {
+            "scratch.resize": "section 7.2: ImageNet style",
+            "scratch.scale": "section 3.2: alpha in (0.8, 1.2)",
+            "scratch.repeat": "section 3.1: 1x is 88k steps, and Table 10's 3.32 days are 1.1 s for each of 264k",
+            "scratch.warmup_factor": "as in direct pre-training: from 1 %",
+            "scratch.norm_weight_decay": "as in direct pre-training: none",
+            "scratch.size": "section 7.2: 640x640 in the whole training",
+            "scratch.batch_size": "section 7.2: 8 images per GPU",
+            "scratch.norm": "section 7.2: SyncBN",
+            "scratch.epochs": "Table 10: 3x",
+            "scratch.milestones": "ours, at 2/3 and 11/12: the paper gives none",
+            "scratch.base_lr": "linear scaling rule: 0.08 for 64 images",
+        },
+        "_scratch_gn_6x": {
+            "model.norm": "Table 3: group normalisation, 32 groups, in backbone, pyramid and heads",
+            "model.box_convs": "section 4.1: 4conv1fc box head; here group normalisation is in it, too",
+        },
+        "_scratch_sync_3x_ms": {"scratch.short_edges": SHORT_EDGES},
+        "_p1x_2x_affine": {"finetune.norm": "Table 2: affine"},
+        "_p1x_2x_sync": {"finetune.norm": "Table 2: SyncBN; stem and stage 1 stay fixed"},
+        "_p1x_2x_ms": {"finetune.short_edges": SHORT_EDGES},
+        "_imagenet_2x_ms": {"finetune.short_edges": SHORT_EDGES},
+        "_imagenet_2x_fixed": {"finetune.norm": "Table 2: fixed"},
+    }
+    for end in ("_p4x_1x_backbone", "_p4x_1x_fpn", "_p4x_1x_rpn", "_p4x_1x_box"):
+        sources[end] = {"finetune.parts": "Table 5"}
+    for end in ("_p3x_1x_b2", "_p3x_1x_b4", "_p3x_1x_b4_320", "_p3x_1x_b4_640"):
+        sources[end] = dict.fromkeys(("pretrain.size", "pretrain.batch_size"), "Table 1") | {
+            "pretrain.repeat": "section 3.1: fixed steps, whatever the batch"
+        }
+    return {
+        f"mask_rcnn_r50_fpn{end}": partial(
+            MASK_R50,
+            f"mask_rcnn_r50_fpn{end}",
+            f"Mask R-CNN R50-FPN: {words}",
+            phases,
+            init=init,
+            sources=sources.get(end),
+            **model,
+        )
+        for end, (words, phases, init, model) in settings.items()
+    }
+
+
+def _retinanet() -> dict[str, Callable[[], Recipe]]:
+    """RetinaNet of Table 8. The authors pre-trained it at half the others' learning rate."""
+    sources = {
+        "pretrain.base_lr": "authors' code: 0.04 for 64 images",
+        "pretrain.warmup_iterations": "authors' code: 1000",
+        "finetune.base_lr": "authors' code: 0.02 for 16 images (mmdet's own RetinaNet: 0.01)",
+    }
+    pretrain = replace(direct(), base_lr=0.01, warmup_iterations=1000)
+    name, label = "retinanet_r50_fpn", "RetinaNet R50-FPN"
+    mmdet = {"finetune.base_lr": "mmdet: 0.01 for 16 images"}
+    slow = baseline(base_lr=0.01)
+    return {
+        name: partial(
+            RETINANET_R50,
+            name,
+            f"{label}: direct pre-training P1x, fine-tuning 1x",
+            (pretrain, finetune()),
+            sources=sources,
+        ),
+        f"{name}_imagenet_1x": partial(
+            RETINANET_R50, f"{name}_imagenet_1x", f"{label}: from ImageNet, 1x", (slow,), "imagenet", sources=mmdet
+        ),
+    }
+
+
+def _swin() -> dict[str, Callable[[], Recipe]]:
+    """Mask R-CNN Swin-T of Table 8: AdamW, mixed precision; its layer normalisation is never fixed (section 4.7)."""
+    sources = {
+        "optimizer": "section 7.1: AdamW, betas 0.9 and 0.999",
+        "momentum": "authors' code: beta1 0.9",
+        "weight_decay": "authors' code: 0.05",
+        "norm_weight_decay": "authors' code: none on normalisations and position biases",
+        "channels_last": "ours: a transformer's tokens hold their channels last already",
+        "pretrain.norm": "section 4.7: layer normalisation, live",
+        "pretrain.norm_weight_decay": "authors' code: none on normalisations and position biases",
+        "precision": "section 7.1: mixed precision (apex O1 there, fp16 autocast here)",
+        "pretrain.base_lr": "authors' code: 4e-4 for 64 images",
+        "finetune.base_lr": "authors' code: 1e-4 for 16 images",
+        "finetune.norm": "section 4.7: layer normalisation stays active",
+        "finetune.frozen_stages": "authors' code: none",
+    }
+    adamw = {
+        "optimizer": "adamw",
+        "base_lr": 1e-4,
+        "weight_decay": 0.05,
+        "norm_weight_decay": False,
+        "precision": "fp16",
+        "channels_last": False,
+    }
+    tune = finetune(norm="live", frozen_stages=-1, **adamw)
+    swin = partial(paper, detector="rcnn", backbone="swin_t", masks=True, sources=sources)
+    name, label = "mask_rcnn_swin_t_fpn", "Mask R-CNN Swin-T-FPN"
+    pair = (replace(direct(), **adamw), tune)
+    return {
+        name: partial(swin, name, f"{label}: direct pre-training P1x, fine-tuning 1x", pair),
+        f"{name}_imagenet_1x": partial(
+            swin,
+            f"{name}_imagenet_1x",
+            f"{label}: from ImageNet, 1x",
+            (tune,),
+            "imagenet",
+            sources={**sources, "model.box_convs": "ours: 4conv1fc, the head of the row it is compared with"},
+            box_convs=4,
+        ),
+    }
+
+
+def _two_stage(name: str, label: str, make: Callable[..., Recipe], **model: Any) -> dict[str, Callable[[], Recipe]]:
+    """A detector in P1x + 1x and from ImageNet in 1x, as Table 8 compares them."""
+    pair = (direct(), finetune())
+    return {
+        name: partial(make, name, f"{label}: direct pre-training P1x, fine-tuning 1x", pair, **model),
+        f"{name}_imagenet_1x": partial(
+            make, f"{name}_imagenet_1x", f"{label}: from ImageNet, 1x", (baseline(),), "imagenet", **model
+        ),
+    }
+
+
+def _less_data() -> dict[str, Callable[[], Recipe]]:
+    """Table 9: a tenth of COCO, and VOC 2007 + 2012. Schedules in iterations."""
+
+    def by_steps(phase: Phase, iterations: int, **changes: Any) -> Phase:
+        drops = (iterations * 2 // 3, iterations * 8 // 9)
+        evaluations = {"eval_every": iterations // 7500}  # some ten: a tenth of COCO is passed over every 740 steps
+        return replace(phase, iterations=iterations, repeat=1, milestones=drops, **evaluations, **changes)
+
+    by_iterations = {
+        f"{phase}.{key}": "the length is given in iterations"
+        for phase in ("pretrain", "finetune")
+        for key in ("epochs", "repeat")
+    }
+    coco = {
+        "data_fraction": "section 4.8: 1/10 of COCO, 11.8k images",
+        "finetune.base_lr": "section 4.8: 0.04",
+        "finetune.gamma": "section 4.8: 0.02",
+        "iterations": "Table 9",
+        "finetune.milestones": "ours: at 2/3 and 8/9, as mmdet's 1x; the paper gives none",
+        **by_iterations,
+    }
+    tenth = partial(MASK_R50, data_fraction=0.1, sources=coco)
+    settings = {"base_lr": 0.04, "gamma": 0.02}
+    pretrain = replace(direct(), iterations=60_000, repeat=1, eval_every=30)
+    voc = {
+        **by_iterations,
+        "finetune.size": "mmdet, VOC: (1000, 600)",
+        "finetune.eval_size": "mmdet, VOC: (1000, 600)",
+        "pretrain.eval_size": "mmdet, VOC: (1000, 600)",
+        "finetune.base_lr": "mmdet, VOC: 0.01 for 16 images",
+        "finetune.iterations": "Table 9: 12.4k; mmdet's 4 epochs of a 3 times repeated dataset",
+        "finetune.milestones": "mmdet, VOC: after the third of four epochs",
+        "finetune.warmup_iterations": "mmdet, VOC: none",
+        "finetune.warmup_factor": "not used: there is no warm-up",
+        "pretrain.iterations": "Table 9: 93k",
+        "pretrain.base_lr": "linear scaling rule from fine-tuning's 0.01 for 16 images",
+    }
+    tune = finetune(
+        size=(600, 1000),
+        eval_size=(600, 1000),
+        base_lr=0.01,
+        iterations=12_400,
+        milestones=(9_300,),
+        warmup_iterations=0,
+        eval_every=3,
+    )
+    long = replace(direct(), base_lr=0.01, iterations=93_000, repeat=1, eval_size=(600, 1000), eval_every=30)
+    from_imagenet = replace(tune, norm="affine")
+    recipes = {
+        "mask_rcnn_r50_fpn_coco10_imagenet": partial(
+            tenth,
+            summary="Mask R-CNN R50-FPN on a tenth of COCO: from ImageNet, 60k iterations",
+            phases=(by_steps(baseline(), 60_000, **settings),),
+            init="imagenet",
+        ),
+        "mask_rcnn_r50_fpn_coco10": partial(
+            tenth,
+            summary="Mask R-CNN R50-FPN on a tenth of COCO: pre-training 60k, fine-tuning 30k iterations",
+            phases=(pretrain, by_steps(finetune(), 30_000, **settings)),
+        ),
+        "faster_rcnn_r50_fpn_voc_imagenet": partial(
+            FASTER_R50,
+            summary="Faster R-CNN R50-FPN on VOC 2007 + 2012: from ImageNet, 12.4k iterations",
+            phases=(from_imagenet,),
+            init="imagenet",
+            sources=voc,
+        ),
+        "faster_rcnn_r50_fpn_voc": partial(
+            FASTER_R50,
+            summary="Faster R-CNN R50-FPN on VOC 2007 + 2012: pre-training 93k, fine-tuning 12.4k iterations",
+            phases=(long, tune),
+            sources=voc,
+        ),
+    }
+    return {name: partial(recipe, name=name) for name, recipe in recipes.items()}
+
+
+_OTHER_BACKBONES = {
+    "mask_rcnn_r18_fpn": ("Mask R-CNN R18-FPN", "rcnn", {"backbone": "resnet18", "masks": True}),
+    "mask_rcnn_r101_fpn": ("Mask R-CNN R101-FPN", "rcnn", {"backbone": "resnet101", "masks": True}),
+    "faster_rcnn_r18_fpn": ("Faster R-CNN R18-FPN", "rcnn", {"backbone": "resnet18", "masks": False}),
+    "faster_rcnn_r101_fpn": ("Faster R-CNN R101-FPN", "rcnn", {"backbone": "resnet101", "masks": False}),
+    "cascade_mask_rcnn_r50_fpn": ("Cascade Mask R-CNN R50-FPN", "cascade", {"backbone": "resnet50", "masks": True}),
+}
+
+PAPER_RECIPES: dict[str, Callable[[], Recipe]] = {
+    **_mask_rcnn(),
+    **_two_stage("faster_rcnn_r50_fpn", "Faster R-CNN R50-FPN", FASTER_R50),
+    **_two_stage("cascade_rcnn_r50_fpn", "Cascade R-CNN R50-FPN", CASCADE_R50),
+    **_retinanet(),
+    **_swin(),
+    **_less_data(),
+    **{
+        name: partial(
+            paper,
+            name,
+            f"{label}: direct pre-training P1x, fine-tuning 1x",
+            (direct(), finetune()),
+            detector=detector,
+            **model,
+        )
+        for name, (label, detector, model) in _OTHER_BACKBONES.items()
+    },
+}

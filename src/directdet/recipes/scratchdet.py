@@ -1,0 +1,202 @@
+"""ScratchDet's recipes: SSD300 trained from scratch, its normalisation, learning rates and first layers; and the one
+two-stage detector that the paper trains from scratch."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from directdet.infer.preprocess import STD
+from directdet.recipes.recipe import Phase, Recipe
+from directdet.recipes.scratchdet_two_stage import TWO_STAGE_RECIPES
+
+SOURCES = {
+    "scratch.resize": "section 4.1: the augmentation of the original SSD, which warps to 300x300",
+    "scratch.size": "section 4.1: 300x300",
+    "scratch.eval_size": "section 4.1: 300x300",
+    "scratch.std": "authors' PyTorch code: the mean is subtracted, nothing divided",
+    "scratch.batch_size": "section 4.1: 128 images on 4 GPUs, so that normalisation sees 32",
+    "scratch.base_batch": "section 4.1: 128 images",
+    "scratch.iterations": "section 4.2.2: 45k, 30k, 20k and 5k iterations",
+    "scratch.milestones": "section 4.2.2: divided by 10 after 45k, 75k and 95k",
+    "scratch.weight_decay": "section 4.1: 0.0005",
+    "scratch.momentum": "section 4.1: 0.9",
+    "scratch.warmup_iterations": "authors' code: none",
+    "scratch.norm_weight_decay": "authors' code: of the backbone's, not of the head's",
+    "gamma": "section 4.2.2: divided by 10",
+    "optimizer": "section 4.1: SGD",
+    "clip_norm": "authors' code: none",
+    "precision": "authors' code: fp32",
+    "eval_every": "ours: some ten to forty evaluations in all",
+    "workers": "ours: as many as four GPUs may need",
+    "channels_last": "ours: on a CPU PyTorch 2.15 has crashed in the backward pass of channels-last SSDs",
+    "model.size": "section 4.1: 300x300",
+    "model.priors": "section 4.1: the original SSD's, for VOC",
+    "model.l2_norm": "section 4.1: removed",
+    "model.last_map_3x3": "caption of Figure 3: the last map is 1x1; 3x3 in the authors' PyTorch code",
+    "model.candidates": "ours: 400 at a time, in three rounds; authors' code: 400 of each class",
+}
+# Of networks whose schedule the paper does not give.
+SAME_SCHEDULE = {
+    "scratch.iterations": "ours: as in section 4.2.2, 100k",
+    "scratch.milestones": "ours: as in section 4.2.2, after 45k, 75k and 95k",
+    "gamma": "ours: as in section 4.2.2, divided by 10",
+}
+
+VOC = Phase(
+    name="scratch",
+    resize="warp",
+    size=(300, 300),
+    std=(1.0, 1.0, 1.0),
+    channels_last=False,
+    batch_size=32,
+    iterations=100_000,
+    base_lr=0.05,
+    base_batch=128,
+    weight_decay=5e-4,
+    milestones=(45_000, 75_000, 95_000),
+    warmup_iterations=0,
+    workers=8,
+    eval_size=(300, 300),
+    eval_every=20,
+)
+COCO = replace(VOC, iterations=325_000, milestones=(150_000, 250_000, 310_000), eval_every=10)
+COCO_SOURCES = {
+    "scratch.base_lr": "authors' COCO script: 0.05 for 128 images",
+    "scratch.iterations": "authors' COCO script: 325k",
+    "scratch.milestones": "authors' COCO script: after 150k, 250k and 310k",
+    "gamma": "authors' COCO script: divided by 10",
+    "model.priors": "section 4.1: the original SSD's, for COCO",
+}
+IMAGENET_SOURCES = {
+    "finetune.std": "torchvision's ImageNet weights were trained with it; 1, where weights of Caffe are given",
+    "finetune.batch_size": "section 4.1: 32 images with pre-trained weights",
+    "finetune.base_batch": "section 4.1: 32 images",
+}
+
+
+def ssd(
+    name: str,
+    summary: str,
+    sources: dict[str, str],
+    phase: Phase = VOC,
+    init: str = "random",
+    **model: Any,
+) -> Recipe:
+    """A recipe of SSD300; `sources` besides SOURCES, for a phase "scratch"."""
+    sources = SOURCES | sources
+    if init == "imagenet":
+        # Whole batches of 32 images, one GPU's share, in a phase that starts from trained weights.
+        phase = replace(phase, name="finetune", base_batch=32, std=STD)
+        sources = {key.replace("scratch.", "finetune."): text for key, text in sources.items()} | IMAGENET_SOURCES
+    return Recipe(name, f"SSD300 {summary}", (phase,), "ssd", model, init, sources=sources)
+
+
+RATES = {"lr001": 0.001, "lr01": 0.01, "lr05": 0.05}
+# Where batch normalisation is: (norm of the backbone, of the head), words.
+PLACES = {
+    "none": ("none", False, "without BN"),
+    "head": ("none", True, "with BN in the head"),
+    "backbone": ("bn", False, "with BN in the backbone"),
+    "both": ("bn", True, "with BN in backbone and head"),
+}
+
+
+def _table1() -> dict[str, Callable[[], Recipe]]:
+    """VGG-16 with normalisation in four places, at three learning rates, from scratch and from ImageNet."""
+    starts = [(place, "random") for place in PLACES] + [("none", "imagenet"), ("both", "imagenet")]
+    recipes = {}
+    for rate, value in RATES.items():
+        for place, init in starts:
+            norm, head, words = PLACES[place]
+            name = f"ssd300_vgg16_{'' if init == 'random' else 'imagenet_'}{place}_{rate}"
+            summary = f"VGG-16 from {'scratch' if init == 'random' else 'ImageNet'} {words}, learning rate {value:g}"
+            sources = {
+                **SAME_SCHEDULE,
+                "scratch.base_lr": f"Table 1: {value:g} for {128 if init == 'random' else 32} images",
+                "model.backbone": "Table 1: truncated VGG-16",
+                "model.extras": "section 4.2.1: the original SSD's",
+                "model.norm": f"Table 1: {'BN' if norm == 'bn' else 'no BN'} in the backbone, extra layers included",
+                "model.head_norm": f"Table 1: {'BN' if head else 'no BN'} in the detection head",
+            }
+            phase = replace(VOC, base_lr=value)
+            model = {"backbone": "vgg16", "norm": norm, "head_norm": head}
+            recipes[name] = partial(ssd, name, summary, sources, phase, init, **model)
+    return recipes
+
+
+# ResNets by the stride of their first convolution and their root, as Table 2 lists them.
+TABLE2 = (
+    "resnet18",
+    "resnet18_s2_1x3x3",
+    "resnet18_s2_2x3x3",
+    "resnet18_s2_3x3x3",
+    "resnet18_b",
+    "resnet18_s1_1x3x3",
+    "resnet18_s1_2x3x3",
+    "root_resnet18",
+    "resnet18_s1_4x3x3",
+    "resnet18_s1_5x3x3",
+)
+OTHERS = {
+    "resnet18_a": "Figure 3: ResNet-18 without its max-pool",
+    "resnet34": "ours: beside Root-ResNet-34",
+    "resnet101": "section 3.2: the truncated ResNet-101 of the original SSD",
+    "root_resnet34": "section 4.1: Root-ResNet-34, to compare with the state of the art",
+}
+RESNET_SOURCES = {
+    "scratch.base_lr": "section 4.2.2: 0.05 for 128 images",
+    "model.extras": "Figure 8: four residual blocks of 128 channels",
+    "model.norm": "section 3.1: BN in the backbone, extra layers included",
+    "model.head_norm": "section 4.2.2: BN in the detection head too",
+}
+
+
+def _resnets() -> dict[str, Callable[[], Recipe]]:
+    """ResNets with four residual blocks after them and BN everywhere, on VOC; the deepest on COCO too."""
+    recipes = {}
+    for backbone in (*TABLE2, *OTHERS):
+        name = f"ssd300_{backbone}"
+        sources = {**RESNET_SOURCES, "model.backbone": OTHERS.get(backbone, "Table 2: first layers of ResNet-18")}
+        recipes[name] = partial(ssd, name, f"{backbone} from scratch", sources, backbone=backbone, extras="residual")
+    name = "ssd300_root_resnet34_coco"
+    recipes[name] = partial(
+        ssd,
+        name,
+        "root_resnet34 from scratch on COCO",
+        {**RESNET_SOURCES, "model.backbone": OTHERS["root_resnet34"], **COCO_SOURCES},
+        COCO,
+        backbone="root_resnet34",
+        extras="residual",
+        priors="coco",
+    )
+    return recipes
+
+
+def _dsod() -> dict[str, Callable[[], Recipe]]:
+    """DSOD300 with and without BN (section 4.2.1)."""
+    sources = {
+        **SAME_SCHEDULE,
+        "scratch.base_lr": "ours: 0.05 for 128 images, Table 1's best; section 4.2.1 gives none",
+        "model.backbone": "section 4.2.1: DSOD",
+        "model.extras": "DSOD's own",
+    }
+    with_bn = {"model.norm": "section 4.2.1: DSOD has BN", "model.head_norm": "ours: BN in the detection head too"}
+    without = dict.fromkeys(("model.norm", "model.head_norm"), "section 4.2.1: no BN at all")
+    return {
+        name: partial(
+            ssd, name, f"DSOD {words}", sources | own, backbone="dsod", extras="dsod", norm=norm, head_norm=head
+        )
+        for name, words, own, norm, head in (
+            ("dsod300", "with BN", with_bn, "bn", True),
+            ("dsod300_no_bn", "without BN", without, "none", False),
+        )
+    }
+
+
+SCRATCHDET_RECIPES: dict[str, Callable[[], Recipe]] = {
+    **_table1(),
+    **_resnets(),
+    **_dsod(),
+    **TWO_STAGE_RECIPES,
+}

@@ -1,0 +1,88 @@
+"""ScratchDet's two-stage detector: VGG-16 Faster R-CNN from scratch, with and without BN (section 4.2.1).
+
+The paper gives the two results and no setting, so the settings are those of Faster R-CNN (Ren et al., 2015) and of its
+authors' Python code, but for the schedule.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from directdet.recipes.recipe import Phase, Recipe
+
+SOURCES = {
+    "scratch.resize": "Faster R-CNN, section 3.3: the shorter side to 600 pixels; its code: the longer to 1000 at most",
+    "scratch.size": "Faster R-CNN, section 3.3, and its code",
+    "scratch.eval_size": "Faster R-CNN, section 3.3, and its code",
+    "scratch.batch_size": "ours: 2 images on each of 8 GPUs",
+    "scratch.base_batch": "ours: 16 images",
+    "scratch.base_lr": "ours: 0.01 for 16 images",
+    "scratch.iterations": "ours: 100k, as long as SSD300's in section 4.2.2",
+    "scratch.milestones": "ours: after 70k and 90k",
+    "scratch.warmup_iterations": "ours: 500",
+    "scratch.weight_decay": "Faster R-CNN, section 3.1.3: 0.0005",
+    "scratch.momentum": "Faster R-CNN, section 3.1.3: 0.9",
+    "gamma": "Faster R-CNN, section 3.1.3: divided by 10",
+    "optimizer": "Faster R-CNN, section 3.1.3: SGD",
+    "eval_every": "ours: some ten evaluations in all",
+    "workers": "ours: as many as eight GPUs may need",
+    "channels_last": "ours: faster, the same numbers",
+    "model": "Faster R-CNN's code",
+    "model.backbone": "section 4.2.1: VGG-16; Faster R-CNN: proposals and RoIs on conv5_3",
+    "model.masks": "Faster R-CNN: boxes alone",
+    "model.pyramid": "Faster R-CNN: a single map",
+    "model.box_convs": "Faster R-CNN: fc6 and fc7",
+    "model.box_features": "Faster R-CNN: fc6 and fc7 of 4096; ours: no dropout",
+    "model.anchor_scales": "Faster R-CNN, section 3.3: 128, 256 and 512 pixels, at stride 16",
+    "model.test_pre_nms": "ours: as many as TensorRT's top-k takes; Faster R-CNN's code: 6000",
+}
+NORM_SOURCES = {
+    "bn": "section 4.2.1: with BN; ours: in the backbone",
+    "none": "section 4.2.1: without BN",
+}
+VOC = Phase(
+    name="scratch",
+    resize="edges",
+    size=(600, 1000),
+    batch_size=2,
+    iterations=100_000,
+    base_lr=0.01,
+    base_batch=16,
+    weight_decay=5e-4,
+    milestones=(70_000, 90_000),
+    workers=8,
+    eval_size=(600, 1000),
+    eval_every=10,
+)
+MODEL = {
+    "backbone": "vgg16",
+    "masks": False,
+    "pyramid": False,
+    "box_convs": 0,
+    "box_features": 4096,
+    "anchor_scales": (8.0, 16.0, 32.0),
+    "rpn_min_positive_iou": 0.0,
+    "rpn_smooth_l1_beta": 1 / 9,
+    "train_pre_nms": 12_000,
+    "train_proposals": 2000,
+    "test_pre_nms": 3840,
+    "test_proposals": 300,
+    "roi_samples": 128,
+    "smooth_l1_beta": 1.0,
+    "nms": 0.3,
+}
+# Normalisation and what the paper says of it.
+ROWS = {
+    "faster_rcnn_vgg16_scratch": ("bn", "with BN (in the paper: 67.2 mAP; pre-trained: 73.2)"),
+    "faster_rcnn_vgg16_scratch_no_bn": ("none", "without BN (in the paper: cannot converge; pre-trained: 73.2 mAP)"),
+}
+TWO_STAGE_RECIPES: dict[str, Callable[[], Recipe]] = {
+    name: partial(
+        Recipe,
+        name,
+        f"Faster R-CNN VGG-16 from scratch on VOC 2007 + 2012, {words}",
+        (VOC,),
+        model={**MODEL, "norm": norm},
+        sources={**SOURCES, "model.norm": NORM_SOURCES[norm]},
+    )
+    for name, (norm, words) in ROWS.items()
+}

@@ -1,0 +1,140 @@
+"""The recipes by name: ours for small datasets, then the paper's."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from directdet.recipes.direct import PAPER_RECIPES
+from directdet.recipes.recipe import Phase, Recipe
+from directdet.recipes.scratchdet import SCRATCHDET_RECIPES, VOC
+
+SLIM_SOURCES = {
+    "model": "ours: slim and with small RoI budgets, for CPUs",
+    "pretrain": "the paper's phase, scaled down by us for small datasets on CPUs",
+    "finetune": "the paper's phase, scaled down by us for small datasets on CPUs",
+}
+
+
+def mask_rcnn_r18_slim() -> Recipe:
+    """For a few hundred images and a CPU: half the width, few RoIs, half an hour or so."""
+    pretrain = Phase(
+        name="pretrain",
+        resize="direct",
+        size=(224, 224),
+        scale=(0.8, 1.2),
+        batch_size=8,
+        epochs=50,
+        base_lr=0.02,
+        base_batch=8,
+        norm_weight_decay=False,
+        warmup_iterations=100,
+        warmup_factor=0.01,
+        clip_norm=10.0,
+        eval_size=(224, 224),
+        eval_fixed=True,
+        eval_every=25,
+    )
+    tune = replace(
+        pretrain,
+        name="finetune",
+        resize="edges",
+        size=(320, 448),
+        batch_size=4,
+        epochs=10,
+        norm_weight_decay=True,
+        milestones=(6, 9),
+        warmup_iterations=30,
+        norm="fixed",
+        eval_size=(448, 448),
+        eval_every=5,
+    )
+    model = {
+        "backbone": "resnet18",
+        "width": 32,
+        "fpn_channels": 64,
+        "box_features": 256,
+        "mask_channels": 64,
+        "mask_convs": 2,
+        "box_convs": 2,
+        "train_pre_nms": 500,
+        "train_proposals": 250,
+        "test_pre_nms": 300,
+        "test_proposals": 200,
+        "roi_samples": 64,
+        "mask_slots": 8,
+        "candidates": 300,
+    }
+    return Recipe(
+        "mask_rcnn_r18_slim",
+        "Mask R-CNN, slim ResNet-18-FPN: a small dataset, learnt from scratch on a CPU in half an hour",
+        (pretrain, tune),
+        model=model,
+        sources=SLIM_SOURCES,
+    )
+
+
+def retinanet_r18_slim() -> Recipe:
+    """The same two phases for a one-stage detector."""
+    slim = mask_rcnn_r18_slim()
+    model = {"backbone": "resnet18", "width": 32, "fpn_channels": 64, "head_convs": 2}
+    for phase in slim.phases:  # half of Mask R-CNN's learning rate, as in the paper's recipes
+        slim = slim.with_phase(phase.name, base_lr=phase.base_lr / 2)
+    return replace(
+        slim,
+        name="retinanet_r18_slim",
+        summary="RetinaNet, slim ResNet-18-FPN: a small dataset, learnt from scratch on a CPU in minutes",
+        detector="retinanet",
+        model={**model, "test_pre_nms": 300, "candidates": 300},
+    )
+
+
+def ssd300_vgg16_slim() -> Recipe:
+    """ScratchDet's SSD300 with batch normalisation in backbone and head, half as wide."""
+    phase = replace(
+        VOC,
+        batch_size=16,
+        iterations=1200,
+        milestones=(900, 1100),
+        base_lr=0.02,
+        base_batch=16,
+        warmup_iterations=100,
+        warmup_factor=0.01,
+        clip_norm=10.0,
+        workers=2,
+        eval_every=40,
+    )
+    return Recipe(
+        "ssd300_vgg16_slim",
+        "SSD300, slim VGG-16 with batch normalisation: a small dataset, learnt from scratch",
+        (phase,),
+        "ssd",
+        {"backbone": "vgg16", "width": 32, "norm": "bn", "head_norm": True},
+        sources={
+            "model": "ours: slim, for CPUs",
+            "scratch": "ScratchDet's phase, scaled down by us for small datasets",
+        },
+    )
+
+
+def demo() -> Recipe:
+    """What `directdet demo` trains: minutes on two CPU cores."""
+    slim = mask_rcnn_r18_slim()
+    recipe = slim.with_phase("pretrain", size=(128, 128), epochs=12, eval_size=(192, 192), eval_every=4)
+    recipe = recipe.with_phase(
+        "finetune", size=(192, 192), epochs=4, milestones=(3,), eval_size=(192, 192), eval_every=2
+    )
+    return replace(
+        recipe,
+        name="demo",
+        summary="what `directdet demo` trains: a slim Mask R-CNN on a synthetic dataset, in minutes",
+        model={**slim.model, "anchor_scale": 6.0, "train_proposals": 128, "roi_samples": 48, "mask_slots": 12},
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "mask_rcnn_r18_slim": mask_rcnn_r18_slim,
+    "retinanet_r18_slim": retinanet_r18_slim,
+    "ssd300_vgg16_slim": ssd300_vgg16_slim,
+    "demo": demo,
+    **PAPER_RECIPES,
+    **SCRATCHDET_RECIPES,
+}

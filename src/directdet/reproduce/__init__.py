@@ -1,0 +1,1 @@
+"""The papers' tables and figures as runs, scaled to the machine."""

@@ -1,0 +1,69 @@
+"""A comparison's picture: what each row reached here, beside what the paper reports for it."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from directdet.common.files import write_bytes_atomic
+
+_OURS, _PAPER = "#1f6f8b", "#b9c3c9"
+
+
+def draw_comparison(result: dict[str, Any], path: Path) -> None:
+    """Write a PNG with two panels: AP here and in the paper, each on its own scale."""
+    rows = [row for row in result["rows"] if "box_ap" in row or "diverged" in row]
+    if not rows:
+        return
+    voc = result["metric"] == "voc"
+    plan = result["plan"]
+    figure = Figure(figsize=(9.0, 1.4 + 0.5 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    here, there = figure.subplots(1, 2, sharey=True)
+    labels = [row["label"] for row in rows]
+    places = range(len(rows))
+    _bars(here, places, [_reached(row, voc) for row in rows], _OURS)
+    length = f"{plan['budget_s'] / 60:.0f} min" if plan["budget_s"] else f"{plan['phase_steps']} steps"
+    here.set_title(f"here ({plan['scale']}, {length}, {plan['device']})", fontsize=10)
+    _bars(there, places, [_printed(row["paper"] or {}, "map" if voc else "box_ap") for row in rows], _PAPER)
+    there.set_title(f"in the paper ({'VOC' if voc else 'COCO'})", fontsize=10)
+    here.set_yticks(list(places), labels)
+    here.set_ylim(len(rows) - 0.5, -0.5)  # from the top down, and as high where a row has no bar
+    figure.suptitle(f"{plan['experiment']}: {'VOC mAP' if voc else 'box AP'}, equal {plan['equal']}", fontsize=11)
+    figure.supxlabel("compare rows with each other, not the two panels", fontsize=9)
+    write_bytes_atomic(path, _png(figure))
+
+
+def _reached(row: dict[str, Any], voc: bool) -> float:
+    """Per cent; NaN for a row whose loss did not stay finite."""
+    if "diverged" in row:
+        return math.nan
+    return 100 * (row["voc"]["mAP_11point"] if voc else row["box_ap"])
+
+
+def _printed(paper: dict[str, float | None], key: str) -> float | None:
+    """The paper's figure: None where it has none, NaN where it prints that."""
+    return math.nan if key in paper and paper[key] is None else paper.get(key)
+
+
+def _bars(axes: Any, places: range, values: list[float | None], colour: str) -> None:
+    """Horizontal bars with their numbers, "NaN" for that; nothing where there is no value."""
+    known = {place: value for place, value in zip(places, values, strict=True) if value is not None}
+    lengths = [0.0 if math.isnan(value) else value for value in known.values()]
+    bars = axes.barh(list(known), lengths, color=colour, height=0.6)
+    words = ["NaN" if math.isnan(value) else f"{value:.1f}" for value in known.values()]
+    axes.bar_label(bars, words, padding=3, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.15)
+    axes.set_xlim(left=0)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    return buffer.getvalue()

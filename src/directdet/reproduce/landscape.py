@@ -1,0 +1,149 @@
+"""`directdet landscape`: ScratchDet's Figures 1 and 7, training loss and gradient with and without normalisation.
+
+Every variant sees the same data in the same order from the same seed. At each step three numbers are kept: the loss,
+the L2 norm of the gradient of all parameters, and its fluctuation, which the paper does not define; here it is
+|norm(t) - norm(t - 1)|, in the picture smoothed by a moving average as the paper's is said to be.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import nn
+
+from directdet.common.errors import UsageProblem
+from directdet.common.files import require_writable, write_json_atomic
+from directdet.infer.machine import hardware, versions
+from directdet.infer.preprocess import Preprocess
+from directdet.models.build import build_model
+from directdet.recipes.scratchdet import PLACES, VOC
+from directdet.train.loop import make_phase_loader
+from directdet.train.optim import learning_rate
+from directdet.train.run import choose_device, load_splits
+from directdet.train.step import Stepper
+
+SMOOTHING = 15  # steps of the moving average
+# Panels: Figure 1 has normalisation in the head, Figure 7 in the backbone. (place, times the base learning rate).
+FIGURES = {
+    "Figure 1": (("none", 1), ("head", 1), ("head", 10)),
+    "Figure 7": (("none", 1), ("backbone", 1), ("backbone", 10)),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a landscape is: side of the input, images per step, stem channels of VGG-16, steps."""
+
+    side: int
+    batch: int
+    width: int | None
+    steps: int
+    workers: int
+
+
+SIZES = {"small": Size(300, 8, 8, 80, 2), "paper": Size(300, 128, None, 1000, 8)}
+BASE_RATE = 0.001  # for 128 images, Table 1's smallest
+
+
+def landscape(
+    data: str | Path,
+    out: str | Path,
+    size: str | None = None,
+    steps: int | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    base_lr: float = BASE_RATE,
+) -> dict[str, Any]:
+    """Train every variant of FIGURES briefly on `data` and write OUT/landscape.json.
+
+    Args:
+        size: a key of SIZES; None is "paper" on a GPU and "small" on a CPU.
+        steps: instead of the size's own.
+        base_lr: the learning rate that is taken once and ten times, whatever the batch.
+
+    A variant whose loss is no longer finite stops there; the figures say at which step.
+    """
+    place = choose_device(device)
+    size = size or ("paper" if place.type == "cuda" else "small")
+    if size not in SIZES:
+        raise UsageProblem(f"--size {size}: there are {', '.join(SIZES)}")
+    require_writable(Path(out), folder=True)
+    chosen = SIZES[size] if steps is None else replace(SIZES[size], steps=steps)
+    dataset, _ = load_splits(data)
+    wanted = dict.fromkeys(variant for figure in FIGURES.values() for variant in figure)
+    runs = []
+    for where, times in track(list(wanted), description="training"):
+        runs.append(_run(where, times, chosen, dataset, place, seed, base_lr))
+    result = {
+        "figures": {name: [_name(*variant) for variant in figure] for name, figure in FIGURES.items()},
+        "fluctuation": f"|norm(t) - norm(t - 1)|, smoothed over {SMOOTHING} steps",
+        "size": {**chosen.__dict__, "name": size},
+        "base_lr": base_lr,
+        "seed": seed,
+        "data": str(data),
+        "runs": runs,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": hardware(),
+        "versions": {**versions(), "torch": torch.__version__},
+    }
+    Path(out).mkdir(parents=True, exist_ok=True)
+    write_json_atomic(Path(out) / "landscape.json", result)
+    return result
+
+
+def _name(where: str, times: int) -> str:
+    return f"{where}_{times}x"
+
+
+def _run(
+    where: str, times: int, size: Size, dataset: Any, device: torch.device, seed: int, base_lr: float
+) -> dict[str, Any]:
+    """One variant: its three curves."""
+    norm, head_norm, words = PLACES[where]
+    phase = replace(
+        VOC,
+        batch_size=size.batch,
+        base_batch=size.batch,
+        base_lr=base_lr * times,
+        iterations=size.steps,
+        milestones=(),
+        workers=size.workers,
+    )
+    torch.manual_seed(seed)
+    settings = {"backbone": "vgg16", "width": size.width, "norm": norm, "head_norm": head_norm, "size": size.side}
+    model = build_model({"detector": "ssd", "num_classes": len(dataset.classes), **settings}).to(device)
+    preprocess = Preprocess((size.side, size.side), std=phase.std, warp=True)
+    stepper = Stepper(model, phase, preprocess, learning_rate(phase, size.batch), seed)
+    loader = make_phase_loader(phase, dataset, False, seed, device.type == "cuda")
+    model.train()
+    losses: list[float] = []
+    norms: list[float] = []
+    stopped = None
+    while len(losses) < size.steps and stopped is None:
+        loader.set_epoch(len(losses) // loader.batches_per_epoch)
+        for batch in loader:
+            found, _ = stepper.step([batch], len(losses), loader.batches_per_epoch)
+            losses.append(float(sum(found.values())))
+            norms.append(_gradient_norm(model))
+            if not (math.isfinite(losses[-1]) and math.isfinite(norms[-1])):
+                losses.pop(), norms.pop()
+                stopped = len(losses)
+                break
+            if len(losses) >= size.steps:
+                break
+    loader.close()
+    fluctuation = [abs(b - a) for a, b in itertools.pairwise(norms)]
+    label = f"SSD {words}, learning rate {base_lr * times:g}"
+    curves = {"loss": losses, "norm": norms, "fluctuation": fluctuation}
+    return {"name": _name(where, times), "label": label, "learning_rate": base_lr * times, "stopped": stopped, **curves}
+
+
+def _gradient_norm(model: nn.Module) -> float:
+    """L2 norm of the gradient of all parameters together, as the last step left it."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return float(nn.utils.get_total_norm(gradients))

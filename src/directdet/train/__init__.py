@@ -1,0 +1,1 @@
+"""Training: weights, normalisation, the step, the loop and the run."""

@@ -1,0 +1,112 @@
+"""Several processes, one for each GPU, as `torchrun` starts them; where there is one, nothing here does anything."""
+
+import datetime
+import os
+import warnings
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from directdet.common.errors import UserError
+
+TIMEOUT = datetime.timedelta(minutes=30)  # one process evaluates or reads while the others wait
+
+
+def start(device: torch.device) -> torch.device:
+    """Join the other processes, if torchrun started some; the device of this one. UserError if it has no GPU left."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if device.index >= torch.cuda.device_count():
+            raise UserError(
+                f"torchrun: process {device.index + 1} of this machine has no GPU, torch sees "
+                f"{torch.cuda.device_count()}; start so many with --nproc-per-node"
+            )
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    return device
+
+
+def stop() -> None:
+    """Leave the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return rank() == 0
+
+
+def wrap(module: nn.Module) -> nn.Module:
+    """The module with gradients averaged over all processes; buffers stay each process's own, as in mmdet."""
+    if world_size() == 1:
+        return module
+    device = next(module.parameters()).device
+    devices = [device.index] if device.type == "cuda" else None
+    with warnings.catch_warnings():  # newer releases of torch have another name for it, older ones not yet
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+
+
+def mean(values: Tensor) -> Tensor:
+    """`values`, averaged over all processes."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+        values /= world_size()
+    return values
+
+
+def any_of(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set in any process; waits for all of them."""
+    return flag if world_size() == 1 else bool(mean(torch.tensor(float(flag), device=device)) > 0)
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all processes, in order, in the main one; nothing in the others."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size() if is_main() else []
+    dist.gather_object(value, values if is_main() else None)
+    return values
+
+
+def from_main(value: Any) -> Any:
+    """The main process's value, in every process."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the main one's buffers, i.e. the statistics of batch normalisation."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def own_keys(shape: torch.Size, device: torch.device) -> Tensor:
+    """Uniform keys for random sampling (see models.targets): this process's rows of what one process would draw.
+
+    All processes seed alike, so that sampling does not depend on how a batch is spread over them.
+    """
+    count = shape[0]
+    keys = torch.rand((count * world_size(), *shape[1:]), device=device)
+    return keys[rank() * count : (rank() + 1) * count]

@@ -1,0 +1,352 @@
+"""The training loop of one phase."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from directdet.common.errors import UserError
+from directdet.data.augment.ssd_transforms import SSDTransform
+from directdet.data.augment.transforms import EdgesTransform, PretrainTransform
+from directdet.data.loader import BatchLoader, make_loader
+from directdet.data.records import Dataset
+from directdet.infer.accuracy.evaluate import Metrics, detect, score_detections
+from directdet.infer.preprocess import Preprocess
+from directdet.infer.runtimes.torch_runtime import TorchPredictor
+from directdet.models.build import describe_model
+from directdet.models.checkpoint import load_checkpoint, save_checkpoint
+from directdet.recipes.recipe import Phase
+from directdet.train import distributed
+from directdet.train.log import RunLog
+from directdet.train.optim import learning_rate
+from directdet.train.step import Batch, Stepper
+
+LOG_EVERY = 10  # steps; the host waits for the device only then
+CHECKPOINT_SECONDS = 300.0
+SAVING_SHARE = 0.05  # of the time at most, for the checkpoints after a pass: small datasets have many passes
+
+
+@dataclass
+class Position:
+    """Where a phase stands: steps done, the best box AP so far, and the step it was last measured at."""
+
+    step: int = 0
+    best: float = -1.0
+    evaluated: int = 0
+
+
+class Diverged(UserError):
+    """The loss is no longer finite: an answer where learning rates are compared, else a mistake in the settings."""
+
+
+class _Interrupt:
+    """Ctrl-C while steps are running waits for the end of the step: half a step would not be the same run when resumed.
+
+    A second Ctrl-C, and one outside of deferred(), interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._deferring = False
+        self._before: object = None
+
+    def __enter__(self) -> _Interrupt:
+        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+            self._before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _handle(self, *_: object) -> None:
+        if not self._deferring or self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Ctrl-C in here is raised at the end."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+        if self.asked:
+            raise KeyboardInterrupt
+
+
+class Trainer:
+    """One phase of one run: a model, its data, its optimiser, and where it stands.
+
+    Where there are several processes each has its share of every batch and of the evaluation; the main one writes.
+    """
+
+    def __init__(
+        self, model: nn.Module, phase: Phase, train: Dataset, val: Dataset | None, folder: Path, recipe: str, seed: int
+    ):
+        check_pixels(model, phase)
+        self.model, self.phase, self.train, self.val = model, phase, train, val
+        self.folder, self.recipe, self.seed = folder, recipe, seed
+        self.device = next(model.parameters()).device
+        if phase.channels_last:
+            model.to(memory_format=torch.channels_last)
+        self.loader = make_phase_loader(phase, train, model.config.masks, seed, self.device.type == "cuda")
+        self.steps_per_pass = self.loader.batches_per_epoch // phase.accumulate
+        if not self.steps_per_pass:
+            raise UserError(
+                f"{phase.name}: accumulate: {phase.accumulate} batches make a step, the data has "
+                f"{self.loader.batches_per_epoch}; lower it"
+            )
+        self.steps_per_epoch = self.steps_per_pass * phase.repeat
+        whole = phase.iterations or self.steps_per_epoch * phase.epochs
+        self.steps = min(whole, phase.max_steps or sys.maxsize)
+        self.images_per_step = phase.batch_size * phase.accumulate * distributed.world_size()
+        self.rate = learning_rate(phase, self.images_per_step)
+        warp = phase.resize == "warp"
+        self.preprocess = Preprocess(phase.eval_size, fixed=phase.eval_fixed or warp, std=phase.std, warp=warp)
+        self.stepper = Stepper(model, phase, self.preprocess, self.rate, seed)
+        self.position = Position()
+        self._saved, self._saving = -math.inf, 0.0  # when last.pt was written, and how long that took
+
+    def run(self, resumed: bool) -> Metrics | None:
+        """Train to the end of the phase; returns the last evaluation, if there was one.
+
+        On Ctrl-C the step in progress is finished and saved before KeyboardInterrupt is raised.
+        """
+        metrics = None
+        with (
+            RunLog(self.folder, self.phase.name, self.position.step if resumed else None, distributed.is_main()) as log,
+            _progress() as bar,
+            _Interrupt() as interrupt,
+        ):
+            task = bar.add_task(self.phase.name, total=self.steps, completed=self.position.step, note="")
+            while True:
+                if self._evaluation_is_due():  # first: a resumed run may have been stopped while it evaluated
+                    bar.update(task, note="evaluating")
+                    metrics = self._evaluate(log)
+                if self.position.step >= self.steps:
+                    return metrics
+                with interrupt.deferred():
+                    self._one_pass(log, bar, task, interrupt)
+                    if interrupt.asked or self._saving_is_due():
+                        self.save("last.pt")
+
+    def _evaluation_is_due(self) -> bool:
+        step, every = self.position.step, self.phase.eval_every
+        if self.val is None or not every or step in (0, self.position.evaluated):
+            return False
+        epoch, rest = divmod(step, self.steps_per_epoch)
+        return step == self.steps or (rest == 0 and epoch % every == 0)
+
+    def _saving_is_due(self) -> bool:
+        """Whether last.pt is to be written after a pass."""
+        ends = self.position.step >= self.steps or self._evaluation_is_due()
+        return ends or time.perf_counter() - self._saved > self._saving / SAVING_SHARE
+
+    def _one_pass(self, log: RunLog, bar: Progress, task: int, interrupt: _Interrupt) -> None:
+        """One pass over the dataset, or what is left of it, or what comes before an interrupt."""
+        self.model.train()
+        accumulate, number = self.phase.accumulate, self.position.step // self.steps_per_pass
+        self.loader.set_epoch(number, self.position.step % self.steps_per_pass * accumulate)
+        totals, since = None, 0
+        begun = started = waiting = time.perf_counter()
+        data_seconds = 0.0
+        batches = iter(self.loader)
+        while group := list(itertools.islice(batches, accumulate)):
+            data_seconds += time.perf_counter() - waiting
+            losses, counts = self.step(group)
+            values = torch.stack([*losses.values(), *counts.values()])
+            totals = values if totals is None else totals + values
+            since += 1
+            self.position.step += 1
+            step = self.position.step
+            last = step % self.steps_per_pass == 0 or step == self.steps
+            # Several processes have to stop at the same step, which they agree about only where they log.
+            last = last or (interrupt.asked and distributed.world_size() == 1)
+            if step % LOG_EVERY == 0 or last:  # before anything is saved: a loss that is not finite is found here
+                names = [*losses, *counts]
+                means = dict(zip(names, distributed.mean(totals / since).tolist(), strict=True))
+                loss = self._check_finite(means, losses, step)
+                seconds = (time.perf_counter() - started) / since
+                self._report(log, bar, task, loss, means, seconds, data_seconds / since)
+                totals, since, data_seconds, started = None, 0, 0.0, time.perf_counter()
+                interrupt.asked = distributed.any_of(interrupt.asked, self.device)
+                last = last or interrupt.asked
+                if time.perf_counter() - max(self._saved, begun) > CHECKPOINT_SECONDS:
+                    self.save("last.pt")
+            if last:
+                break
+            waiting = time.perf_counter()
+
+    def step(self, batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """One optimisation step over so many batches as the phase accumulates."""
+        return self.stepper.step(batches, self.position.step, self.steps_per_epoch)
+
+    def _check_finite(self, means: dict[str, float], losses: dict[str, Tensor], step: int) -> float:
+        loss = sum(means[name] for name in losses)
+        if math.isfinite(loss):
+            return loss
+        bad = ", ".join(name for name in losses if not math.isfinite(means[name]))
+        phase, kept = self.phase, self.folder / "checkpoints" / "last.pt"
+        start = f", from {kept} by --init" if kept.is_file() else ""
+        raise Diverged(
+            f"{phase.name}: the loss became {loss} ({bad}) by step {step}; try again with another --out{start}: a "
+            f"lower rate (--set {phase.name}.base_lr={phase.base_lr / 2:g}), a longer warm-up (--set {phase.name}."
+            f"warmup_iterations={max(phase.warmup_iterations * 2, 100)}) or --set {phase.name}.clip_norm=10"
+        )
+
+    def _report(
+        self, log: RunLog, bar: Progress, task: int, loss: float, means: dict, seconds: float, data_seconds: float
+    ) -> None:
+        step = self.position.step
+        dropped = means.pop("mask_dropped", 0.0)
+        positives = means.pop("positives")
+        rate = self.stepper.optimizer.param_groups[0]["lr"]
+        row = {"epoch": step / self.steps_per_epoch, "lr": rate, "loss": loss, "losses": means}
+        row |= {"positives": positives, "mask_dropped": dropped}
+        if self.device.type == "cuda":
+            row["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        log.write("step", step, {**row, "seconds_per_step": seconds, "data_seconds": data_seconds})
+        note = f"loss {loss:.3f}  lr {rate:.2g}  {seconds:.2f} s/step"
+        if dropped:
+            note += f"  {dropped:.0f} of {positives:.0f} mask RoIs dropped: raise model.mask_slots"
+        bar.update(task, completed=step, note=note)
+
+    def _evaluate(self, log: RunLog) -> Metrics:
+        """Every picture once, each by one process, all with the main one's statistics of batch normalisation."""
+        distributed.share_buffers(self.model)
+        detector = TorchPredictor.from_model(
+            self.model, self.preprocess, self.train.classes, self.train.category_ids, self.device
+        )
+        started = time.perf_counter()
+        mine = self.val.records[distributed.rank() :: distributed.world_size()]
+        found = distributed.gather(detect(detector, self.val, mine))
+        metrics = None
+        if distributed.is_main():
+            metrics = score_detections(itertools.chain.from_iterable(found), self.val)
+            metrics.seconds = time.perf_counter() - started
+        metrics = distributed.from_main(metrics)
+        row = {"epoch": self.position.step // self.steps_per_epoch, "bbox": metrics.bbox, "voc": metrics.voc}
+        row["images_per_second"] = len(self.val) / max(metrics.seconds, 1e-9)
+        if metrics.segm:
+            row["segm"] = metrics.segm
+        log.write("eval", self.position.step, row)
+        self.position.evaluated = self.position.step
+        if metrics.bbox["AP"] > self.position.best:
+            self.position.best = metrics.bbox["AP"]
+            self.save("best.pt")
+        self.save("last.pt")
+        return metrics
+
+    def save(self, name: str) -> None:
+        """Write everything that a run needs to go on, and that inference needs to start."""
+        if not distributed.is_main():
+            return
+        started = time.perf_counter()
+        save_checkpoint(
+            self.folder / "checkpoints" / name,
+            {
+                "model_config": describe_model(self.model.config),
+                "model": {k: v.contiguous() for k, v in self.model.state_dict().items()},
+                "classes": list(self.train.classes),
+                "category_ids": list(self.train.category_ids),
+                "preprocess": self.preprocess.to_dict(),
+                "recipe": self.recipe,
+                "phase": self.phase.name,
+                **self.stepper.state(),
+                "step": self.position.step,
+                "steps": self.steps,
+                "best": self.position.best,
+                "evaluated": self.position.evaluated,
+                "seed": self.seed,
+                "images_per_step": self.images_per_step,
+            },
+        )
+        if name == "last.pt":
+            self._saved = time.perf_counter()
+            self._saving = self._saved - started
+
+    def resume(self, path: Path) -> None:
+        """Continue from a checkpoint of the same phase: weights, optimiser, position."""
+        checkpoint = load_checkpoint(path, str(self.device))
+        if checkpoint.get("phase") != self.phase.name or "optimizer" not in checkpoint:
+            raise UserError(f"{path}: is of the phase {checkpoint.get('phase')!r}, not {self.phase.name!r}")
+        before = tuple(checkpoint.get(key) for key in ("steps", "seed", "images_per_step"))
+        if before != (self.steps, self.seed, self.images_per_step):
+            raise UserError(
+                f"{path}: was trained for {before[0]} steps of {before[2]} images with seed {before[1]}, now asked for "
+                f"{self.steps} of {self.images_per_step} with seed {self.seed}; resume with the same settings, data "
+                "and number of processes"
+            )
+        if describe_model(self.model.config) != checkpoint["model_config"]:
+            raise UserError(f"{path}: holds another network; resume with the same settings")
+        self.model.load_state_dict(checkpoint["model"])
+        self.stepper.load_state(checkpoint)
+        self.position = Position(checkpoint["step"], checkpoint["best"], checkpoint["evaluated"])
+
+
+def check_pixels(model: nn.Module, phase: Phase) -> None:
+    """UserError unless the network can take the phase's pictures: an SSD only those warped to its own size, any other
+    network only multiples of 32, to which "direct" and "edges" pad by themselves."""
+    own = getattr(model.config, "size", None)
+    if own is not None and (phase.resize, phase.size, phase.eval_size) != ("warp", (own, own), (own, own)):
+        raise UserError(
+            f"{phase.name}: model.size={own}: such a network takes pictures of {own}x{own} alone; give "
+            f"--set {phase.name}.resize=warp --set {phase.name}.size={own} --set {phase.name}.eval_size={own}"
+        )
+    if own is None and phase.resize == "warp" and any(side % 32 for side in phase.size):
+        raise UserError(f"{phase.name}: size: {phase.size} are not multiples of 32, as this network needs them")
+
+
+def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pin_memory: bool) -> BatchLoader:
+    """The training batches of a phase, this process's share of them."""
+    if phase.resize == "direct":
+        transform = PretrainTransform(phase.size[0], phase.scale)
+    elif phase.resize == "warp":
+        transform = SSDTransform(phase.size[0])
+    else:
+        transform = EdgesTransform(*phase.size, shrink=phase.shrink, short_edges=phase.short_edges)
+    return make_loader(
+        dataset,
+        transform,
+        phase.batch_size,
+        workers=min(phase.workers, os.cpu_count() or 1),
+        seed=seed,
+        masks=masks,
+        skip_empty=phase.skip_empty,
+        divisor=1 if phase.resize == "warp" else 32,
+        group_aspect=phase.resize == "edges",
+        pin_memory=pin_memory,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    console = Console(quiet=not distributed.is_main())
+    with Progress(*columns, refresh_per_second=2, console=console) as bar:
+        yield bar

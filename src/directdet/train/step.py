@@ -1,0 +1,107 @@
+"""One optimisation step: from a batch of the loader to changed weights."""
+
+import contextlib
+
+import torch
+from torch import Tensor, nn
+
+from directdet.infer.preprocess import Preprocess
+from directdet.models.build import losses_of
+from directdet.models.parts.targets import Targets
+from directdet.recipes.recipe import Phase
+from directdet.train import distributed
+from directdet.train.optim import build_optimizer, factor_at
+
+Batch = tuple[Tensor, dict[str, Tensor]]
+Losses = tuple[dict[str, Tensor], dict[str, Tensor]]
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def reduced_precision(phase: Phase, device: torch.device) -> torch.dtype | None:
+    """What autocast computes in, None for float32. On a CPU fp16 is float32: CPUs gain nothing from it."""
+    return None if device.type == "cpu" and phase.precision == "fp16" else AUTOCAST.get(phase.precision)
+
+
+class Criterion(nn.Module):
+    """Network and losses in one forward pass, so that several processes can wrap them.
+
+    forward(images uint8 [N, 3, H, W], Targets) -> (losses by name, counts to watch).
+    """
+
+    def __init__(self, model: nn.Module, phase: Phase, preprocess: Preprocess):
+        super().__init__()
+        self.model, self.phase = model, phase
+        device = next(model.parameters()).device
+        self.register_buffer("mean", torch.tensor(preprocess.mean, device=device), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocess.std, device=device), persistent=False)
+
+    def forward(self, images: Tensor, targets: Targets) -> Losses:
+        pixels = normalise(images, targets.sizes, self.mean, self.std)
+        if self.phase.channels_last:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        reduced = reduced_precision(self.phase, images.device)
+        with torch.autocast(images.device.type, reduced, enabled=reduced is not None):
+            return losses_of(self.model, pixels, targets, distributed.own_keys)
+
+
+class Stepper:
+    """The model of a phase with its optimiser, and the scale of the loss in fp16."""
+
+    def __init__(self, model: nn.Module, phase: Phase, preprocess: Preprocess, rate: float, seed: int):
+        self.model, self.phase, self.rate, self.seed = model, phase, rate, seed
+        self.device = next(model.parameters()).device
+        self.optimizer = build_optimizer(model, phase, rate)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=phase.precision == "fp16")
+        self.criterion = distributed.wrap(Criterion(model, phase, preprocess))
+
+    def step(self, batches: list[Batch], number: int, steps_per_epoch: int) -> Losses:
+        """Step `number` (0-based) of the phase over the batches it accumulates; their mean losses and counts, detached,
+        still on the device.
+
+        Every batch draws from its own seed, so a run continued at any step is the same run.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * factor_at(self.phase, number, steps_per_epoch)
+        self.optimizer.zero_grad(set_to_none=True)
+        seen = []
+        for index, (images, targets) in enumerate(batches):
+            torch.manual_seed(self.seed * 1_000_003 + number * len(batches) + index)
+            moved = Targets(**{name: value.to(self.device, non_blocking=True) for name, value in targets.items()})
+            with self._unsynchronised(index < len(batches) - 1):
+                losses, counts = self.criterion(images.to(self.device, non_blocking=True), moved)
+                self.scaler.scale(sum(losses.values()) / len(batches)).backward()
+            seen.append(
+                ({k: v.detach() for k, v in losses.items()}, {k: v.detach().float() for k, v in counts.items()})
+            )
+        if self.phase.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.phase.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        losses, counts = (
+            {k: sum(one[k] for one in part) / len(part) for k in part[0]} for part in zip(*seen, strict=True)
+        )
+        return losses, counts
+
+    def _unsynchronised(self, wanted: bool) -> contextlib.AbstractContextManager:
+        """Gradients are averaged over the processes once a step, not with every batch of it."""
+        if wanted and isinstance(self.criterion, nn.parallel.DistributedDataParallel):
+            return self.criterion.no_sync()
+        return contextlib.nullcontext()
+
+    def state(self) -> dict:
+        """What resuming needs besides the weights."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state(self, state: dict) -> None:
+        """Go on from what state() gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state.get("scaler") or {})
+
+
+def normalise(images: Tensor, sizes: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 [N, 3, H, W] -> float32, normalised; 0 outside each picture (sizes [N, 2]), as Preprocess pads."""
+    rows = torch.arange(images.shape[2], device=images.device) < sizes[:, 0:1]  # [N, H]
+    columns = torch.arange(images.shape[3], device=images.device) < sizes[:, 1:2]
+    inside = rows[:, None, :, None] & columns[:, None, None, :]
+    return torch.where(inside, (images - mean.view(3, 1, 1)) / std.view(3, 1, 1), 0.0)

@@ -1,1 +1,0 @@
-"""Training: recipes, the two phases, the loop."""
