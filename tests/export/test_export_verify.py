@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from directdet.common.errors import UserError
+from directdet.common.errors import MissingLibraryError, UserError
 from directdet.export import side_by_side
 from directdet.export.side_by_side import SideBySide, compare_runtimes
 from directdet.export.verify import TOLERANCES, Comparison, Verification, _in_several_batches, compare
@@ -94,7 +94,7 @@ def test_batches_of_several_sizes_are_tried(wanted, sizes):
 
 def test_a_runtime_that_is_not_installed_is_told(monkeypatch):
     monkeypatch.setattr(
-        side_by_side, "load", lambda *_, **__: (_ for _ in ()).throw(UserError("OpenVINO cannot be imported (no)"))
+        side_by_side, "load", lambda *_, **__: (_ for _ in ()).throw(MissingLibraryError("OpenVINO: no"))
     )
     with pytest.raises(UserError, match="cannot be verified: onnxruntime or openvino is not installed"):
         compare_runtimes(None, "folder", "onnx", [])

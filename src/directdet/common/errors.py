@@ -1,4 +1,4 @@
-"""The one exception a user of directdet is meant to see."""
+"""The exceptions a user of directdet is meant to see; all are `UserError`."""
 
 
 class UserError(Exception):
@@ -22,3 +22,7 @@ class UsageProblem(UserError):
     """A mistake in how a command was called, found only after the command line was parsed: exit code 2."""
 
     exit_code = 2
+
+
+class MissingLibraryError(UserError):
+    """A library that the wanted runtime or format needs is not installed here."""

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from directdet.common.errors import UserError
+from directdet.common.errors import MissingLibraryError, UserError
 
 
 def write_openvino(onnx_path: Path, xml_path: Path) -> list[Path]:
@@ -13,7 +13,7 @@ def write_openvino(onnx_path: Path, xml_path: Path) -> list[Path]:
     try:
         import openvino
     except ImportError as error:
-        raise UserError(f"openvino is not installed ({error}); install directdet[openvino]") from None
+        raise MissingLibraryError(f"openvino is not installed ({error}); install directdet[openvino]") from None
     try:
         model = openvino.convert_model(str(onnx_path))
         openvino.save_model(model, str(xml_path), compress_to_fp16=False)

@@ -11,7 +11,7 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from directdet.common.errors import UserError
+from directdet.common.errors import MissingLibraryError
 from directdet.data.records import Dataset
 from directdet.export.verify import DIFFERENCES, TOLERANCES, Verification, expect, planes, verify
 from directdet.infer.accuracy.evaluate import Metrics, evaluate
@@ -109,7 +109,7 @@ def compare_runtimes(
         batch: images of a timed run.
 
     Raises:
-        UserError: no runtime of this kind is installed.
+        MissingLibraryError: no runtime of this kind is installed.
     """
     scored = dataset if dataset is not None and dataset.records and ap_images else None
     count = min(ap_images, len(scored.records)) if scored else 0
@@ -122,9 +122,7 @@ def compare_runtimes(
         say(f"verification in {runtime}")
         try:
             candidate = load(artefact, runtime=runtime, device=device)
-        except UserError as error:
-            if "cannot be imported" not in str(error):
-                raise
+        except MissingLibraryError:
             missing.append(f"not verified in {runtime}, which is not installed here")
             continue
         sample = [image for _, image in pictures]
@@ -139,7 +137,9 @@ def compare_runtimes(
         del candidate  # two runtimes' copies of the weights need not lie in memory together
         gc.collect()
     if not found:
-        raise UserError(f"{artefact}: cannot be verified: {' or '.join(RUNTIMES[kind])} is not installed here")
+        raise MissingLibraryError(
+            f"{artefact}: cannot be verified: {' or '.join(RUNTIMES[kind])} is not installed here"
+        )
     return SideBySide(tuple(found), timing, own, count, batch, (*notes, *missing))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from directdet.common.errors import UsageProblem, UserError
+from directdet.common.errors import MissingLibraryError, UsageProblem, UserError
 from directdet.common.files import write_bytes_atomic
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -99,7 +99,7 @@ def _import(kind: str) -> Any:
     try:
         return importlib.import_module(MODULES[kind])
     except ImportError as error:
-        raise UserError(f"{kind} is not installed ({error}); install directdet[{kind}]") from None
+        raise MissingLibraryError(f"{kind} is not installed ({error}); install directdet[{kind}]") from None
 
 
 def _logger(trt: Any, messages: list[str]) -> Any:

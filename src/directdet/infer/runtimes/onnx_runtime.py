@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from directdet.common.errors import UserError
+from directdet.common.errors import MissingLibraryError, UserError
 from directdet.infer.artefact import Artefact
 from directdet.infer.network_input import check_input
 from directdet.infer.runtimes.cuda_driver import find_gpu
@@ -38,7 +38,7 @@ class OnnxBackend:
         try:
             import onnxruntime
         except ImportError as error:
-            raise UserError(f"ONNX Runtime cannot be imported ({error}); pip install onnxruntime") from None
+            raise MissingLibraryError(f"ONNX Runtime cannot be imported ({error}); pip install onnxruntime") from None
         wanted = device
         if device == "auto":
             usable = _CUDA in onnxruntime.get_available_providers() and find_gpu() is not None

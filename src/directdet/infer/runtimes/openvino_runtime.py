@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from directdet.common.errors import UserError
+from directdet.common.errors import MissingLibraryError, UserError
 from directdet.infer.artefact import Artefact
 from directdet.infer.network_input import check_input
 
@@ -36,7 +36,7 @@ class OpenVinoBackend:
         try:
             import openvino
         except ImportError as error:
-            raise UserError(f"OpenVINO cannot be imported ({error}); pip install openvino") from None
+            raise MissingLibraryError(f"OpenVINO cannot be imported ({error}); pip install openvino") from None
         if device not in _DEVICES:
             raise UserError(f"device {device!r}: OpenVINO runs on {', '.join(_DEVICES)}")
         if precision is not None and precision not in _PRECISIONS:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from directdet.common.errors import UserError
+from directdet.common.errors import MissingLibraryError, UserError
 from directdet.infer.artefact import LAYOUTS, Artefact
 from directdet.infer.decode import OUTPUT_NAMES
 from directdet.infer.network_input import check_input
@@ -78,7 +78,9 @@ class TensorRTBackend:
         try:
             return importlib.import_module(name)
         except ImportError as error:
-            raise UserError(f"{name} cannot be imported ({error}); pip install directdet[{self.runtime}]") from None
+            raise MissingLibraryError(
+                f"{name} cannot be imported ({error}); pip install directdet[{self.runtime}]"
+            ) from None
 
     def _resize(self, shape: tuple[int, ...]) -> None:
         """Buffers for inputs of this shape; kept until another shape comes."""

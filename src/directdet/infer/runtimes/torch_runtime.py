@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from directdet.common.errors import UserError
+from directdet.common.errors import MissingLibraryError, UserError
 from directdet.infer.network_input import NetworkInput
 from directdet.infer.predictor import Predictor
 from directdet.infer.preprocess import Preprocess
@@ -163,7 +163,9 @@ def load_torch(
     try:
         import torch
     except ImportError as error:
-        raise UserError(f"{path}: a checkpoint needs torch ({error}); run an exported artefact instead") from None
+        raise MissingLibraryError(
+            f"{path}: a checkpoint needs torch ({error}); run an exported artefact instead"
+        ) from None
     from directdet.models.build import build_model
     from directdet.models.checkpoint import load_checkpoint
 
