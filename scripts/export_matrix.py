@@ -39,7 +39,7 @@ def rcnn(masks: bool, backbone: str = "resnet50", **settings: object) -> Callabl
     def build(full: bool) -> object:
         from twin import conditioned_model
 
-        from directdet.models.two_stage.network import RCNNConfig
+        from directdet.models.two_stage.config import RCNNConfig
 
         width = {"swin_t": 32}.get(backbone, 16)
         slim = {} if full else {"width": width, "fpn_channels": 32, **SLIM_HEADS, **FEW}
@@ -57,7 +57,7 @@ def cascade(full: bool) -> object:
 def retinanet(full: bool) -> object:
     from retina_twin import conditioned_model
 
-    from directdet.models.retinanet.network import RetinaNetConfig
+    from directdet.models.retinanet.config import RetinaNetConfig
 
     slim = {} if full else {"width": 16, "fpn_channels": 32, "head_convs": 1, "candidates": 100, "detections": 30}
     return conditioned_model(RetinaNetConfig(8, **slim), SIZE)
@@ -67,7 +67,7 @@ def ssd(**settings: object) -> Callable[[bool], object]:
     def build(full: bool) -> object:
         from ssd_twin import conditioned_model
 
-        from directdet.models.ssd.network import SSDConfig
+        from directdet.models.ssd.config import SSDConfig
 
         width = {"dsod": 32}.get(str(settings.get("backbone")), 16)
         return conditioned_model(SSDConfig(8, **{**({} if full else {"width": width}), **settings}))

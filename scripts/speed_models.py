@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from directdet.infer.preprocess import Preprocess
 from directdet.models.build import describe_model
 from directdet.models.checkpoint import load_checkpoint, save_checkpoint
-from directdet.models.retinanet.network import RetinaNetConfig
-from directdet.models.ssd.network import SSDConfig
-from directdet.models.two_stage.network import BOX_BINS, MASK_BINS, RCNNConfig
+from directdet.models.retinanet.config import RetinaNetConfig
+from directdet.models.ssd.config import SSDConfig
+from directdet.models.two_stage.config import RCNNConfig
+from directdet.models.two_stage.network import BOX_BINS, MASK_BINS
 
 sys.path.insert(0, str(ROOT / "tests"))  # the twins, which prove the networks equal
 

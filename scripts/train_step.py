@@ -21,8 +21,9 @@ from twin import build_twin, smooth_images
 
 from directdet.models.parts.norm import fix_batch_norm
 from directdet.models.parts.targets import Targets
+from directdet.models.two_stage.config import RCNNConfig
 from directdet.models.two_stage.loss import rcnn_losses
-from directdet.models.two_stage.network import RCNN, RCNNConfig
+from directdet.models.two_stage.network import RCNN
 
 SIZE, BATCH, OBJECTS = 224, 2, 8
 

@@ -17,7 +17,8 @@ from directdet.models.parts.norm import group_norm
 from directdet.models.parts.postprocess import MIN_SIDE
 from directdet.models.parts.pyramid import RawMaps
 from directdet.models.parts.targets import Targets
-from directdet.models.retinanet.network import RetinaNet, RetinaNetConfig
+from directdet.models.retinanet.config import RetinaNetConfig
+from directdet.models.retinanet.network import RetinaNet
 
 EVERY = 1_000_000
 

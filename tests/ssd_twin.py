@@ -14,7 +14,8 @@ from twin import smooth_images
 from directdet.models.parts.postprocess import MIN_SIDE
 from directdet.models.parts.pyramid import RawMaps
 from directdet.models.parts.targets import Targets
-from directdet.models.ssd.network import SSD, SSDConfig
+from directdet.models.ssd.config import SSDConfig
+from directdet.models.ssd.network import SSD
 
 SIZE = (300, 300)
 RATIOS = [[2], [2, 3], [2, 3], [2, 3], [2], [2]]

@@ -11,7 +11,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.ops import MultiScaleRoIAlign
 
-from directdet.models.two_stage.network import RCNN, RCNNConfig
+from directdet.models.two_stage.config import RCNNConfig
+from directdet.models.two_stage.network import RCNN
 
 
 class TwinAnchors(AnchorGenerator):

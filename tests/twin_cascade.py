@@ -13,9 +13,10 @@ from twin import TwinAnchors, _pool, _random_boxes, _spread, smooth_images
 from twin_losses import ForcedSampler, Keys
 
 from directdet.models.parts.targets import Targets
-from directdet.models.two_stage.cascade import Cascade, CascadeConfig
+from directdet.models.two_stage.cascade import Cascade
+from directdet.models.two_stage.config import CascadeConfig, TwoStageConfig
 from directdet.models.two_stage.mask_loss import project_masks
-from directdet.models.two_stage.network import RCNN, TwoStageConfig
+from directdet.models.two_stage.network import RCNN
 
 # The paper's code: of each stage the IoU, the loss weight, and what deltas are divided by.
 PUBLISHED = (

@@ -8,7 +8,8 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.vgg import cfgs, make_layers
 from torchvision.ops import MultiScaleRoIAlign
 
-from directdet.models.two_stage.network import RCNN, RCNNConfig
+from directdet.models.two_stage.config import RCNNConfig
+from directdet.models.two_stage.network import RCNN
 
 STRIDE = 16
 

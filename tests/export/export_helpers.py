@@ -6,7 +6,7 @@ from twin import conditioned_model, smooth_images
 from directdet.infer.preprocess import Preprocess
 from directdet.models.build import describe_model
 from directdet.models.checkpoint import save_checkpoint
-from directdet.models.two_stage.network import RCNNConfig
+from directdet.models.two_stage.config import RCNNConfig
 
 SIZE = (128, 160)
 

@@ -14,9 +14,9 @@ from directdet.export.onnx_graph import OPSET, _quiet, fold
 from directdet.export.precision import BF16_OPSET, reduce_precision
 from directdet.models.build import deploy_model
 from directdet.models.parts.postprocess import output_names
-from directdet.models.retinanet.network import RetinaNetConfig
-from directdet.models.ssd.network import SSDConfig
-from directdet.models.two_stage.network import RCNNConfig
+from directdet.models.retinanet.config import RetinaNetConfig
+from directdet.models.ssd.config import SSDConfig
+from directdet.models.two_stage.config import RCNNConfig
 
 SIZE = (128, 160)
 FEW = {"test_pre_nms": 100, "test_proposals": 60, "candidates": 100, "detections": 30, "box_features": 64}

@@ -20,7 +20,7 @@ from directdet.front import cli
 from directdet.infer.predict.sources import read_bgr
 from directdet.infer.preprocess import MEAN
 from directdet.infer.runtimes.load import load
-from directdet.recipes.settings import get_recipe
+from directdet.recipes.by_name import get_recipe
 from directdet.train.run import train
 
 pytestmark = pytest.mark.slow  # a run, exports and verifications

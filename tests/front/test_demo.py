@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from directdet.front import cli, demo
-from directdet.recipes.settings import apply_settings, get_recipe
+from directdet.recipes.by_name import get_recipe
+from directdet.recipes.settings import apply_settings
 
 TINY = ("size=64", "eval_size=64", "epochs=1", "milestones=()", "workers=0", "batch_size=4")
 

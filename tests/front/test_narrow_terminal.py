@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console, RenderableType
 
 from directdet.benchmark.tables import tables
+from directdet.recipes.by_name import RECIPES, get_recipe
 from directdet.recipes.recipe import Phase
-from directdet.recipes.settings import describe_recipe, get_recipe, recipe_groups
-from directdet.recipes.slim import RECIPES
+from directdet.recipes.show import describe_recipe, recipe_groups
 from directdet.reproduce.run import Comparison
 from directdet.reproduce.timing import timing_table
 from directdet.train.memory import StepCost

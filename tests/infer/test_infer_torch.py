@@ -12,8 +12,8 @@ from directdet.infer.runtimes.load import load
 from directdet.infer.runtimes.torch_runtime import TorchBackend, TorchPredictor, load_torch
 from directdet.models.build import build_model, describe_model
 from directdet.models.checkpoint import save_checkpoint
+from directdet.models.two_stage.config import RCNNConfig
 from directdet.models.two_stage.deploy import RCNNDeploy
-from directdet.models.two_stage.network import RCNNConfig
 
 CONFIG = describe_model(
     RCNNConfig(

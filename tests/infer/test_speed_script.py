@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from directdet.models.two_stage.network import RCNN, RCNNConfig
+from directdet.models.two_stage.config import RCNNConfig
+from directdet.models.two_stage.network import RCNN
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SLIM = RCNNConfig(

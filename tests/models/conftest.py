@@ -11,7 +11,8 @@ from torchvision.models.detection import FasterRCNN
 from twin import build_twin, conditioned_model
 
 from directdet.models.parts.targets import Targets
-from directdet.models.two_stage.network import RCNN, RCNNConfig
+from directdet.models.two_stage.config import RCNNConfig
+from directdet.models.two_stage.network import RCNN
 
 # torchvision's smooth L1 and its rule for the best anchor of an object; few boxes, and short heads.
 SMALL = RCNNConfig(

@@ -10,7 +10,8 @@ from twin import TwinAnchors
 
 from directdet.models.parts.anchors import anchor_shapes, level_anchors
 from directdet.models.parts.targets import match, random_keys, sample
-from directdet.models.two_stage.network import RCNN, RCNNConfig
+from directdet.models.two_stage.config import RCNNConfig
+from directdet.models.two_stage.network import RCNN
 
 
 @pytest.mark.parametrize("size", [(128, 128), (160, 224), (96, 320)])

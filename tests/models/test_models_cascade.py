@@ -19,11 +19,12 @@ from directdet.models.build import build_model, describe_model
 from directdet.models.parts.boxes import take
 from directdet.models.parts.targets import Targets
 from directdet.models.two_stage import cascade_loss
-from directdet.models.two_stage.cascade import Cascade, CascadeConfig
+from directdet.models.two_stage.cascade import Cascade
 from directdet.models.two_stage.cascade_deploy import CascadeDeploy
 from directdet.models.two_stage.cascade_loss import cascade_losses
+from directdet.models.two_stage.config import CascadeConfig, RCNNConfig
 from directdet.models.two_stage.loss import rcnn_losses, training_proposals
-from directdet.models.two_stage.network import RCNN, RCNNConfig
+from directdet.models.two_stage.network import RCNN
 
 SIZE = (128, 128)
 NARROW = {"width": 16, "fpn_channels": 32, "box_features": 64, "mask_channels": 32, "box_convs": 0}
@@ -281,7 +282,7 @@ def test_defaults_are_published_and_descriptions_build_the_same(cascade: Cascade
     for predictor in again.box_predictors:
         assert predictor.cls_score.weight.std().item() == pytest.approx(0.01, rel=0.1)
         assert predictor.bbox_pred.weight.std().item() == pytest.approx(0.001, rel=0.1)
-    with pytest.raises(ValueError, match="stage_loss_weights has 2 values; a cascade has 3 stages"):
+    with pytest.raises(ValueError, match=r"model\.stage_loss_weights: \(1\.0, 0\.5\) is not 3 values, each number"):
         CascadeConfig(num_classes=80, stage_loss_weights=(1.0, 0.5))
 
 

@@ -9,8 +9,9 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.ops import box_iou
 from twin import build_twin, conditioned_model, smooth_images, twin_detections
 
+from directdet.models.two_stage.config import RCNNConfig
 from directdet.models.two_stage.deploy import RCNNDeploy
-from directdet.models.two_stage.network import RCNN, RCNNConfig
+from directdet.models.two_stage.network import RCNN
 
 Variant = Callable[..., RCNN]
 

@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.densenet import _DenseBlock
 
 from directdet.models.backbones.builders import SSD_BACKBONES
-from directdet.models.backbones.dsod import LAYERS, DenseBlock, DenseExtras, Transition, dense_extras, dsod, norm_relu
-from directdet.models.parts.norm import fix_batch_norm, fold_batch_norm
+from directdet.models.backbones.dsod import LAYERS, DenseBlock, DenseExtras, Transition, dense_extras, dsod
+from directdet.models.parts.fold import ScaleShift, conv_norm_pairs, fold_batch_norm
+from directdet.models.parts.norm import fix_batch_norm
 from directdet.models.ssd.head import SSDHead
 
 WIDTH = 16  # of slim networks, a quarter of the published one
@@ -158,10 +159,10 @@ def test_extras_refuse_what_they_have_not() -> None:
         dense_extras(128, WIDTH, last_map_3x3=True)
 
 
-def test_fixed_statistics_are_as_precise_under_autocast_as_torchs_own() -> None:
+def test_a_scale_and_a_shift_are_as_precise_under_autocast_as_torchs_own() -> None:
     norm = lived_in(nn.BatchNorm2d(16))
     x = (torch.randn(2, 16, 5, 5) * 3).bfloat16()
-    ours, expected = norm_relu(norm, x), norm(x).relu()
+    ours, expected = ScaleShift(norm)(x).relu(), norm(x).relu()
     assert ours.dtype == torch.bfloat16
     # Both are computed in float32; one rounding to bfloat16 (8 bits) may fall to either side.
     torch.testing.assert_close(ours, expected, rtol=2**-7, atol=0)
@@ -182,8 +183,9 @@ class Maps(nn.Module):
 
 def folded_copy(model: Maps) -> Maps:
     folded = copy.deepcopy(model)
-    pairs = folded.backbone.conv_norm_pairs() + folded.extras.conv_norm_pairs()
-    assert fold_batch_norm(folded, pairs) == 3 + sum(LAYERS) + 4
+    folding = fold_batch_norm(folded, conv_norm_pairs(folded, torch.randn(1, 3, 264, 264)))
+    # The one before each dense layer and each transition (four in the trunk, five beyond it) follows no convolution.
+    assert (folding.folded, len(folding.left)) == (3 + sum(LAYERS) + 4, sum(LAYERS) + 4 + 4 + 5)
     return folded
 
 
@@ -192,8 +194,7 @@ def test_folding_keeps_the_maps_and_no_batch_norm_runs(monkeypatch: pytest.Monke
     model, images = lived_in(Maps()), torch.randn(1, 3, 264, 264)
     expected = model(images)
     folded = folded_copy(model)
-    # One before each dense layer and each transition (four in the trunk, five into coarser maps).
-    assert batch_norms(folded) == sum(LAYERS) + 4 + 4 + 5
+    assert batch_norms(folded) == 0
     monkeypatch.setattr(torch.nn.functional, "batch_norm", None)  # what nn.BatchNorm2d runs; a call would fail
     for ours, value in zip(folded(images), expected, strict=True):
         close(ours, value)

@@ -12,7 +12,8 @@ from twin import build_twin, conditioned_model, smooth_images
 
 from directdet.models.backbones.builders import BACKBONES
 from directdet.models.build import build_model, describe_model
-from directdet.models.two_stage.network import RCNN, RCNNConfig
+from directdet.models.two_stage.config import RCNNConfig
+from directdet.models.two_stage.network import RCNN
 from directdet.models.two_stage.rpn import propose
 
 RELATIVE = 1e-5
@@ -137,9 +138,9 @@ def test_a_description_builds_the_same_network(small: RCNNConfig) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"detector": "yolo"}, "unknown detector 'yolo'; there are rcnn"),
-        ({"backbone": "resnet19"}, "unknown backbone 'resnet19'; there are resnet18, resnet50"),
-        ({"colour": 3}, "unknown rcnn setting 'colour'"),
+        ({"detector": "yolo"}, "detector: 'yolo' is not one of rcnn"),
+        ({"backbone": "resnet19"}, r"model\.backbone: 'resnet19' is not one of resnet18, .*did you mean 'resnet18'"),
+        ({"colour": 3}, r"model\.colour: unknown setting"),
     ],
 )
 def test_unknown_settings_are_refused(small: RCNNConfig, change: dict, reason: str) -> None:

@@ -8,7 +8,8 @@ from torch import nn
 
 from directdet.models.backbones.builders import BACKBONES
 from directdet.models.backbones.resnet import ResNet
-from directdet.models.parts.norm import FixedBatchNorm2d, conv_norm, fix_batch_norm, fold_batch_norm, has_statistics
+from directdet.models.parts.fold import conv_norm_pairs, fold_batch_norm
+from directdet.models.parts.norm import FixedBatchNorm2d, conv_norm, fix_batch_norm, has_statistics
 
 NORMS = {"resnet18": 20, "resnet50": 53}
 
@@ -112,17 +113,18 @@ def test_folding_leaves_no_normalisation_and_the_same_outputs(name: str, fixed: 
         if fixed:
             fix_batch_norm(backbone)
         folded = copy.deepcopy(backbone)
-        assert fold_batch_norm(folded, folded.conv_norm_pairs()) == NORMS[name]
+        folding = fold_batch_norm(folded, conv_norm_pairs(folded, images))
+        assert folding.folded == NORMS[name] and not folding.left
         assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
         close(folded(images), expected)
-        assert fold_batch_norm(folded, folded.conv_norm_pairs()) == 0  # nothing left to fold
+        assert conv_norm_pairs(folded, images) == []  # nothing left to fold
         close(backbone(images), expected)  # the copy alone was folded
 
 
 def test_folding_without_statistics_is_refused() -> None:
     owner = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
     with pytest.raises(ValueError, match="without running statistics"):
-        fold_batch_norm(owner, [(owner, "0", "1")])
+        fold_batch_norm(owner, [(owner[0], owner[1])])
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -136,6 +138,6 @@ def test_the_pairs_are_what_the_network_applies(name: str) -> None:
         backbone(torch.randn(1, 3, 64, 64))
     applied = {(order[i], order[i + 1]) for i in range(0, len(order), 2)}
     assert all(isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) for conv, norm in applied)
-    stated = {(getattr(owner, conv), getattr(owner, norm)) for owner, conv, norm in backbone.conv_norm_pairs()}
+    stated = set(conv_norm_pairs(backbone, torch.randn(1, 3, 64, 64)))
     assert stated == applied
     assert len(stated) == NORMS[name]

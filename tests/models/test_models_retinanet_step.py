@@ -18,9 +18,10 @@ from directdet.export.onnx_graph import write_onnx
 from directdet.export.tensorrt import build_engine
 from directdet.models.build import losses_of
 from directdet.models.parts.targets import Targets
+from directdet.models.retinanet.config import RetinaNetConfig
 from directdet.models.retinanet.deploy import RetinaNetDeploy
 from directdet.models.retinanet.loss import retinanet_losses
-from directdet.models.retinanet.network import RetinaNet, RetinaNetConfig
+from directdet.models.retinanet.network import RetinaNet
 
 SIZE = (128, 128)
 # All operations, on few channels.

@@ -13,7 +13,7 @@ from torchvision.models.resnet import ResNet as TorchvisionResNet
 from directdet.models.backbones.builders import SSD_BACKBONES
 from directdet.models.backbones.resnet import BasicBlock
 from directdet.models.backbones.root_resnet import SSD_RESNETS, SSDResNet
-from directdet.models.parts.norm import fold_batch_norm
+from directdet.models.parts.fold import conv_norm_pairs, fold_batch_norm
 from directdet.recipes.scratchdet import TABLE2
 
 WIDTH = 4  # of slim networks, a sixteenth of the published ones
@@ -181,9 +181,8 @@ def test_folding_leaves_no_normalisation_and_the_same_maps(name: str) -> None:
     backbone, images = lived_in(name), torch.randn(2, 3, 72, 72)
     expected = backbone(images)
     folded = copy.deepcopy(backbone)
-    assert fold_batch_norm(folded, folded.conv_norm_pairs()) == sum(
-        isinstance(m, nn.BatchNorm2d) for m in backbone.modules()
-    )
+    folding = fold_batch_norm(folded, conv_norm_pairs(folded, images))
+    assert folding.folded == sum(isinstance(m, nn.BatchNorm2d) for m in backbone.modules()) and not folding.left
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     ours = folded(images)
     for key, value in expected.items():

@@ -24,9 +24,10 @@ from directdet.models.parts.boxes import pairwise_iou
 from directdet.models.parts.pyramid import RawMaps
 from directdet.models.parts.targets import Targets
 from directdet.models.ssd import deploy as ssd_deploy
+from directdet.models.ssd.config import SSDConfig
 from directdet.models.ssd.deploy import SSDDeploy
 from directdet.models.ssd.loss import hard_negatives, match_priors, ssd_losses
-from directdet.models.ssd.network import SSD, SSDConfig
+from directdet.models.ssd.network import SSD
 
 # The original SSD, which is torchvision's, on few channels.
 ORIGINAL = SSDConfig(5, width=8, norm="none", head_norm=False, l2_norm=True)

@@ -13,9 +13,10 @@ from twin_losses import Keys
 
 from directdet.models.parts.norm import FixedBatchNorm2d, fix_batch_norm
 from directdet.models.parts.targets import RandomKeys, Targets, random_keys
+from directdet.models.two_stage.config import RCNNConfig
 from directdet.models.two_stage.deploy import RCNNDeploy
 from directdet.models.two_stage.loss import rcnn_losses
-from directdet.models.two_stage.network import RCNN, RCNNConfig
+from directdet.models.two_stage.network import RCNN
 
 SIZE = (128, 128)
 TargetsOf = Callable[..., Targets]

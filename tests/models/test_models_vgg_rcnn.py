@@ -18,14 +18,16 @@ from twin import conditioned_model, smooth_images, twin_detections
 from twin_losses import Keys, twin_losses
 from vgg_twin import OneMap, build_twin, same_layers
 
-from directdet.models.backbones.builders import BACKBONES, TWO_STAGE_BACKBONES
+from directdet.models.backbones.builders import BACKBONES
+from directdet.models.backbones.vgg import vgg16_conv5
 from directdet.models.build import build_model, deploy_model, describe_model
-from directdet.models.parts.norm import fold_batch_norm
+from directdet.models.parts.fold import Folding, conv_norm_pairs, fold_batch_norm
 from directdet.models.parts.roi_pool import level_of, pool_rois
 from directdet.models.parts.targets import Targets
+from directdet.models.two_stage.config import RCNNConfig
 from directdet.models.two_stage.deploy import RCNNDeploy
 from directdet.models.two_stage.loss import rcnn_losses
-from directdet.models.two_stage.network import RCNN, RCNNConfig
+from directdet.models.two_stage.network import RCNN
 from directdet.models.two_stage.rpn import propose
 
 # torchvision's smooth L1 and its rule for the best anchor of an object; anchors that fit into small pictures.
@@ -73,7 +75,7 @@ def test_the_map_is_conv5_3_of_torchvision(norm: str) -> None:
             nn.init.uniform_(module.running_var, 0.5, 1.5)
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.bias, std=0.1)
-    ours = TWO_STAGE_BACKBONES["vgg16"](8, norm).eval()
+    ours = vgg16_conv5(8, norm).eval()
     state = {name.replace("body.", "features."): value for name, value in theirs.state_dict().items()}
     missing, unexpected = ours.load_state_dict(ours.from_torchvision(state), strict=False)
     assert not unexpected and all(key.endswith("num_batches_tracked") for key in missing)
@@ -87,7 +89,7 @@ def test_the_map_is_conv5_3_of_torchvision(norm: str) -> None:
 
 
 def test_the_stages_hold_every_parameter_once() -> None:
-    backbone = TWO_STAGE_BACKBONES["vgg16"](8)
+    backbone = vgg16_conv5(8)
     parts = [p for modules in backbone.stages() for module in modules for p in module.parameters()]
     assert len(backbone.stages()) == 5
     assert sorted(map(id, parts)) == sorted(map(id, backbone.parameters()))
@@ -95,7 +97,7 @@ def test_the_stages_hold_every_parameter_once() -> None:
 
 def test_convolutions_start_as_xavier_has_it() -> None:
     torch.manual_seed(0)
-    convs = [m for m in TWO_STAGE_BACKBONES["vgg16"](16, "none").modules() if isinstance(m, nn.Conv2d)]
+    convs = [m for m in vgg16_conv5(16, "none").modules() if isinstance(m, nn.Conv2d)]
     assert len(convs) == 13
     for conv in convs:
         bound = (6 / (9 * (conv.in_channels + conv.out_channels))) ** 0.5
@@ -247,13 +249,14 @@ def test_detections_equal_torchvision(models: dict[str, RCNN], norm: str, portab
 @torch.no_grad()
 def test_folding_keeps_the_maps(models: dict[str, RCNN]) -> None:
     folded, images = copy.deepcopy(models["bn"]), smooth_images(1, (96, 160), 8)
-    assert fold_batch_norm(folded, folded.backbone.conv_norm_pairs()) == 13
+    folding = fold_batch_norm(folded, conv_norm_pairs(folded.eval(), images))
+    assert folding == Folding(13, ())
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     before, after = models["bn"](images), folded(images)
     for ours, expected in ((after.features[0], before.features[0]), (after.logits, before.logits)):
         assert (ours - expected).abs().max() <= RELATIVE * expected.abs().max()
     plain = copy.deepcopy(models["none"])
-    assert fold_batch_norm(plain, plain.backbone.conv_norm_pairs()) == 0
+    assert conv_norm_pairs(plain.eval(), images) == []
 
 
 @pytest.mark.slow
@@ -315,5 +318,5 @@ def test_wrong_settings_are_refused(change: dict, reason: str) -> None:
 
 def test_retinanet_needs_a_pyramid() -> None:
     assert "vgg16" not in BACKBONES
-    with pytest.raises(ValueError, match="unknown backbone 'vgg16'; there are resnet18"):
+    with pytest.raises(ValueError, match="'vgg16' is not one of resnet18"):
         build_model({"detector": "retinanet", "num_classes": 3, "backbone": "vgg16"})

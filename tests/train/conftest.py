@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from directdet.data.synthetic import make_synthetic
+from directdet.recipes.by_name import get_recipe
 from directdet.recipes.recipe import Recipe
-from directdet.recipes.settings import get_recipe
 
 TINY_MODEL = {
     "backbone": "resnet18",

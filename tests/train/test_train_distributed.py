@@ -40,8 +40,9 @@ from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes.load import load
 from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
+from directdet.recipes.by_name import get_recipe
 from directdet.recipes.recipe import Recipe
-from directdet.recipes.settings import apply_settings, get_recipe
+from directdet.recipes.settings import apply_settings
 from directdet.train.log import read_log
 from directdet.train.run import train
 from directdet.train.step import Stepper

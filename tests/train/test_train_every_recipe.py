@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from directdet.models.build import DETECTORS
+from directdet.recipes.by_name import RECIPES, get_recipe
 from directdet.recipes.recipe import Phase, Recipe
-from directdet.recipes.settings import get_recipe
-from directdet.recipes.slim import RECIPES
 from directdet.train.log import read_log
 from directdet.train.run import train
 

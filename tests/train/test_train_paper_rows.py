@@ -9,11 +9,11 @@ from rich.console import Console
 from directdet.front.cli import main
 from directdet.models.build import DETECTORS
 from directdet.recipes import published
+from directdet.recipes.by_name import RECIPES, get_recipe
 from directdet.recipes.direct import PAPER_RECIPES
 from directdet.recipes.published import ApRow
 from directdet.recipes.recipe import PARTS, Phase, Recipe
-from directdet.recipes.settings import describe_recipe, get_recipe, recipe_groups
-from directdet.recipes.slim import RECIPES
+from directdet.recipes.show import describe_recipe, recipe_groups
 from directdet.recipes.table_rows import ROWS, paper_groups, paper_table, results_of
 from directdet.train.optim import learning_rate
 

@@ -198,7 +198,7 @@ def test_only_direct_pre_training_is_planned():
 
 
 def test_settings_that_do_not_go_together(traces):
-    with pytest.raises(UsageProblem, match="model: head_convs is 0 to 4, not 5"):
+    with pytest.raises(UsageProblem, match=r"model\.head_convs: 5 is not between 0 and 4"):
         plan({**SMALL, "head_convs": 5}, PHASE, 10**9, (96,), (2,), progress=False)
 
 

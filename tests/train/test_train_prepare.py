@@ -15,7 +15,7 @@ from directdet.models.backbones.builders import BACKBONES
 from directdet.models.build import build_model
 from directdet.recipes.recipe import PARTS
 from directdet.recipes.settings import apply_settings
-from directdet.train.prepare import Loaded, load_weights, part_of
+from directdet.train.prepare import Loaded, load_weights
 from directdet.train.run import train
 
 
@@ -50,8 +50,8 @@ def test_every_tensor_belongs_to_a_part(detector, settings):
     with torch.device("meta"):
         model = build_model({"detector": detector, "num_classes": 3, "backbone": "resnet18", **settings})
     names = [*model.state_dict(), *(name for name, _ in model.named_parameters())]
-    assert all(part_of(name) == MODULES[name.partition(".")[0]] for name in names)
-    found = {part_of(name) for name in names}
+    assert all(model.part_of(name) == MODULES[name.partition(".")[0]] for name in names)
+    found = {model.part_of(name) for name in names}
     missing = {"rpn"} if detector == "retinanet" else set()
     assert found == set(PARTS) - missing - (set() if model.config.masks else {"mask"})
 
@@ -65,10 +65,10 @@ def test_a_prefix_of_the_parts_loads_just_that(number, tmp_path):
     before, wanted = copied(model), source.state_dict()
     loaded = load_weights(model, saved(source, tmp_path / "last.pt"), CLASSES, PARTS[:number])
     for name, value in model.state_dict().items():
-        taken = part_of(name) in PARTS[:number]
+        taken = model.part_of(name) in PARTS[:number]
         assert torch.equal(value, wanted[name] if taken else before[name]), name
         assert not torch.equal(wanted[name], before[name]), name  # or the line above could not fail
-    sizes = {part: sum(part_of(name) == part for name in wanted) for part in PARTS}
+    sizes = {part: sum(model.part_of(name) == part for name in wanted) for part in PARTS}
     assert loaded.taken == {part: sizes[part] * (part in PARTS[:number]) for part in PARTS}
     assert loaded.count() == sum(sizes[part] for part in PARTS[:number])
     assert {part: len(names) for part, names in loaded.left.items()} == {
@@ -113,7 +113,7 @@ def test_layers_of_other_classes_are_left(detector, tmp_path):
     loaded = load_weights(model, path, ("cat", "dog", "fish"))
     left = {name for part in loaded.left.values() for name, _ in part}
     classes = {"box_predictor", "box_predictors", "mask_fcn_logits", "cls_logits"}
-    heads = [name for name in source.state_dict() if part_of(name) in ("box", "mask")]
+    heads = [name for name in source.state_dict() if source.part_of(name) in ("box", "mask")]
     assert left == {name for name in heads if classes & set(name.split("."))} != set()
     assert set().union(*reasons(loaded).values()) == {"of other classes"}
     same = build_model(settings)

@@ -7,9 +7,9 @@ from torch import nn
 
 from directdet.common.errors import UsageProblem
 from directdet.models.build import build_model
+from directdet.recipes.by_name import RECIPES, get_recipe
 from directdet.recipes.recipe import PARTS, Phase
-from directdet.recipes.settings import apply_settings, get_recipe
-from directdet.recipes.slim import RECIPES
+from directdet.recipes.settings import apply_settings
 from directdet.train.optim import build_optimizer, factor_at, learning_rate
 
 
@@ -91,28 +91,29 @@ def test_settings_reach_one_phase_or_both():
         ("model.widht=3", "did you mean 'width'"),
         ("finetun.size=3", "did you mean 'finetune'"),
         ("batch_size", "key=value"),
-        ("batch_size=many", "not of the type int"),
-        ("batch_size=0", "not between 1"),
-        ("frozen_stages=-2", "not between -1 and 4"),
-        ("epochs=1e999", "not of the type int"),
-        ("scale=0,0", "not a range"),
-        ("pretrain.size=224,320", "squares"),
+        ("batch_size=many", "is not a whole number"),
+        ("batch_size=0", "not at least 1; the nearest is 1"),
+        ("frozen_stages=-2", "not between -1 and 4; the nearest is -1"),
+        ("epochs=1e999", "is not a whole number"),
+        ("scale=0,0", "0 is not above 0"),
+        ("scale=1,0.5", "not a range"),
+        ("pretrain.size=224,320", "not a square"),
         ("eval_size=100", "multiples of 32"),
-        ("model.nms=7", "not between 0 and 1"),
-        ("model.smooth_l1_beta=-1", "not a number from 0 on"),
-        ("model.box_convs=-1", "not a number from 0 on"),
-        ("model.anchor_scale=1e999", "not a number from 0 on"),
-        ("model.anchor_scale=0", "must be above 0"),
-        ("model.anchor_ratios=1,0", "must be above 0"),
+        ("model.nms=7", "not between 0 and 1; the nearest is 1"),
+        ("model.smooth_l1_beta=-1", "not at least 0; the nearest is 0"),
+        ("model.box_convs=-1", "not at least 0; the nearest is 0"),
+        ("model.anchor_scale=1e999", "inf is not above 0"),
+        ("model.anchor_scale=0", "is not above 0"),
+        ("model.anchor_ratios=1,0", "is not above 0"),
         ("model.anchor_ratios=()", "one number at least"),
         ("milestones=-4", "at least 1"),
         ("model.mask_slots=0", "at least 1"),
-        ("batch_size=1.5", "not of the type int"),
-        ("size=1,2,3", "not of the type"),
+        ("batch_size=1.5", "is not a whole number"),
+        ("size=1,2,3", "is not 2 values, each whole number"),
         ("size=8", "at least 32"),
-        ("norm=frozen", "none of live, sync, affine, fixed"),
-        ("model.backbone=vgg", "none of resnet18, resnet50"),
-        ("channels_last=perhaps", "not of the type bool"),
+        ("norm=fixd", "not one of live, sync, affine, fixed; did you mean 'fixed'"),
+        ("model.backbone=vgg", "not one of resnet18, resnet50, .*did you mean 'vgg16'"),
+        ("channels_last=perhaps", "is not true or false"),
     ],
 )
 def test_wrong_settings(setting, says):

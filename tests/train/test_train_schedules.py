@@ -16,9 +16,9 @@ from directdet.data.dataset import load_dataset
 from directdet.data.image import fit_size
 from directdet.infer.preprocess import Preprocess
 from directdet.models.checkpoint import load_checkpoint
+from directdet.recipes.by_name import get_recipe
 from directdet.recipes.direct import MULTI_SCALE
 from directdet.recipes.recipe import Phase, Recipe
-from directdet.recipes.settings import get_recipe
 from directdet.train import loop
 from directdet.train.log import read_log
 from directdet.train.loop import Trainer, make_phase_loader

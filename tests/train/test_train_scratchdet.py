@@ -16,11 +16,14 @@ from slim_models import MICRO
 from directdet.common.errors import UsageProblem, UserError
 from directdet.infer.preprocess import MEAN, STD, Preprocess
 from directdet.models.backbones.builders import SSD_BACKBONES
+from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
-from directdet.models.ssd.network import SSDConfig
+from directdet.models.ssd.config import SSDConfig
+from directdet.recipes.by_name import get_recipe
 from directdet.recipes.recipe import Phase, Recipe
 from directdet.recipes.scratchdet import SCRATCHDET_RECIPES
-from directdet.recipes.settings import apply_settings, describe_recipe, get_recipe
+from directdet.recipes.settings import apply_settings
+from directdet.recipes.show import describe_recipe
 from directdet.recipes.table_rows import ROWS, paper_table, results_of
 from directdet.reproduce import budget as planning
 from directdet.reproduce.comparison_plot import draw_comparison
@@ -302,8 +305,7 @@ def test_pictures_are_exactly_of_the_networks_size(shapes, slim):
 def test_evaluation_prepares_as_training_does(shapes, slim, tmp_path):
     dataset, val = load_splits(shapes)
     for phase in (slim.phases[0], get_recipe("ssd300_vgg16_imagenet_both_lr01").phases[0]):
-        model = torch.nn.Linear(1, 1)
-        model.config = SSDConfig(4)
+        model = build_model({"detector": "ssd", "num_classes": 4, "width": 8})
         phase = replace(phase, batch_size=2, workers=0)
         trainer = Trainer(model, phase, dataset, val, tmp_path, "test", 0)
         assert trainer.preprocess == Preprocess((300, 300), fixed=True, mean=MEAN, std=phase.std, warp=True)
@@ -365,16 +367,16 @@ def test_another_size_is_taken_where_it_is_given_everywhere(shapes, slim, tmp_pa
 
 def test_warping_for_a_pyramid_needs_multiples_of_32(shapes, tiny, tmp_path):
     warped = apply_settings(tiny, ["pretrain.resize=warp", "pretrain.size=100", "pretrain.eval_size=100"])
-    with pytest.raises(UserError, match=r"pretrain: size: \(100, 100\) are not multiples of 32"):
+    with pytest.raises(UserError, match="pretrain: size: height and width must be multiples of 32, not 100 and 100"):
         train(warped, shapes, tmp_path / "run", dry_run=True)
 
 
 @pytest.mark.parametrize("value", ["0", "1,0,1", "-1"])
 def test_pixels_cannot_be_divided_by_nothing(slim, value):
-    with pytest.raises(UsageProblem, match=r"--set std: .* must be above 0"):
+    with pytest.raises(UsageProblem, match=r"--set scratch\.std: .* is not above 0"):
         apply_settings(slim, [f"std={value}"])
 
 
 def test_warp_needs_one_size_for_training_and_evaluation(slim):
-    with pytest.raises(UsageProblem, match=r"eval_size: .* must be the size"):
+    with pytest.raises(UsageProblem, match=r"eval_size: .* must be \(320, 320\), the size"):
         apply_settings(slim, ["size=320"])

@@ -329,6 +329,7 @@ def _graph_facts(graph: GraphFacts) -> dict:
         "opset": graph.opset,
         "operators": graph.operators,
         "folded_batchnorms": graph.folded,
+        "unfolded_batchnorms": list(graph.unfolded),
         "fold_error": graph.fold_error,
         "kept_fp32": list(graph.kept_fp32),
     }
@@ -369,6 +370,11 @@ def report(result: ExportResult) -> None:
     console.print(result.verification.table())
     nodes = sum(graph.operators.values())
     console.print(f"{graph.folded} batch normalisations folded (largest relative change {graph.fold_error:.1e})")
+    if graph.unfolded:
+        console.print(
+            f"{len(graph.unfolded)} follow no convolution and became a product and a sum: {graph.unfolded[0]}, ...",
+            markup=False,
+        )
     if graph.kept_fp32:
         console.print(f"{len(graph.kept_fp32)} kept in fp32, listed in {META_FILE}: {graph.kept_fp32[0]}, ...")
     console.print(f"{nodes} nodes, none of them a plugin; written to {result.artefact}")

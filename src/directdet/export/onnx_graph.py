@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from directdet.common.errors import UserError
 from directdet.infer.preprocess import Preprocess
 from directdet.models.build import deploy_model
-from directdet.models.parts.norm import fold_batch_norm
+from directdet.models.parts.fold import Folding, conv_norm_pairs, fold_batch_norm
+from directdet.models.parts.network import Network
 from directdet.models.parts.postprocess import output_names
 
 OPSET = 18
 INPUT_NAME = "images"
+SMALL = (128, 128)  # pixels; of a run that only shows what follows what
 # A graph with none of these runs everywhere without a plugin: TensorRT-RTX has no runner for the first four, and
 # control flow or unfolded normalisations cost speed in every runtime.
 FORBIDDEN = ("BatchNormalization", "NonMaxSuppression", "RoiAlign", "NonZero", "If", "Loop")
@@ -31,13 +33,15 @@ FOLD_TOLERANCE = 1e-4  # relative to the largest value of each map
 @dataclass(frozen=True)
 class GraphFacts:
     """What was written: nodes by operator, normalisations folded, the largest relative change folding made, what stayed
-    in float32 in a graph of lower precision, with why, and the version of ONNX's operators."""
+    in float32 in a graph of lower precision, with why, the version of ONNX's operators, and the normalisations that
+    follow no convolution, which became a product and a sum."""
 
     operators: dict[str, int]
     folded: int
     fold_error: float
     kept_fp32: tuple[str, ...] = ()
     opset: int = OPSET
+    unfolded: tuple[str, ...] = ()
 
 
 class CanvasInput(nn.Module):
@@ -59,26 +63,29 @@ class CanvasInput(nn.Module):
         return self.deployed((planes - self.mean) * self.factor)
 
 
-def fold(model: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, int, float]:
-    """A copy of `model` without batch normalisation; how many were folded; the largest relative difference it makes.
+def fold(model: Network, size: tuple[int, int]) -> tuple[Network, Folding, float]:
+    """A copy of `model` without batch normalisation; what was folded; the largest relative difference that it makes.
 
     Raises UserError if folding changes the raw maps by more than rounding.
     """
     folded = copy.deepcopy(model).eval()
-    owner = folded if hasattr(folded, "conv_norm_pairs") else folded.backbone  # some normalise their heads too
-    count = fold_batch_norm(folded, owner.conv_norm_pairs())
-    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(1, 3, *size, generator=generator)
+    # The deployed form is run, since heads that look at boxes are not part of the raw maps; any size shows the pairs.
+    small = model.input_size() or SMALL
+    pairs = conv_norm_pairs(deploy_model(folded, small).eval(), torch.randn(1, 3, *small, generator=generator))
+    folding = fold_batch_norm(folded, pairs)
     with torch.no_grad():
         before, after = model.eval()(images), folded(images)
-    pairs = [*zip(before.features, after.features, strict=True), (before.logits, after.logits)]
-    error = max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)) for a, b in pairs)
+    maps = [*zip(before.features, after.features, strict=True), (before.logits, after.logits)]
+    error = max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)) for a, b in maps)
     if not error <= FOLD_TOLERANCE:
         raise UserError(f"folding batch normalisation changed the network's maps by {error:.1e} of their size")
-    return folded, count, error
+    return folded, folding, error
 
 
 def write_onnx(
-    model: nn.Module,
+    model: Network,
     size: tuple[int, int],
     batch: int | tuple[int, int, int],
     path: Path,
@@ -96,7 +103,7 @@ def write_onnx(
         samples: normalised float32 [N, 3, H, W] that show which layers meet values too large for a lower precision.
     """
     batch = (batch,) * 3 if isinstance(batch, int) else batch
-    folded, count, error = fold(model, size)
+    folded, folding, error = fold(model, size)
     deployed = deploy_model(folded, size, portable=True).eval()
     kept, opset = [], OPSET
     if precision != "fp32":
@@ -134,7 +141,7 @@ def write_onnx(
     found = [name for name in FORBIDDEN if name in operators]
     if found:
         raise UserError(f"{path}: the graph holds {', '.join(found)}, which not every runtime takes")
-    return GraphFacts(operators, count, error, tuple(kept), opset)
+    return GraphFacts(operators, folding.folded, error, tuple(kept), opset, folding.left)
 
 
 def _check_batch(graph: onnx.ModelProto, name: str | None, path: Path) -> None:

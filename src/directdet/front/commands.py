@@ -135,7 +135,8 @@ def train(
     """
     if init is not None and resume:
         raise click.UsageError("--init starts a new run, --resume goes on with one; give one of them")
-    from directdet.recipes.settings import apply_settings, get_recipe
+    from directdet.recipes.by_name import get_recipe
+    from directdet.recipes.settings import apply_settings
 
     chosen = apply_settings(get_recipe(recipe), list(settings))
     # After the recipe: a mistyped name is told before torch is imported.

@@ -26,7 +26,7 @@ from directdet.front.demo_report import Report, render
 from directdet.infer.runtimes.load import load
 from directdet.pages.gallery import make_gallery
 from directdet.pages.page import Figure, Grid
-from directdet.recipes.settings import get_recipe
+from directdet.recipes.by_name import get_recipe
 from directdet.train.log import read_log
 from directdet.train.run import RunResult, train
 

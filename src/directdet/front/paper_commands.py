@@ -51,7 +51,8 @@ def recipes(name: str | None) -> None:
     """List the training recipes, or show every setting of one."""
     from rich.console import Console
 
-    from directdet.recipes.settings import describe_recipe, get_recipe, recipe_groups
+    from directdet.recipes.by_name import get_recipe
+    from directdet.recipes.show import describe_recipe, recipe_groups
 
     Console().print(recipe_groups() if name is None else describe_recipe(get_recipe(name)))
 
@@ -89,7 +90,8 @@ def plan(
     from rich.console import Console
 
     from directdet.common.files import require_writable, write_json_atomic
-    from directdet.recipes.settings import apply_settings, get_recipe
+    from directdet.recipes.by_name import get_recipe
+    from directdet.recipes.settings import apply_settings
 
     if json_file is not None:
         require_writable(json_file)

@@ -1,13 +1,30 @@
-"""What a recipe is: frozen dataclasses, so that one recipe is made from another with dataclasses.replace."""
+"""What a recipe is: frozen dataclasses that check themselves, so that one recipe is made from another with
+dataclasses.replace."""
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, Literal, get_args
 
+from directdet.common.settings import (
+    MANY,
+    Between,
+    Count,
+    NotNegative,
+    Positive,
+    SettingError,
+    Share,
+    ZeroOrMore,
+    check_fields,
+    check_key,
+    check_word,
+)
 from directdet.infer.preprocess import STD
+from directdet.models.configs import make_config
 
 # The parts of a detector that can be taken from a checkpoint one by one, in the order of the paper's Table 5. "box" is
 # the head of a one-stage detector, too.
-PARTS = ("backbone", "fpn", "rpn", "box", "mask")
+Part = Literal["backbone", "fpn", "rpn", "box", "mask"]
+PARTS: tuple[Part, ...] = get_args(Part)
+Pixels = Annotated[int, Between(32, MANY)]
 
 
 @dataclass(frozen=True)
@@ -45,40 +62,60 @@ class Phase:
         eval_every: epochs between evaluations, the end being always evaluated; 0: none at all.
     """
 
-    name: str
-    resize: str
-    size: tuple[int, int]
-    scale: tuple[float, float] = (0.8, 1.2)
-    std: tuple[float, float, float] = STD
-    shrink: float = 1.0
-    short_edges: tuple[int, ...] = ()
+    name: Literal["pretrain", "finetune", "scratch"]
+    resize: Literal["direct", "edges", "warp"]
+    size: tuple[Pixels, Pixels]
+    scale: tuple[Positive, Positive] = (0.8, 1.2)
+    std: tuple[Positive, Positive, Positive] = STD
+    shrink: Annotated[float, Between(1, 1000)] = 1.0
+    short_edges: tuple[Pixels, ...] = ()
     skip_empty: bool = False
-    batch_size: int = 2
-    accumulate: int = 1
-    epochs: int = 12
-    repeat: int = 1
-    iterations: int | None = None
-    max_steps: int | None = None
-    optimizer: str = "sgd"
-    base_lr: float = 0.02
-    base_batch: int = 16
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+    batch_size: Count = 2
+    accumulate: Count = 1
+    epochs: Count = 12
+    repeat: Count = 1
+    iterations: Count | None = None
+    max_steps: Count | None = None
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    base_lr: NotNegative = 0.02
+    base_batch: Count = 16
+    momentum: Share = 0.9
+    weight_decay: Share = 1e-4
     norm_weight_decay: bool = True
-    milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
-    warmup_iterations: int = 500
-    warmup_factor: float = 0.001
-    norm: str = "live"
-    frozen_stages: int = -1
-    parts: tuple[str, ...] = PARTS
-    clip_norm: float | None = None
-    precision: str = "fp32"
+    milestones: tuple[Count, ...] = ()
+    gamma: Share = 0.1
+    warmup_iterations: ZeroOrMore = 500
+    warmup_factor: Share = 0.001
+    norm: Literal["live", "sync", "affine", "fixed"] = "live"
+    frozen_stages: Annotated[int, Between(-1, 4)] = -1
+    parts: tuple[Part, ...] = PARTS
+    clip_norm: Annotated[float, Between(1e-6, 1e9)] | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = True
-    workers: int = 2
-    eval_size: tuple[int, int] = (800, 1333)
+    workers: ZeroOrMore = 2
+    eval_size: tuple[Pixels, Pixels] = (800, 1333)
     eval_fixed: bool = False
-    eval_every: int = 1
+    eval_every: ZeroOrMore = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self, f"{self.name}.")
+        if self.scale[0] > self.scale[1]:
+            raise SettingError(f"{self.name}.scale: {self.scale} is not a range (low, high); swap them")
+        if self.resize != "edges" and self.size[0] != self.size[1]:
+            raise SettingError(
+                f"{self.name}.size: {self.size} is not a square, as {self.resize} resizing makes; give one number"
+            )
+        if self.resize == "warp":
+            if self.eval_size != self.size:
+                raise SettingError(
+                    f"{self.name}.eval_size: {self.eval_size} must be {self.size}, the size, with resize=warp"
+                )
+        elif self.eval_fixed and any(side % 32 for side in self.eval_size):
+            near = tuple(max(32, round(side / 32) * 32) for side in self.eval_size)
+            raise SettingError(
+                f"{self.name}.eval_size: {self.eval_size} are not multiples of 32, as a canvas must be; the nearest "
+                f"are {near}"
+            )
 
 
 @dataclass(frozen=True)
@@ -87,7 +124,7 @@ class Recipe:
 
     Attributes:
         phases: in order, each starting from what the one before it ends with.
-        detector: a key of models.build.DETECTORS; `model` holds those of its settings that differ from their defaults.
+        detector: a detector by name; `model` holds those of its settings that differ from their defaults.
         init: what the first phase starts from: "random", or "imagenet" for a backbone trained on ImageNet.
         data_fraction: the share of the training images that is used (Table 9).
         sources: where constants come from, by "PHASE.setting", "setting" or "model.setting".
@@ -98,16 +135,24 @@ class Recipe:
     phases: tuple[Phase, ...]
     detector: str = "rcnn"
     model: dict[str, Any] = field(default_factory=dict)
-    init: str = "random"
-    data_fraction: float = 1.0
+    init: Literal["random", "imagenet"] = "random"
+    data_fraction: Annotated[float, Between(0, 1, above=True)] = 1.0
     sources: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_fields(self, "")
+        make_config(self.detector, 1, self.model)
+
     def phase(self, name: str) -> Phase:
-        """The phase of that name; KeyError if there is none."""
-        return {phase.name: phase for phase in self.phases}[name]
+        """The phase of that name; SettingError if there is none."""
+        check_word("phase", name, [phase.name for phase in self.phases])
+        return next(phase for phase in self.phases if phase.name == name)
 
     def with_phase(self, name: str, **changes: Any) -> "Recipe":
         """This recipe with settings of one phase changed."""
         self.phase(name)
+        known = [f.name for f in fields(Phase)]
+        for key in changes:
+            check_key(f"{name}.{key}", key, known)
         phases = tuple(replace(phase, **changes) if phase.name == name else phase for phase in self.phases)
         return replace(self, phases=phases)

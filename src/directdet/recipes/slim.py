@@ -1,11 +1,10 @@
-"""The recipes by name: ours for small datasets, then the paper's."""
+"""Our own recipes: slim networks for small datasets and CPUs."""
 
 from collections.abc import Callable
 from dataclasses import replace
 
-from directdet.recipes.direct import PAPER_RECIPES
 from directdet.recipes.recipe import Phase, Recipe
-from directdet.recipes.scratchdet import SCRATCHDET_RECIPES, VOC
+from directdet.recipes.scratchdet import VOC
 
 SLIM_SOURCES = {
     "model": "ours: slim and with small RoI budgets, for CPUs",
@@ -130,11 +129,9 @@ def demo() -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {
+SLIM_RECIPES: dict[str, Callable[[], Recipe]] = {
     "mask_rcnn_r18_slim": mask_rcnn_r18_slim,
     "retinanet_r18_slim": retinanet_r18_slim,
     "ssd300_vgg16_slim": ssd300_vgg16_slim,
     "demo": demo,
-    **PAPER_RECIPES,
-    **SCRATCHDET_RECIPES,
 }

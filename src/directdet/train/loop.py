@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import Tensor
 
 from directdet.common.errors import UserError
 from directdet.data.augment.ssd_transforms import SSDTransform
@@ -29,6 +29,7 @@ from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes.torch_runtime import TorchPredictor
 from directdet.models.build import describe_model
 from directdet.models.checkpoint import load_checkpoint, save_checkpoint
+from directdet.models.parts.network import Network
 from directdet.recipes.recipe import Phase
 from directdet.train import distributed
 from directdet.train.log import RunLog
@@ -97,7 +98,7 @@ class Trainer:
     """
 
     def __init__(
-        self, model: nn.Module, phase: Phase, train: Dataset, val: Dataset | None, folder: Path, recipe: str, seed: int
+        self, model: Network, phase: Phase, train: Dataset, val: Dataset | None, folder: Path, recipe: str, seed: int
     ):
         check_pixels(model, phase)
         self.model, self.phase, self.train, self.val = model, phase, train, val
@@ -300,17 +301,20 @@ class Trainer:
         self.position = Position(checkpoint["step"], checkpoint["best"], checkpoint["evaluated"])
 
 
-def check_pixels(model: nn.Module, phase: Phase) -> None:
-    """UserError unless the network can take the phase's pictures: an SSD only those warped to its own size, any other
-    network only multiples of 32, to which "direct" and "edges" pad by themselves."""
-    own = getattr(model.config, "size", None)
-    if own is not None and (phase.resize, phase.size, phase.eval_size) != ("warp", (own, own), (own, own)):
+def check_pixels(model: Network, phase: Phase) -> None:
+    """UserError unless the network can take the phase's pictures; "direct" and "edges" pad to 32 by themselves."""
+    own = model.input_size()
+    if own is not None and (phase.resize, phase.size, phase.eval_size) != ("warp", own, own):
+        side = own[0]
         raise UserError(
-            f"{phase.name}: model.size={own}: such a network takes pictures of {own}x{own} alone; give "
-            f"--set {phase.name}.resize=warp --set {phase.name}.size={own} --set {phase.name}.eval_size={own}"
+            f"{phase.name}: model.size={side}: such a network takes pictures of {side}x{side} alone; give "
+            f"--set {phase.name}.resize=warp --set {phase.name}.size={side} --set {phase.name}.eval_size={side}"
         )
-    if own is None and phase.resize == "warp" and any(side % 32 for side in phase.size):
-        raise UserError(f"{phase.name}: size: {phase.size} are not multiples of 32, as this network needs them")
+    if own is None and phase.resize == "warp":
+        try:
+            model.check_size(phase.size)
+        except ValueError as error:
+            raise UserError(f"{phase.name}: size: {error}") from None
 
 
 def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pin_memory: bool) -> BatchLoader:

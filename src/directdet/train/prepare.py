@@ -1,5 +1,6 @@
 """A model made ready for a phase: weights loaded, batch normalisation set, stages frozen."""
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -11,22 +12,14 @@ from torch import Tensor, nn
 
 from directdet.common.errors import UserError
 from directdet.models.checkpoint import CheckpointError, load_checkpoint
+from directdet.models.parts.network import Network
 from directdet.models.parts.norm import FixedBatchNorm2d, fix_batch_norm, has_statistics, sync_batch_norm
-from directdet.recipes.recipe import PARTS, Phase
+from directdet.recipes.recipe import PARTS, Part, Phase
 from directdet.train import distributed
 
 # Below this, a batch normalisation's statistics are too noisy to train with (ScratchDet issue 8, mmdetection 1468).
 SMALL_BN_BATCH = 8
 IMAGENET = "imagenet"
-PREFIXES = {
-    "backbone": ("backbone.",),
-    "fpn": ("fpn.", "extras.", "l2_norm."),
-    "rpn": ("rpn_head.",),
-    "box": ("box_head", "box_predictor", "head."),
-    "mask": ("mask_head", "mask_predictor"),
-}
-# Layers with outputs of each class: of other classes they are worth nothing, even where their number is the same.
-CLASS_LAYERS = ("box_predictor", "mask_fcn_logits", "classification_head.cls_logits", "head.classes.")
 
 
 @dataclass(frozen=True)
@@ -51,64 +44,62 @@ class Loaded:
         return table
 
 
-def part_of(name: str) -> str:
-    """The part of a detector, one of PARTS, that a tensor of its state belongs to."""
-    return next(part for part, prefixes in PREFIXES.items() if name.startswith(prefixes))
-
-
 def load_weights(
-    model: nn.Module, source: str | Path, classes: tuple[str, ...], parts: tuple[str, ...] = PARTS
+    model: Network, source: str | Path, classes: tuple[str, ...], parts: tuple[Part, ...] = PARTS
 ) -> Loaded:
-    """Load `parts` of a detector's weights into `model`, by name and shape; what does not fit is left and told.
+    """Load `parts` of a detector's weights into `model`, by name and shape; what does not fit is left and reported.
 
     `source` is a checkpoint of ours, a file with the state of a torchvision backbone, or "imagenet" for torchvision's
     ImageNet weights. The backbone has to fit entirely: half a backbone is a mistake, other `classes` are not. Then the
     layers that have outputs of each class stay as they are, even where their number happens to be the same.
+
+    Raises:
+        UserError: the source cannot be read, or it holds another backbone.
     """
     own = model.state_dict()
     state, known = _imagenet(model) if str(source) == IMAGENET else _read(Path(source), model)
-    fitting, taken, left = {}, dict.fromkeys(_parts_in(own), 0), {part: [] for part in _parts_in(own)}
+    present = [part for part in PARTS if part in {model.part_of(name) for name in own}]
+    fitting, taken, left = {}, dict.fromkeys(present, 0), {part: [] for part in present}
     for name, value in own.items():
-        part = part_of(name)
+        part = model.part_of(name)
         if part not in parts:
             why = "not asked for"
         elif name not in state:
             why = "not in it"
         elif state[name].shape != value.shape:
             why = "of another shape"
-        elif known is not None and known != tuple(classes) and any(layer in name for layer in CLASS_LAYERS):
+        elif known is not None and known != tuple(classes) and model.is_of_classes(name):
             why = "of other classes"
         else:
             fitting[name] = state[name]
             taken[part] += 1
             continue
         left[part].append((name, why))
-    wrong = [f"{name} is {why}" for name, why in left["backbone"] if why != "not asked for" and not _optional(name)]
-    if "backbone" in parts:  # a deeper network's layers fit, too, as far as there are any here
-        wrong += [f"{name} is not in this recipe's network" for name in state if _foreign(name, own)]
-    if wrong:
-        raise UserError(f"{source}: {wrong[0]}; use weights of this recipe's backbone")
+    if "backbone" in parts:
+        _require_backbone(model, source, state, left["backbone"])
     model.load_state_dict(fitting, strict=False)
     return Loaded(str(source), taken, {part: tuple(names) for part, names in left.items()})
 
 
-def _parts_in(state: dict[str, Tensor]) -> list[str]:
-    found = {part_of(name) for name in state}
-    return [part for part in PARTS if part in found]
+def _require_backbone(
+    model: Network, source: str | Path, state: dict[str, Tensor], left: list[tuple[str, str]]
+) -> None:
+    """UserError unless the state holds the model's backbone, the whole of it and nothing else of a backbone."""
+    optional = tuple(f"backbone.{prefix}" for prefix in model.backbone.unpublished())
+    wrong = [
+        f"{name} is {why}"
+        for name, why in left
+        if not name.endswith("num_batches_tracked") and not (optional and name.startswith(optional))
+    ]
+    own = model.state_dict()  # a deeper network's layers fit, too, as far as there are any here
+    wrong += [
+        f"{name} is not in this recipe's network" for name in state if name.startswith("backbone.") and name not in own
+    ]
+    if wrong:
+        raise UserError(f"{source}: {wrong[0]}; use weights of this recipe's backbone")
 
 
-def _optional(name: str) -> bool:
-    """What an ImageNet backbone does not have: counters of old files, the norms of a transformer's pyramid levels."""
-    return name.endswith("num_batches_tracked") or name.startswith("backbone.norm")
-
-
-def _foreign(name: str, own: dict[str, Tensor]) -> bool:
-    """Whether a tensor is of a backbone other than ours; the classifier on top of an ImageNet backbone is not."""
-    classifier = ("backbone.fc.", "backbone.head.", "backbone.norm.", "backbone.classifier.")
-    return name.startswith("backbone.") and name not in own and not name.startswith(classifier)
-
-
-def _read(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
+def _read(path: Path, model: Network) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
     """The weights in a file, by our names, and the classes they are of (None: a backbone's, of no classes)."""
     try:
         checkpoint = load_checkpoint(path)
@@ -120,7 +111,7 @@ def _read(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], tuple[str, .
     return checkpoint["model"], tuple(checkpoint["classes"])
 
 
-def _backbone_file(path: Path, model: nn.Module) -> dict[str, Tensor] | None:
+def _backbone_file(path: Path, model: Network) -> dict[str, Tensor] | None:
     """A plain state_dict, taken for one of torchvision's backbone, by our names; None if the file is something else."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -131,12 +122,12 @@ def _backbone_file(path: Path, model: nn.Module) -> dict[str, Tensor] | None:
     return _by_our_names(model, state)
 
 
-def _imagenet(model: nn.Module) -> tuple[dict[str, Tensor], None]:
+def _imagenet(model: Network) -> tuple[dict[str, Tensor], None]:
     """torchvision's ImageNet weights of the model's backbone; UserError where there are none or no network."""
-    backbone = model.config.backbone
-    published = "vgg16_bn" if backbone == "vgg16" and model.config.norm == "bn" else backbone
-    if published not in torchvision.models.list_models(torchvision.models):
-        raise UserError(f"--init {IMAGENET}: there are no ImageNet weights of {backbone}; give a file of yours")
+    published = model.backbone.imagenet
+    if published is None:
+        name = model.config.backbone
+        raise UserError(f"--init {IMAGENET}: there are no ImageNet weights of {name}; give a file with --init FILE")
     weights = torchvision.models.get_model_weights(published).IMAGENET1K_V1  # as the paper: torchvision's first ones
     try:
         state = weights.get_state_dict(progress=distributed.is_main())
@@ -148,14 +139,12 @@ def _imagenet(model: nn.Module) -> tuple[dict[str, Tensor], None]:
     return _by_our_names(model, state), None
 
 
-def _by_our_names(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _by_our_names(model: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """torchvision's state of a backbone by the names used here; most have the same."""
-    if hasattr(model.backbone, "from_torchvision"):
-        state = model.backbone.from_torchvision(state) or state
-    return {f"backbone.{name}": value for name, value in state.items()}
+    return {f"backbone.{name}": value for name, value in (model.backbone.from_torchvision(state) or state).items()}
 
 
-def apply_norm(model: nn.Module, phase: Phase, trained: bool, known: bool = True) -> None:
+def apply_norm(model: Network, phase: Phase, trained: bool, known: bool = True) -> None:
     """Set batch normalisation and freeze stages as the phase says.
 
     trained: the backbone's weights were loaded. Not `known`: a plan of a run, whose weights are yet to come.
@@ -164,7 +153,6 @@ def apply_norm(model: nn.Module, phase: Phase, trained: bool, known: bool = True
     say so.
     """
     fixed = phase.norm in ("fixed", "affine")
-    fewest = getattr(model, "fewest_live_images", 1)
     norms = any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     if (fixed and norms) or phase.frozen_stages >= 0:
         what = f"{phase.norm} batch normalisation" if fixed and norms else f"frozen_stages={phase.frozen_stages}"
@@ -173,17 +161,17 @@ def apply_norm(model: nn.Module, phase: Phase, trained: bool, known: bool = True
                 f"{phase.name}: {what} would freeze layers that still hold random weights; give trained ones with "
                 "--init FILE, or run the pretrain phase first"
             )
-    if norms and not fixed and phase.batch_size < fewest:
+    if norms and not fixed and phase.batch_size < model.fewest_live_images:
         raise UserError(
-            f"{phase.name}: batch_size: live batch normalisation of this network needs {fewest} images at least, as "
-            "its last map is a single cell"
+            f"{phase.name}.batch_size: {phase.batch_size} is too few: live batch normalisation of this network needs "
+            f"{model.fewest_live_images} images at least, as its last map is a single cell"
         )
     if fixed:
         fix_batch_norm(model, affine=phase.norm == "affine")
     elif phase.norm == "sync":
         sync_batch_norm(model)
-    for modules in model.backbone.stages()[: phase.frozen_stages + 1]:
-        for module in modules:
+    if phase.frozen_stages >= 0:
+        for module in itertools.chain.from_iterable(model.backbone.stages()[: phase.frozen_stages + 1]):
             fix_batch_norm(module)
             module.requires_grad_(False)
 

@@ -3,12 +3,58 @@
 Those that SSD is built on, and the single map for two-stage detectors, also take norm="none".
 """
 
+from collections.abc import Callable
+
+from directdet.common.settings import SettingError
+from directdet.models.backbones.backbone import Backbone
 from directdet.models.backbones.dsod import dsod
+from directdet.models.backbones.names import NAMES, TIMM, Kind, check_backbone
 from directdet.models.backbones.resnet import resnet18, resnet50, resnet101
 from directdet.models.backbones.root_resnet import SSD_RESNETS
 from directdet.models.backbones.swin import swin_t
+from directdet.models.backbones.timm_backbone import timm_backbone
 from directdet.models.backbones.vgg import vgg16, vgg16_conv5
 
-BACKBONES = {"resnet18": resnet18, "resnet50": resnet50, "resnet101": resnet101, "swin_t": swin_t}
-TWO_STAGE_BACKBONES = {**BACKBONES, "vgg16": vgg16_conv5}  # one map of stride 16 will do, too
-SSD_BACKBONES = {"vgg16": vgg16, "dsod": dsod, **SSD_RESNETS}
+Build = Callable[[int | None, str], Backbone]
+
+BACKBONES: dict[str, Build] = {"resnet18": resnet18, "resnet50": resnet50, "resnet101": resnet101, "swin_t": swin_t}
+SSD_BACKBONES: dict[str, Build] = {"vgg16": vgg16, "dsod": dsod, **SSD_RESNETS}
+TABLES: dict[Kind, dict[str, Build]] = {
+    "pyramid": BACKBONES,
+    "single_map": {"vgg16": vgg16_conv5},
+    "ssd": SSD_BACKBONES,
+}
+# The maps that are asked of timm, and their strides.
+PYRAMID_LEVELS = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
+SSD_LEVELS = {"s8": 8, "s16": 16}
+
+
+def build_backbone(kinds: tuple[Kind, ...], name: str, width: int | None = None, norm: str = "bn") -> Backbone:
+    """The backbone of that name and one of these kinds; see names.Kind.
+
+    Raises:
+        SettingError: there is none, or it does not come in this width or with this normalisation.
+    """
+    check_backbone("model.backbone", name, *kinds)
+    if name.startswith(TIMM):
+        levels = PYRAMID_LEVELS if "pyramid" in kinds else SSD_LEVELS
+        return timm_backbone(name.removeprefix(TIMM), levels, width, norm)
+    build = next(TABLES[kind][name] for kind in kinds if name in TABLES[kind])
+    return build(width, norm)
+
+
+def add_backbone(name: str, build: Build, kind: Kind = "pyramid") -> None:
+    """Make a backbone known by a name of its own, from outside the package: `--set model.backbone=NAME`.
+
+    Args:
+        build: a function of (width, or None for its own; norm, "bn" or "gn") that gives a Backbone, and raises
+            SettingError for what it does not come in.
+        kind: what maps it gives; see names.Kind.
+
+    Raises:
+        SettingError: the name is taken.
+    """
+    if name in TABLES[kind] or name.startswith(TIMM):
+        raise SettingError(f"backbone {name!r}: there is one of that name already; choose another")
+    TABLES[kind][name] = build
+    NAMES[kind].append(name)

@@ -20,25 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from directdet.models.backbones.backbone import Backbone
 from directdet.models.parts.layers import NORMS, PUBLISHED_WIDTH, ConvNorm, Norm, scaled
-from directdet.models.parts.layers import conv_norm_pairs as layer_pairs
 from directdet.models.parts.norm import conv_norm
 
 LAYERS = (6, 8, 8, 8)  # of the dense blocks
-
-
-def norm_relu(norm: nn.Module, x: Tensor) -> Tensor:
-    """Normalisation, then ReLU.
-
-    Where the statistics are fixed it is written as a scale and a shift: there is no convolution before that it could be
-    folded into, and the exported graph is to hold no batch normalisation.
-    """
-    if isinstance(norm, nn.BatchNorm2d) and not norm.training:
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        shift = norm.bias - norm.running_mean * scale
-        # In float32, as batch normalisation does it under autocast too.
-        return F.relu(torch.addcmul(shift[:, None, None], x.float(), scale[:, None, None]).to(x.dtype))
-    return F.relu(norm(x))
 
 
 class Transition(nn.Module):
@@ -50,7 +36,7 @@ class Transition(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=norm is None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(norm_relu(self.norm, x))
+        return self.conv(F.relu(self.norm(x)))
 
 
 class DenseLayer(nn.Module):
@@ -75,7 +61,7 @@ class DenseLayer(nn.Module):
         self.norm2, self.conv2 = kind(hidden), nn.Conv2d(hidden, out_channels, 3, stride, padding, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(F.relu(conv_norm(self.conv1, self.norm2, norm_relu(self.norm1, x))))
+        return self.conv2(F.relu(conv_norm(self.conv1, self.norm2, F.relu(self.norm1(x)))))
 
 
 class DenseBlock(nn.ModuleList):
@@ -90,7 +76,7 @@ class DenseBlock(nn.ModuleList):
         return x
 
 
-class DSOD(nn.Module):
+class DSOD(Backbone):
     """A backbone: forward(images [N, 3, H, W]) -> {"s8": [N, 800, H/8, W/8], "s16": [N, 512, H/16, W/16]}.
 
     Maps round up (300: 38 and 19). `channels` and `strides` tell each map's; `width` is the number of channels of the
@@ -120,10 +106,6 @@ class DSOD(nn.Module):
         below = halved(fine)
         x = self.transition4(self.block4(self.transition3(self.block3(below))))
         return {"s8": fine, "s16": torch.cat([x, self.down(below)], 1)}
-
-    def conv_norm_pairs(self) -> list[tuple[nn.Module, str, str]]:
-        """(owner, convolution, normalisation) where one follows the other at once; see norm.fold_batch_norm."""
-        return conv_norm_pairs(self)
 
     def stages(self) -> list[list[nn.Module]]:
         """The modules of stage 0 (stem), 1, ..., 4 (dense blocks), for freezing the first n stages."""
@@ -166,20 +148,10 @@ class DenseExtras(nn.Module):
             sizes.append(size)
         return [*sizes, (size - 3) // 2 + 1]
 
-    def conv_norm_pairs(self) -> list[tuple[nn.Module, str, str]]:
-        """(owner, convolution, normalisation) where one follows the other at once; see norm.fold_batch_norm."""
-        return conv_norm_pairs(self)
-
 
 def halved(x: Tensor) -> Tensor:
     """[N, C, H, W] -> [N, C, H/2, W/2], rounded up, each cell the largest of four."""
     return F.max_pool2d(x, 2, ceil_mode=True)
-
-
-def conv_norm_pairs(module: nn.Module) -> list[tuple[nn.Module, str, str]]:
-    """The pairs in `module`. A dense layer's first normalisation is in none: others see the map before it as well."""
-    dense = [(layer, "conv1", "norm2") for layer in module.modules() if isinstance(layer, DenseLayer)]
-    return layer_pairs(module) + dense
 
 
 def dsod(width: int | None = None, norm: str = "bn") -> DSOD:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from directdet.models.backbones.backbone import Backbone
 from directdet.models.parts.norm import conv_norm, group_norm
 
 Norm = Callable[[int], nn.Module]
@@ -59,7 +60,7 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> n
     return nn.Sequential(_conv(in_channels, out_channels, 1, stride), norm(out_channels))
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """A backbone: forward(images [N, 3, H, W]) -> {"c2": [N, C, H/4, W/4], ..., "c5": [N, C, H/32, W/32]}.
 
     `channels` and `strides` tell each level's, by name. Weights start as in the paper's pre-training: Kaiming for the
@@ -72,8 +73,10 @@ class ResNet(nn.Module):
         depths: tuple[int, ...],
         width: int = 64,
         norm: Norm = nn.BatchNorm2d,
+        imagenet: str | None = None,
     ):
         super().__init__()
+        self.imagenet = imagenet
         self.conv1, self.bn1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False), norm(width)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         channels = width
@@ -98,16 +101,8 @@ class ResNet(nn.Module):
             levels[name] = x
         return levels
 
-    def conv_norm_pairs(self) -> list[tuple[nn.Module, str, str]]:
-        """(owner, convolution, normalisation) for every convolution that a normalisation follows."""
-        pairs = [(self, "conv1", "bn1")]
-        for module in self.modules():
-            if isinstance(module, BasicBlock | Bottleneck):
-                convs = 2 if isinstance(module, BasicBlock) else 3
-                pairs += [(module, f"conv{i}", f"bn{i}") for i in range(1, convs + 1)]
-                if module.downsample is not None:
-                    pairs.append((module.downsample, "0", "1"))
-        return pairs
+    def from_torchvision(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value for name, value in state.items() if not name.startswith("fc.")}
 
     def stages(self) -> list[list[nn.Module]]:
         """The modules of stage 0 (stem), 1, ..., for freezing the first n stages."""
@@ -116,17 +111,17 @@ class ResNet(nn.Module):
 
 def resnet18(width: int | None = None, norm: str = "bn") -> ResNet:
     """ResNet-18; `width` is the stem's number of channels (64), `norm` "bn" or "gn"."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), width or 64, NORMS[norm])
+    return ResNet(BasicBlock, (2, 2, 2, 2), width or 64, NORMS[norm], "resnet18")
 
 
 def resnet50(width: int | None = None, norm: str = "bn") -> ResNet:
     """ResNet-50; `width` is the stem's number of channels (64), `norm` "bn" or "gn"."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), width or 64, NORMS[norm])
+    return ResNet(Bottleneck, (3, 4, 6, 3), width or 64, NORMS[norm], "resnet50")
 
 
 def resnet101(width: int | None = None, norm: str = "bn") -> ResNet:
     """ResNet-101; `width` is the stem's number of channels (64), `norm` "bn" or "gn"."""
-    return ResNet(Bottleneck, (3, 4, 23, 3), width or 64, NORMS[norm])
+    return ResNet(Bottleneck, (3, 4, 23, 3), width or 64, NORMS[norm], "resnet101")
 
 
 NORMS: dict[str, Norm] = {"bn": nn.BatchNorm2d, "gn": group_norm}

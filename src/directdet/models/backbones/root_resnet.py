@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from directdet.common.settings import SettingError
 from directdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from directdet.models.parts.layers import NORMS, PUBLISHED_WIDTH
 from directdet.models.parts.norm import conv_norm
@@ -53,7 +54,7 @@ class SSDResNet(ResNet):
         pool: bool = True,
     ):
         if stride == 1 and not pool:
-            raise ValueError("a root must halve the image: give it stride 2 or a max-pool")
+            raise SettingError("a root must halve the image: give it stride 2 or a max-pool")
         kind = NORMS[norm] or nn.Identity
         super().__init__(block, depths, width, kind)
         self.root_convs = convs
@@ -85,10 +86,6 @@ class SSDResNet(ResNet):
             if name in self.taps:
                 maps[self.taps[name]] = x
         return maps
-
-    def conv_norm_pairs(self) -> list[tuple[nn.Module, str, str]]:
-        """(owner, convolution, normalisation) for every convolution that a normalisation follows."""
-        return super().conv_norm_pairs() + [(self, f"conv{i}", f"bn{i}") for i in range(2, self.root_convs + 1)]
 
     def stages(self) -> list[list[nn.Module]]:
         """The modules of stage 0 (root), 1, ..., for freezing the first n stages."""
@@ -129,9 +126,12 @@ def build(
     root: dict[str, int | bool],
     width: int | None = None,
     norm: str = "bn",
+    imagenet: str | None = None,
 ) -> SSDResNet:
     """A trunk; `width` is the root's number of channels (64), `norm` "bn", "gn" or "none"."""
-    return SSDResNet(block, depths, width or PUBLISHED_WIDTH, norm, **root)
+    trunk = SSDResNet(block, depths, width or PUBLISHED_WIDTH, norm, **root)
+    trunk.imagenet = imagenet
+    return trunk
 
 
 DEPTHS = {
@@ -143,7 +143,7 @@ RESNET_ROOT = {"kernel": 7, "convs": 1, "stride": 2, "pool": True}
 ROOT_BLOCK = {"kernel": 3, "convs": 3, "stride": 1, "pool": True}
 
 SSD_RESNETS: dict[str, Callable[..., SSDResNet]] = {
-    **{name: partial(build, *depth, RESNET_ROOT) for name, depth in DEPTHS.items()},
+    **{name: partial(build, *depth, RESNET_ROOT, imagenet=name) for name, depth in DEPTHS.items()},
     "resnet18_a": partial(build, *DEPTHS["resnet18"], RESNET_ROOT | {"pool": False}),
     "resnet18_b": partial(build, *DEPTHS["resnet18"], RESNET_ROOT | {"stride": 1}),
     **{f"root_{name}": partial(build, *DEPTHS[name], ROOT_BLOCK) for name in ("resnet18", "resnet34")},

@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention, SwinTransformer, SwinTransformerBlock
 
+from directdet.common.settings import SettingError
+from directdet.models.backbones.backbone import Backbone
+
 WINDOW = 7
 HEAD_WIDTH = 32  # channels of one attention head
 DEPTHS = (2, 2, 6, 2)
@@ -76,13 +79,15 @@ def _regions(windows: int, shift: int, device: torch.device) -> Tensor:
     return (position >= side - WINDOW).int() + (position >= side - shift).int()
 
 
-class Swin(nn.Module):
+class Swin(Backbone):
     """A backbone: forward(images [N, 3, H, W]) -> {"c2": [N, C, H/4, W/4], ..., "c5": [N, 8C, H/32, W/32]}.
 
     H and W are multiples of 32. Each level has a LayerNorm of its own, `norm2` to `norm5`, which torchvision's weights
     do not hold. `channels` and `strides` tell each level's, by name. Weights start as in the Swin paper's code: normal
     of deviation 0.02, cut at 2, for linear layers and relative position biases; 0 for the other biases.
     """
+
+    imagenet = "swin_t"
 
     def __init__(self, width: int):
         super().__init__()
@@ -115,9 +120,11 @@ class Swin(nn.Module):
                 levels[f"c{level}"] = getattr(self, f"norm{level}")(x).permute(0, 3, 1, 2)
         return levels
 
-    def conv_norm_pairs(self) -> list[tuple[nn.Module, str, str]]:
-        """None: there is no batch normalisation to fold."""
-        return []
+    def from_torchvision(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value for name, value in state.items() if not name.startswith(("head.", "norm."))}
+
+    def unpublished(self) -> tuple[str, ...]:
+        return tuple(f"norm{level}." for level in range(2, 2 + len(DEPTHS)))
 
     def stages(self) -> list[list[nn.Module]]:
         """The modules of stage 0 (patch embedding), 1, ..., each with the merging that leads into it, for freezing.
@@ -131,11 +138,16 @@ class Swin(nn.Module):
 def swin_t(width: int | None = None, norm: str = "bn") -> Swin:
     """Swin-T; `width` is the patch embedding's number of channels (96).
 
-    Raises ValueError for a width that is no multiple of 32, and for `norm` "gn": there is layer normalisation only.
+    Raises SettingError for a width that is no multiple of 32, and for `norm` "gn": there is layer normalisation only.
     """
     if norm != "bn":
-        raise ValueError(f'backbone "swin_t" has layer normalisation only; norm={norm!r} needs a ResNet')
+        raise SettingError(
+            f"model.norm: {norm!r} needs a ResNet; swin_t has layer normalisation only, leave norm at bn"
+        )
     width = width or 96
     if width < 0 or width % HEAD_WIDTH:
-        raise ValueError(f'width={width} of backbone "swin_t" must be a multiple of {HEAD_WIDTH}, as 96')
+        near = max(1, round(width / HEAD_WIDTH)) * HEAD_WIDTH
+        raise SettingError(
+            f"model.width: {width} is not a multiple of {HEAD_WIDTH}, as swin_t needs it; the nearest is {near}"
+        )
     return Swin(width)

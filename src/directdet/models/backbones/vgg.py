@@ -4,13 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from directdet.models.parts.layers import NORMS, PUBLISHED_WIDTH, ConvNorm, Norm, conv_norm_pairs, start_xavier
+from directdet.models.backbones.backbone import Backbone
+from directdet.models.parts.layers import NORMS, PUBLISHED_WIDTH, ConvNorm, Norm, start_xavier
 
 NORM_STATE = ("weight", "bias", "running_mean", "running_var")
 GROUPS = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))  # channels in stems, and convolutions, of conv1 to conv5
 
 
-class VGGConvolutions(nn.Module):
+class VGGConvolutions(Backbone):
     """The 13 convolutions conv1_1 to conv5_3; W, `width`, is the stem's channels.
 
     With a normalisation every one of them has it ("BN in the backbone": ScratchDet, section 3.1), without one a bias.
@@ -18,6 +19,7 @@ class VGGConvolutions(nn.Module):
 
     def __init__(self, width: int = PUBLISHED_WIDTH, norm: Norm | None = nn.BatchNorm2d):
         super().__init__()
+        self.imagenet = "vgg16_bn" if norm is nn.BatchNorm2d else "vgg16"
         channels = 3
         for number, (factor, depth) in enumerate(GROUPS, 1):
             convs = []
@@ -32,10 +34,6 @@ class VGGConvolutions(nn.Module):
         for group in (self.conv2, self.conv3, self.conv4):
             x = group(_halved(x))
         return x, self.conv5(_halved(x))
-
-    def conv_norm_pairs(self) -> list[tuple[nn.Module, str, str]]:
-        """(owner, convolution, normalisation) for every convolution; see norm.fold_batch_norm."""
-        return conv_norm_pairs(self)
 
     def from_torchvision(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The state of torchvision's vgg16, or vgg16_bn for a network with batch normalisation, by the names used here.

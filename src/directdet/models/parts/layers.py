@@ -71,11 +71,6 @@ class L2Norm(nn.Module):
         return self.scale[:, None, None] * F.normalize(x.float())  # squares of half numbers overflow
 
 
-def conv_norm_pairs(module: nn.Module) -> list[tuple[nn.Module, str, str]]:
-    """(owner, convolution, normalisation) of every ConvNorm in `module`; see norm.fold_batch_norm."""
-    return [(m, "conv", "norm") for m in module.modules() if isinstance(m, ConvNorm)]
-
-
 def start_xavier(module: nn.Module) -> None:
     """Xavier's uniform initialisation of all convolutions, biases 0 (ScratchDet, section 4.1).
 

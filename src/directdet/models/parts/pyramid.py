@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from directdet.models.parts.anchors import level_anchors
+from directdet.models.parts.network import Network
 from directdet.models.parts.norm import group_norm
 
 
@@ -34,7 +35,7 @@ def map_shapes(size: tuple[int, int], strides: list[int]) -> list[tuple[int, int
     return [(-(-size[0] // stride), -(-size[1] // stride)) for stride in strides]
 
 
-class Anchored(nn.Module):
+class Anchored(Network):
     """A network with anchors on every cell of its maps: `strides`, one of each map, and the buffer `anchor_shapes`."""
 
     strides: list[int]
@@ -61,7 +62,7 @@ class AnchoredDeploy(nn.Module):
 
     def __init__(self, model: Anchored, size: tuple[int, int], portable: bool = False):
         super().__init__()
-        check_size(size)
+        model.check_size(size)
         self.model, self.size, self.portable = model, size, portable
         device = next(model.parameters()).device
         self.register_buffer("anchors", model.anchors(map_shapes(size, model.strides)), persistent=False)
@@ -72,9 +73,3 @@ class AnchoredDeploy(nn.Module):
 def norm_layer(norm: str) -> Callable[[int], nn.Module] | None:
     """The `norm_layer` argument of torchvision's necks and heads: nothing, or group normalisation (Scratch (GN))."""
     return group_norm if norm == "gn" else None
-
-
-def check_size(size: tuple[int, int]) -> None:
-    """ValueError unless both sides are multiples of 32, the backbone's coarsest stride."""
-    if size[0] % 32 or size[1] % 32:
-        raise ValueError(f"height and width must be multiples of 32, not {size[0]} and {size[1]}")

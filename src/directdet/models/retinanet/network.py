@@ -4,60 +4,16 @@ Lin et al., "Focal Loss for Dense Object Detection", with the settings of mmdet'
 paper used. The parts are torchvision's, so its parameter names are ours and it serves as the oracle.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 from torch import Tensor
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
-from directdet.models.backbones.builders import BACKBONES
+from directdet.models.backbones.builders import build_backbone
 from directdet.models.parts.anchors import anchor_shapes
 from directdet.models.parts.pyramid import Anchored, RawMaps, norm_layer
+from directdet.models.retinanet.config import RetinaNetConfig
 
 LEVELS = ("c3", "c4", "c5")
-MOST_HEAD_CONVS = 4  # what torchvision's subnets are built with
-
-
-@dataclass(frozen=True)
-class RetinaNetConfig:
-    """Everything that defines the network and its training targets. Defaults are mmdet's.
-
-    Attributes:
-        num_classes: object classes; there is no background class.
-        width: channels of the backbone's stem; None is the published network.
-        norm: "bn" in the backbone alone, or "gn" there, in the pyramid and in the heads.
-        head_convs: convolutions of each subnet before its last layer, 0 to 4.
-        anchor_scale: side of a level's smallest square anchor, in strides.
-        anchor_octave: anchors of one ratio within an octave: sides anchor_scale * 2^(i / anchor_octave).
-        positive_iou: anchors are positive from here on, and so is the best anchor of each object, whatever its IoU;
-            below negative_iou they are negative, between the two ignored.
-        smooth_l1_beta: 0 is plain L1.
-        test_pre_nms: (anchor, class) pairs kept of each level.
-        candidates: boxes of all levels that enter NMS, best first.
-    """
-
-    masks: ClassVar[bool] = False
-
-    num_classes: int
-    backbone: str = "resnet50"
-    width: int | None = None
-    norm: str = "bn"
-    fpn_channels: int = 256
-    head_convs: int = 4
-    anchor_scale: float = 4.0
-    anchor_octave: int = 3
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    positive_iou: float = 0.5
-    negative_iou: float = 0.4
-    focal_alpha: float = 0.25
-    focal_gamma: float = 2.0
-    smooth_l1_beta: float = 0.0
-    score_threshold: float = 0.05
-    nms: float = 0.5
-    test_pre_nms: int = 1000
-    candidates: int = 1000
-    detections: int = 100
 
 
 class RetinaNet(Anchored):
@@ -70,12 +26,12 @@ class RetinaNet(Anchored):
     out). P6 and P7 are not normalised, with "gn" neither, as in torchvision.
     """
 
+    config: RetinaNetConfig
+
     def __init__(self, config: RetinaNetConfig):
         super().__init__()
-        if not 0 <= config.head_convs <= MOST_HEAD_CONVS:
-            raise ValueError(f"head_convs is 0 to {MOST_HEAD_CONVS}, not {config.head_convs}")
         self.config = config
-        self.backbone = BACKBONES[config.backbone](config.width, config.norm)
+        self.backbone = build_backbone(("pyramid",), config.backbone, config.width, config.norm)
         channels, norm = [self.backbone.channels[level] for level in LEVELS], norm_layer(config.norm)
         coarsest = LastLevelP6P7(channels[-1], config.fpn_channels)
         coarsest.use_P5 = False  # torchvision would take P5 wherever it has as many channels as C5
@@ -89,6 +45,12 @@ class RetinaNet(Anchored):
         self.head = RetinaNetHead(config.fpn_channels, len(shapes), config.num_classes, norm)
         for subnet in (self.head.classification_head, self.head.regression_head):
             subnet.conv = subnet.conv[: config.head_convs]
+
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        return {"backbone": ("backbone",), "fpn": ("fpn",), "box": ("head",)}
+
+    def class_layers(self) -> tuple[str, ...]:
+        return ("head.classification_head.cls_logits",)
 
     def forward(self, images: Tensor, anchors: Tensor | None = None) -> RawMaps:
         levels = self.backbone(images)

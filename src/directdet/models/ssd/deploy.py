@@ -5,8 +5,9 @@ from torch import Tensor, nn
 
 from directdet.models.parts.boxes import areas, clip_boxes, decode_boxes, pairwise_intersection, take
 from directdet.models.parts.postprocess import best_pairs, choose, packed
+from directdet.models.ssd.config import SSDConfig
 from directdet.models.ssd.loss import DELTA_WEIGHTS
-from directdet.models.ssd.network import SSD, SSDConfig, check_input
+from directdet.models.ssd.network import SSD
 
 POOL = 3840  # (prior, class) pairs that are looked at: the most that TensorRT's top-k gives
 ROUNDS = 3
@@ -20,7 +21,7 @@ class SSDDeploy(nn.Module):
 
     def __init__(self, model: SSD, size: tuple[int, int], portable: bool = False):
         super().__init__()
-        check_input(model.config, tuple(size))
+        model.check_size(size)
         self.model, self.size, self.portable = model, tuple(size), portable
         limit = torch.tensor([self.size], dtype=torch.float32, device=model.priors.device)
         self.register_buffer("limit", limit, persistent=False)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from directdet.models.backbones.dsod import dense_extras
-from directdet.models.parts.layers import NORMS, ConvNorm, Norm, conv_norm_pairs, scaled
+from directdet.models.parts.layers import NORMS, ConvNorm, Norm, scaled
 
 # Stride and padding of the 3x3 convolution that makes one map of another.
 STEPS = {"halve": (2, 1), "shrink": (1, 0), "keep": (1, 1)}
@@ -91,10 +91,6 @@ class Extras(nn.Module):
             sizes.append(size)
         return sizes
 
-    def conv_norm_pairs(self) -> list[tuple[nn.Module, str, str]]:
-        """(owner, convolution, normalisation) for every convolution; see norm.fold_batch_norm."""
-        return conv_norm_pairs(self)
-
 
 def ssd_extras(in_channels: int, width: int | None = None, norm: str = "bn", last_map_3x3: bool = False) -> Extras:
     """conv8 to conv11 of the original SSD300, scaled to a backbone whose stem has `width` channels (64).
@@ -116,5 +112,5 @@ def residual_extras(in_channels: int, width: int | None = None, norm: str = "bn"
     return Extras(Residual, in_channels, [scaled(128, width)] * 4, steps, NORMS[norm])
 
 
-# Each makes a module like Extras: forward, channels, map_sizes and conv_norm_pairs.
+# Each makes a module like Extras: forward, channels and map_sizes.
 EXTRAS: dict[str, Callable[..., nn.Module]] = {"ssd": ssd_extras, "residual": residual_extras, "dsod": dense_extras}

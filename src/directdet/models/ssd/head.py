@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from directdet.models.parts.layers import ConvNorm, Norm, conv_norm_pairs
+from directdet.models.parts.layers import ConvNorm, Norm
 from directdet.models.parts.pyramid import flatten_map
 
 
@@ -27,10 +27,6 @@ class SSDHead(nn.Module):
         logits = [flatten_map(layer(x), self.outputs) for layer, x in zip(self.classes, maps, strict=True)]
         deltas = [flatten_map(layer(x), 4) for layer, x in zip(self.boxes, maps, strict=True)]
         return torch.cat(logits, 1), torch.cat(deltas, 1)
-
-    def conv_norm_pairs(self) -> list[tuple[nn.Module, str, str]]:
-        """(owner, convolution, normalisation) for every convolution; see norm.fold_batch_norm."""
-        return conv_norm_pairs(self)
 
 
 def _predictor(in_channels: int, priors: int, outputs: int, norm: str) -> ConvNorm:

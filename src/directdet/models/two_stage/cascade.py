@@ -4,48 +4,17 @@ Cai and Vasconcelos, "Cascade R-CNN: Delving into High Quality Object Detection"
 pre-training used it: their code's settings, which are mmdet's.
 """
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
 from directdet.models.parts.boxes import clip_boxes, decode_boxes
-from directdet.models.two_stage.network import (
-    BOX_BINS,
-    TwoStage,
-    TwoStageConfig,
-    mask_head,
-    mask_predictor,
-    own_class,
-    start_predictor,
-)
+from directdet.models.two_stage.config import CascadeConfig
+from directdet.models.two_stage.network import BOX_BINS, TwoStage, mask_head, mask_predictor, own_class, start_predictor
 
 # What a stage's deltas are divided by, as they are to be of unit variance: the boxes get better, so they get smaller.
 STAGE_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
 STAGE_WEIGHTS = tuple((1 / x, 1 / y, 1 / w, 1 / h) for x, y, w, h in STAGE_STDS)
 STAGES = len(STAGE_WEIGHTS)
-
-
-@dataclass(frozen=True)
-class CascadeConfig(TwoStageConfig):
-    """Everything that defines the network and its training targets. Defaults are those of the paper's code.
-
-    Attributes:
-        stage_positive_ious: of each stage, the IoU from which on a RoI is positive; below it, it is negative.
-        stage_loss_weights: of each stage, the factor of all its losses.
-    """
-
-    rpn_smooth_l1_beta: float = 1 / 9
-    train_proposals: int = 2000
-    stage_positive_ious: tuple[float, ...] = (0.5, 0.6, 0.7)
-    stage_loss_weights: tuple[float, ...] = (1.0, 0.5, 0.25)
-    smooth_l1_beta: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("stage_positive_ious", "stage_loss_weights"):
-            given = len(getattr(self, name))
-            if given != STAGES:
-                raise ValueError(f"{name} has {given} values; a cascade has {STAGES} stages")
 
 
 class AgnosticPredictor(FastRCNNPredictor):
@@ -70,6 +39,14 @@ class Cascade(TwoStage):
         if config.masks:
             self.mask_heads = nn.ModuleList(mask_head(config, self.channels) for _ in range(STAGES))
             self.mask_predictors = nn.ModuleList(mask_predictor(config) for _ in range(STAGES))
+
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        heads = {"box": ("box_heads", "box_predictors"), "mask": ("mask_heads", "mask_predictors")}
+        return {**super().parts(), **heads}
+
+    def class_layers(self) -> tuple[str, ...]:
+        masks = [f"mask_predictors.{stage}.mask_fcn_logits" for stage in range(STAGES)]
+        return ("box_predictors", *masks)
 
     def boxes_of(self, stage: int, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled RoIs [K, C, 7, 7] -> class logits [K, 1 + classes] and deltas [K, 4] of a stage (0..2), float32."""

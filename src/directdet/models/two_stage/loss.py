@@ -15,8 +15,9 @@ from torch import Tensor
 from directdet.models.parts.boxes import box_loss, encode_boxes, pairwise_iou, take
 from directdet.models.parts.pyramid import RawMaps
 from directdet.models.parts.targets import RandomKeys, Targets, match, random_keys, sample, shared_count
+from directdet.models.two_stage.config import TwoStageConfig
 from directdet.models.two_stage.mask_loss import mask_loss, pack_masks
-from directdet.models.two_stage.network import BOX_BINS, BOX_WEIGHTS, MASK_BINS, RCNN, TwoStage, TwoStageConfig
+from directdet.models.two_stage.network import BOX_BINS, BOX_WEIGHTS, MASK_BINS, RCNN, TwoStage
 from directdet.models.two_stage.rpn import propose, rpn_losses
 
 

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from directdet.models.parts.targets import RandomKeys, Targets, shared_count
-from directdet.models.two_stage.network import MASK_SIZE, TwoStageConfig
+from directdet.models.two_stage.config import TwoStageConfig
+from directdet.models.two_stage.network import MASK_SIZE
 
 
 class MaskSlots(NamedTuple):

@@ -1,7 +1,5 @@
 """Faster and Mask R-CNN, on a feature pyramid or one map: from images to raw maps, and from boxes to head outputs."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
@@ -9,81 +7,15 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from directdet.models.backbones.builders import BACKBONES, TWO_STAGE_BACKBONES
+from directdet.models.backbones.builders import build_backbone
 from directdet.models.parts.anchors import anchor_shapes
 from directdet.models.parts.pyramid import Anchored, RawMaps, flatten_map, norm_layer
 from directdet.models.parts.roi_pool import pool_rois
+from directdet.models.two_stage.config import RCNNConfig, TwoStageConfig
 
 BOX_BINS, MASK_BINS, MASK_SIZE = 7, 14, 28
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # 1 / (0.1, 0.1, 0.2, 0.2)
 RPN_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
-
-
-@dataclass(frozen=True)
-class TwoStageConfig:
-    """What every two-stage detector has set: backbone, pyramid and proposals. Defaults are those of the paper's code.
-
-    Attributes:
-        num_classes: object classes, background not counted.
-        width: channels of the backbone's stem; None is the published network.
-        norm: "bn" in the backbone alone, or "gn" there, in the pyramid and in the heads (Scratch (GN)). With vgg16 also
-            "none".
-        pyramid: False makes proposals on, and pools RoIs from, the backbone's only map, as the original Faster R-CNN
-            did; with vgg16 alone.
-        anchor_scale: side of a level's square anchor, in strides.
-        anchor_scales: several such sides for every cell, instead of anchor_scale.
-        rpn_min_positive_iou: an anchor that is the best of its object counts as positive from this IoU on (mmdet: 0.3;
-            torchvision: 0).
-        mask_slots: mask RoIs per image, packed over the batch: positives beyond mask_slots * batch are left out. 128
-            holds all that the paper's sampling can give.
-        candidates: boxes that enter the last NMS, best first.
-    """
-
-    num_classes: int
-    backbone: str = "resnet50"
-    width: int | None = None
-    norm: str = "bn"
-    masks: bool = True
-    pyramid: bool = True
-    fpn_channels: int = 256
-    box_features: int = 1024
-    mask_convs: int = 4
-    mask_channels: int = 256
-    anchor_scale: float = 8.0
-    anchor_scales: tuple[float, ...] = ()
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    rpn_positive_iou: float = 0.7
-    rpn_negative_iou: float = 0.3
-    rpn_min_positive_iou: float = 0.3
-    rpn_samples: int = 256
-    rpn_positive_fraction: float = 0.5
-    rpn_nms: float = 0.7
-    rpn_smooth_l1_beta: float = 0.0
-    train_pre_nms: int = 2000
-    train_proposals: int = 1000
-    test_pre_nms: int = 1000
-    test_proposals: int = 1000
-    roi_samples: int = 512
-    roi_positive_fraction: float = 0.25
-    mask_slots: int = 128
-    score_threshold: float = 0.05
-    nms: float = 0.5
-    candidates: int = 1000
-    detections: int = 100
-
-
-@dataclass(frozen=True)
-class RCNNConfig(TwoStageConfig):
-    """Everything that defines the network and its training targets. Defaults are the paper's Mask R-CNN.
-
-    Attributes:
-        box_convs: 4 is the paper's 4conv1fc head without normalisation, 0 the classic two-layer one.
-        smooth_l1_beta: 0 is plain L1, as the paper's code.
-    """
-
-    box_convs: int = 4
-    roi_positive_iou: float = 0.5
-    smooth_l1_beta: float = 0.0
 
 
 class TwoStage(Anchored):
@@ -91,16 +23,14 @@ class TwoStage(Anchored):
 
     forward(images [N, 3, H, W], normalised, H and W multiples of 32) -> RawMaps. Every map has `channels` channels;
     `strides` tells each one's stride, `roi_strides` those that RoIs are pooled from, the first ones.
-
-    ValueError for a backbone that the configuration's pyramid or norm is not for.
     """
+
+    config: TwoStageConfig
 
     def __init__(self, config: TwoStageConfig):
         super().__init__()
-        if config.backbone in BACKBONES and (config.norm == "none" or not config.pyramid):
-            raise ValueError(f'norm="none" and pyramid=False are for vgg16, not for {config.backbone}')
         self.config = config
-        self.backbone = TWO_STAGE_BACKBONES[config.backbone](config.width, config.norm)
+        self.backbone = build_backbone(("pyramid", "single_map"), config.backbone, config.width, config.norm)
         channels = list(self.backbone.channels.values())
         self.roi_strides = list(self.backbone.strides.values())
         if config.pyramid:
@@ -123,6 +53,13 @@ class TwoStage(Anchored):
             self.anchors(shapes) if anchors is None else anchors,
             self.level_sizes(shapes),
         )
+
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        heads = {"box": ("box_head", "box_predictor"), "mask": ("mask_head", "mask_predictor")}
+        return {"backbone": ("backbone",), "fpn": ("fpn",), "rpn": ("rpn_head",), **heads}
+
+    def class_layers(self) -> tuple[str, ...]:
+        return ("box_predictor", "mask_predictor.mask_fcn_logits")
 
     def pool(self, features: list[Tensor], rois: Tensor, image: Tensor, bins: int, portable: bool = False) -> Tensor:
         """rois [K, 4] (pixels) of images `image` [K] on raw maps' features -> [K, C, bins, bins]; see pool_rois."""

@@ -16,7 +16,8 @@ from directdet.models.parts.boxes import (
 )
 from directdet.models.parts.pyramid import RawMaps
 from directdet.models.parts.targets import RandomKeys, Targets, match, sample, shared_count
-from directdet.models.two_stage.network import RPN_WEIGHTS, TwoStageConfig
+from directdet.models.two_stage.config import TwoStageConfig
+from directdet.models.two_stage.network import RPN_WEIGHTS
 
 MIN_SIDE = 1e-3  # pixels
 TRAINING_BLOCK = 256

@@ -1,0 +1,47 @@
+"""The names of the backbones, for whoever only wants to know them: imports no torch. `builders` builds them."""
+
+from typing import Literal
+
+from directdet.common.plugins import load_plugins
+from directdet.common.settings import SettingError, nearest
+
+# What a backbone gives: a pyramid of maps c2 to c5; a single map; or the maps s8 and s16 that SSD begins with.
+Kind = Literal["pyramid", "single_map", "ssd"]
+# builders.add_backbone adds to these.
+NAMES: dict[Kind, list[str]] = {
+    "pyramid": ["resnet18", "resnet50", "resnet101", "swin_t"],
+    "single_map": ["vgg16"],
+    "ssd": [
+        "vgg16",
+        "dsod",
+        "resnet18",
+        "resnet34",
+        "resnet101",
+        "resnet18_a",
+        "resnet18_b",
+        "root_resnet18",
+        "root_resnet34",
+        "resnet18_s2_1x3x3",
+        "resnet18_s2_2x3x3",
+        "resnet18_s2_3x3x3",
+        "resnet18_s1_1x3x3",
+        "resnet18_s1_2x3x3",
+        "resnet18_s1_4x3x3",
+        "resnet18_s1_5x3x3",
+    ],
+}
+TIMM = "timm:"  # and a name of timm's
+
+
+def check_backbone(setting: str, backbone: str, *kinds: Kind) -> None:
+    """SettingError with the nearest name unless a backbone of these kinds has that name; plug-ins and timm's count."""
+    if backbone.startswith(TIMM):
+        return
+    if not any(backbone in NAMES[kind] for kind in kinds):
+        load_plugins()
+    known = [name for kind in kinds for name in NAMES[kind]]
+    if backbone not in known:
+        raise SettingError(
+            f"{setting}: {backbone!r} is not one of {', '.join(known)}, {TIMM}NAME{nearest(backbone, known)}; a file "
+            "that defines another is given with --code FILE"
+        )

@@ -1,0 +1,43 @@
+"""The configurations of the detectors by name: what a recipe's `model` may hold. Imports no torch."""
+
+from dataclasses import fields
+from typing import Any
+
+from directdet.common.plugins import load_plugins
+from directdet.common.settings import check_key, check_word
+from directdet.models.retinanet.config import RetinaNetConfig
+from directdet.models.ssd.config import SSDConfig
+from directdet.models.two_stage.config import CascadeConfig, RCNNConfig
+
+# build.add_detector adds to these.
+CONFIGS: dict[str, type] = {
+    "rcnn": RCNNConfig,
+    "cascade": CascadeConfig,
+    "retinanet": RetinaNetConfig,
+    "ssd": SSDConfig,
+}
+
+
+def config_of(detector: str) -> type:
+    """The dataclass that configures a detector, a plug-in's too.
+
+    Raises:
+        SettingError: there is no detector of that name; with the nearest.
+    """
+    if detector not in CONFIGS:
+        load_plugins()
+    check_word("detector", detector, CONFIGS)
+    return CONFIGS[detector]
+
+
+def make_config(detector: str, num_classes: int, settings: dict[str, Any]) -> Any:
+    """The configuration of a detector for so many classes; `settings` are those that differ from its defaults.
+
+    Raises:
+        SettingError: an unknown detector or setting, or a value that cannot be; with the nearest that would do.
+    """
+    config = config_of(detector)
+    known = [field.name for field in fields(config) if field.name != "num_classes"]
+    for name in settings:
+        check_key(f"model.{name}", name, known)
+    return config(num_classes=num_classes, **settings)

@@ -1,0 +1,107 @@
+"""What defines a two-stage detector and its training targets. Imports no torch: recipes are made of it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from directdet.common.settings import (
+    Count,
+    NotNegative,
+    Positive,
+    SettingError,
+    Share,
+    ZeroOrMore,
+    check_fields,
+)
+from directdet.models.backbones.names import NAMES, check_backbone
+
+
+@dataclass(frozen=True)
+class TwoStageConfig:
+    """What every two-stage detector has set: backbone, pyramid and proposals. Defaults are those of the paper's code.
+
+    Attributes:
+        num_classes: object classes, background not counted.
+        width: channels of the backbone's stem; None is the published network.
+        norm: "bn" in the backbone alone, or "gn" there, in the pyramid and in the heads (Scratch (GN)). With vgg16 also
+            "none".
+        pyramid: False makes proposals on, and pools RoIs from, the backbone's only map, as the original Faster R-CNN
+            did; with vgg16 alone.
+        anchor_scale: side of a level's square anchor, in strides.
+        anchor_scales: several such sides for every cell, instead of anchor_scale.
+        rpn_min_positive_iou: an anchor that is the best of its object counts as positive from this IoU on (mmdet: 0.3;
+            torchvision: 0).
+        mask_slots: mask RoIs per image, packed over the batch: positives beyond mask_slots * batch are left out. 128
+            holds all that the paper's sampling can give.
+        candidates: boxes that enter the last NMS, best first.
+    """
+
+    num_classes: Count
+    backbone: str = "resnet50"
+    width: Count | None = None
+    norm: Literal["bn", "gn", "none"] = "bn"
+    masks: bool = True
+    pyramid: bool = True
+    fpn_channels: Count = 256
+    box_features: Count = 1024
+    mask_convs: Count = 4
+    mask_channels: Count = 256
+    anchor_scale: Positive = 8.0
+    anchor_scales: tuple[Positive, ...] = ()
+    anchor_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)
+    rpn_positive_iou: Share = 0.7
+    rpn_negative_iou: Share = 0.3
+    rpn_min_positive_iou: Share = 0.3
+    rpn_samples: Count = 256
+    rpn_positive_fraction: Share = 0.5
+    rpn_nms: Share = 0.7
+    rpn_smooth_l1_beta: NotNegative = 0.0
+    train_pre_nms: Count = 2000
+    train_proposals: Count = 1000
+    test_pre_nms: Count = 1000
+    test_proposals: Count = 1000
+    roi_samples: Count = 512
+    roi_positive_fraction: Share = 0.25
+    mask_slots: Count = 128
+    score_threshold: Share = 0.05
+    nms: Share = 0.5
+    candidates: Count = 1000
+    detections: Count = 100
+
+    def __post_init__(self) -> None:
+        check_fields(self, "model.")
+        check_backbone("model.backbone", self.backbone, "pyramid", "single_map")
+        if not self.anchor_ratios:
+            raise SettingError("model.anchor_ratios: there are none; give one number at least")
+        if self.backbone not in NAMES["single_map"] and (not self.pyramid or self.norm == "none"):
+            setting = "norm: 'none'" if self.norm == "none" else "pyramid: false"
+            raise SettingError(f"model.{setting} is for {', '.join(NAMES['single_map'])}, not for {self.backbone}")
+
+
+@dataclass(frozen=True)
+class RCNNConfig(TwoStageConfig):
+    """Everything that defines the network and its training targets. Defaults are the paper's Mask R-CNN.
+
+    Attributes:
+        box_convs: 4 is the paper's 4conv1fc head without normalisation, 0 the classic two-layer one.
+        smooth_l1_beta: 0 is plain L1, as the paper's code.
+    """
+
+    box_convs: ZeroOrMore = 4
+    roi_positive_iou: Share = 0.5
+    smooth_l1_beta: NotNegative = 0.0
+
+
+@dataclass(frozen=True)
+class CascadeConfig(TwoStageConfig):
+    """Everything that defines the network and its training targets. Defaults are those of the paper's code.
+
+    Attributes:
+        stage_positive_ious: of each stage, the IoU from which on a RoI is positive; below it, it is negative.
+        stage_loss_weights: of each stage, the factor of all its losses.
+    """
+
+    rpn_smooth_l1_beta: NotNegative = 1 / 9
+    train_proposals: Count = 2000
+    stage_positive_ious: tuple[Share, Share, Share] = (0.5, 0.6, 0.7)
+    stage_loss_weights: tuple[NotNegative, NotNegative, NotNegative] = (1.0, 0.5, 0.25)
+    smooth_l1_beta: NotNegative = 1.0

@@ -1,0 +1,73 @@
+"""Recipes as tables for a terminal: all of them by the papers' tables, and one with every setting and its source."""
+
+from dataclasses import fields
+from typing import Any
+
+from rich.console import Group
+from rich.table import Column, Table
+
+from directdet.common.plugins import load_plugins
+from directdet.models.configs import config_of
+from directdet.recipes.by_name import RECIPES
+from directdet.recipes.recipe import Phase, Recipe
+from directdet.recipes.table_rows import paper_groups, results_of
+
+
+def recipe_groups() -> Group:
+    """Every recipe, grouped by the paper's tables, with the paper's result and cost beside it."""
+    load_plugins()
+    groups = []
+    longest = max(map(len, RECIPES))
+
+    def names() -> Column:
+        return Column("recipe", width=longest, overflow="fold")  # to be copied: never cut, however narrow it gets
+
+    for title, rows in paper_groups():
+        table = Table(names(), "row of the table", "in the paper", title=title, title_justify="left")
+        for row in rows:
+            table.add_row(row.recipe or f"(no recipe: {row.why_not})", row.label, row.result)
+        groups.append(table)
+    placed = {row.recipe for _, rows in paper_groups() for row in rows}
+    others = Table(names(), "what it is", title="Beside the tables", title_justify="left")
+    for name, build in RECIPES.items():
+        if name not in placed:
+            others.add_row(name, build().summary)
+    return Group(*groups, others)
+
+
+def describe_recipe(recipe: Recipe) -> Group:
+    """Every setting of a recipe with where it comes from, and the command that runs it."""
+    names = [phase.name for phase in recipe.phases]
+    table = Table(Column("setting", no_wrap=True), *names, Column("source", overflow="fold"), title=recipe.summary)
+    for setting in fields(Phase):
+        if setting.name == "name":
+            continue
+        keys = [f"{name}.{setting.name}" for name in names]
+        if not all(key in recipe.sources for key in keys):
+            keys.append(setting.name)
+        found = [f"{key}: {recipe.sources[key]}" for key in keys if key in recipe.sources]
+        values = [getattr(phase, setting.name) for phase in recipe.phases]
+        if not found and any(value != setting.default for value in values):
+            found = [f"{name}: {recipe.sources[name]}" for name in names if name in recipe.sources]
+        unused = all(value == setting.default for value in values)
+        table.add_row(setting.name, *map(_shown, values), "; ".join(found) or ("default" if unused else "ours"))
+    model = Table(Column(f"{recipe.detector} setting", no_wrap=True), "value", Column("source", overflow="fold"))
+    for setting in fields(config_of(recipe.detector)):
+        if setting.name == "num_classes":
+            continue
+        key = f"model.{setting.name}"
+        value, default = recipe.model.get(setting.name, setting.default), setting.default
+        other = (
+            "the paper's code" if value == default else recipe.sources.get("model", "what the recipe is named after")
+        )
+        source = recipe.sources.get(key, other)
+        model.add_row(setting.name, _shown(value), source)
+    facts = [f"First phase starts from: {recipe.init} weights"]
+    if recipe.data_fraction < 1:
+        facts.append(f"Share of the training images: {recipe.data_fraction:g} ({recipe.sources['data_fraction']})")
+    facts += [f"In the paper: {text}" for text in results_of(recipe.name)]
+    return Group(table, model, *facts, f"Run it: directdet train {recipe.name} --data DATA --out RUN")
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
