@@ -306,9 +306,10 @@ def test_a_pyramid_on_one_map_pools_from_its_first() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"backbone": "resnet50"}, 'norm="none" and pyramid=False are for vgg16, not for resnet50'),
-        ({"backbone": "swin_t", "pyramid": True, "norm": "none"}, "are for vgg16, not for swin_t"),
-        ({"backbone": "vgg19"}, "unknown backbone 'vgg19'; there are resnet18, .*vgg16"),
+        ({"backbone": "resnet50", "norm": "none"}, r"model\.norm: 'none' is for vgg16, not for resnet50"),
+        ({"backbone": "swin_t", "pyramid": True, "norm": "none"}, r"model\.norm: 'none' is for vgg16, not for swin_t"),
+        ({"backbone": "resnet50", "norm": "bn"}, r"model\.pyramid: false is for vgg16, not for resnet50"),
+        ({"backbone": "vgg19"}, "'vgg19' is not one of resnet18, .*did you mean 'vgg16'"),
     ],
 )
 def test_wrong_settings_are_refused(change: dict, reason: str) -> None:

@@ -24,6 +24,7 @@ from directdet.models.configs import make_config
 # the head of a one-stage detector, too.
 Part = Literal["backbone", "fpn", "rpn", "box", "mask"]
 PARTS: tuple[Part, ...] = get_args(Part)
+PhaseName = Literal["pretrain", "finetune", "scratch"]
 Pixels = Annotated[int, Between(32, MANY)]
 
 
@@ -62,7 +63,7 @@ class Phase:
         eval_every: epochs between evaluations, the end being always evaluated; 0: none at all.
     """
 
-    name: Literal["pretrain", "finetune", "scratch"]
+    name: PhaseName
     resize: Literal["direct", "edges", "warp"]
     size: tuple[Pixels, Pixels]
     scale: tuple[Positive, Positive] = (0.8, 1.2)
@@ -98,6 +99,7 @@ class Phase:
     eval_every: ZeroOrMore = 1
 
     def __post_init__(self) -> None:
+        check_word("phase", self.name, get_args(PhaseName))
         check_fields(self, f"{self.name}.")
         if self.scale[0] > self.scale[1]:
             raise SettingError(f"{self.name}.scale: {self.scale} is not a range (low, high); swap them")

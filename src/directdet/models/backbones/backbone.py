@@ -1,5 +1,7 @@
 """What a detector asks of its backbone, with answers that serve most."""
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 
 from directdet.common.settings import SettingError
@@ -30,6 +32,9 @@ class Backbone(nn.Module):
             SettingError: this backbone does not tell its stages apart.
         """
         raise SettingError(f"frozen_stages: {type(self).__name__} cannot be frozen in stages; use -1")
+
+    def use_only(self, levels: Iterable[str]) -> None:
+        """Drop what only other maps need: parameters that never learn stop training on several devices."""
 
     def from_torchvision(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state_dict of the published network by the names used here, without its classifier."""

@@ -3,6 +3,7 @@
 Blocks and parameter names are torchvision's, so its ImageNet weights (keys `features.*`) load and it is the oracle.
 """
 
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -119,6 +120,10 @@ class Swin(Backbone):
                 level = stage + 1
                 levels[f"c{level}"] = getattr(self, f"norm{level}")(x).permute(0, 3, 1, 2)
         return levels
+
+    def use_only(self, levels: Iterable[str]) -> None:
+        for name in self.channels.keys() - set(levels):
+            setattr(self, name.replace("c", "norm"), nn.Identity())
 
     def from_torchvision(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value for name, value in state.items() if not name.startswith(("head.", "norm."))}

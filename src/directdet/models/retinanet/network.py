@@ -32,6 +32,7 @@ class RetinaNet(Anchored):
         super().__init__()
         self.config = config
         self.backbone = build_backbone(("pyramid",), config.backbone, config.width, config.norm)
+        self.backbone.use_only(LEVELS)
         channels, norm = [self.backbone.channels[level] for level in LEVELS], norm_layer(config.norm)
         coarsest = LastLevelP6P7(channels[-1], config.fpn_channels)
         coarsest.use_P5 = False  # torchvision would take P5 wherever it has as many channels as C5
