@@ -91,7 +91,7 @@ DETECTORS: dict[str, Callable[[bool], object]] = {
 def measure(cell: str, full: bool) -> dict:
     """One cell: the verdict, the largest differences of each runtime, what the artefact weighs."""
     from directdet.common.errors import UserError
-    from directdet.export.export import export
+    from directdet.export.run import export
     from directdet.infer.preprocess import Preprocess
     from directdet.models.build import describe_model
     from directdet.models.checkpoint import save_checkpoint

@@ -73,7 +73,7 @@ def prepare(folder: Path, chosen: list[Cell], given: argparse.Namespace) -> dict
     """Checkpoints, artefacts and cut graphs of all chosen cells; multiply-accumulate operations of each network."""
     import speed_models
 
-    from directdet.export.export import export
+    from directdet.export.run import export
     from directdet.infer.runtimes.load import find_model
     from directdet.infer.runtimes.torch_runtime import load_torch
 

@@ -3,7 +3,8 @@
 import pytest
 from export_helpers import conditioned_checkpoint
 
-from directdet.export.export import export
+from directdet.export.options import ExportOptions
+from directdet.export.run import export
 
 
 @pytest.fixture(scope="session")
@@ -21,4 +22,4 @@ def exported(checkpoint):
 @pytest.fixture(scope="session")
 def dynamic(checkpoint):
     """With a batch of one to four images."""
-    return export(checkpoint, checkpoint.parent / "dynamic", batch="1,2,4")
+    return export(checkpoint, checkpoint.parent / "dynamic", ExportOptions(batch="1,2,4"))

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from directdet.common.errors import UsageProblem
-from directdet.export.formats import FORMATS, Options, check_batch, check_capability, check_options
+from directdet.export.formats import FORMATS
+from directdet.export.options import ExportOptions, check_batch, check_capability
 from directdet.front import cli
 from directdet.infer.artefact import KINDS
 from directdet.infer.runtimes.names import RUNTIMES
@@ -24,13 +25,16 @@ def test_wrong_capability_names(text):
 
 
 @pytest.mark.parametrize(
-    ("value", "wanted"), [(1, (1, 1, 1)), ("3", (3, 3, 3)), ("1,4,8", (1, 4, 8)), (" 2, 2 ,2", (2, 2, 2))]
+    ("value", "wanted"),
+    [(1, (1, 1, 1)), ("3", (3, 3, 3)), ("1,4,8", (1, 4, 8)), (" 2, 2 ,2", (2, 2, 2)), ((1, 4, 8), (1, 4, 8))],
 )
 def test_batches(value, wanted):
     assert check_batch(value) == wanted
 
 
-@pytest.mark.parametrize("value", [0, -1, "", "a", "1,2", "4,2,8", "1,9,8", "0,1,2", "1,2,3,4", "1,2,100000", "1.5"])
+@pytest.mark.parametrize(
+    "value", [0, -1, "", "a", "1,2", "4,2,8", "1,9,8", "0,1,2", "1,2,3,4", "1,2,100000", "1.5", (1, 2), ()]
+)
 def test_wrong_batches(value):
     with pytest.raises(UsageProblem, match="--batch"):
         check_batch(value)
@@ -46,26 +50,50 @@ def test_wrong_batches(value):
         ({"precision": "FP16x"}, "did you mean fp16"),
         ({"input": "uint"}, "did you mean uint8"),
         ({"precision": "bf16"}, "--format onnx has fp32, fp16, int8; bf16 is for openvino"),
-        ({"precision": "int8"}, "give --data"),
         ({"reduce_range": True}, "--reduce-range: only for --format onnx --precision int8"),
-        ({"format": "openvino", "precision": "int8", "data_given": True, "reduce_range": True}, "--reduce-range: only"),
+        ({"format": "openvino", "precision": "int8", "reduce_range": True}, "--reduce-range: only"),
         ({"compute_capability": "8.9"}, "only for --format tensorrt-rtx, not onnx"),
         ({"format": "tensorrt-rtx", "compute_capability": "8.9,ada"}, "--compute-capability ada"),
+        ({"batch": "1,2"}, "--batch 1,2: give N, or MIN,OPT,MAX"),
+        ({"batch": (4, 2, 8)}, "--batch 4,2,8: expected 1 <= MIN"),
+        ({"size": (448,)}, "--size 448: .* as 448,448"),
+        ({"size": (0, 32)}, "--size 0,32: .* as 448,448"),
     ],
 )
-def test_what_is_not_in_the_table_is_told_in_one_line(options, message):
+def test_wrong_options_are_refused_in_one_line(options, message):
     with pytest.raises(UsageProblem, match=message) as caught:
-        check_options(**options)
+        ExportOptions(**options)
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_in_the_table():
-    assert check_options() == Options("onnx", "fp32", "uint8", (1, 1, 1), ())
-    found = check_options("tensorrt-rtx", "fp16", "float32", "1,4,8", "8.6, sm_89,8.6", False)
-    assert found == Options("tensorrt-rtx", "fp16", "float32", (1, 4, 8), ("8.6", "8.9"))
-    assert check_options("tensorrt-rtx").capabilities == ("8.9",)
-    assert check_options("openvino", "int8", data_given=True).precision == "int8"
-    assert check_options("onnx", "int8", data_given=True, reduce_range=True).reduce_range
+def test_int8_needs_data():
+    options = ExportOptions(precision="int8")
+    options.require_data(True)
+    with pytest.raises(UsageProblem, match="--precision int8: is calibrated on real pictures; give --data"):
+        options.require_data(False)
+    ExportOptions().require_data(False)
+
+
+def test_the_command_line_says_the_same(capsys, tmp_path):
+    for arguments, options in (
+        (("--format", "onx"), {"format": "onx"}),
+        (("--precision", "bf16"), {"precision": "bf16"}),
+        (("--batch", "1,9,8"), {"batch": "1,9,8"}),
+    ):
+        with pytest.raises(UsageProblem) as caught:
+            ExportOptions(**options)
+        assert cli.main(["export", str(tmp_path), "--out", str(tmp_path / "out"), *arguments]) == 2
+        assert capsys.readouterr().err == f"error: {caught.value}\n"
+
+
+def test_options_in_the_table():
+    default = ExportOptions()
+    assert (default.format, default.precision, default.input, default.size) == ("onnx", "fp32", "uint8", None)
+    assert default.batch_sizes == (1, 1, 1) and default.capabilities == ()
+    found = ExportOptions("tensorrt-rtx", "fp16", "float32", (64, 96), "1,4,8", "8.6, sm_89,8.6")
+    assert found.batch_sizes == (1, 4, 8) and found.capabilities == ("8.6", "8.9")
+    assert ExportOptions("tensorrt-rtx").capabilities == ("8.9",)
+    assert ExportOptions("onnx", "int8", reduce_range=True).reduce_range
 
 
 def test_every_format_can_be_loaded():
@@ -76,5 +104,5 @@ def test_the_command_shows_the_table_and_imports_no_torch(capsys):
     assert cli.main(["export", "--formats"]) == 0
     said = capsys.readouterr().out
     assert all(name in said for name in FORMATS) and "one or more" in said
-    code = "import sys, directdet.export.formats; assert 'torch' not in sys.modules"
+    code = "import sys, directdet.export.options; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,9 +14,10 @@ from twin import smooth_images
 
 from directdet.common.errors import UsageProblem, UserError
 from directdet.data.synthetic import make_synthetic
-from directdet.export import export as export_module
-from directdet.export.export import deployed_preprocess, export
+from directdet.export import run as export_module
 from directdet.export.onnx_graph import FORBIDDEN, CanvasInput, count_operators, fold
+from directdet.export.options import ExportOptions
+from directdet.export.run import deployed_preprocess, export
 from directdet.export.verify import TOLERANCES, expect, verification_pictures, verify
 from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes.load import load
@@ -97,7 +98,8 @@ def rows_of(outputs, row):
 
 def test_float_input_of_a_fixed_batch_and_another_size_without_masks(tmp_path):
     conditioned_checkpoint(tmp_path / "model.pt", masks=False)
-    result = export(tmp_path / "model.pt", tmp_path / "artefact", batch=2, size=(96, 128), input="float32")
+    options = ExportOptions(batch=2, size=(96, 128), input="float32")
+    result = export(tmp_path / "model.pt", tmp_path / "artefact", options)
     assert result.verification.passed
     meta = json.loads((result.artefact / "meta.json").read_text())
     assert meta["outputs"] == ["num", "boxes", "scores", "labels"]
@@ -144,7 +146,7 @@ def test_an_open_batch_is_in_the_graph_and_in_the_meta(dynamic):
 
 def test_openvino_model(checkpoint, dynamic, tmp_path):
     pytest.importorskip("openvino", reason="openvino is not installed")
-    result = export(checkpoint, tmp_path / "artefact", format="openvino")
+    result = export(checkpoint, tmp_path / "artefact", ExportOptions(format="openvino"))
     assert result.verification.passed
     assert [one.runtime for one in result.verification.runtimes] == ["openvino"]
     meta = json.loads((result.artefact / "meta.json").read_text())
@@ -233,7 +235,7 @@ def test_user_mistakes(checkpoint, exported, tmp_path):
     with pytest.raises(UserError, match="not found"):
         export(tmp_path / "nothing.pt", tmp_path / "out")
     with pytest.raises(UsageProblem, match="multiples of 32"):
-        export(checkpoint, tmp_path / "out", size=(100, 100))
+        export(checkpoint, tmp_path / "out", ExportOptions(size=(100, 100)))
     data = make_synthetic(tmp_path / "data", images_train=1, images_val=1)
     for file in (data / "annotations").iterdir():
         file.write_text(file.read_text().replace('"star"', '"comet"'))
@@ -242,7 +244,7 @@ def test_user_mistakes(checkpoint, exported, tmp_path):
     shutil.rmtree(data)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("keep me")
-    with pytest.raises(UserError, match="no artefact"):
+    with pytest.raises(UserError, match="exists and is not an artefact"):
         export(checkpoint, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "keep me"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine"]  # nothing half-written

@@ -12,8 +12,8 @@ import torch
 
 from directdet.data.dataset import load_dataset
 from directdet.data.synthetic import make_synthetic
-from directdet.export.export import export
 from directdet.export.onnx_graph import FORBIDDEN, count_operators
+from directdet.export.run import export
 from directdet.export.tensorrt import build_engine
 from directdet.export.verify import verification_pictures, verify
 from directdet.front import cli
@@ -57,7 +57,7 @@ def artefact(result) -> Path:
 @pytest.fixture(scope="module")
 def truth(run, data, tmp_path_factory) -> Path:
     """The val pictures with what the run finds there as their objects, some of it moved: its AP is neither 0 nor 1, and
-    hangs on every score and on every tenth of an IoU."""
+    depends on every score and on every tenth of an IoU."""
     folder = tmp_path_factory.mktemp("truth")
     content = json.loads((data / "annotations" / "instances_val2017.json").read_text())
     detector, rng, annotations = load(run, device="cpu"), np.random.default_rng(0), []

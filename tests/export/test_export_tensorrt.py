@@ -5,7 +5,8 @@ import json
 import pytest
 
 from directdet.common.errors import UsageProblem, UserError
-from directdet.export.export import export
+from directdet.export.options import ExportOptions
+from directdet.export.run import export
 from directdet.export.tensorrt import build_engine
 from directdet.infer.runtimes.load import load
 
@@ -13,9 +14,8 @@ from directdet.infer.runtimes.load import load
 @pytest.mark.slow
 def test_engine_is_built_without_a_gpu(checkpoint, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    result = export(
-        checkpoint, tmp_path / "engine", format="tensorrt-rtx", batch="1,2,4", compute_capability="sm_86,8.9"
-    )
+    options = ExportOptions("tensorrt-rtx", batch=(1, 2, 4), compute_capability="sm_86,8.9")
+    result = export(checkpoint, tmp_path / "engine", options)
     assert result.verification.passed and result.engine.compute_capabilities == ("8.6", "8.9")
     assert any("not run here" in note for note in result.verification.notes)
     meta = json.loads((tmp_path / "engine" / "meta.json").read_text())

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from directdet.common.errors import MissingLibraryError, UserError
 from directdet.export import side_by_side
-from directdet.export.side_by_side import SideBySide, compare_runtimes
-from directdet.export.verify import TOLERANCES, Comparison, Verification, _in_several_batches, compare
+from directdet.export.matching import Comparison, compare
+from directdet.export.side_by_side import SideBySide, VerificationSet, compare_runtimes
+from directdet.export.verify import TOLERANCES, Verification, _in_several_batches
 from directdet.infer.decode import to_detections
 from directdet.infer.network_input import NetworkInput
 from directdet.infer.preprocess import Placement
@@ -97,7 +98,7 @@ def test_a_runtime_that_is_not_installed_is_told(monkeypatch):
         side_by_side, "load", lambda *_, **__: (_ for _ in ()).throw(MissingLibraryError("OpenVINO: no"))
     )
     with pytest.raises(UserError, match="cannot be verified: onnxruntime or openvino is not installed"):
-        compare_runtimes(None, "folder", "onnx", [])
+        compare_runtimes(None, "folder", "onnx", VerificationSet(()))
     monkeypatch.setattr(side_by_side, "load", lambda *_, **__: (_ for _ in ()).throw(UserError("broken file")))
     with pytest.raises(UserError, match="broken file"):
-        compare_runtimes(None, "folder", "onnx", [])
+        compare_runtimes(None, "folder", "onnx", VerificationSet(()))

@@ -11,7 +11,7 @@ import cv2
 import pytest
 
 from directdet.data.synthetic import make_synthetic
-from directdet.front import cli, commands
+from directdet.front import cli
 
 HEADS = {"fpn_channels": 16, "box_features": 16, "mask_convs": 1, "mask_channels": 8, "box_convs": 1}
 FEW = {"train_pre_nms": 32, "train_proposals": 16, "test_pre_nms": 32, "test_proposals": 16, "rpn_samples": 16}
@@ -48,7 +48,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 @pytest.fixture
 def times() -> click.ParamType:
     """What --budget takes."""
-    commands.add_to(cli.directdet)
+    cli.add_verbs(cli.directdet)
     return next(p.type for p in cli.directdet.commands["reproduce"].params if p.name == "budget")
 
 

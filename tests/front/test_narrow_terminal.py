@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
+from directdet.benchmark.result import BenchmarkResult
 from directdet.benchmark.tables import tables
 from directdet.recipes.by_name import RECIPES, get_recipe
 from directdet.recipes.recipe import Phase
@@ -43,7 +44,9 @@ def test_times():
 
 def test_a_benchmark():
     found = kept("benchmark_ssd300_h200")
-    text = narrow(tables(found["cells"], found["about"], found["papers"]))
+    result = BenchmarkResult.from_dict(found)
+    assert json.loads(json.dumps(result.to_dict())) == found
+    text = narrow(tables(result))
     assert "…" not in text and "115.0" in text
 
 

@@ -3,39 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from made_cells import EVIL, cell, failed, result
 from page_reader import loads_nothing, read
 
-from directdet.benchmark.published_speed import beside
 from directdet.front.demo_report import Report, render
 from directdet.pages.page import Figure, Grid, Picture
-from directdet.recipes.published import table7
-
-EVIL = "<script>alert('&\"')</script>"
-
-
-def cell(runtime: str = "onnxruntime") -> dict:
-    times = {"mean": 2.0, "median": 1.5, "p95": 4.0, "p99": 5.0}
-    return {
-        "path": EVIL,
-        "runtime": runtime,
-        "precision": "fp32",
-        "size": [96, 128],
-        "batch": 1,
-        "compiled": False,
-        "iterations": 30,
-        "warmup": 5,
-        "milliseconds": {name: times for name in ("prepare", "device", "postprocess", "end_to_end")},
-        "fps_end_to_end": 512.25,
-        "fps_device_only": 700.0,
-        "metrics": {"bbox": {"AP": 0.4321, "AP50": 0.8}, "segm": None},
-    }
-
-
-ABOUT = {"hardware": {"cpu": EVIL, "cores_usable": 2, "gpu": None}}
-
-
-def benchmark(cells: list[dict]) -> dict:
-    return {"cells": cells, "about": ABOUT, "papers": [beside(table7(), [])]}
 
 
 def report(**changes) -> Report:
@@ -50,7 +22,7 @@ def report(**changes) -> Report:
         "verification": Grid(("image", "result"), [(EVIL, "PASS")]),
         "passed": True,
         "verification_note": EVIL,
-        "benchmark": benchmark([cell(), {"path": EVIL, "runtime": EVIL, "compiled": False, "batch": 1, "error": EVIL}]),
+        "benchmark": result(cell(512.25, ap=0.4321), failed()),
         "gallery": [Picture(EVIL, b"\xff\xd8one", b"\xff\xd8two")],
         "gallery_note": EVIL,
         "about": {EVIL: EVIL},
@@ -85,8 +57,7 @@ def test_parts_may_be_missing(changes):
 
 
 def test_no_cell_may_have_run():
-    failed = {"path": "a", "runtime": "b", "compiled": False, "batch": 1, "error": "it broke"}
-    page = render(report(benchmark=benchmark([failed])))
+    page = render(report(benchmark=result(failed("it broke"))))
     assert "it broke" in read(page).text
 
 

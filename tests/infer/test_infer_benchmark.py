@@ -20,108 +20,128 @@ from rich.console import Console
 from tiny_artefact import write_artefact
 
 from directdet.benchmark import provider_check
-from directdet.benchmark.cell import STAGES, summary, time_stages, timed_records
+from directdet.benchmark.cell import STAGES, TIMES, Cell, Failure, Task, Times, cell_from_dict
+from directdet.benchmark.measure import summary, time_stages, timed_records
+from directdet.benchmark.options import BenchmarkOptions
 from directdet.benchmark.provider_check import check_provider, onnx_nodes
-from directdet.benchmark.run import _variants, benchmark
-from directdet.common.errors import UserError
+from directdet.benchmark.result import BenchmarkResult
+from directdet.benchmark.run import _groups, benchmark
+from directdet.benchmark.tables import tables
+from directdet.common.errors import UsageProblem, UserError
 from directdet.infer.machine import gpu_memory_mib, hardware, versions
 from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes.load import load
 
+# The keys of a cell in benchmark.json, in order: files written by older versions have them, too.
+KEYS = ["path", "runtime", "precision", "compiled", "batch", "source", "provider", "device", "threads", "versions"]
+KEYS += ["size", "fixed_size", "max_batch", "input", "classes", "recipe", "artefact_sha256", "asked_precision"]
+KEYS += ["provider_check", "model_bytes", "memory_mib", "iterations", "warmup", "milliseconds", "samples_ms"]
+KEYS += ["fps_end_to_end", "fps_device_only", "detections_per_image", "timed_images", "image_sizes", "metrics"]
+
 
 def test_what_was_measured_outlives_a_stop(artefact, tmp_path, tiny_dataset, monkeypatch):
-    cells = iter([{"seconds": 1.0}, KeyboardInterrupt()])
+    ends = iter(["made up", KeyboardInterrupt()])
 
-    def run(_: dict) -> dict:
-        cell = next(cells)
-        if isinstance(cell, BaseException):
-            raise cell
-        return {"error": "made up", **cell}
+    def run(task: Task) -> Failure:
+        end = next(ends)
+        if isinstance(end, BaseException):
+            raise end
+        return Failure(task.request, end)
 
     monkeypatch.setattr("directdet.benchmark.run._run", run)
+    options = BenchmarkOptions(["onnxruntime"], batch=(1, 2))
     with pytest.raises(KeyboardInterrupt):
-        benchmark([artefact], tiny_dataset, ["onnxruntime"], batch=(1, 2), out=tmp_path / "out", progress=False)
+        benchmark([artefact], tiny_dataset, options, out=tmp_path / "out", progress=False)
     saved = json.loads((tmp_path / "out" / "benchmark.json").read_text())
-    assert [cell["seconds"] for cell in saved["cells"]] == [1.0]
+    assert [(cell["batch"], cell["error"]) for cell in saved["cells"]] == [(1, "made up")]
 
 
 def test_benchmark_end_to_end(artefact, tmp_path, tiny_dataset):
     pytest.importorskip("openvino")
     broken = write_artefact(tmp_path / "broken")
     (broken / "model.onnx").write_bytes(b"changed")
-    result = benchmark(
-        [artefact, broken, tmp_path / "missing"],
-        tiny_dataset,
-        runtimes=["onnxruntime", "openvino"],
-        iterations=4,
-        warmup=2,
-        threads=1,
-        device="cpu",
-        out=tmp_path / "out",
-        command="directdet benchmark ...",
-        progress=False,
-    )
-    good, failed = result.cells[:2], result.cells[2:]
-    assert [cell["runtime"] for cell in good] == ["onnxruntime", "openvino"]
+    options = BenchmarkOptions(["onnxruntime", "openvino"], iterations=4, warmup=2, threads=1, device="cpu")
+    models = [artefact, broken, tmp_path / "missing"]
+    result = benchmark(models, tiny_dataset, options, tmp_path / "out", "directdet benchmark ...", progress=False)
+    good, failed = result.good, result.failed
+    assert result.cells == (*good, *failed) and [cell.runtime for cell in good] == ["onnxruntime", "openvino"]
     for cell in good:
-        times = cell["milliseconds"]
-        assert set(times) == set(STAGES) and set(times["device"]) == {"mean", "median", "p95", "p99"}
-        parts = sum(times[stage]["mean"] for stage in STAGES[:3])
-        assert parts == pytest.approx(times["end_to_end"]["mean"], rel=1e-6)
-        assert cell["fps_end_to_end"] == pytest.approx(1000 / times["end_to_end"]["mean"])
-        assert cell["fps_device_only"] > cell["fps_end_to_end"]
-        assert cell["metrics"]["bbox"]["AP"] == pytest.approx(1) and cell["detections_per_image"] == 2
-        assert all(
-            np.mean(cell["samples_ms"][stage]) == pytest.approx(times[stage]["mean"], abs=1e-3) for stage in STAGES
-        )
-        assert cell["model_bytes"] == (artefact / "model.onnx").stat().st_size
-        memory = cell["memory_mib"]
-        assert memory["peak_rss"] > memory["before_loading"] > 20 and memory["gpu"] is None
-        assert cell["provider_check"]["asked"] == cell["provider_check"]["expected"] == "cpu"
-        assert cell["threads"] == 1 and cell["precision"] == "fp32" and cell["image_sizes"]["largest"] == [192, 256]
-    assert set(good[0]["provider_check"]["nodes"]) == {"CPUExecutionProvider"}
-    assert [cell["runtime"] for cell in failed] == ["onnxruntime", "openvino", "-"]
-    assert all("\n" not in cell["error"] for cell in failed) and "sha256" in failed[0]["error"]
-    assert "not found" in failed[2]["error"]
+        times = cell.milliseconds
+        assert set(times) == set(STAGES)
+        parts = sum(times[stage].mean for stage in STAGES[:3])
+        assert parts == pytest.approx(times["end_to_end"].mean, rel=1e-6)
+        assert cell.fps_end_to_end == pytest.approx(1000 / times["end_to_end"].mean)
+        assert cell.fps_device_only > cell.fps_end_to_end
+        assert cell.metrics.bbox["AP"] == pytest.approx(1) and cell.detections_per_image == 2
+        assert all(np.mean(cell.samples_ms[stage]) == pytest.approx(times[stage].mean, abs=1e-3) for stage in STAGES)
+        assert cell.model_bytes == (artefact / "model.onnx").stat().st_size
+        memory = cell.memory_mib
+        assert memory.peak_rss > memory.before_loading > 20 and memory.gpu is None
+        assert cell.provider_check.asked == cell.provider_check.expected == "cpu"
+        assert cell.threads == 1 and cell.precision == "fp32" and cell.image_sizes.largest == (192, 256)
+    assert set(good[0].provider_check.nodes) == {"CPUExecutionProvider"} and good[1].provider_check.nodes is None
+    assert [cell.request.runtime for cell in failed] == ["onnxruntime", "openvino", "-"]
+    assert all("\n" not in cell.error for cell in failed) and "sha256" in failed[0].error
+    assert "not found" in failed[2].error
     assert result.exit_code == 1 and len(result.failures) == 3
 
     saved = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     assert saved["about"]["command"] == "directdet benchmark ..." and saved["about"]["hardware"]["cpu"]
     assert [paper["comparable"] for paper in saved["papers"]] == [False] * 2 and len(saved["cells"]) == 5
+    assert list(saved["cells"][0]) == KEYS and list(saved["cells"][0]["milliseconds"]["device"]) == list(TIMES)
+    assert list(saved["cells"][4]) == [*KEYS[:5], "error"]
+    again = BenchmarkResult.from_dict(saved)
+    assert again == result and again.to_dict() == result.to_dict()
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "benchmark.csv").read_text())))
     assert len(rows) == 5 + 4 + 10 and float(rows[0]["AP_box"]) == pytest.approx(1)
     assert rows[8]["comparable"] == "not comparable" and rows[8]["fps_paper"] == "8.6" and not rows[8]["fps_end_to_end"]
     assert float(rows[0]["ratio"]) == 1 and float(rows[1]["ratio"]) == pytest.approx(
-        good[1]["fps_end_to_end"] / good[0]["fps_end_to_end"], abs=1e-3
+        good[1].fps_end_to_end / good[0].fps_end_to_end, abs=1e-3
     )
     assert float(rows[0]["peak_rss_mib"]) > 20 and rows[0]["gpu_mib"] == "" and rows[0]["device_p99_ms"]
     assert "sha256" in rows[2]["error"] and rows[2]["ratio"] == ""
     text, narrow = io.StringIO(), io.StringIO()
-    Console(file=text, width=180).print(result.render())
+    Console(file=text, width=180).print(tables(result))
     for word in ("end to end", "failed", "decode + preprocess", "p99", "cpu -> CPU"):
         assert word in text.getvalue()
     assert re.search(r"device +┃.*\n.*┃ +only ", text.getvalue())  # one below the other
-    Console(file=narrow, width=80).print(result.render())
-    assert "…" not in narrow.getvalue() and f"{good[0]['fps_end_to_end']:.1f}" in narrow.getvalue()
+    Console(file=narrow, width=80).print(tables(result))
+    assert "…" not in narrow.getvalue() and f"{good[0].fps_end_to_end:.1f}" in narrow.getvalue()
 
 
 def test_benchmark_refuses_nonsense(artefact, tiny_dataset):
-    for options, message in (
+    for settings, message in (
         ({"iterations": 0}, "at least 1"),
         ({"batch": 0}, "at least 1"),
-        ({"runtimes": ["ncnn"]}, "ncnn"),
+        ({"batch": ()}, "at least 1"),
+        ({"warmup": -1}, "warmup at least 0"),
+        ({"threads": 0}, "threads: 0; give at least 1"),
+        ({"ap_images": -1}, "ap_images: -1; give 0"),
+        ({"runtimes": ["ncnn"]}, "runtime 'ncnn' is not known; choose from onnxruntime, openvino"),
+        ({"precision": ["fp32", "fp61"]}, "precision 'fp61' is not known; choose from fp32, tf32, bf16, fp16"),
     ):
-        with pytest.raises(UserError, match=message):
-            benchmark([artefact], tiny_dataset, progress=False, **options)
+        with pytest.raises(UsageProblem, match=message):
+            BenchmarkOptions(**settings)
     with pytest.raises(UserError, match="no model"):
         benchmark([], tiny_dataset)
+    with pytest.raises(UserError, match="no images"):
+        benchmark([artefact], replace(tiny_dataset, records=()))
+
+
+def test_options():
+    assert (BenchmarkOptions().batches, BenchmarkOptions().precisions) == ((1,), (None,))
+    several = BenchmarkOptions(batch=(2, 1, 2), precision=["fp32", "bf16", "fp32"])
+    assert (several.batches, several.precisions) == ((2, 1), ("fp32", "bf16"))
+    assert BenchmarkOptions(precision="tf32").precisions == ("tf32",) and BenchmarkOptions(precision=()).precisions
+    quick = BenchmarkOptions(quick=True, iterations=300)
+    assert (quick.iterations, quick.warmup, quick.ap_images) == (30, 5, 50)
 
 
 def test_a_runtime_that_cannot_run_the_model_is_a_failed_cell(artefact, tiny_dataset):
-    result = benchmark([artefact], tiny_dataset, runtimes=["torch"], progress=False)
+    result = benchmark([artefact], tiny_dataset, BenchmarkOptions(["torch"]), progress=False)
     assert result.exit_code == 1 and "kind onnx runs in onnxruntime or openvino only" in result.failures[0]
     text = io.StringIO()
-    Console(file=text).print(result.render())
+    Console(file=text).print(tables(result))
     assert not text.getvalue().strip()  # no tables without rows
 
 
@@ -133,13 +153,15 @@ def test_batches_are_timed(tmp_path, tiny_dataset):
 
 def test_several_batch_sizes_share_one_ap(tmp_path, tiny_dataset):
     folder = write_artefact(tmp_path / "two", batch=2)
-    runs = {"iterations": 2, "warmup": 1, "threads": 1, "device": "cpu", "progress": False}
-    result = benchmark([folder], tiny_dataset, ["onnxruntime"], batch=(1, 2, 4, 2), **runs)
-    assert [cell["batch"] for cell in result.cells] == [1, 2, 4]
+    options = BenchmarkOptions(["onnxruntime"], 2, 1, batch=(1, 2, 4, 2), threads=1, device="cpu")
+    result = benchmark([folder], tiny_dataset, options, progress=False)
     one, two, four = result.cells
-    assert one["metrics"]["n_images"] == 3 and two["metrics"] == one["metrics"]
-    assert two["fps_end_to_end"] == pytest.approx(2000 / two["milliseconds"]["end_to_end"]["mean"])
-    assert "batches of 2, got 4" in four["error"] and result.exit_code == 1
+    assert isinstance(one, Cell) and isinstance(two, Cell) and isinstance(four, Failure)
+    assert [one.batch, two.batch, four.request.batch] == [1, 2, 4]
+    assert one.metrics.n_images == 3 and two.metrics == one.metrics
+    assert two.fps_end_to_end == pytest.approx(2000 / two.milliseconds["end_to_end"].mean)
+    assert "batches of 2, got 4" in four.error and result.exit_code == 1
+    assert all(cell_from_dict(json.loads(json.dumps(cell.to_dict()))) == cell for cell in result.cells)
 
 
 def test_images_of_one_batch_share_a_canvas(tiny_dataset):
@@ -155,12 +177,13 @@ def test_images_of_one_batch_share_a_canvas(tiny_dataset):
 
 def test_precisions_that_a_runtime_lacks_are_left_out_or_told(artefact, tiny_dataset):
     def asked(names, runtimes):
-        return [(cell["runtime"], cell["precision"]) for cell, _ in _variants([artefact], runtimes, names, False)]
+        groups = _groups([artefact], BenchmarkOptions(runtimes, precision=names))
+        return [(request.runtime, request.precision) for requests, _ in groups for request in requests]
 
     both = ["onnxruntime", "openvino"]
     assert asked(("fp32", "bf16"), both) == [("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")]
     assert asked(("bf16", "fp16"), both)[0] == ("onnxruntime", "bf16")  # its own message refuses it
-    assert asked((None,), both) == [("onnxruntime", None), ("openvino", None)]
+    assert asked(None, both) == [("onnxruntime", None), ("openvino", None)]
 
 
 def fake_detector(runtime, provider, device):
@@ -186,13 +209,13 @@ def test_a_model_that_runs_elsewhere_is_refused(asked, runtime, provider, device
 def test_auto_asks_for_the_gpu_that_is_there(monkeypatch):
     on_cpu = fake_detector("onnxruntime", "CPUExecutionProvider", "cpu")
     monkeypatch.setattr(provider_check, "find_gpu", lambda: None)
-    assert check_provider("auto", on_cpu)["expected"] == "cpu"
+    assert check_provider("auto", on_cpu).expected == "cpu"
     monkeypatch.setattr(provider_check, "find_gpu", object)
     with pytest.raises(UserError, match="--device cpu"):
         check_provider("auto", on_cpu)
-    assert check_provider("auto", fake_detector("onnxruntime", "CUDAExecutionProvider", "cuda"))["asked"] == "auto"
-    assert check_provider("auto", fake_detector("openvino", "CPU", "cpu"))["expected"] == "cpu"
-    assert check_provider("cuda:1", fake_detector("torch", "a GPU", "cuda:1"))["device"] == "cuda:1"
+    assert check_provider("auto", fake_detector("onnxruntime", "CUDAExecutionProvider", "cuda")).asked == "auto"
+    assert check_provider("auto", fake_detector("openvino", "CPU", "cpu")).expected == "cpu"
+    assert check_provider("cuda:1", fake_detector("torch", "a GPU", "cuda:1")).device == "cuda:1"
 
 
 def test_nodes_are_counted_by_provider_and_must_be_where_they_belong(tmp_path):
@@ -234,7 +257,7 @@ def test_peak_memory_is_this_process_own_and_grows_with_what_it_holds():
 
 
 def test_summary():
-    assert summary(np.arange(101.0)) == {"mean": 50, "median": 50, "p95": 95, "p99": 99}
+    assert summary(np.arange(101.0)) == Times(mean=50, median=50, p95=95, p99=99)
 
 
 def test_machine_is_described():

@@ -1,1 +1,1 @@
-"""Speed and accuracy side by side: cells measured in processes of their own, tables and a page."""
+"""Speed and accuracy side by side: each cell is measured in its own process; results as tables, CSV, JSON and pages."""

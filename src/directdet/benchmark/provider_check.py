@@ -1,10 +1,11 @@
-"""Whether a model runs where it was asked to: no benchmark may time a CPU that stepped in for a GPU."""
+"""Whether a model runs on the device asked for: no benchmark may time a CPU that stepped in for a GPU."""
 
 from __future__ import annotations
 
 import json
 import tempfile
 from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +16,57 @@ from directdet.infer.predictor import Predictor
 from directdet.infer.runtimes.cuda_driver import find_gpu
 
 _ONNX_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# What a GPU may leave to the CPU is bookkeeping of shapes; these are the network itself.
+# A GPU may leave the arithmetic of shapes to the CPU; these operators are the network itself.
 _HEAVY = {"Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm"}
 
 
-def check_provider(asked: str, detector: Predictor) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ProviderCheck:
+    """What a model was asked to run on, and what it ran on.
+
+    Attributes:
+        asked: the device asked for.
+        expected: the kind of device that means: "cpu", "cuda" or "gpu".
+        provider, device: what the runtime says it runs on.
+        nodes: ONNX Runtime: how many nodes each of its providers executed.
+    """
+
+    asked: str
+    expected: str
+    provider: str
+    device: str
+    nodes: dict[str, int] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; "nodes" only where they were counted."""
+        return {name: value for name, value in asdict(self).items() if name != "nodes" or value is not None}
+
+
+def check_provider(asked: str, detector: Predictor) -> ProviderCheck:
     """Compare the device asked for with what the runtime says it runs on.
 
     Args:
         asked: as `runtimes.load` takes it. "auto" asks ONNX Runtime and torch for the GPU where the machine has one.
-        detector: loaded with it.
-
-    Returns:
-        "asked", "expected" ("cpu", "cuda" or "gpu"), "provider" (what runs) and "device".
+        detector: loaded for that device.
 
     Raises:
-        UserError: it runs elsewhere.
+        UserError: it runs on another device.
     """
     expected = _expected(asked, detector.runtime)
     provider, device = str(detector.info["provider"]), str(detector.info["device"])
     wanted_index = asked.partition(":")[2] or "0"
     same_index = expected != "cuda" or asked == "auto" or (device.partition(":")[2] or "0") == wanted_index
     if not same_index or not _runs_on(expected, detector.runtime, provider, device):
-        remedy = "; ask for --device cpu if that is meant" if asked == "auto" else ""
+        remedy = "; ask for --device cpu if that is what you want" if asked == "auto" else ""
         raise UserError(
             f"device {asked}: {detector.runtime} runs on {provider} ({device}) and not on the "
             f"{'CPU' if expected == 'cpu' else 'GPU'}{remedy}"
         )
-    return {"asked": asked, "expected": expected, "provider": provider, "device": device}
+    return ProviderCheck(asked, expected, provider, device)
 
 
 def _expected(asked: str, runtime: str) -> str:
-    """The kind of device that has to run: "cpu", "cuda" or "gpu" (OpenVINO's)."""
+    """The kind of device that has to run the model: "cpu", "cuda" or "gpu" (OpenVINO's)."""
     if runtime.startswith("tensorrt"):
         return "cuda"
     if asked != "auto":
@@ -64,14 +84,14 @@ def _runs_on(expected: str, runtime: str, provider: str, device: str) -> bool:
 
 
 def onnx_nodes(model: Path, provider: str, device: str, images: np.ndarray) -> dict[str, int]:
-    """How many nodes of an ONNX model each provider of ONNX Runtime executes, by its own profile of one run.
+    """How many nodes of an ONNX model each provider of ONNX Runtime executes, from its own profile of one run.
 
     Args:
         model: the file. provider, device: as in `Predictor.info`.
         images: an input batch.
 
     Raises:
-        UserError: convolutions or matrix products run elsewhere than on `provider`.
+        UserError: convolutions or matrix products run on another provider.
     """
     import onnxruntime
 
@@ -85,14 +105,15 @@ def onnx_nodes(model: Path, provider: str, device: str, images: np.ndarray) -> d
         session = onnxruntime.InferenceSession(str(model), options, providers=providers)
         session.run(None, {session.get_inputs()[0].name: images})
         events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
-    counts, astray = Counter(), Counter()
+    counts: Counter[str] = Counter()
+    elsewhere: Counter[str] = Counter()
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("kernel_time"):
             where = event["args"]["provider"]
             counts[where] += 1
             if where != provider and event["args"]["op_name"] in _HEAVY:
-                astray[event["args"]["op_name"]] += 1
-    if astray:
-        shown = ", ".join(f"{number} {name}" for name, number in astray.most_common())
-        raise UserError(f"{model}: {shown} did not run on {provider}: the times would not be its own")
+                elsewhere[event["args"]["op_name"]] += 1
+    if elsewhere:
+        shown = ", ".join(f"{number} {name}" for name, number in elsewhere.most_common())
+        raise UserError(f"{model}: {shown} did not run on {provider}: the times would not be those of {provider}")
     return dict(counts)

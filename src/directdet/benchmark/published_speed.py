@@ -1,53 +1,116 @@
-"""What was measured here beside a paper's table of frame rates: ratios to the same row, each within its own table."""
+"""What was measured here next to a paper's table of frame rates: ratios to the same row, each within its own table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from directdet.recipes.published import PaperTable
+from directdet.benchmark.cell import Cell, Request
+from directdet.recipes.published import ApRow, PaperTable, SpeedRow
 
 
-def runtime_words(cell: dict[str, Any]) -> str:
-    """The runtime's name; "compiled" after torch's where it is."""
-    return f"{cell['runtime']}, compiled" if cell["compiled"] else cell["runtime"]
+@dataclass(frozen=True)
+class TimedHere:
+    """A cell whose model belongs to a row of a paper's table.
+
+    Attributes:
+        model: its path.
+        setting: what it ran in, in words.
+        fps_end_to_end, fps_device_only: images per second.
+        ratio_end_to_end, ratio_device_only: to the reference row's in the same setting; None where the reference was
+            not timed in it.
+    """
+
+    model: str
+    setting: str
+    fps_end_to_end: float
+    ratio_end_to_end: float | None
+    fps_device_only: float
+    ratio_device_only: float | None
 
 
-def setting(cell: dict[str, Any]) -> str:
+@dataclass(frozen=True)
+class ComparedRow:
+    """A row of a paper's table, the ratio of its frame rate to the reference row's, and what was timed here of it."""
+
+    row: SpeedRow
+    ratio: float
+    ours: tuple[TimedHere, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row's own fields with "ratio" and "ours" as plain values for JSON."""
+        return {**asdict(self.row), "ratio": self.ratio, "ours": [asdict(mine) for mine in self.ours]}
+
+
+@dataclass(frozen=True)
+class SpeedComparison:
+    """A paper's table of frame rates with what was timed here.
+
+    Attributes:
+        table: as the paper prints it.
+        reference: method of the row that ratios are to: the first one that was timed here, or the first of all.
+        rows: in the paper's order.
+    """
+
+    table: PaperTable
+    reference: str
+    rows: tuple[ComparedRow, ...]
+
+    @property
+    def has_ours(self) -> bool:
+        """Whether any row was timed here."""
+        return any(row.ours for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: `PaperTable.to_dict` with more in each row, and "reference"."""
+        return {**self.table.to_dict(), "rows": [row.to_dict() for row in self.rows], "reference": self.reference}
+
+
+def runtime_words(cell: Cell | Request) -> str:
+    """The runtime's name, followed by "compiled" for compiled torch."""
+    return f"{cell.runtime}, compiled" if cell.compiled else cell.runtime
+
+
+def setting(cell: Cell) -> str:
     """What a cell ran in, in words: only cells of one setting are compared with each other."""
-    size = "x".join(str(edge) for edge in cell["size"])
-    return f"{runtime_words(cell)}, {cell['precision']}, {cell['batch']}x{size}"
+    size = "x".join(str(edge) for edge in cell.size)
+    return f"{runtime_words(cell)}, {cell.precision}, {cell.batch}x{size}"
 
 
-def beside(table: PaperTable, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The table as plain values, with the detectors of its rows that were timed here.
+def compare_with(table: PaperTable, cells: Sequence[Cell]) -> SpeedComparison:
+    """A paper's table with the detectors of its rows that were timed here.
 
     A model belongs to a row if it was trained by the row's recipe.
 
     Args:
-        table: one of `papers.speed_tables`.
-        cells: those of a benchmark that did not fail.
-
-    Returns:
-        `PaperTable.to_dict()` with "reference" (the first row that was timed, or the first of all) and in each row
-        "ratio", its frame rate to the reference's in the paper, and "ours": for each cell "model", "setting",
-        "fps_end_to_end", "fps_device_only" and their "ratio_..." to the reference's in the same setting (None where the
-        reference was not timed in it).
+        table: one of `published.speed_tables`: each row has a frame rate.
+        cells: those of a benchmark that were measured.
     """
-    timed = {cell["recipe"] for cell in cells}
-    reference = next((row for row in table.rows if row.recipe in timed), table.rows[0])
-    rows = []
-    for row in table.rows:
-        ours = [_ours(cell, reference.recipe, cells) for cell in cells if cell["recipe"] == row.recipe]
-        rows.append({**asdict(row), "ratio": row.fps / reference.fps, "ours": ours})
-    return {**table.to_dict(), "rows": rows, "reference": reference.method}
+    timed = {cell.recipe for cell in cells}
+    rows = [_with_rate(row) for row in table.rows]
+    reference, reference_fps = next(((row, fps) for row, fps in rows if row.recipe in timed), rows[0])
+    compared = []
+    for row, fps in rows:
+        ours = [_timed_here(cell, reference.recipe, cells) for cell in cells if cell.recipe == row.recipe]
+        compared.append(ComparedRow(row, fps / reference_fps, tuple(ours)))
+    return SpeedComparison(table, reference.method, tuple(compared))
 
 
-def _ours(cell: dict[str, Any], reference: str, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    found = {"model": cell["path"], "setting": setting(cell)}
-    same = next((other for other in cells if other["recipe"] == reference and setting(other) == setting(cell)), None)
-    for name in ("end_to_end", "device_only"):
-        found[f"fps_{name}"] = cell[f"fps_{name}"]
-        found[f"ratio_{name}"] = None if same is None else cell[f"fps_{name}"] / same[f"fps_{name}"]
-    return found
+def _with_rate(row: SpeedRow | ApRow) -> tuple[SpeedRow, float]:
+    """The row with its frame rate; ValueError where the paper prints none."""
+    if not isinstance(row, SpeedRow) or row.fps is None:
+        raise ValueError(f"{row.method}: the paper prints no frame rate")
+    return row, row.fps
+
+
+def _timed_here(cell: Cell, reference: str | None, cells: Sequence[Cell]) -> TimedHere:
+    same = next((other for other in cells if other.recipe == reference and setting(other) == setting(cell)), None)
+    return TimedHere(
+        cell.path,
+        setting(cell),
+        cell.fps_end_to_end,
+        None if same is None else cell.fps_end_to_end / same.fps_end_to_end,
+        cell.fps_device_only,
+        None if same is None else cell.fps_device_only / same.fps_device_only,
+    )

@@ -1,15 +1,16 @@
-"""`report.html` of a benchmark: one self-contained page, ours beside the papers', each as ratios in its own table."""
+"""`report.html` of a benchmark: one self-contained page; the papers' figures appear as ratios in their own tables."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+from directdet.benchmark.cell import Cell
 from directdet.benchmark.page_parts import failed, machine_facts, papers, ran_in, stage_bars, stage_table
-from directdet.benchmark.run import BenchmarkResult
-from directdet.benchmark.tables import ap, machine_words, provider_words, ratios, short
+from directdet.benchmark.result import BenchmarkResult, short
+from directdet.benchmark.tables import ap, machine_words, provider_words, ratios, sizes
 from directdet.common.errors import UserError
 from directdet.common.files import write_text_atomic
 from directdet.data.dataset import Dataset
@@ -18,17 +19,17 @@ from directdet.pages.gallery import make_gallery
 from directdet.pages.page import Figure, Grid, Picture, about, charts, document, gallery, section, small_print, table
 
 REPORT_FILE = "report.html"
-_PICTURES, _SCORE = 6, 0.5  # of the gallery: how many, and from which score on detections are drawn
+_PICTURES, _SCORE = 6, 0.5  # of the gallery: how many, and the lowest score of a detection that is drawn
 
 
 def write_report(result: BenchmarkResult, dataset: Dataset, out: str | Path, device: str = "auto") -> Path:
-    """Write OUT/report.html about a benchmark of which a cell ran; the first one's model draws the gallery."""
+    """Write OUT/report.html about a benchmark with at least one measured cell, whose model draws the gallery."""
     cell = result.good[0]
     try:
-        detector = load(cell["path"], cell["runtime"], device, cell["threads"], cell["asked_precision"])
+        detector = load(cell.path, cell.runtime, device, cell.threads, cell.asked_precision)
         pictures = make_gallery(detector, dataset, _PICTURES, _SCORE)
         explained = (
-            f"Left the ground truth, right what {short(cell['path'])} finds in {ran_in(cell)} with a score of at least "
+            f"Left the ground truth, right what {short(cell.path)} finds in {ran_in(cell)} with a score of at least "
             f"{_SCORE:g}. The first images of the split, not chosen; crowd regions are left out."
         )
     except UserError as error:
@@ -39,70 +40,66 @@ def write_report(result: BenchmarkResult, dataset: Dataset, out: str | Path, dev
 def render(result: BenchmarkResult, pictures: Sequence[Picture], explained: str) -> str:
     """The page as HTML text. `explained` says what the pictures show."""
     good, facts = result.good, result.about
-    names = _names(good)
-    data = facts["dataset"]
-    models = len({cell["path"] for cell in good})
+    names, data = _names(good), facts.dataset
+    models = len({cell.path for cell in good})
     intro = (
-        f"{models} model{'s' if models > 1 else ''} on real images of {short(data['root'])}, {data['split']} "
-        f"({data['images']} images), each in a process of its own, timed from the file to boxes and masks in the "
+        f"{models} model{'s' if models > 1 else ''} on real images of {short(data.root)}, {data.split} "
+        f"({data.images} images), each measured in its own process and timed from the file to boxes and masks in the "
         "picture's own pixels. The AP is of the same files in the same runtimes."
     )
-    if facts["quick"]:
+    if facts.quick:
         intro += " A quick run: not to be quoted."
     sections = (
-        section("Speed and accuracy", _speed(good, names) + failed(result.cells)),
+        section("Speed and accuracy", _speed(good, names) + failed(result.failed)),
         section("Where the time goes", _stages(good, names)),
         section("Size, memory, and where it ran", _memory(good, names)),
-        section("Beside the papers", papers(result.papers, machine_words(facts))),
+        section("Next to the papers", papers(result.papers, machine_words(facts))),
         section("Validation images", gallery(pictures, explained)),
         section("How this was made", about(_facts(result))),
     )
     return document("directdet: benchmark", intro, _figures(good), sections)
 
 
-def _names(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """A number and words for every cell; the model too where there are several."""
-    several = len({cell["path"] for cell in cells}) > 1
-    models = (f"{short(cell['path'])}, " if several else "" for cell in cells)
+def _names(cells: Sequence[Cell]) -> list[str]:
+    """A number and words for every cell, with the model's name where there are several."""
+    several = len({cell.path for cell in cells}) > 1
+    models = (f"{short(cell.path)}, " if several else "" for cell in cells)
     return [
         f"{number}. {model}{ran_in(cell)}" for number, (model, cell) in enumerate(zip(models, cells, strict=True), 1)
     ]
 
 
-def _figures(cells: Sequence[dict[str, Any]]) -> list[Figure]:
-    """The fastest, the most accurate, the leanest."""
-    fastest = max(cells, key=lambda cell: cell["fps_end_to_end"])
-    times = fastest["milliseconds"]["end_to_end"]
+def _figures(cells: Sequence[Cell]) -> list[Figure]:
+    """The fastest cell, the most accurate one, and the one that needs the least memory."""
+    fastest = max(cells, key=lambda cell: cell.fps_end_to_end)
+    times = fastest.milliseconds["end_to_end"]
     figures = [
-        Figure("Images a second, end to end", f"{fastest['fps_end_to_end']:.1f}", f"the fastest: {ran_in(fastest)}"),
-        Figure(
-            "Its 95th percentile", f"{times['p95']:.1f} ms", f"median {times['median']:.1f} ms, p99 {times['p99']:.1f}"
-        ),
+        Figure("Images a second, end to end", f"{fastest.fps_end_to_end:.1f}", f"the fastest: {ran_in(fastest)}"),
+        Figure("Its 95th percentile", f"{times.p95:.1f} ms", f"median {times.median:.1f} ms, p99 {times.p99:.1f}"),
     ]
-    scored = [cell for cell in cells if cell["metrics"]]
+    scored = [(cell.metrics, cell) for cell in cells if cell.metrics is not None]
     if scored:
-        best = max(scored, key=lambda cell: cell["metrics"]["bbox"]["AP"])
-        images = best["metrics"]["n_images"]
-        figures.append(Figure("Box AP", ap(best, "bbox", "AP"), f"the best, on {images} images: {ran_in(best)}"))
-    known = [cell for cell in cells if cell["memory_mib"]["peak_rss"] is not None]
+        metrics, best = max(scored, key=lambda pair: pair[0].bbox["AP"])
+        detail = f"the best, on {metrics.n_images} images: {ran_in(best)}"
+        figures.append(Figure("Box AP", ap(best, "bbox", "AP"), detail))
+    known = [(peak, cell) for cell in cells if (peak := cell.memory_mib.peak_rss) is not None]
     if known:
-        leanest = min(known, key=lambda cell: cell["memory_mib"]["peak_rss"])
-        peak = leanest["memory_mib"]["peak_rss"]
+        peak, leanest = min(known, key=lambda pair: pair[0])
         figures.append(Figure("Peak memory", f"{peak:.0f} MiB", f"the least: {ran_in(leanest)}"))
     return figures
 
 
-def _speed(cells: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+def _speed(cells: Sequence[Cell], names: Sequence[str]) -> str:
     headers = ("model and runtime", "box AP", "mask AP", "fps, end to end", "ratio", "fps, device only", "p95 ms")
     rows = [
         (
             name,
             ap(cell, "bbox", "AP"),
             ap(cell, "segm", "AP"),
-            f"{cell['fps_end_to_end']:.1f}",
+            f"{cell.fps_end_to_end:.1f}",
             f"{ratio:.2f}",
-            f"{cell['fps_device_only']:.1f}",
-            f"{cell['milliseconds']['end_to_end']['p95']:.1f}",
+            f"{cell.fps_device_only:.1f}",
+            f"{cell.milliseconds['end_to_end'].p95:.1f}",
         )
         for name, cell, ratio in zip(names, cells, ratios(cells), strict=True)
     ]
@@ -114,24 +111,24 @@ def _speed(cells: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     chart = ap_latency_chart(cells)
     if chart is None:
         return "".join(parts) + small_print("No chart of AP against latency: no AP was measured.")
-    text = "Box AP against latency: the median end to end, with a line on to the 95th percentile. Numbers as above."
+    text = "Box AP against latency: the median end to end, with a line to the 95th percentile. Numbers as above."
     return "".join(parts) + charts([(chart, text)])
 
 
-def _stages(cells: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+def _stages(cells: Sequence[Cell], names: Sequence[str]) -> str:
     drawn = ""
     if _can_draw():
         from directdet.benchmark.charts import spread_chart, spread_limits
 
         limits = spread_limits(cells)
         drawn = small_print(
-            "Above, the mean of every stage. Below, how single batches are spread: boxes hold the middle half with the "
+            "Above, the mean of every stage. Below, the spread over single batches: boxes hold the middle half and the "
             "median, whiskers reach from the 5th to the 95th percentile, a dot marks the slowest; one axis for all."
         ) + charts((spread_chart(cell, limits), name) for cell, name in zip(cells, names, strict=True))
     return stage_bars(cells, names) + drawn + stage_table(cells, names)
 
 
-def _memory(cells: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+def _memory(cells: Sequence[Cell], names: Sequence[str]) -> str:
     headers = (
         "model and runtime",
         "on disk, MiB",
@@ -142,32 +139,32 @@ def _memory(cells: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     )
     rows = []
     for name, cell in zip(names, cells, strict=True):
-        memory = cell["memory_mib"]
-        values = (cell["model_bytes"] / 2**20, *(memory[kind] for kind in ("peak_rss", "before_loading", "gpu")))
-        shown = ("-" if value is None else f"{value:.1f}" for value in values)
-        rows.append((name, *shown, provider_words(cell["provider_check"])))
+        shown = ("-" if value is None else f"{value:.1f}" for value in sizes(cell))
+        rows.append((name, *shown, provider_words(cell.provider_check)))
     explained = (
-        "In MiB. Peak memory is the resident memory of the measuring process, Python and libraries included, before "
-        "the AP was taken; that before loading is without the runtime and the model. GPU: what all processes hold on "
-        "it more than before loading. What does not run on the device asked for has failed and is in no table."
+        "In MiB. Peak memory is the resident memory of the measuring process, including Python and the libraries, "
+        "before the AP was measured; that before loading is without the runtime and the model. GPU: what all processes "
+        "hold on it more than before loading. A model that does not run on the device asked for has failed and is in "
+        "no table."
     )
     return table(Grid(headers, rows)) + small_print(explained)
 
 
 def _facts(result: BenchmarkResult) -> dict[str, str]:
     facts, first = result.about, result.good[0]
-    threads = first["threads"]
+    median, largest = _size(first, "median"), _size(first, "largest")
     return {
-        "command": facts["command"],
-        "date": facts["date"],
-        **machine_facts(facts, result.cells),
-        "threads": "left to the runtimes" if threads is None else str(threads),
-        "images": f"median {_size(first, 'median')}, largest {_size(first, 'largest')} pixels (height x width)",
+        "command": facts.command,
+        "date": facts.date,
+        **machine_facts(facts, result.good),
+        "threads": "left to the runtimes" if first.threads is None else str(first.threads),
+        "images": f"median {median}, largest {largest} pixels (height x width)",
     }
 
 
-def _size(cell: dict[str, Any], which: str) -> str:
-    return "x".join(str(edge) for edge in cell["image_sizes"][which])
+def _size(cell: Cell, which: Literal["median", "largest"]) -> str:
+    edges = cell.image_sizes.median if which == "median" else cell.image_sizes.largest
+    return "x".join(str(edge) for edge in edges)
 
 
 def _can_draw() -> bool:

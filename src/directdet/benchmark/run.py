@@ -1,4 +1,4 @@
-"""The benchmark: honest times and AP of every model in every runtime, beside the papers' own figures."""
+"""The benchmark: times and AP of every model in every runtime, each cell measured in its own process."""
 
 from __future__ import annotations
 
@@ -12,118 +12,51 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 
-from directdet.benchmark.published_speed import beside, runtime_words
-from directdet.benchmark.tables import short, tables, to_csv
+from directdet.benchmark.cell import Cell, Failure, Request, Task, cell_from_dict
+from directdet.benchmark.options import BenchmarkOptions
+from directdet.benchmark.result import About, BenchmarkResult, DatasetFacts, where
+from directdet.benchmark.tables import to_csv
 from directdet.common.errors import UserError
 from directdet.common.files import require_writable, write_json_atomic, write_text_atomic
 from directdet.data.dataset import Dataset
 from directdet.infer.machine import hardware, versions
 from directdet.infer.runtimes.load import model_kind
-from directdet.infer.runtimes.names import PRECISIONS, RUNTIMES, TITLES
-from directdet.recipes.published import speed_tables
+from directdet.infer.runtimes.names import PRECISIONS, RUNTIMES
 
 JSON_FILE, CSV_FILE = "benchmark.json", "benchmark.csv"
-QUICK = {"iterations": 30, "warmup": 5, "ap_images": 50}
 _MODULES = {"tensorrt-rtx": "tensorrt_rtx"}
-
-
-@dataclass
-class BenchmarkResult:
-    """Everything a benchmark run measured and ran on.
-
-    Attributes:
-        cells: one dict per model, runtime, precision, batch size and, for checkpoints, eager and compiled: "path",
-            "runtime", "batch", "compiled" and either "error" or the values of `cell.run_cell`.
-        about: hardware, versions, date, command, dataset.
-        papers: the papers' tables of frame rates with these cells in them, see `published_speed`; never comparable.
-    """
-
-    cells: list[dict[str, Any]]
-    about: dict[str, Any]
-    papers: list[dict[str, Any]]
-
-    @property
-    def good(self) -> list[dict[str, Any]]:
-        """The cells that did not fail."""
-        return [cell for cell in self.cells if "error" not in cell]
-
-    @property
-    def failures(self) -> list[str]:
-        """One line for every cell that failed."""
-        failed = (cell for cell in self.cells if "error" in cell)
-        return [f"{short(cell['path'])} in {_where(cell)}: {cell['error']}" for cell in failed]
-
-    @property
-    def exit_code(self) -> int:
-        """1 if any cell failed, else 0."""
-        return int(bool(self.failures))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {"about": self.about, "cells": self.cells, "papers": self.papers}
-
-    def render(self) -> Group:
-        """Tables for the terminal, none if all cells failed; why a cell failed is in `failures`."""
-        return tables(self.cells, self.about, self.papers) if self.good else Group()
-
-
-def _where(cell: dict[str, Any]) -> str:
-    return f"{runtime_words(cell)}, batch {cell['batch']}"
 
 
 def benchmark(
     paths: Sequence[str | Path],
     dataset: Dataset,
-    runtimes: Sequence[str] | None = None,
-    iterations: int = 300,
-    warmup: int = 50,
-    batch: int | Sequence[int] = 1,
-    threads: int | None = None,
+    options: BenchmarkOptions | None = None,
     out: str | Path | None = None,
-    device: str = "auto",
-    precision: str | Sequence[str] | None = None,
-    ap_images: int | None = None,
-    quick: bool = False,
-    compiled: bool = False,
     command: str | None = None,
     progress: bool = True,
 ) -> BenchmarkResult:
-    """Time models on real images and take the AP of the same files.
+    """Time models on real images and measure the AP of the same files.
 
-    Every cell runs in a process of its own, one after the other. One that fails is recorded with its error and the rest
-    goes on.
+    The cells run one after the other, each in its own process. One that fails is recorded with its error, and the
+    others still run.
 
     Args:
         paths: artefact folders, run folders or checkpoints.
         dataset: images to time on, and ground truth for the AP.
-        runtimes: which runtimes; each model runs in those that can run its kind. None: all that are installed.
-        iterations: timed batches. warmup: batches before them.
-        batch: images per batch, one or several sizes. The AP is taken once, with the first size that runs.
-        threads: CPU threads of the runtime and of OpenCV; None leaves it to them.
-        out: folder for benchmark.json and, unless all fails, benchmark.csv; None writes nothing.
-        device: as `runtimes.load`; what runs elsewhere than on the device asked for is a failure.
-        precision: as `runtimes.load`, one or several; each runtime takes those it has.
-        ap_images: AP on the first so many images only; None: all, 0: no AP.
-        quick: 30 iterations after 5, AP on 50 images: to see that it works, not to be quoted.
-        compiled: time checkpoints compiled (`torch.compile`) as well as eager.
-        command: the command line to record; the process's own if None.
+        options: what to measure and how; None: the defaults.
+        out: folder for benchmark.json and, unless every cell fails, benchmark.csv; None writes nothing.
+        command: the command line to record; None: that of this process.
         progress: say on stderr which cell is running.
 
     Raises:
-        UserError: numbers out of range, or no model or dataset to start with, or `out` cannot be written.
+        UserError: there is no model or no image, or `out` cannot be written.
     """
-    if quick:
-        iterations, warmup, ap_images = QUICK["iterations"], QUICK["warmup"], QUICK["ap_images"]
-    batches = tuple(dict.fromkeys((batch,) if isinstance(batch, int) else batch))
-    precisions = (precision,) if precision is None or isinstance(precision, str) else tuple(dict.fromkeys(precision))
-    if iterations < 1 or warmup < 0 or not batches or min(batches) < 1:
-        raise UserError("benchmark: iterations and batch must be at least 1, warmup at least 0")
+    options = options or BenchmarkOptions()
     if not paths:
         raise UserError("benchmark: no model given; name artefact folders or checkpoints")
     if not dataset.records:
@@ -131,65 +64,75 @@ def benchmark(
     if out is not None:
         require_writable(out, folder=True)
     console = Console(stderr=True, quiet=not progress)
-    settings = {"device": device, "threads": threads, "iterations": iterations, "warmup": warmup}
-    about = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": command or shlex.join(sys.argv),
-        "hardware": hardware(),
-        "versions": versions(),
-        "dataset": {"root": str(dataset.root), "split": dataset.split, "images": len(dataset)},
-        "quick": quick,
-    }
-    cells: list[dict[str, Any]] = []
+    about = About(
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=command or shlex.join(sys.argv),
+        hardware=hardware(),
+        versions=versions(),
+        dataset=DatasetFacts(str(dataset.root), dataset.split, len(dataset)),
+        quick=options.quick,
+    )
+    result = BenchmarkResult((), about)
     with tempfile.TemporaryDirectory(prefix="directdet-benchmark-") as folder:
-        settings["dataset"] = str(Path(folder) / "dataset.pickle")
-        Path(settings["dataset"]).write_bytes(pickle.dumps(dataset))
-        for variant, problem in _variants(paths, runtimes, precisions or (None,), compiled):
+        pickled = Path(folder) / "dataset.pickle"
+        pickled.write_bytes(pickle.dumps(dataset))
+        for variants, problem in _groups(paths, options):
             metrics = None
-            for size in batches:
-                cell = {**variant, "batch": size}
+            for request in variants:
+                number = len(result.cells)
                 if problem is not None:
-                    cells.append(cell | {"error": problem})
+                    result = _with(result, Failure(request, problem))
                     continue
-                number = f"cell {len(cells) + 1}"
-                console.print(f"{number}: {cell['path']} in {_where(cell)} ...", markup=False, highlight=False)
-                images = ap_images if metrics is None else 0
-                done = _run({**settings, **cell, "ap_images": images, "result": f"{folder}/{len(cells)}.json"})
-                metrics = metrics or done.get("metrics")
-                cells.append(cell | done | ({} if "error" in done else {"metrics": metrics}))
-                _keep(cells, about, out)  # a later cell may take hours, and be stopped
-    result = _keep(cells, about, out)
+                said = f"cell {number + 1}: {request.path} in {where(request)} ..."
+                console.print(said, markup=False, highlight=False)
+                done = _run(
+                    Task(
+                        request,
+                        options.device,
+                        options.threads,
+                        options.iterations,
+                        options.warmup,
+                        ap_images=options.ap_images if metrics is None else 0,
+                        dataset=str(pickled),
+                        result=str(Path(folder) / f"{number}.json"),
+                    )
+                )
+                if isinstance(done, Cell):
+                    metrics = metrics or done.metrics
+                    done = replace(done, metrics=metrics)
+                result = _with(result, done)
+                _write(result, out)  # a later cell may take hours, and be stopped
+    _write(result, out)
     if out is not None and result.good:
-        write_text_atomic(Path(out) / CSV_FILE, to_csv(result.cells, about, result.papers))
+        write_text_atomic(Path(out) / CSV_FILE, to_csv(result))
     return result
 
 
-def _keep(cells: list[dict[str, Any]], about: dict[str, Any], out: str | Path | None) -> BenchmarkResult:
-    """What was measured so far, beside the papers; written to `out`."""
-    result = BenchmarkResult(cells, about, [])
-    result.papers = [beside(table, result.good) for table in speed_tables()]
+def _with(result: BenchmarkResult, cell: Cell | Failure) -> BenchmarkResult:
+    return replace(result, cells=(*result.cells, cell))
+
+
+def _write(result: BenchmarkResult, out: str | Path | None) -> None:
     if out is not None:
         write_json_atomic(Path(out) / JSON_FILE, result.to_dict(), indent=None)
-    return result
 
 
-def _variants(
-    paths: Sequence[str | Path], runtimes: Sequence[str] | None, precisions: Sequence[str | None], compiled: bool
-) -> Iterator[tuple[dict[str, Any], str | None]]:
-    """What to time as parts of a specification, each with None or what is wrong with it."""
-    for path, runtime, problem in _pairs(paths, runtimes):
-        # A precision that the runtime does not have is left out if it has another one; else its own message says so.
-        known = [name for name in precisions if name in PRECISIONS.get(runtime, (None,))]
-        for precision in (known or precisions)[: None if known else 1]:
-            for graph in (False, True) if compiled and runtime == "torch" else (False,):
-                yield {"path": path, "runtime": runtime, "precision": precision, "compiled": graph}, problem
+def _groups(paths: Sequence[str | Path], options: BenchmarkOptions) -> Iterator[tuple[list[Request], str | None]]:
+    """What to measure: groups of requests that differ in the batch size only and so share one AP.
+
+    Each comes with None, or with the reason why it cannot be measured.
+    """
+    for path, runtime, problem in _pairs(paths, options.runtimes):
+        asked = options.precisions
+        # A precision that the runtime lacks is left out if it has another one; else its own message says so.
+        known = [name for name in asked if name in PRECISIONS.get(runtime, (None,))]
+        for precision in known or asked[:1]:
+            for compiled in (False, True) if options.compiled and runtime == "torch" else (False,):
+                yield [Request(path, runtime, precision, compiled, batch) for batch in options.batches], problem
 
 
 def _pairs(paths: Sequence[str | Path], runtimes: Sequence[str] | None) -> Iterator[tuple[str, str, str | None]]:
-    """(path, runtime, None) for every pair to run, or (path, runtime or "-", what is wrong)."""
-    for name in runtimes or ():
-        if name not in TITLES:
-            raise UserError(f"runtime {name!r} is not known; choose from {', '.join(TITLES)}")
+    """(path, runtime, None) for every pair to run, or (path, runtime or "-", why it cannot run)."""
     for path in map(str, paths):
         try:
             kind = model_kind(path)
@@ -210,23 +153,23 @@ def _installed(runtime: str) -> bool:
     return importlib.util.find_spec(_MODULES.get(runtime, runtime)) is not None
 
 
-def _run(specification: dict[str, Any]) -> dict[str, Any]:
+def _run(task: Task) -> Cell | Failure:
     """Run one cell in its own process."""
     environment = dict(os.environ)
-    if specification["threads"] is not None:
-        environment["OMP_NUM_THREADS"] = str(specification["threads"])
+    if task.threads is not None:
+        environment["OMP_NUM_THREADS"] = str(task.threads)
     done = subprocess.run(
-        [sys.executable, "-m", "directdet.benchmark.cell"],
-        input=json.dumps(specification),
+        [sys.executable, "-m", "directdet.benchmark.measure"],
+        input=json.dumps(task.to_dict()),
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
     )
-    result = Path(specification["result"])
+    result = Path(task.result)
     if result.is_file():
-        return json.loads(result.read_text("utf-8"))
+        return cell_from_dict(json.loads(result.read_text("utf-8")))
     lines = [line for line in done.stdout.splitlines() if line.strip()] or ["no output"]
     how = f"killed by signal {-done.returncode}" if done.returncode < 0 else f"ended with code {done.returncode}"
-    return {"error": f"the measuring process was {how} without a result; its last line: {lines[-1][:300]}"}
+    return Failure(task.request, f"the measuring process was {how} without a result; its last line: {lines[-1][:300]}")

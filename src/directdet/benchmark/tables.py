@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
+from typing import Any, Literal
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from directdet.benchmark.cell import QUANTILES, STAGES
-from directdet.benchmark.published_speed import runtime_words, setting
+from directdet.benchmark.cell import STAGES, TIMES, Cell, Failure
+from directdet.benchmark.provider_check import ProviderCheck
+from directdet.benchmark.published_speed import SpeedComparison, TimedHere, runtime_words, setting
+from directdet.benchmark.result import About, BenchmarkResult, short
 
 STAGE_NAMES = {
     "prepare": "decode + preprocess",
@@ -21,67 +23,64 @@ STAGE_NAMES = {
     "postprocess": "postprocess",
     "end_to_end": "end to end",
 }
-_VALUES = ("mean", *QUANTILES)
-
-Cell = dict[str, Any]
 
 
-def tables(cells: Sequence[Cell], about: dict[str, Any], papers: Sequence[dict[str, Any]]) -> Group:
-    """Speed and accuracy, memory, stages, and those of the papers' tables of which a row was timed."""
-    good = [cell for cell in cells if "error" not in cell]
-    parts = [_summary_table(cells, about), _memory_table(good), _stage_table(good)]
-    for paper in papers:
-        if any(row["ours"] for row in paper["rows"]):
-            note = f"{paper['title']}; {paper['hardware']}; stages included: {paper['included']}"
-            parts += [Text(f"not comparable: {paper['source']}\n{note}"), _paper_table(paper)]
+def tables(result: BenchmarkResult) -> Group:
+    """Speed and accuracy, memory, stages, and those of the papers' tables of which a row was timed.
+
+    Empty if every cell failed; `BenchmarkResult.failures` says why.
+    """
+    if not result.good:
+        return Group()
+    parts = [_summary_table(result), _memory_table(result.good), _stage_table(result.good)]
+    for paper in result.papers:
+        if paper.has_ours:
+            table = paper.table
+            note = f"{table.title}; {table.hardware}; stages included: {table.included}"
+            parts += [Text(f"not comparable: {table.source}\n{note}"), _paper_table(paper)]
     return Group(*parts)
 
 
-def machine_words(about: dict[str, Any]) -> str:
+def machine_words(about: About) -> str:
     """Processor, cores and GPU in one line."""
-    machine = about["hardware"]
+    machine = about.hardware
     gpu = machine["gpu"]["name"] if machine["gpu"] else "no GPU"
     return f"{machine['cpu']}, {machine['cores_usable']} cores, {gpu}"
 
 
-def short(path: str) -> str:
-    """The last two parts of a path."""
-    return "/".join(Path(path).parts[-2:])
-
-
 def ratios(cells: Sequence[Cell]) -> list[float]:
     """Frames per second, end to end, of each cell to the first one's."""
-    return [cell["fps_end_to_end"] / cells[0]["fps_end_to_end"] for cell in cells]
+    return [cell.fps_end_to_end / cells[0].fps_end_to_end for cell in cells]
 
 
-def _summary_table(cells: Sequence[Cell], about: dict[str, Any]) -> Table:
+def _summary_table(result: BenchmarkResult) -> Table:
     """Frame rates and accuracy, one row per cell."""
-    quick = " (quick run: not to be quoted)" if about["quick"] else ""
-    table = Table(title=machine_words(about) + quick, title_justify="left")
-    for name in ("model", "setting"):  # where it ran stands in the next table: 80 columns have to hold this one
+    quick = " (quick run: not to be quoted)" if result.about.quick else ""
+    table = Table(title=machine_words(result.about) + quick, title_justify="left")
+    for name in ("model", "setting"):  # the device is in the next table: this one has to fit into 80 columns
         table.add_column(name, overflow="fold")
     for name in ("fps\nend to\nend", "to the\nfirst", "fps\ndevice\nonly", "AP\nbox", "AP\nmask", "found\nan\nimage"):
         table.add_column(name, justify="right")
-    to_first = iter(ratios([cell for cell in cells if "error" not in cell]))
-    for cell in cells:
-        if "error" in cell:
-            table.add_row(short(cell["path"]), runtime_words(cell), "failed", style="red")
+    to_first = iter(ratios(result.good))
+    for cell in result.cells:
+        if isinstance(cell, Failure):
+            table.add_row(short(cell.request.path), runtime_words(cell.request), "failed", style="red")
             continue
         table.add_row(
-            short(cell["path"]),
+            short(cell.path),
             setting(cell),
-            f"{cell['fps_end_to_end']:.1f}",
+            f"{cell.fps_end_to_end:.1f}",
             f"{next(to_first):.2f}",
-            f"{cell['fps_device_only']:.1f}",
+            f"{cell.fps_device_only:.1f}",
             ap(cell, "bbox", "AP"),
             ap(cell, "segm", "AP"),
-            f"{cell['detections_per_image']:.1f}",
+            f"{cell.detections_per_image:.1f}",
         )
     return table
 
 
 def _memory_table(cells: Sequence[Cell]) -> Table:
-    """Size of the model, memory, and where it ran."""
+    """Size of the model, memory, and what it ran on."""
     table = Table(title="size and memory (MiB), and where it ran", title_justify="left")
     for name in ("model", "setting"):
         table.add_column(name, overflow="fold")
@@ -89,19 +88,23 @@ def _memory_table(cells: Sequence[Cell]) -> Table:
         table.add_column(name, justify="right")
     table.add_column("checked: device asked for -> what ran", overflow="fold")
     for cell in cells:
-        memory = cell["memory_mib"]
-        figures = (cell["model_bytes"] / 2**20, *(memory[name] for name in ("peak_rss", "before_loading", "gpu")))
-        shown = ("-" if value is None else f"{value:.0f}" if value >= 10 else f"{value:.1f}" for value in figures)
-        table.add_row(short(cell["path"]), setting(cell), *shown, provider_words(cell["provider_check"]))
+        shown = ("-" if value is None else f"{value:.0f}" if value >= 10 else f"{value:.1f}" for value in sizes(cell))
+        table.add_row(short(cell.path), setting(cell), *shown, provider_words(cell.provider_check))
     return table
 
 
-def provider_words(check: dict[str, Any]) -> str:
+def sizes(cell: Cell) -> tuple[float | None, ...]:
+    """MiB of a cell: its model on disk, peak memory, memory before loading, GPU."""
+    memory = cell.memory_mib
+    return cell.model_bytes / 2**20, memory.peak_rss, memory.before_loading, memory.gpu
+
+
+def provider_words(check: ProviderCheck) -> str:
     """What was asked for and what ran, in words."""
-    nodes = check.get("nodes") or {}
+    nodes = check.nodes or {}
     counted = ", ".join(f"{number} nodes on {name.removesuffix('ExecutionProvider')}" for name, number in nodes.items())
-    ran = check["provider"].removesuffix("ExecutionProvider")
-    return f"{check['asked']} -> {ran}" + (f" ({counted})" if counted else "")
+    ran = check.provider.removesuffix("ExecutionProvider")
+    return f"{check.asked} -> {ran}" + (f" ({counted})" if counted else "")
 
 
 def _stage_table(cells: Sequence[Cell]) -> Table:
@@ -110,53 +113,50 @@ def _stage_table(cells: Sequence[Cell]) -> Table:
     table = Table(title="milliseconds per batch", title_justify="left", caption=caption, caption_justify="left")
     for name in ("model", "setting", "stage"):
         table.add_column(name, no_wrap=name == "stage", overflow="fold")
-    for name in _VALUES:
+    for name in TIMES:
         table.add_column(name, justify="right")
     for cell in cells:
         for stage in STAGES:
-            values = cell["milliseconds"][stage]
-            first = (short(cell["path"]), setting(cell)) if stage == STAGES[0] else ("", "")
-            numbers = (f"{values[name]:.2f}" for name in _VALUES)
+            first = (short(cell.path), setting(cell)) if stage == STAGES[0] else ("", "")
+            numbers = (f"{value:.2f}" for value in cell.milliseconds[stage].in_order())
             table.add_row(*first, STAGE_NAMES[stage], *numbers, end_section=stage == STAGES[-1])
     return table
 
 
-def paper_rows(paper: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headers and rows of a paper's table with what was timed here beside it; "-" where there is nothing."""
+def paper_rows(paper: SpeedComparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headers and rows of a paper's table with what was timed here next to it; "-" where there is nothing."""
     columns = [("train s/iter", "train_s_per_iter"), ("data s", "data_s"), ("AP", "ap")]
-    columns = [(title, name) for title, name in columns if any(row[name] is not None for row in paper["rows"])]
+    columns = [
+        (title, name) for title, name in columns if any(getattr(one.row, name) is not None for one in paper.rows)
+    ]
     names = ("method", *(title for title, _ in columns), "fps", "ratio")
-    ours = any(row["ours"] for row in paper["rows"])
-    if ours:
+    if paper.has_ours:
         names = (*names, "here: setting", "fps, end to end", "ratio", "fps, device only", "ratio")
     rows: list[tuple[str, ...]] = []
-    for row in paper["rows"]:
-        theirs = (row["method"], *(_number(row[name]) for _, name in columns), _number(row["fps"]))
-        theirs = (*theirs, f"{row['ratio']:.2f}")
-        if not ours:
+    for one in paper.rows:
+        theirs = (one.row.method, *(_number(getattr(one.row, name)) for _, name in columns), _number(one.row.fps))
+        theirs = (*theirs, f"{one.ratio:.2f}")
+        if not paper.has_ours:
             rows.append(theirs)
             continue
-        for index, mine in enumerate(row["ours"] or [None]):
-            here = ("-",) * 5 if mine is None else (mine["setting"], *_frame_rates(mine))
+        for index, mine in enumerate(one.ours or (None,)):
+            here = ("-",) * 5 if mine is None else (mine.setting, *_frame_rates(mine))
             rows.append((*(theirs if index == 0 else ("",) * len(theirs)), *here))
     return names, rows
 
 
-def _frame_rates(mine: dict[str, Any]) -> tuple[str, ...]:
-    values = []
-    for name in ("end_to_end", "device_only"):
-        ratio = mine[f"ratio_{name}"]
-        values += [f"{mine[f'fps_{name}']:.1f}", "-" if ratio is None else f"{ratio:.2f}"]
-    return tuple(values)
+def _frame_rates(mine: TimedHere) -> tuple[str, ...]:
+    pairs = ((mine.fps_end_to_end, mine.ratio_end_to_end), (mine.fps_device_only, mine.ratio_device_only))
+    return tuple(text for fps, ratio in pairs for text in (f"{fps:.1f}", "-" if ratio is None else f"{ratio:.2f}"))
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:g}"
 
 
-def _paper_table(paper: dict[str, Any]) -> Table:
+def _paper_table(paper: SpeedComparison) -> Table:
     """The paper's figures; ratios are to one row, each within its own table."""
-    table = Table(caption=f"ratio: to {paper['reference']}", caption_justify="left")
+    table = Table(caption=f"ratio: to {paper.reference}", caption_justify="left")
     names, rows = paper_rows(paper)
     for name in names:
         table.add_column(name, justify="left" if name in ("method", "here: setting") else "right", overflow="fold")
@@ -165,17 +165,19 @@ def _paper_table(paper: dict[str, Any]) -> Table:
     return table
 
 
-def ap(cell: Cell, kind: str, metric: str) -> str:
-    """A number of `Metrics` in per cent; "-" where it was not measured or there is nothing to measure."""
-    values = (cell["metrics"] or {}).get(kind)
+def ap(cell: Cell, kind: Literal["bbox", "segm"], metric: str) -> str:
+    """A number of `Metrics` in per cent; "-" where it was not measured or the dataset has no such objects."""
+    if cell.metrics is None:
+        return "-"
+    values = cell.metrics.bbox if kind == "bbox" else cell.metrics.segm
     return "-" if not values or values[metric] < 0 else f"{100 * values[metric]:.1f}"
 
 
-def to_csv(cells: Sequence[Cell], about: dict[str, Any], papers: Sequence[dict[str, Any]]) -> str:
+def to_csv(result: BenchmarkResult) -> str:
     """One line per cell, then the papers' rows, marked as not comparable."""
     names = ["source", "comparable", "model", "recipe", "runtime", "compiled", "provider", "precision"]
     names += ["height", "width", "batch", "threads"]
-    names += [f"{stage}_{value}_ms" for stage in STAGES for value in _VALUES]
+    names += [f"{stage}_{value}_ms" for stage in STAGES for value in TIMES]
     names += [
         "fps_end_to_end",
         "fps_device_only",
@@ -190,33 +192,34 @@ def to_csv(cells: Sequence[Cell], about: dict[str, Any], papers: Sequence[dict[s
     stream = io.StringIO()
     writer = csv.DictWriter(stream, names, restval="", lineterminator="\n")
     writer.writeheader()
-    here = {"source": "measured", "comparable": "yes", "hardware": machine_words(about)}
-    to_first = iter(ratios([cell for cell in cells if "error" not in cell]))
-    for cell in cells:
-        ratio = {} if "error" in cell else {"ratio": round(next(to_first), 4)}
-        writer.writerow(here | _csv_row(cell) | ratio)
-    for paper in papers:
-        about_it = {"source": paper["source"], "comparable": "not comparable", "hardware": paper["hardware"]}
-        for row in paper["rows"]:
-            own = {"model": row["method"], "recipe": row["recipe"], "fps_paper": row["fps"]}
-            writer.writerow({**about_it, **own, "ratio": round(row["ratio"], 4)})
+    here = {"source": "measured", "comparable": "yes", "hardware": machine_words(result.about)}
+    to_first = iter(ratios(result.good))
+    for cell in result.cells:
+        if isinstance(cell, Failure):
+            asked = cell.request
+            row = {"model": asked.path, "runtime": asked.runtime, "compiled": asked.compiled, "batch": asked.batch}
+            writer.writerow({**here, **row, "error": cell.error})
+        else:
+            writer.writerow({**here, **_csv_row(cell), "ratio": round(next(to_first), 4)})
+    for paper in result.papers:
+        about_it = {"source": paper.table.source, "comparable": "not comparable", "hardware": paper.table.hardware}
+        for one in paper.rows:
+            own = {"model": one.row.method, "recipe": one.row.recipe, "fps_paper": one.row.fps}
+            writer.writerow({**about_it, **own, "ratio": round(one.ratio, 4)})
     return stream.getvalue()
 
 
 def _csv_row(cell: Cell) -> dict[str, Any]:
-    row = {"model": cell["path"]} | {name: cell[name] for name in ("runtime", "compiled", "batch")}
-    if "error" in cell:
-        return row | {"error": cell["error"]}
-    row |= {name: cell[name] for name in ("recipe", "provider", "precision", "threads", "detections_per_image")}
-    row |= {"height": cell["size"][0], "width": cell["size"][1], "model_bytes": cell["model_bytes"]}
-    row |= {name: round(cell[name], 3) for name in ("fps_end_to_end", "fps_device_only")}
-    memory = {f"{name}_mib": value for name, value in cell["memory_mib"].items()}
+    names = ("runtime", "compiled", "batch", "recipe", "provider", "precision", "threads", "detections_per_image")
+    row: dict[str, Any] = {"model": cell.path, **{name: getattr(cell, name) for name in names}}
+    row |= {"height": cell.size[0], "width": cell.size[1], "model_bytes": cell.model_bytes}
+    row |= {"fps_end_to_end": round(cell.fps_end_to_end, 3), "fps_device_only": round(cell.fps_device_only, 3)}
+    memory = {f"{name}_mib": value for name, value in asdict(cell.memory_mib).items()}
     row |= {name: "" if value is None else round(value, 1) for name, value in memory.items()}
-    row["device_asked"] = cell["provider_check"]["asked"]
+    row["device_asked"] = cell.provider_check.asked
     for stage in STAGES:
-        row |= {f"{stage}_{name}_ms": round(value, 3) for name, value in cell["milliseconds"][stage].items()}
-    metrics = cell["metrics"]
-    if metrics:
-        row |= {"AP_box": metrics["bbox"]["AP"], "AP_images": metrics["n_images"]}
-        row |= {"AP_mask": metrics["segm"]["AP"]} if metrics["segm"] else {}
+        row |= {f"{stage}_{name}_ms": round(value, 3) for name, value in asdict(cell.milliseconds[stage]).items()}
+    if cell.metrics is not None:
+        row |= {"AP_box": cell.metrics.bbox["AP"], "AP_images": cell.metrics.n_images}
+        row |= {"AP_mask": cell.metrics.segm["AP"]} if cell.metrics.segm else {}
     return row

@@ -1,1 +1,1 @@
-"""From a checkpoint to a verified artefact: folding, the ONNX graph, TensorRT engines."""
+"""From a checkpoint to a verified artefact: folded batch normalisation, the ONNX graph, int8, TensorRT engines."""

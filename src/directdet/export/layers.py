@@ -1,4 +1,4 @@
-"""Which nodes of an exported graph may be quantised: the layers with weights, and what lies between them."""
+"""Which nodes of an exported graph may be quantised: the layers with weights, and the operations between them."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -10,18 +10,22 @@ from onnx import TensorProto, shape_inference
 ONNX_WEIGHTED, ONNX_BETWEEN = {"Conv", "Gemm", "MatMul"}, {"Relu", "Add", "MaxPool", "Resize"}
 OPENVINO_WEIGHTED = {"Convolution", "GroupConvolution", "MatMul"}
 OPENVINO_BETWEEN = {"Relu", "Add", "MaxPool", "Interpolate"}
-PASSING = {"Relu", "MaxPool", "Resize", "Interpolate"}  # what they give is as coarse as what they take
+PASSING = {"Relu", "MaxPool", "Resize", "Interpolate"}  # their output is as coarse as their input
 
 
 class Node(NamedTuple):
-    """A node of either runtime's graph. `weights`: their name, if it is a layer with float32 ones."""
+    """A node of either runtime's graph.
+
+    inputs, outputs: names of tensors. weights: name of the float32 weights; None for a node without. on_maps: whether
+    all its inputs are computed maps [N, C, H, W].
+    """
 
     name: str
     operator: str
-    inputs: list[str]  # names of tensors
+    inputs: list[str]
     outputs: list[str]
     weights: str | None
-    on_maps: bool  # whether it takes computed maps [N, C, H, W] alone
+    on_maps: bool
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,10 @@ class Layers:
 
     Attributes:
         input: the graph's only input.
-        operators: every node's operator, layers and others, by name.
-        labels: each layer node's label, the name of its weights. A layer run on several maps is several nodes.
-        first, last: labels of the layers with no other before or behind them.
-        sources: the tensor that each layer node takes.
+        operators: operator of every node that may be quantised, layers and others, by name.
+        labels: each layer node's label, the name of its weights. A layer that runs on several maps is several nodes.
+        first, last: labels of the layers with no other layer before or after them.
+        sources: the input tensor of each layer node.
     """
 
     input: str
@@ -47,7 +51,7 @@ class Layers:
         return [node for node, label in self.labels.items() if label in labels]
 
     def worst(self, ratios: dict[str, float]) -> dict[str, float]:
-        """The smallest of the ratios of each layer's nodes, given by node or by the tensor that it takes."""
+        """For each layer the smallest of its nodes' ratios, which are given by node or by its input tensor."""
         found: dict[str, float] = {}
         for node, label in self.labels.items():
             ratio = ratios.get(node, ratios.get(self.sources[node]))
@@ -57,6 +61,7 @@ class Layers:
 
 
 def onnx_layers(model: onnx.ModelProto) -> Layers:
+    """The layers of an ONNX model."""
     graph = shape_inference.infer_shapes(model).graph
     constants = {value.name: value for value in graph.initializer}
     ranks = {
@@ -79,7 +84,7 @@ def onnx_layers(model: onnx.ModelProto) -> Layers:
 
 
 def openvino_layers(model: Any) -> Layers:
-    """The same of an openvino.Model."""
+    """The layers of an openvino.Model."""
 
     def is_map(value: Any) -> bool:
         return value.get_partial_shape().rank == 4 and value.get_element_type().to_string() == "f32"
@@ -104,7 +109,7 @@ def openvino_layers(model: Any) -> Layers:
 
 
 def _layers(name: str, nodes: list[Node]) -> Layers:
-    """`nodes` in an order in which they may be computed."""
+    """The layers among `nodes`, which are in the order of computation."""
     layers = [node for node in nodes if node.weights is not None]
     behind = _reached(nodes)
     before = _reached([node._replace(inputs=node.outputs, outputs=node.inputs) for node in reversed(nodes)])
@@ -122,7 +127,7 @@ def _layers(name: str, nodes: list[Node]) -> Layers:
 
 
 def _reached(nodes: Iterable[Node]) -> set[str]:
-    """Tensors that some layer is on the way to."""
+    """Tensors that depend on the output of some layer."""
     found: set[str] = set()
     for node in nodes:
         if node.weights is not None or found.intersection(node.inputs):

@@ -1,4 +1,4 @@
-"""Writing the deployed graph as ONNX, with batch normalisation folded, and checking what is in it."""
+"""Write a deployed network as ONNX, with batch normalisation folded, and check what the graph contains."""
 
 import contextlib
 import copy
@@ -6,7 +6,7 @@ import io
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,17 +24,23 @@ from directdet.models.parts.postprocess import output_names
 OPSET = 18
 INPUT_NAME = "images"
 SMALL = (128, 128)  # pixels; of a run that only shows what follows what
-# A graph with none of these runs everywhere without a plugin: TensorRT-RTX has no runner for the first four, and
-# control flow or unfolded normalisations cost speed in every runtime.
+# A graph without these runs everywhere without a plugin: TensorRT-RTX cannot run the first four, and control flow or
+# normalisations that are not folded cost speed in every runtime.
 FORBIDDEN = ("BatchNormalization", "NonMaxSuppression", "RoiAlign", "NonZero", "If", "Loop")
 FOLD_TOLERANCE = 1e-4  # relative to the largest value of each map
 
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """What was written: nodes by operator, normalisations folded, the largest relative change folding made, what stayed
-    in float32 in a graph of lower precision, with why, the version of ONNX's operators, and the normalisations that
-    follow no convolution, which became a product and a sum."""
+    """What was written.
+
+    Attributes:
+        operators: nodes by operator.
+        folded: batch normalisations folded. fold_error: the largest relative change of the maps by that.
+        kept_fp32: what stayed in float32 in a graph of lower precision, and why, a line each.
+        opset: version of ONNX's operator set.
+        unfolded: batch normalisations that follow no convolution, and became a product and a sum.
+    """
 
     operators: dict[str, int]
     folded: int
@@ -45,11 +51,15 @@ class GraphFacts:
 
 
 class CanvasInput(nn.Module):
-    """forward(canvases uint8 [N, H, W, 3] BGR) -> what `deployed` makes of them, normalised as Preprocess does it.
+    """forward(canvases uint8 [N, H, W, 3] BGR) -> outputs of `deployed` for them, normalised as Preprocess does it.
 
-    The cast comes first: TensorRT knows no other operation on uint8. Subtraction and multiplication of float32 are
-    exact to the last digit, and alike in every runtime.
+    The cast comes first: TensorRT has no other operation on uint8. Subtraction and multiplication of float32 are
+    exact to the last digit, and so the same in every runtime.
     """
+
+    mean: Tensor
+    factor: Tensor
+    rgb: Tensor
 
     def __init__(self, deployed: nn.Module, preprocess: Preprocess):
         super().__init__()
@@ -64,9 +74,10 @@ class CanvasInput(nn.Module):
 
 
 def fold(model: Network, size: tuple[int, int]) -> tuple[Network, Folding, float]:
-    """A copy of `model` without batch normalisation; what was folded; the largest relative difference that it makes.
+    """A copy of `model` without batch normalisation, what was folded, and the largest relative change by that.
 
-    Raises UserError if folding changes the raw maps by more than rounding.
+    Raises:
+        UserError: folding changes the raw maps by more than rounding.
     """
     folded = copy.deepcopy(model).eval()
     generator = torch.Generator().manual_seed(0)
@@ -93,16 +104,21 @@ def write_onnx(
     precision: str = "fp32",
     samples: Tensor | None = None,
 ) -> GraphFacts:
-    """Write network and post-processing for images of `size` to `path`; no plugin is needed to run it.
+    """Write network and post-processing for images of `size` to `path`; no plugin is needed to run the graph.
 
     Args:
-        batch: images of a run, a constant of the graph; or the fewest, usual and most of them.
+        model: a network of `build_model`.
+        size: (height, width) of the input in pixels.
+        batch: images per run, a constant of the graph; or the fewest, usual and most of them.
         canvas: the graph takes this preprocessing's uint8 canvases [N, H, W, 3] and normalises them itself; None: it
             takes float32 [N, 3, H, W], normalised.
         precision: "fp32", "fp16" or "bf16".
         samples: normalised float32 [N, 3, H, W] that show which layers meet values too large for a lower precision.
+
+    Raises:
+        UserError: folding changed the network, or the graph holds something that not every runtime takes.
     """
-    batch = (batch,) * 3 if isinstance(batch, int) else batch
+    least, _, most = (batch, batch, batch) if isinstance(batch, int) else batch
     folded, folding, error = fold(model, size)
     deployed = deploy_model(folded, size, portable=True).eval()
     kept, opset = [], OPSET
@@ -111,15 +127,15 @@ def write_onnx(
 
         kept = reduce_precision(deployed, precision, samples)
         opset = BF16_OPSET if precision == "bf16" else OPSET
-    fixed = batch[0] == batch[2]
-    # torch.export takes a size of 1 for a constant, whatever it is told; any other number does as an example.
-    rows = batch[0] if fixed else max(2, batch[0])
+    fixed = least == most
+    # torch.export always makes a size of 1 a constant; any other number is a good example.
+    rows = least if fixed else max(2, least)
     if canvas is not None:
         deployed = CanvasInput(deployed, canvas).eval()
         images = torch.randint(0, 256, (rows, *size, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     else:
         images = torch.randn(rows, 3, *size, generator=torch.Generator().manual_seed(1))
-    dynamic = None if fixed else ({0: torch.export.Dim("batch", min=batch[0], max=batch[2])},)
+    dynamic = None if fixed else ({0: torch.export.Dim("batch", min=least, max=most)},)
     with torch.no_grad(), _quiet():
         torch.onnx.export(
             deployed,
@@ -145,7 +161,10 @@ def write_onnx(
 
 
 def _check_batch(graph: onnx.ModelProto, name: str | None, path: Path) -> None:
-    """Every input and output has a batch of `name`, or a constant one: a number here would mean a baked-in batch."""
+    """UserError unless every input and output has the batch `name`, or a constant one where that is None.
+
+    A constant where a name should be would mean that tracing fixed the batch.
+    """
     for value in [*graph.graph.input, *graph.graph.output]:
         first = value.type.tensor_type.shape.dim[0]
         if (first.dim_param or None) != name:
@@ -155,10 +174,10 @@ def _check_batch(graph: onnx.ModelProto, name: str | None, path: Path) -> None:
 
 
 def count_operators(graph: onnx.ModelProto) -> dict[str, int]:
-    """Nodes by operator, in subgraphs and functions too, commonest first."""
+    """Nodes by operator, in subgraphs and functions too, most frequent first."""
     counts: Counter[str] = Counter()
 
-    def walk(nodes: list) -> None:
+    def walk(nodes: Iterable[onnx.NodeProto]) -> None:
         for node in nodes:
             counts[node.op_type] += 1
             for attribute in node.attribute:
@@ -173,7 +192,7 @@ def count_operators(graph: onnx.ModelProto) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress chatter and version warnings from the user; errors still come as exceptions."""
+    """Hide the exporter's progress messages and version warnings; errors still come as exceptions."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

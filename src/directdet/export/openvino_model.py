@@ -1,4 +1,4 @@
-"""An OpenVINO model from an ONNX file: model.xml and the weights beside it."""
+"""An OpenVINO model from an ONNX file: model.xml, and its weights in model.bin."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ from directdet.common.errors import MissingLibraryError, UserError
 
 
 def write_openvino(onnx_path: Path, xml_path: Path) -> list[Path]:
-    """Convert `onnx_path` and save it as `xml_path` and a .bin beside it, every weight in the type it has.
+    """Convert `onnx_path` and save it as `xml_path` and a .bin file next to it, every weight in the type it has.
 
-    Returns the files written. Raises UserError if OpenVINO is not installed or refuses.
+    Returns the files written. Raises UserError if OpenVINO is not installed or cannot convert the file.
     """
     try:
         import openvino

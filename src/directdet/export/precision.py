@@ -1,9 +1,9 @@
-"""A deployed detector in half precision: half weights and products, float32 wherever digits or range decide.
+"""A deployed detector in half precision: half weights and products, float32 wherever digits or range matter.
 
-What results is typed in every operation, as TensorRT's strongly typed networks want it, and says by its own casts what
-is computed in which type: no runtime has to guess. Only layers that multiply by weights change. A layer casts what it
-is given to the type of its weights; all other operations take the widest type they are given, as PyTorch promotes
-types. The code of the networks turns raw maps to float32 itself, so that everything from there on stays so.
+The result has a type in every operation, as TensorRT's strongly typed networks need it, and its own casts say what is
+computed in which type: no runtime has to guess. Only layers that multiply by weights change. A layer casts its input to
+the type of its weights; all other operations compute in the widest type of their inputs, by PyTorch's type promotion.
+The networks' own code casts raw maps to float32, so that everything after them stays in float32.
 """
 
 from collections import Counter
@@ -15,36 +15,36 @@ from directdet.models.parts.layers import L2Norm
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 BF16_OPSET = 22  # the first ONNX operator set whose convolutions take bfloat16
-# A layer is left in float32 if it meets values beyond this share of what the type holds. Other pictures have larger
+# A layer stays in float32 if it meets values beyond this share of what the type holds. Other pictures may have larger
 # values than those looked at, and sums of a few maps are not looked at.
 MARGIN = 0.25
 
 
 class _Conv2d(nn.Conv2d):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.to(self.weight.dtype))
 
 
 class _ConvTranspose2d(nn.ConvTranspose2d):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return super().forward(input.to(self.weight.dtype), output_size)
 
 
 class _Linear(nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.to(self.weight.dtype))
 
 
 class _GroupNorm(nn.GroupNorm):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float()).to(x.dtype)
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.float()).to(input.dtype)
 
 
 PRODUCTS = {nn.Conv2d: _Conv2d, nn.ConvTranspose2d: _ConvTranspose2d, nn.Linear: _Linear}
 NORMS = {
     nn.LayerNorm: "layer normalisation",
     nn.GroupNorm: "group normalisation",
-    nn.BatchNorm2d: "batch normalisation that no convolution comes before",
+    nn.BatchNorm2d: "batch normalisation without a convolution before it",
     L2Norm: "L2 normalisation",
 }
 POST_PROCESSING = (
@@ -54,16 +54,16 @@ POST_PROCESSING = (
 
 
 def reduce_precision(deployed: nn.Module, precision: str, images: Tensor | None = None) -> list[str]:
-    """Let a deployed detector hold weights and compute products in "fp16" or "bf16", in place.
+    """Change a deployed detector, in place, to hold weights and compute products in "fp16" or "bf16".
 
-    Its input and outputs stay as they were. Batch normalisations are to be folded before.
+    Its input and outputs keep their types. Batch normalisations must have been folded before.
 
     Args:
         images: normalised float32 [N, 3, H, W], real ones if possible, run one by one to find layers that meet values
-            which the type does not hold. None: only the weights are looked at.
+            which the type cannot hold. None: only the weights are checked.
 
     Returns:
-        What stays in float32, and why, a line each.
+        What stays in float32 and why, one line each.
     """
     half = HALVES[precision]
     layers = {name: m for name, m in deployed.named_modules() if type(m) in PRODUCTS}
@@ -89,7 +89,7 @@ def reduce_precision(deployed: nn.Module, precision: str, images: Tensor | None 
 
 
 def _values_met(deployed: nn.Module, layers: dict[str, nn.Module], images: Tensor) -> dict[str, float]:
-    """The largest magnitude that each layer takes or gives on these images."""
+    """The largest magnitude of each layer's inputs and outputs on these images."""
     largest = dict.fromkeys(layers, 0.0)
 
     def watch(name: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
@@ -110,5 +110,5 @@ def _values_met(deployed: nn.Module, layers: dict[str, nn.Module], images: Tenso
 
 
 def _largest(values: list[Tensor]) -> float:
-    """Largest magnitude; nan if there is one."""
+    """Largest magnitude; nan if any value is nan."""
     return max((float(v.detach().abs().max()) for v in values if v.numel()), default=0.0)

@@ -1,15 +1,15 @@
 """int8 by post-training quantisation: ONNX Runtime's quantiser for ONNX and TensorRT, NNCF for OpenVINO.
 
-Quantised are the layers that multiply by weights, and what lies between them: sums of maps, max-pools and enlargements.
-Post-processing is left as it is. Where a score is given, layers are left out of it, in a few steps, until the score
-holds.
+Layers that multiply by weights are quantised, and the operations between them: sums of maps, max-pooling, upsampling.
+Post-processing stays as it is. Where a score is given, layers are left out of quantisation, in a few steps, until the
+score is near enough to that in float32.
 """
 
 import logging
 import tempfile
 import warnings
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +17,17 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnxruntime.quantization import CalibrationDataReader
 
 from directdet.common.errors import UserError
 from directdet.export.layers import PASSING, Layers, onnx_layers, openvino_layers
 
 ENOUGH_IMAGES = 50
-# Layers left out for their error: so many of the worst in one step, and as many again in the next.
+# How many of the layers with the largest error are left out in the first step, and in the second.
 WORST = (2, 4)
 PICTURES_FOR_ERRORS = 2
 ALLOWED_DROP = 0.005
-_NO_ARITHMETIC = {"Constant", "Parameter", "Result"}  # NNCF need not be told to ignore them
+_NO_ARITHMETIC = {"Constant", "Parameter", "Result"}  # NNCF ignores them anyway
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class QuantFacts:
         quantised: nodes with int8 inputs by operator.
         left_out: layers in floating point by name of their weights, with the reason.
         images: pictures calibrated on.
-        score_before, score_after: of the graph given and of the one written, where a score was asked for.
-        allowed_drop: between the two.
+        score_before, score_after: of the graph given and of the one written; None without a score.
+        allowed_drop: from score_before to score_after.
     """
 
     quantiser: str
@@ -54,7 +55,7 @@ class QuantFacts:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the score stayed within what may be lost; None where none was asked for."""
+        """Whether the score dropped by no more than is allowed; None without a score."""
         if self.score_before is None or self.score_after is None:
             return None
         return self.score_before - self.score_after <= self.allowed_drop
@@ -74,9 +75,9 @@ def quantise_onnx(
 
     Args:
         batches: inputs of the graph, of real pictures; iterated several times.
-        score: of a candidate file, AP say; larger is better. It is asked at most six times.
-        symmetric: int8 activations around 0 and float biases, as TensorRT wants them; else uint8 activations, the
-            faster ones on a CPU.
+        score: a function of a candidate file, such as its AP; larger is better. It is called at most six times.
+        symmetric: int8 activations around 0 and float biases, as TensorRT needs them; else uint8 activations, which are
+            faster on a CPU.
         reduce_range: weights of 7 bits, for x86 processors without VNNI, whose 16-bit sums overflow with 8.
 
     Raises:
@@ -91,11 +92,11 @@ def quantise_onnx(
     extra = {"WeightSymmetric": True, "CalibMovingAverage": True}
     floating = {}
     if symmetric:
-        # Layers take int8 and give floats: what is quantised again is what the next one takes, behind the ReLU.
+        # Layers take int8 and return floats; the next layer's input is quantised, after the ReLU.
         outputs = sorted(set(layers.operators.values()))
         extra |= {"ActivationSymmetric": True, "QuantizeBias": False, "OpTypesToExcludeOutputQuantization": outputs}
     else:
-        # ONNX Runtime's int8 layers give int8 as well: 256 values for all scores of a picture would tie.
+        # ONNX Runtime's int8 layers return int8 as well, and with 256 values the scores of a picture would tie.
         floating = dict.fromkeys(layers.last, "ONNX Runtime would round its scores, boxes or masks to 8 bits")
 
     def quantise(left_out: Collection[str]) -> None:
@@ -141,9 +142,9 @@ def quantise_openvino(
     *,
     allowed_drop: float = ALLOWED_DROP,
 ) -> QuantFacts:
-    """Write `source`, a float32 model (.onnx or .xml) with one input, to `target` (.xml, and .bin beside it) in int8.
+    """Write `source`, a float32 model (.onnx or .xml) with one input, to `target` (.xml and .bin) in int8.
 
-    Arguments and errors are those of quantise_onnx; also UserError where NNCF is missing.
+    Arguments and errors are those of quantise_onnx; also UserError where NNCF is not installed.
     """
     try:
         with _quiet():
@@ -165,7 +166,7 @@ def quantise_openvino(
             model = nncf.quantize(
                 model,
                 nncf.Dataset(batches),
-                subset_size=len(batches) if hasattr(batches, "__len__") else 300,
+                subset_size=len(batches) if isinstance(batches, Sized) else 300,
                 target_device=nncf.TargetDevice.CPU,
                 ignored_scope=scope,
             )
@@ -198,7 +199,7 @@ def _search(
     allowed_drop: float,
     left_out: dict[str, str],
 ) -> tuple[dict[str, str], float | None, float | None]:
-    """Quantise all but `left_out`, then without more and more layers until the score holds, or keep the best attempt.
+    """Quantise all but `left_out`, then leave out more layers until the score holds; if it never does, keep the best.
 
     Returns the layers left out with the reasons, and the scores before and after.
     """
@@ -236,18 +237,16 @@ def _steps(layers: Layers, errors: dict[str, float]) -> Iterator[dict[str, str]]
         yield {label: f"its input loses most: {errors[label]:.0f} dB" for label in ranked[start : start + count]}
 
 
-class _Reader:
-    """Batches as ONNX Runtime's calibration asks for them."""
+class _Reader(CalibrationDataReader):
+    """Batches in the form that ONNX Runtime's calibration takes."""
 
     def __init__(self, name: str, batches: Iterable[np.ndarray]):
         self.name, self.rest = name, iter(batches)
 
-    def get_next(self) -> dict[str, np.ndarray] | None:
+    # ONNX Runtime's annotation leaves out None, which its documentation gives as the end.
+    def get_next(self) -> dict[str, np.ndarray] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         batch = next(self.rest, None)
         return None if batch is None else {self.name: batch}
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        return iter(self.get_next, None)
 
 
 def _onnx_errors(path: Path, layers: Layers, batches: Iterable[np.ndarray]) -> dict[str, float]:
@@ -260,22 +259,21 @@ def _onnx_errors(path: Path, layers: Layers, batches: Iterable[np.ndarray]) -> d
         kinds = ["QuantizeLinear", "DequantizeLinear"]
         debug.modify_model_output_intermediate_tensors(str(path), str(watched), op_types_for_saving=kinds)
         for batch in _some(batches):  # one by one: these are all maps of the network
-            found = debug.create_activation_matching(
-                debug.collect_activations(str(watched), _Reader(layers.input, [batch]))
-            )
+            activations = debug.collect_activations(str(watched), _Reader(layers.input, [batch]))
+            found = debug.create_activation_matching(dict[str, Sequence[np.ndarray]](activations))
             for name, pair in found.items():
                 before, after = pair["pre_qdq"][0], pair["post_qdq"][0]
                 if not (after < 0).any():
-                    before = before.clip(min=0)  # the quantiser stands for a ReLU too
+                    before = before.clip(min=0)  # the quantiser replaces a ReLU too
                 ratio = _decibels(np.square(before).sum(), np.square(before - after).sum())
                 ratios[name] = min(ratio, ratios.get(name, ratio))
     return layers.worst(ratios)
 
 
 def _openvino_errors(core: Any, path: Path, layers: Layers, batches: Iterable[np.ndarray]) -> dict[str, float]:
-    """As _onnx_errors."""
+    """The same as _onnx_errors of an OpenVINO model."""
     model = core.read_model(path)
-    quantisers = {}  # that each layer's input comes from
+    quantisers = {}  # of each layer's input
     for op in model.get_ordered_ops():
         if op.get_friendly_name() in layers.labels:
             node = op.input_value(0).get_node()
@@ -288,7 +286,8 @@ def _openvino_errors(core: Any, path: Path, layers: Layers, batches: Iterable[np
     places = {(value.get_node().get_friendly_name(), value.get_index()): value for value in values}
     model.add_outputs([*places.values()])
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    signal, noise = Counter(), Counter()
+    signal: dict[str, float] = defaultdict(float)
+    noise: dict[str, float] = defaultdict(float)
     for batch in _some(batches):
         results = [*compiled({0: batch}).values()][known:]
         found = dict(zip(places, results, strict=True))
@@ -317,7 +316,7 @@ def _quantised_onnx(path: Path, layers: Layers) -> dict[str, int]:
         quantised = bool(given.intersection(node.input[:1]))
         if node.op_type == "DequantizeLinear" or (quantised and node.op_type in PASSING):
             given.update(node.output)
-        # The input may be quantised for another layer's sake; the weights only for this one's.
+        # The input may be quantised for another layer; the weights only for this one.
         if quantised and node.name in layers.operators and (node.name not in layers.labels or node.input[1] in given):
             counts[node.op_type] += 1
     return dict(counts)
@@ -339,7 +338,7 @@ def _quantised_openvino(model: Any, layers: Layers) -> dict[str, int]:
 
 
 def _counted(batches: Iterable[np.ndarray]) -> tuple[Iterable[np.ndarray], int]:
-    """The batches, to be iterated often, and how many pictures they hold."""
+    """The batches, in a form that can be iterated several times, and how many pictures they hold."""
     if iter(batches) is batches:
         batches = list(batches)
     images = sum(len(batch) for batch in batches)
@@ -357,7 +356,7 @@ def _require_layers(layers: Layers, source: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the quantisers' chatter from the user; errors still come as exceptions."""
+    """Hide the quantisers' messages; errors still come as exceptions."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""PyTorch beside every runtime that can run an artefact here: detections, AP, rough latency, and the verdict."""
+"""PyTorch next to every runtime that can run an artefact here: detections, AP, rough latency, and the verdict."""
 
 import gc
 import statistics
@@ -19,18 +19,43 @@ from directdet.infer.predictor import Predictor
 from directdet.infer.runtimes.load import load
 from directdet.infer.runtimes.names import RUNTIMES
 
+AP_IMAGES = 100
 TIMED_RUNS = 3
 
 
 @dataclass(frozen=True)
+class VerificationSet:
+    """What an artefact is verified on.
+
+    Attributes:
+        pictures: names and BGR images; their detections are matched one by one.
+        dataset: the AP is measured on its first `ap_images` images; None: no AP.
+        ap_images: 0: no AP.
+    """
+
+    pictures: Sequence[tuple[str, np.ndarray]]
+    dataset: Dataset | None = None
+    ap_images: int = AP_IMAGES
+
+
+@dataclass(frozen=True)
 class SideBySide:
-    """What PyTorch took and found, and the verification in each runtime, at least one."""
+    """The figures of PyTorch, and the verification in each runtime.
+
+    Attributes:
+        runtimes: at least one.
+        latency_ms: rough median time of a run in PyTorch.
+        ap: AP of PyTorch by "box" and "mask", 0 to 1; empty if it was not measured.
+        ap_images: images it was measured on.
+        batch: images of a timed run.
+        notes: what else to know about it, a line each.
+    """
 
     runtimes: tuple[Verification, ...]
     latency_ms: float
     ap: dict[str, float]
     ap_images: int
-    batch: int  # images of a timed run
+    batch: int
     notes: tuple[str, ...] = ()
 
     @property
@@ -48,7 +73,7 @@ class SideBySide:
         }
 
     def table(self) -> Table:
-        """A row a runtime, and the tolerance, within 80 columns."""
+        """One row per runtime, and the tolerance, within 80 columns."""
         verdict = "[bold green]PASS[/]" if self.passed else "[bold red]FAIL[/]"
         kinds = list(self.ap)
         table = Table(title=f"verification: {verdict}", box=SIMPLE_HEAD, padding=0)
@@ -80,8 +105,8 @@ class SideBySide:
         allowed = [f"{getattr(limits, what):.1e}" for what in DIFFERENCES]
         ap = [f"±{100 * limits.ap:.2f}" for _ in kinds]
         table.add_row("tolerance", "", "", f"{limits.matched:.0%}", *allowed, *ap, "")
-        notes = [f"ms: rough, median of {TIMED_RUNS} runs of {self.batch} image(s), network alone; no benchmark"]
-        notes.append("unsure: what PyTorch does not repeat when disturbed by rounding errors; not counted")
+        notes = [f"ms: rough, median of {TIMED_RUNS} runs of {self.batch} image(s), network alone; not a benchmark"]
+        notes.append("unsure: what PyTorch itself does not repeat under rounding errors; not counted")
         notes += [f"AP: %, on {self.ap_images} images"] if kinds else []
         notes += [note for one in self.runtimes for note in one.notes]
         table.caption = "\n".join(dict.fromkeys([*notes, *self.notes]))
@@ -92,25 +117,24 @@ def compare_runtimes(
     reference: Predictor,
     artefact: Path,
     kind: str,
-    pictures: Sequence[tuple[str, np.ndarray]],
+    verify_on: VerificationSet,
     precision: str = "fp32",
-    dataset: Dataset | None = None,
-    ap_images: int = 100,
     batch: int = 1,
     device: str = "auto",
-    notes: tuple[str, ...] = (),
     say: Callable[[str], None] = lambda text: None,
 ) -> SideBySide:
     """Verify the artefact in every runtime of its `kind` that is installed here, one after the other.
 
     Args:
-        reference: the model in PyTorch, with the artefact's canvas.
-        dataset: AP is taken on its first `ap_images` images (0: none), of PyTorch on its own float32 input.
+        reference: the model in PyTorch, with the artefact's canvas. Its AP is measured on its own float32 input.
+        kind: of the artefact, a key of `RUNTIMES`.
         batch: images of a timed run.
+        say: called with a line about each step.
 
     Raises:
         MissingLibraryError: no runtime of this kind is installed.
     """
+    dataset, pictures, ap_images = verify_on.dataset, verify_on.pictures, verify_on.ap_images
     scored = dataset if dataset is not None and dataset.records and ap_images else None
     count = min(ap_images, len(scored.records)) if scored else 0
     own: dict[str, float] = {}
@@ -134,17 +158,17 @@ def compare_runtimes(
         ap = _ap(evaluate(candidate, scored, progress=True, max_images=ap_images)) if scored else {}
         latency = _milliseconds(candidate, candidate.prepare(sample)[0])
         found.append(replace(one, latency_ms=latency, ap=ap, reference_ap=own))
-        del candidate  # two runtimes' copies of the weights need not lie in memory together
+        del candidate  # so that two runtimes' copies of the weights are not in memory together
         gc.collect()
     if not found:
         raise MissingLibraryError(
             f"{artefact}: cannot be verified: {' or '.join(RUNTIMES[kind])} is not installed here"
         )
-    return SideBySide(tuple(found), timing, own, count, batch, (*notes, *missing))
+    return SideBySide(tuple(found), timing, own, count, batch, tuple(missing))
 
 
 def _ap(metrics: Metrics) -> dict[str, float]:
-    """AP by kind; pycocotools' -1, where the truth has nothing to find, is left as it is."""
+    """AP by kind; pycocotools' -1, where the ground truth has no such objects, is left as it is."""
     both = {"box": metrics.bbox["AP"]}
     if metrics.segm is not None:
         both["mask"] = metrics.segm["AP"]

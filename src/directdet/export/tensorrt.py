@@ -1,7 +1,7 @@
 """TensorRT and TensorRT-RTX engines from an ONNX file.
 
-The two libraries have one interface, so one path serves both. TensorRT builds on the GPU at hand; TensorRT-RTX builds
-ahead of time for named compute capabilities, with no GPU.
+Both libraries have the same interface, so the same code serves both. TensorRT builds on the GPU of this machine;
+TensorRT-RTX builds ahead of time for named compute capabilities, without a GPU.
 """
 
 import importlib
@@ -40,12 +40,12 @@ def build_engine(
     """Build an engine of `kind` ("tensorrt" or "tensorrt-rtx") from `onnx_path`, strongly typed.
 
     Args:
-        capabilities: "8.9" and the like, for TensorRT-RTX, which puts code for all of them into the one file; TensorRT
-            builds for the GPU that is there.
-        batch: fewest, usual and most images of a run; one profile, where the graph leaves its batch open.
+        capabilities: such as "8.9", for TensorRT-RTX, which puts code for all of them into one file; TensorRT builds
+            for the GPU of this machine.
+        batch: fewest, usual and most images of a run: the range of the engine where the graph's batch is open.
 
     Raises:
-        UserError: the library is missing, there is no GPU where one is needed, or the parser or builder refuses.
+        UserError: the library is missing, there is no GPU where one is needed, or the parser or builder fails.
     """
     trt = _import(kind)
     messages: list[str] = []
@@ -59,7 +59,7 @@ def build_engine(
     if not parser.parse_from_file(str(onnx_path)):
         raise UserError(f"{kind} cannot read {onnx_path}: {parser.get_error(0)}")
     config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is to mean fp32; TF32 keeps 10 bits of each factor
+    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 has to mean fp32; TF32 keeps 10 bits of each factor
     if kind == "tensorrt-rtx":
         _set_capabilities(trt, config, capabilities)
     else:

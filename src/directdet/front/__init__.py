@@ -1,1 +1,1 @@
-"""The command line: verbs, their options and errors, and the demo."""
+"""The command line: its verbs with their options and errors, and the demo."""

@@ -1,7 +1,7 @@
-"""The front door: `directdet VERB ...`, its errors in one line and its exit codes.
+"""The command line: `directdet VERB ...`, its errors in one line and its exit codes.
 
-Exit codes: 0 done, 1 failed or a check did not pass, 2 called in a wrong way, 130 stopped by Ctrl-C. A mistake of the
-user ends in one line on stderr; any other exception is a bug and keeps its traceback.
+Exit codes: 0 done, 1 failed or a check did not pass, 2 wrong usage, 130 stopped by Ctrl-C. A mistake of the user ends
+in one line on stderr; any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from directdet import __version__
 from directdet.common.errors import UserError
 
 _STOPPED = 130  # what shells report for Ctrl-C
-# Errors of the system that say something about the user's disk and paths rather than about this code.
+# Errors of the operating system that concern the user's disk and paths rather than this code.
 _DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
 
 
 class Verbs(click.Group):
-    """A group that lists its commands in the order of the work and knows the nearest name to a mistyped one."""
+    """A group that lists its commands in the order of the work and suggests the nearest name for a mistyped one."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands as they were defined."""
@@ -33,7 +33,7 @@ class Verbs(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command; older releases of click suggest nothing for an unknown one."""
+        """Find the command, or suggest one, which older releases of click do not."""
         name = args[0]
         if self.get_command(ctx, name) is None and not name.startswith("-"):
             near = difflib.get_close_matches(name, self.commands, n=1, cutoff=0.5)
@@ -52,11 +52,22 @@ def directdet() -> None:
     """
 
 
+def add_verbs(group: click.Group) -> None:
+    """Add the verbs in the order of the work."""
+    from directdet.front.commands.data import check_data
+    from directdet.front.commands.demo import demo
+    from directdet.front.commands.deployment import export, infer
+    from directdet.front.commands.measuring import benchmark, evaluate
+    from directdet.front.commands.papers import landscape, reproduce
+    from directdet.front.commands.training import plan, recipes, train
+
+    for command in (demo, recipes, plan, check_data, train, evaluate, export, infer, benchmark, reproduce, landscape):
+        group.add_command(command)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    from directdet.front import commands
-
-    commands.add_to(directdet)
+    add_verbs(directdet)
     try:
         # Not standalone: click would print usage and hint on lines of their own, and say "Aborted!".
         result = directdet.main(None if arguments is None else list(arguments), "directdet", standalone_mode=False)
@@ -74,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _STOPPED
     except UserError as error:
         return _complain(str(error), error.exit_code)
-    except BrokenPipeError:  # e.g. `directdet recipes | head -1`: the reader has gone, nobody is waiting for an answer
+    except BrokenPipeError:  # e.g. `directdet recipes | head -1`: the reader is gone, nobody waits for the rest
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -92,7 +103,7 @@ def _complain(message: str, code: int) -> int:
 
 
 def _who() -> str:
-    """Which process speaks, where torchrun started several and it is not the main one: most errors are of all."""
+    """Which process this is, if torchrun started several and it is not the main one, as most errors occur in all."""
     several = os.environ.get("WORLD_SIZE", "1") != "1"
     number = os.environ.get("RANK", "0")
     return f"[rank {number}] " if several and number != "0" else ""

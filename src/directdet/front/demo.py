@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
+from directdet.benchmark.options import BenchmarkOptions
 from directdet.benchmark.page_parts import machine_facts
-from directdet.benchmark.run import BenchmarkResult, benchmark
+from directdet.benchmark.result import BenchmarkResult
+from directdet.benchmark.run import benchmark
+from directdet.benchmark.tables import tables
 from directdet.common.errors import UserError
 from directdet.common.files import write_text_atomic
 from directdet.data.dataset import load_dataset
 from directdet.data.synthetic import make_synthetic
-from directdet.export.export import ExportResult, export
+from directdet.export.run import ExportResult, export
 from directdet.front.demo_report import Report, render
 from directdet.infer.runtimes.load import load
 from directdet.pages.gallery import make_gallery
@@ -35,8 +38,8 @@ if TYPE_CHECKING:
     from directdet.recipes.recipe import Phase, Recipe
 
 _TRAIN, _VAL = 200, 40  # images
-_PICTURES, _SCORE = 8, 0.5  # of the gallery: how many, and from which score on detections are drawn
-# Fewer than the benchmark's own 300 after 50: the demo is to end in minutes, and the page says how many there were.
+_PICTURES, _SCORE = 8, 0.5  # of the gallery: how many, and the lowest score of a detection that is drawn
+# Fewer than the benchmark's own 300 after 50, so that the demo ends in minutes; the page says how many there were.
 _ITERATIONS, _WARMUP = 100, 20
 _INTRO = (
     "A Mask R-CNN was trained from random weights on a synthetic dataset: direct pre-training at low resolution with "
@@ -47,13 +50,13 @@ _INTRO = (
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What came of a demo.
+    """What a demo found.
 
     Attributes:
         report: the page.
         ap50: box AP50 of the exported model on the val split, or None if it could not be benchmarked.
         passed: whether the exported model agreed with PyTorch.
-        failures: benchmark cells that failed, a line each.
+        failures: benchmark cells that failed, one line each.
         seconds: wall time of everything.
     """
 
@@ -86,22 +89,14 @@ def run_demo(out: str | Path, device: str = "auto", seed: int = 0, command: str 
         run = train(recipe, data, out / "run", device=device, seed=seed)
     checkpoint = run.phases[-1]["checkpoint"]
     with _stage(console, seconds, "export and verification"):
-        exported = export(checkpoint, out / "artefact", format="onnx", data=data, split="val", ap_images=0)
+        exported = export(checkpoint, out / "artefact", data=data, split="val", ap_images=0)
         console.print(exported.verification.table())
     val = load_dataset(data, "val")
     command = command or shlex.join(["directdet", *sys.argv[1:]])
     with _stage(console, seconds, "benchmark"):
-        timed = benchmark(
-            [checkpoint, exported.artefact],
-            val,
-            ["torch", "onnxruntime"],
-            iterations=_ITERATIONS,
-            warmup=_WARMUP,
-            device=device,
-            out=out / "benchmark",
-            command=command,
-        )
-        console.print(timed.render())
+        options = BenchmarkOptions(("torch", "onnxruntime"), _ITERATIONS, _WARMUP, device=device)
+        timed = benchmark([checkpoint, exported.artefact], val, options, out / "benchmark", command)
+        console.print(tables(timed))
     with _stage(console, seconds, "report"):
         gallery = make_gallery(load(exported.artefact), val, _PICTURES, _SCORE)
         page = render(_report(recipe, run, exported, timed, gallery, seconds, command))
@@ -156,7 +151,7 @@ def _report(
         verification=_verification_grid(verification),
         passed=exported.verification.passed,
         verification_note=_verification_note(verification),
-        benchmark=timed.to_dict(),
+        benchmark=timed,
         gallery=gallery,
         gallery_note="Left the ground truth, right what the exported model finds with a score of at least "
         f"{_SCORE:g}. The first images of the val split, not chosen; crowd regions are left out.",
@@ -170,27 +165,26 @@ def _figures(timed: BenchmarkResult, passed: bool, seconds: dict[str, float]) ->
     ]
     ap50, torch_ap50 = (_metric(timed, runtime, "AP50") for runtime in ("onnxruntime", "torch"))
     if ap50 is not None:
-        beside = "" if torch_ap50 is None else f", PyTorch {100 * torch_ap50:.1f}"
-        figures.insert(0, Figure("Box AP50 on val", f"{100 * ap50:.1f}", f"ONNX Runtime{beside}"))
-    rates = {cell["runtime"]: cell["fps_end_to_end"] for cell in timed.cells if "error" not in cell}
+        compared = "" if torch_ap50 is None else f", PyTorch {100 * torch_ap50:.1f}"
+        figures.insert(0, Figure("Box AP50 on val", f"{100 * ap50:.1f}", f"ONNX Runtime{compared}"))
+    rates = {cell.runtime: cell.fps_end_to_end for cell in timed.good}
     if "onnxruntime" in rates:
-        beside = f"; PyTorch {rates['torch']:.1f}" if "torch" in rates else ""
-        figures.append(Figure("Frames a second", f"{rates['onnxruntime']:.1f}", f"end to end, ONNX Runtime{beside}"))
+        compared = f"; PyTorch {rates['torch']:.1f}" if "torch" in rates else ""
+        figures.append(Figure("Frames a second", f"{rates['onnxruntime']:.1f}", f"end to end, ONNX Runtime{compared}"))
     training = f"of which training {seconds['training']:.0f} s"
     figures.append(Figure("Everything took", f"{sum(seconds.values()):.0f} s", training))
     return figures
 
 
 def _metric(timed: BenchmarkResult, runtime: str, name: str) -> float | None:
-    """A number of the boxes measured in `runtime`."""
-    for cell in timed.cells:
-        if cell["runtime"] == runtime and cell.get("metrics"):
-            return cell["metrics"]["bbox"][name]
-    return None
+    """A number of `Metrics.bbox` as measured in `runtime`; None where it was not measured."""
+    return next(
+        (cell.metrics.bbox[name] for cell in timed.good if cell.runtime == runtime and cell.metrics is not None), None
+    )
 
 
 def _phase_grid(recipe: Recipe, run: RunResult, log: dict[str, list[dict[str, Any]]]) -> Grid:
-    """The two phases side by side: a setting a row."""
+    """The two phases side by side, one row per setting."""
     phases = recipe.phases
     rows = {row["name"]: row for row in run.phases}
     last = {name: next((row for row in reversed(kept) if row["kind"] == "eval"), {}) for name, kept in log.items()}
@@ -220,7 +214,7 @@ def _input(phase: Phase) -> str:
 
 
 def _verification_grid(verification: Verification) -> Grid:
-    """A row per picture, then the largest differences and the limits."""
+    """One row per picture, then the largest differences and the limits."""
     limits = verification.tolerance
     names = ("box", "score", "mask")
     rows: list[tuple[Any, ...]] = []
@@ -238,9 +232,9 @@ def _verification_note(verification: Verification) -> str:
     detections = sum(one.expected for one in verification.comparisons)
     return (
         f"{detections} detections of PyTorch on {len(verification.comparisons)} pictures, a blank one and one of an "
-        "odd aspect ratio among them, against those of the exported graph in ONNX Runtime. Undecided are those that "
-        "PyTorch itself does not repeat when its input is disturbed by rounding errors; they are not counted. The last "
-        "three columns are the largest differences."
+        "odd aspect ratio among them, compared with those of the exported graph in ONNX Runtime. Undecided detections "
+        "are those that PyTorch itself does not repeat when its input is disturbed by rounding errors; they are not "
+        "counted. The last three columns are the largest differences."
     )
 
 
@@ -248,6 +242,6 @@ def _about(timed: BenchmarkResult, seconds: dict[str, float], command: str) -> d
     return {
         "command": command,
         "date": datetime.datetime.now().astimezone().isoformat(" ", "minutes"),
-        **machine_facts(timed.about, timed.cells),
+        **machine_facts(timed.about, timed.good),
         "time": ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()),
     }

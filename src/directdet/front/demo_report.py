@@ -1,13 +1,13 @@
-"""`report.html`: one self-contained page about a run. A plain function of data; every text in it is escaped."""
+"""`report.html` of the demo: one self-contained page. A plain function of data; every text in it is escaped."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
 
 from directdet.benchmark.page_parts import failed, papers, ran_in, stage_bars, stage_table
+from directdet.benchmark.result import BenchmarkResult
 from directdet.benchmark.tables import ap, machine_words
 from directdet.pages.curves import Log, ap_chart, loss_chart
 from directdet.pages.page import Figure, Grid, Picture, about, charts, document, gallery, section, table
@@ -21,11 +21,11 @@ class Report:
         figures: the headline figures.
         phases: one row per phase of the training.
         log: rows of each phase's log.jsonl.
-        verification, passed: the exported model against PyTorch, and how it ended.
+        verification, passed: the exported model compared with PyTorch, and whether they agree.
         verification_note: tolerances and images, in words.
-        benchmark: `BenchmarkResult.to_dict()`.
-        gallery: pictures, with `gallery_note` saying what is drawn.
-        about: label -> text, at the foot: hardware, versions, command.
+        benchmark: speed and accuracy in every runtime.
+        gallery: pictures; gallery_note: what is drawn in them.
+        about: label -> text, at the end of the page: hardware, versions, command.
     """
 
     title: str
@@ -36,7 +36,7 @@ class Report:
     verification: Grid
     passed: bool
     verification_note: str
-    benchmark: dict[str, Any]
+    benchmark: BenchmarkResult
     gallery: Sequence[Picture]
     gallery_note: str
     about: dict[str, str] = field(default_factory=dict)
@@ -64,19 +64,22 @@ def _verification(report: Report) -> str:
     return badge + table(report.verification)
 
 
-def _benchmark(content: dict[str, Any]) -> str:
-    good = [cell for cell in content["cells"] if "error" not in cell]
+def _benchmark(result: BenchmarkResult) -> str:
+    good = result.good
     headers = ("runtime", "box AP", "box AP50", "mask AP", "fps, end to end", "fps, device only")
     rows = [
         (
             ran_in(cell),
-            *(ap(cell, kind, metric) for kind, metric in (("bbox", "AP"), ("bbox", "AP50"), ("segm", "AP"))),
-            *(f"{cell[name]:.1f}" for name in ("fps_end_to_end", "fps_device_only")),
+            ap(cell, "bbox", "AP"),
+            ap(cell, "bbox", "AP50"),
+            ap(cell, "segm", "AP"),
+            f"{cell.fps_end_to_end:.1f}",
+            f"{cell.fps_device_only:.1f}",
         )
         for cell in good
     ]
     names = [ran_in(cell) for cell in good]
-    parts = [table(Grid(headers, rows)) if rows else "", failed(content["cells"])]
+    parts = [table(Grid(headers, rows)) if rows else "", failed(result.failed)]
     if good:
         parts += [stage_bars(good, names), stage_table(good, names)]
-    return "".join(parts) + papers(content["papers"], machine_words(content["about"]))
+    return "".join(parts) + papers(result.papers, machine_words(result.about))

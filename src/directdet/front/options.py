@@ -1,14 +1,69 @@
-"""Options and checks that several verbs share."""
+"""Options, types of options and checks that several verbs share. The choices come from the rooms that know them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
+from directdet.infer.runtimes.names import PRECISIONS, TITLES
+
 PATH = click.Path(path_type=Path)  # existence is checked where files are read: there the error can say more
-data_option = click.option("--data", "data", type=PATH, required=True, metavar="DATA", help="Dataset folder.")
+# Every precision that some runtime can be asked to compute in.
+PRECISION = click.Choice(list(dict.fromkeys(name for names in PRECISIONS.values() for name in names if name)))
+RUNTIME = click.Choice(list(TITLES))
+
+
+class Size(click.ParamType):
+    """H,W in pixels."""
+
+    name = "H,W"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """(height, width) from "H,W"."""
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).split(",")
+        if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+            self.fail(f"{value!r} is not a size; give height and width in pixels, as 448,448", param, ctx)
+        return int(parts[0]), int(parts[1])
+
+
+class Minutes(click.ParamType):
+    """A time such as 90s, 20m or 2h, in seconds."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds from "20m"."""
+        if isinstance(value, float):
+            return value
+        units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+        try:
+            seconds = float(value[:-1]) * units[value[-1]]
+        except (KeyError, ValueError, IndexError):
+            seconds = 0.0
+        if not 0 < seconds < 1e9:
+            self.fail(f"{value!r} is not a time; write it as 90s, 20m or 2h", param, ctx)
+        return seconds
+
+
+class Numbers(click.ParamType):
+    """Whole numbers, as 224,320."""
+
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """A tuple from "224,320"."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(part.isdecimal() and int(part) > 0 for part in parts):
+            self.fail(f"{value!r} is not a list of whole numbers such as 224,320", param, ctx)
+        return tuple(int(part) for part in parts)
 
 
 def check_settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -20,7 +75,34 @@ def check_settings(ctx: click.Context, param: click.Parameter, values: tuple[str
     return values
 
 
+data_option = click.option("--data", "data", type=PATH, required=True, metavar="DATA", help="Dataset folder.")
+split_option = click.option("--split", default="val", show_default=True, help="Split of the dataset.")
+settings_option = click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=check_settings, help="Change a setting."
+)
+seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+# Of training: a whole GPU or none.
+torch_device_option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+# Of a runtime.
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+runtime_option = click.option(
+    "--runtime", type=click.Choice(["auto", *RUNTIME.choices]), default="auto", show_default=True
+)
+threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the runtime.")
+precision_option = click.option(
+    "--precision", type=PRECISION, help="fp32 (default); tf32 on a GPU; OpenVINO and torch also bf16, fp16."
+)
+
+
 def require_one_process(verb: str) -> None:
-    """UsageError where torchrun started several processes: each would do, and write, the whole of it."""
+    """UsageError where torchrun started several processes: each would do and write all of the work."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise click.UsageError(f"{verb} runs in one process; call it without torchrun")
+
+
+def print_failures(failures: Sequence[str]) -> None:
+    """What a benchmark could not measure, one line each on stderr: its tables may go to a file."""
+    for line in failures:
+        click.echo(click.style("failed:", fg="red", bold=True) + f" {line}", err=True)

@@ -1,0 +1,149 @@
+"""The verbs that deploy a model: export, infer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from directdet.export.formats import FORMATS, INPUTS, PRECISIONS
+from directdet.front.options import PATH, Size, device_option, precision_option, runtime_option, threads_option
+
+
+def _show_formats(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """A click callback: print the table of formats and leave."""
+    if not value or ctx.resilient_parsing:
+        return
+    from rich.console import Console
+
+    from directdet.export.formats import formats_table
+
+    Console().print(formats_table())
+    ctx.exit()
+
+
+def _either(names: tuple[str, ...]) -> str:
+    """Names in a sentence: "a, b or c"."""
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+@click.command("export")
+@click.argument("checkpoint", type=PATH)
+@click.option("--out", type=PATH, required=True, metavar="ARTEFACT", help="Folder to write.")
+@click.option("--format", default="onnx", show_default=True, help=f"{_either(tuple(FORMATS))}.")
+@click.option("--precision", default="fp32", show_default=True, help=f"{_either(PRECISIONS)}.")
+@click.option("--input", default=INPUTS[0], show_default=True, help=f"{INPUTS[0]} pixels, or normalised {INPUTS[1]}.")
+@click.option("--size", type=Size(), help="Input size, height first.  [default: that of the fine-tuning]")
+@click.option("--batch", default="1", show_default=True, metavar="N|MIN,OPT,MAX", help="Images per batch.")
+@click.option("--compute-capability", metavar="X.Y,...", help="tensorrt-rtx: the GPUs to build for.  [default: 8.9]")
+@click.option("--reduce-range", is_flag=True, help="onnx int8: 7-bit weights, for processors without VNNI.")
+@click.option("--data", type=PATH, metavar="DATA", help="Verify on images of this dataset, with AP.")
+@click.option("--split", help="Split to verify with.  [default: val, or train where there is no val]")
+@click.option(
+    "--ap-images", type=click.IntRange(min=0), default=100, show_default=True, help="Images for AP; 0: no AP."
+)
+@click.option(
+    "--formats",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_formats,
+    help="Show what each format can be.",
+)
+def export(checkpoint: Path, out: Path, data: Path | None, split: str | None, ap_images: int, **settings: Any) -> int:
+    """Write CHECKPOINT as an artefact, verified against PyTorch.
+
+    In every runtime that can run the artefact here. Exit code 1 if they disagree; the artefact is kept, marked as
+    failed.
+    """
+    from directdet.export.options import ExportOptions
+
+    options = ExportOptions(**settings)
+    options.require_data(data is not None)
+    # After the options: a mistyped one is reported before torch is imported.
+    from directdet.export.run import export, report
+
+    result = export(checkpoint, out, options, data, split, ap_images, say=lambda text: click.echo(text, err=True))
+    report(result)
+    passed = result.verification.passed
+    click.echo(f"{'PASS' if passed else 'FAIL'}: {result.artefact}")
+    return int(not passed)
+
+
+@click.command("infer")
+@click.argument("model", type=PATH)
+@click.argument("source")
+@click.option("--out", type=PATH, metavar="DIR", help="Folder for annotated pictures or video, and detections.")
+@click.option("--score", type=click.FloatRange(0, 1), default=0.3, show_default=True, help="Leave out lower scores.")
+@click.option("--classes", metavar="NAME,...", help="Only these classes.")
+@click.option("--format", "results", type=click.Choice(["coco", "jsonl"]), help="[default: images coco, video jsonl]")
+@click.option("--pictures/--no-pictures", default=True, show_default=True, help="Write annotated pictures or video.")
+@click.option("--batch", type=click.IntRange(min=1), help="Images per batch.  [default: the model's own, or 1]")
+@click.option("--resume", is_flag=True, help="Images: continue where a run into DIR was interrupted.")
+@click.option("--show", is_flag=True, help="Video: a window with the detections; q closes it.")
+@click.option("--frames", type=click.IntRange(min=1), help="Video: stop after this many.")
+@runtime_option
+@device_option
+@threads_option
+@precision_option
+def infer(model: Path, source: str, out: Path | None, classes: str | None, **options: Any) -> None:
+    """Detect on images, a video, a camera or a stream.
+
+    SOURCE is an image, a folder, a pattern in quotes such as 'folder/*.jpg', a video file, the number of a camera, or
+    the URL of a stream (rtsp://, http://). Ctrl-C closes all files, and an annotated video plays up to that point; a
+    killed run leaves NAME.part.avi, which plays too.
+    """
+    from directdet.infer.predict.sources import find_images, source_kind
+
+    if out is None and not options["show"]:
+        raise click.UsageError("nothing to do: give --out DIR, or --show for a video")
+    names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
+    loading = [options.pop(name) for name in ("runtime", "device", "threads", "precision")]
+    options["results"] = options["results"] or ("coco" if source_kind(source) == "images" else "jsonl")
+    if source_kind(source) == "images":
+        for name in ("show", "frames"):
+            if options.pop(name):
+                raise click.UsageError(f"--{name} is for videos, cameras and streams; {source} is not one")
+        find_images(source)  # before a model is loaded for nothing
+        _infer_images(model, loading, source=source, out=out, classes=names, **options)
+    else:
+        if options.pop("resume"):
+            raise click.UsageError("--resume is for images; a video always runs from its start")
+        _infer_video(model, loading, source, out=out, classes=names, limit=options.pop("frames"), **options)
+
+
+def _infer_images(model: Path, loading: list[Any], **options: Any) -> None:
+    from directdet.infer.predict.images import predict
+    from directdet.infer.runtimes.load import load
+
+    summary = predict(load(model, *loading), **options)
+    resumed = f" ({summary.n_resumed} of them done before)" if summary.n_resumed else ""
+    skipped = f", {summary.n_skipped} skipped" if summary.n_skipped else ""
+    click.echo(
+        f"{summary.n_images} images{resumed}{skipped}, {summary.n_detections} detections, {summary.seconds:.1f} s: "
+        f"{summary.results_file}"
+    )
+
+
+def _infer_video(model: Path, loading: list[Any], source: str, **options: Any) -> None:
+    from rich.console import Console
+
+    from directdet.infer.predict.show import require_display
+    from directdet.infer.predict.video import Video
+    from directdet.infer.predict.videos import predict_video
+    from directdet.infer.runtimes.load import load
+
+    if options["show"]:
+        require_display()
+    video = Video(source, tell=lambda line: click.echo(click.style("note:", fg="yellow") + f" {line}", err=True))
+    summary = predict_video(load(model, *loading), video, **options)
+    Console().print(summary.table())
+    counts = [f"{summary.n_frames} frames", f"{summary.n_detections} detections", f"{summary.pipeline.seconds:.1f} s"]
+    for name in ("dropped", "broken", "reconnects"):
+        if number := getattr(summary, f"n_{name}"):
+            counts.append(f"{number} {name}")
+    share = f", {100 * summary.fps / summary.device_fps:.0f} % of the device stage alone" if summary.device_fps else ""
+    click.echo(f"{', '.join(counts)}; {summary.fps:.1f} fps{share}")
+    for path in summary.files:
+        click.echo(f"written: {path}")

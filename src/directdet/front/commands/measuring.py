@@ -1,0 +1,108 @@
+"""The verbs that measure a model: eval, benchmark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from directdet.front.options import (
+    PATH,
+    PRECISION,
+    RUNTIME,
+    data_option,
+    device_option,
+    precision_option,
+    print_failures,
+    runtime_option,
+    split_option,
+    threads_option,
+)
+
+
+@click.command("eval")
+@click.argument("model", type=PATH)
+@data_option
+@split_option
+@click.option("--json", "json_file", type=PATH, metavar="FILE", help="Write the numbers as JSON.")
+@runtime_option
+@device_option
+@threads_option
+@precision_option
+@click.option("--per-class", is_flag=True, help="Show the AP of each class.")
+def evaluate(model: Path, data: Path, split: str, json_file: Path | None, per_class: bool, **loading: Any) -> None:
+    """Measure MODEL by COCO's twelve numbers and VOC's mAP."""
+    from rich.console import Console
+
+    from directdet.common.files import require_writable, write_json_atomic
+    from directdet.data.dataset import load_dataset
+    from directdet.infer.accuracy.evaluate import evaluate
+    from directdet.infer.runtimes.load import load
+
+    if json_file is not None:
+        require_writable(json_file)
+    dataset = load_dataset(data, split)
+    detector = load(model, **loading)
+    metrics = evaluate(detector, dataset)
+    Console().print(metrics.table(per_class=per_class))
+    if per_class:
+        Console().print(metrics.voc_table())
+    if json_file is not None:
+        about = {"root": str(data), "split": split}
+        write_json_atomic(json_file, {"model": detector.describe(), "dataset": about, **metrics.to_dict()})
+        click.echo(f"written: {json_file}")
+
+
+@click.command("benchmark")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@data_option
+@split_option
+@click.option("--out", type=PATH, metavar="DIR", help="Write benchmark.json, benchmark.csv and report.html here.")
+@click.option("--runtime", "runtimes", type=RUNTIME, multiple=True, help="May be given again.  [default: all here]")
+@click.option("--iterations", type=click.IntRange(min=1), default=300, show_default=True, help="Timed batches.")
+@click.option("--warmup", type=click.IntRange(min=0), default=50, show_default=True, help="Batches before them.")
+@click.option(
+    "--batch", type=click.IntRange(min=1), multiple=True, default=(1,), help="Images per batch; may be given again."
+)
+@device_option
+@threads_option
+@click.option(
+    "--precision",
+    type=PRECISION,
+    multiple=True,
+    help="fp32 (default); tf32 on a GPU; OpenVINO and torch also bf16, fp16; may be given again.",
+)
+@click.option("--compile", "compiled", is_flag=True, help="Time checkpoints compiled as well as eager.")
+@click.option("--ap-images", type=click.IntRange(min=0), help="AP on this many images, the first ones; 0: no AP.")
+@click.option("--quick", is_flag=True, help="30 iterations after 5, AP on 50 images: not to be quoted.")
+def benchmark(models: tuple[str, ...], data: Path, split: str, out: Path | None, **settings: Any) -> int:
+    """Time every MODEL in every runtime, and measure its AP.
+
+    On real images, each stage by itself and end to end, with memory and size, next to the papers' own figures. A model
+    that would run on another device than the one asked for counts as failed.
+    """
+    from rich.console import Console
+
+    from directdet.benchmark.options import BenchmarkOptions
+    from directdet.benchmark.report import write_report
+    from directdet.benchmark.run import benchmark
+    from directdet.benchmark.tables import tables
+    from directdet.data.dataset import load_dataset
+    from directdet.infer.runtimes.load import model_kind
+
+    # Options that may be given again are empty where they are not given.
+    settings |= {name: settings[name] or None for name in ("runtimes", "precision")}
+    options = BenchmarkOptions(**settings)
+    dataset = load_dataset(data, split)
+    for model in models:
+        model_kind(model)  # a mistyped path is reported now, not after the other models were timed
+    result = benchmark(models, dataset, options, out)
+    if result.good:
+        Console().print(tables(result))
+    if out is not None:
+        if result.good:
+            write_report(result, dataset, out, options.device)
+        click.echo(f"written: {out}")
+    print_failures(result.failures)
+    return result.exit_code

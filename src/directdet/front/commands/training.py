@@ -1,0 +1,119 @@
+"""The verbs about training: recipes, plan, train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from directdet.front.options import PATH, Numbers, data_option, seed_option, settings_option, torch_device_option
+
+
+@click.command("recipes")
+@click.argument("name", required=False)
+def recipes(name: str | None) -> None:
+    """List the training recipes, or show every setting of one."""
+    from rich.console import Console
+
+    from directdet.recipes.by_name import get_recipe
+    from directdet.recipes.show import describe_recipe, recipe_groups
+
+    Console().print(recipe_groups() if name is None else describe_recipe(get_recipe(name)))
+
+
+@click.command("plan")
+@click.argument("recipe")
+@click.option("--memory", required=True, metavar="SIZE", help="Limit of each GPU: 11GB, 24GiB.")
+@click.option("--lengths", type=Numbers(), default="224,320,448,640", show_default=True, help="Sides to try.")
+@click.option("--batches", type=Numbers(), default="2,4,8,16", show_default=True, help="Images per GPU to try.")
+@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="How many there are.")
+@click.option("--classes", type=click.IntRange(min=1), default=80, show_default=True, help="Classes of the data.")
+@click.option("--images", type=click.IntRange(min=1), help="Images of the training set.  [default: COCO's 117266]")
+@click.option("--measure", is_flag=True, help="Measure on the GPU here as well.")
+@click.option("--json", "json_file", type=PATH, metavar="FILE", help="Write the plan as JSON.")
+@settings_option
+def plan(
+    recipe: str,
+    memory: str,
+    lengths: tuple[int, ...],
+    batches: tuple[int, ...],
+    gpus: int,
+    classes: int,
+    images: int | None,
+    measure: bool,
+    json_file: Path | None,
+    settings: tuple[str, ...],
+) -> int:
+    """Find the batch and resolution that fit a GPU.
+
+    For pre-training RECIPE, equation (1) of the paper. Peak memory and arithmetic of every setting are estimated from
+    shapes, without a GPU. Exit code 1 if nothing fits.
+    """
+    from rich.console import Console
+
+    from directdet.common.files import require_writable, write_json_atomic
+    from directdet.recipes.by_name import get_recipe
+    from directdet.recipes.settings import apply_settings
+
+    if json_file is not None:
+        require_writable(json_file)
+    chosen = apply_settings(get_recipe(recipe), list(settings))
+    from directdet.train.plan import COCO_IMAGES, parse_memory, plan
+
+    limit = parse_memory(memory)
+    model = {"detector": chosen.detector, "num_classes": classes, **chosen.model}
+    found = plan(model, chosen.phases[0], limit, lengths, batches, gpus, images or COCO_IMAGES, on_gpu=measure)
+    Console().print(found.table())
+    if json_file is not None:
+        write_json_atomic(json_file, found.to_dict())
+        click.echo(f"written: {json_file}")
+    return int(found.chosen is None)
+
+
+@click.command("train")
+@click.argument("recipe")
+@data_option
+@click.option("--out", type=PATH, required=True, metavar="RUN", help="Folder of the run.")
+@click.option(
+    "--phase", type=click.Choice(["pretrain", "finetune", "scratch"]), help="Only this phase.  [default: all]"
+)
+@click.option("--init", metavar="FILE", help="Start from this checkpoint or backbone file, from imagenet or random.")
+@click.option("--resume", is_flag=True, help="Continue where the run in RUN stopped.")
+@torch_device_option
+@seed_option
+@settings_option
+@click.option("--dry-run", is_flag=True, help="Check recipe, data and model, print the plan, write nothing.")
+def train(
+    recipe: str,
+    data: Path,
+    out: Path,
+    phase: str | None,
+    init: str | None,
+    resume: bool,
+    device: str,
+    seed: int,
+    settings: tuple[str, ...],
+    dry_run: bool,
+) -> None:
+    """Train RECIPE from scratch on DATA.
+
+    Direct pre-training at low resolution with live batch normalisation, then fine-tuning at high resolution with batch
+    normalisation fixed.
+    """
+    if init is not None and resume:
+        raise click.UsageError("--init starts a new run, --resume continues one; give one of them")
+    from directdet.recipes.by_name import get_recipe
+    from directdet.recipes.settings import apply_settings
+
+    chosen = apply_settings(get_recipe(recipe), list(settings))
+    # After the recipe: a mistyped name is reported before torch is imported.
+    from directdet.train.run import train
+
+    result = train(chosen, data, out, phase=phase, init=init, resume=resume, device=device, seed=seed, dry_run=dry_run)
+    if dry_run:
+        if result.phases:  # the main process's, where there are several
+            click.echo("dry run: nothing was written")
+        return
+    for row in result.phases:
+        best = "-" if row.get("best_ap") is None else f"{100 * row['best_ap']:.1f}"
+        click.echo(f"{row['name']}: best box AP {best}, {row['seconds']:.0f} s, {row['checkpoint']}")
