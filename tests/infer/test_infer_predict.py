@@ -109,7 +109,7 @@ def test_predict_skips_broken_images(artefact, tmp_path, capsys):
     summary = predict(detector, tmp_path / "in", tmp_path / "out", progress=False)
     assert summary.n_images == 1 and "cut.jpg" in summary.failures[0]
     assert "skipped" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"cut\.jpg: .* cut short"):
+    with pytest.raises(UserError, match=r"cut\.jpg: .* truncated"):
         predict(detector, tmp_path / "in" / "cut.jpg", tmp_path / "out2", progress=False)
     (tmp_path / "in" / "a.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="none of its 2 images"):

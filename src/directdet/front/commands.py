@@ -66,7 +66,8 @@ def check_data(data: Path, report: Path | None, splits: tuple[str, ...], images:
     because their boxes are none.
     """
     from directdet.common.files import require_writable, write_text_atomic
-    from directdet.data.check import check_data, print_report
+    from directdet.data.check import check_data
+    from directdet.data.check_report import print_report
 
     if report is not None:
         require_writable(report)
@@ -92,7 +93,7 @@ def _report_text(found: CheckReport, suffix: str) -> str:
 
     from rich.console import Console
 
-    from directdet.data.check import print_report
+    from directdet.data.check_report import print_report
 
     if suffix == ".json":
         return json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n"
