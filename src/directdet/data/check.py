@@ -103,7 +103,7 @@ def check_data(
     digests: dict[str, dict[str, set[str]]] = {}  # content -> split -> files
     reports = []
     console = Console(stderr=True)
-    # A bar that disappears at its end leaves an empty line in a log file.
+    # A bar that disappears leaves an empty line in a log file.
     with Progress(console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
         for dataset in datasets:
             task = bar.add_task(f"images of {escape(dataset.split)}", total=len(dataset))
