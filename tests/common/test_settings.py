@@ -106,7 +106,7 @@ def test_every_string_and_number_has_a_rule(built):
         ({"batchsize": 3}, "pretrain.batchsize: unknown setting; did you mean 'batch_size'?"),
         ({"batch_size": 2.5}, "pretrain.batch_size: 2.5 is not a whole number"),
         ({"batch_size": True}, "pretrain.batch_size: True is not a whole number"),
-        ({"size": 64}, "pretrain.size: 64 is not 2 values, each whole number"),
+        ({"size": 64}, "pretrain.size: 64 is not 2 whole numbers"),
         ({"scale": (0.8, math.nan)}, "pretrain.scale: nan is not above 0"),
         ({"parts": ("backbone", "neck")}, "pretrain.parts: 'neck' is not one of backbone, fpn, rpn, box, mask"),
     ],
@@ -152,7 +152,7 @@ def test_types_in_words():
     assert [describe_type(hints[name]) for name in ("share", "word", "sizes", "pair")] == [
         "a number",
         "one of one, two or none",
-        "a list, each whole number",
-        "2 values, each number",
+        "whole numbers",
+        "2 numbers",
     ]
     assert nearest("reznet", ["resnet", "vgg"]) == "; did you mean 'resnet'?" and nearest("qq", ["resnet"]) == ""

@@ -282,7 +282,7 @@ def test_defaults_are_published_and_descriptions_build_the_same(cascade: Cascade
     for predictor in again.box_predictors:
         assert predictor.cls_score.weight.std().item() == pytest.approx(0.01, rel=0.1)
         assert predictor.bbox_pred.weight.std().item() == pytest.approx(0.001, rel=0.1)
-    with pytest.raises(ValueError, match=r"model\.stage_loss_weights: \(1\.0, 0\.5\) is not 3 values, each number"):
+    with pytest.raises(ValueError, match=r"model\.stage_loss_weights: \(1\.0, 0\.5\) is not 3 numbers"):
         CascadeConfig(num_classes=80, stage_loss_weights=(1.0, 0.5))
 
 

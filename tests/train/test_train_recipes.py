@@ -109,7 +109,7 @@ def test_settings_reach_one_phase_or_both():
         ("milestones=-4", "at least 1"),
         ("model.mask_slots=0", "at least 1"),
         ("batch_size=1.5", "is not a whole number"),
-        ("size=1,2,3", "is not 2 values, each whole number"),
+        ("size=1,2,3", "is not 2 whole numbers"),
         ("size=8", "at least 32"),
         ("norm=fixd", "not one of live, sync, affine, fixed; did you mean 'fixed'"),
         ("model.backbone=vgg", "not one of resnet18, resnet50, .*did you mean 'vgg16'"),

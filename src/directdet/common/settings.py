@@ -129,7 +129,7 @@ def nearest(word: object, known: Iterable[object], otherwise: str = "") -> str:
 
 
 def describe_type(wanted: Any) -> str:
-    """A type in words: "a whole number", "2 numbers"."""
+    """A type in words: "a whole number", "2 numbers", "words, each one of a, b"."""
     origin, parts = typing.get_origin(wanted), typing.get_args(wanted)
     if origin is Annotated:
         return describe_type(parts[0])
@@ -138,8 +138,9 @@ def describe_type(wanted: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join("none" if part is type(None) else describe_type(part) for part in parts)
     if origin is tuple:
-        kind = describe_type(parts[0]).removeprefix("a ")
-        return f"a list, each {kind}" if parts[-1] is Ellipsis else f"{len(parts)} values, each {kind}"
+        kind = describe_type(parts[0])
+        kinds = f"{kind.removeprefix('a ')}s" if kind.startswith("a ") else f"words, each {kind}"
+        return kinds if parts[-1] is Ellipsis else f"{len(parts)} {kinds}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}.get(wanted, str(wanted))
 
 

@@ -75,6 +75,23 @@ def check_settings(ctx: click.Context, param: click.Parameter, values: tuple[str
     return values
 
 
+def _load_code(ctx: click.Context, param: click.Parameter, files: tuple[Path, ...]) -> None:
+    """A click callback: run the user's own files, whose backbones, detectors and recipes are then known by name."""
+    if files and not ctx.resilient_parsing:
+        from directdet.common.plugins import load_code
+
+        load_code(files)
+
+
+code_option = click.option(
+    "--code",
+    type=PATH,
+    multiple=True,
+    metavar="FILE",
+    expose_value=False,
+    callback=_load_code,
+    help="A Python file with a backbone, detector or recipe of your own.",
+)
 data_option = click.option("--data", "data", type=PATH, required=True, metavar="DATA", help="Dataset folder.")
 split_option = click.option("--split", default="val", show_default=True, help="Split of the dataset.")
 settings_option = click.option(

@@ -4,7 +4,7 @@ from dataclasses import fields
 from typing import Any
 
 from directdet.common.plugins import load_plugins
-from directdet.common.settings import check_key, check_word
+from directdet.common.settings import SettingError, check_key, nearest
 from directdet.models.retinanet.config import RetinaNetConfig
 from directdet.models.ssd.config import SSDConfig
 from directdet.models.two_stage.config import CascadeConfig, RCNNConfig
@@ -26,7 +26,11 @@ def config_of(detector: str) -> type:
     """
     if detector not in CONFIGS:
         load_plugins()
-    check_word("detector", detector, CONFIGS)
+    if detector not in CONFIGS:
+        raise SettingError(
+            f"detector: {detector!r} is not one of {', '.join(CONFIGS)}{nearest(detector, CONFIGS)}; a file that "
+            "defines another is given with --code FILE"
+        )
     return CONFIGS[detector]
 
 

@@ -75,7 +75,7 @@ def parse(key: str, text: str, wanted: Any) -> Any:
         one = _without_rules(parts[0])
         if one not in (int, float):
             return tuple(part.strip() for part in text.split(",") if part.strip())
-        value = ast.literal_eval(text)
+        value = ast.literal_eval(text) if text else ()
         values = value if isinstance(value, (tuple, list)) else (value,) * max(1, len(parts) - (parts[-1] is Ellipsis))
         if parts[-1] is not Ellipsis and len(values) != len(parts):
             raise ValueError(values)

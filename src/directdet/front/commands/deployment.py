@@ -8,7 +8,15 @@ from typing import Any
 import click
 
 from directdet.export.formats import FORMATS, INPUTS, PRECISIONS
-from directdet.front.options import PATH, Size, device_option, precision_option, runtime_option, threads_option
+from directdet.front.options import (
+    PATH,
+    Size,
+    code_option,
+    device_option,
+    precision_option,
+    runtime_option,
+    threads_option,
+)
 
 
 def _show_formats(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -51,6 +59,7 @@ def _either(names: tuple[str, ...]) -> str:
     callback=_show_formats,
     help="Show what each format can be.",
 )
+@code_option
 def export(checkpoint: Path, out: Path, data: Path | None, split: str | None, ap_images: int, **settings: Any) -> int:
     """Write CHECKPOINT as an artefact, verified against PyTorch.
 
@@ -87,6 +96,7 @@ def export(checkpoint: Path, out: Path, data: Path | None, split: str | None, ap
 @device_option
 @threads_option
 @precision_option
+@code_option
 def infer(model: Path, source: str, out: Path | None, classes: str | None, **options: Any) -> None:
     """Detect on images, a video, a camera or a stream.
 

@@ -11,6 +11,7 @@ from directdet.front.options import (
     PATH,
     PRECISION,
     RUNTIME,
+    code_option,
     data_option,
     device_option,
     precision_option,
@@ -31,6 +32,7 @@ from directdet.front.options import (
 @threads_option
 @precision_option
 @click.option("--per-class", is_flag=True, help="Show the AP of each class.")
+@code_option
 def evaluate(model: Path, data: Path, split: str, json_file: Path | None, per_class: bool, **loading: Any) -> None:
     """Measure MODEL by COCO's twelve numbers and VOC's mAP."""
     from rich.console import Console
@@ -76,6 +78,7 @@ def evaluate(model: Path, data: Path, split: str, json_file: Path | None, per_cl
 @click.option("--compile", "compiled", is_flag=True, help="Time checkpoints compiled as well as eager.")
 @click.option("--ap-images", type=click.IntRange(min=0), help="AP on this many images, the first ones; 0: no AP.")
 @click.option("--quick", is_flag=True, help="30 iterations after 5, AP on 50 images: not to be quoted.")
+@code_option
 def benchmark(models: tuple[str, ...], data: Path, split: str, out: Path | None, **settings: Any) -> int:
     """Time every MODEL in every runtime, and measure its AP.
 

@@ -6,11 +6,20 @@ from pathlib import Path
 
 import click
 
-from directdet.front.options import PATH, Numbers, data_option, seed_option, settings_option, torch_device_option
+from directdet.front.options import (
+    PATH,
+    Numbers,
+    code_option,
+    data_option,
+    seed_option,
+    settings_option,
+    torch_device_option,
+)
 
 
 @click.command("recipes")
 @click.argument("name", required=False)
+@code_option
 def recipes(name: str | None) -> None:
     """List the training recipes, or show every setting of one."""
     from rich.console import Console
@@ -32,6 +41,7 @@ def recipes(name: str | None) -> None:
 @click.option("--measure", is_flag=True, help="Measure on the GPU here as well.")
 @click.option("--json", "json_file", type=PATH, metavar="FILE", help="Write the plan as JSON.")
 @settings_option
+@code_option
 def plan(
     recipe: str,
     memory: str,
@@ -83,6 +93,7 @@ def plan(
 @seed_option
 @settings_option
 @click.option("--dry-run", is_flag=True, help="Check recipe, data and model, print the plan, write nothing.")
+@code_option
 def train(
     recipe: str,
     data: Path,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from directdet.common.errors import MissingLibraryError, UserError
+from directdet.common.settings import SettingError
 from directdet.infer.network_input import NetworkInput
 from directdet.infer.predictor import Predictor
 from directdet.infer.preprocess import Preprocess
@@ -174,6 +175,8 @@ def load_torch(
     try:
         model = build_model(checkpoint["model_config"])
         model.load_state_dict(checkpoint["model"])
+    except SettingError as error:
+        raise UserError(f"{path}: model_config: {error}") from None
     except (RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: the checkpoint does not match its own model_config: {reason}") from None

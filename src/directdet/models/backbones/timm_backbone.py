@@ -32,7 +32,8 @@ class TimmBackbone(Backbone):
             hint = nearest(name, timm.list_models(), "; timm.list_models() names them")
             raise SettingError(f"model.backbone: timm has no network {name!r}{hint}")
         try:
-            strides = timm.create_model(name, features_only=True, pretrained=False).feature_info.reduction()
+            known = timm.create_model(name, features_only=True, pretrained=False).feature_info
+            strides, places = known.reduction(), list(known.out_indices)  # timm counts some from 1
         except Exception as error:  # whatever a network without maps of several sizes makes timm raise
             raise SettingError(f"model.backbone: timm:{name} gives no feature maps ({error}); choose another") from None
         missing = [stride for stride in levels.values() if stride not in strides]
@@ -42,7 +43,7 @@ class TimmBackbone(Backbone):
                 f"{missing[0]}, which this detector needs; choose another"
             )
         # Of several maps of one stride the last has seen most.
-        wanted = [len(strides) - 1 - strides[::-1].index(stride) for stride in levels.values()]
+        wanted = [places[len(strides) - 1 - strides[::-1].index(stride)] for stride in levels.values()]
         self.body = timm.create_model(name, features_only=True, pretrained=False, out_indices=wanted)
         self.channels = dict(zip(levels, self.body.feature_info.channels(), strict=True))
         self.strides = dict(levels)
