@@ -1,14 +1,16 @@
 """Every detector of the project in every format and precision: does it export, and is the artefact the model?
 
 Conditioned random weights (tests/twin.py says why) on small canvases, with the uint8 input and batches of one to three
-images. Every cell is `directdet export` in a process of its own, verified in every runtime that is installed here; a
-cell fails if a difference is beyond the tolerance of its precision. An engine that no GPU here can run is built, and
-the graph it was built from is verified. results/export_matrix.json is written after every cell.
+images. Every cell is `directdet export` in its own process, verified in every runtime that is installed here; a cell
+fails if a difference is beyond the tolerance of its precision. An engine that no GPU here can run is built, and the
+graph it was built from is verified. results/export_matrix.json is written after every cell.
 
     python scripts/export_matrix.py                       # all cells, slim networks
     python scripts/export_matrix.py --full                # the published widths
     python scripts/export_matrix.py --table               # only print the table of the last results
 """
+
+from __future__ import annotations
 
 import argparse
 import json
@@ -19,10 +21,16 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from measure import ROOT, measured_on
 
 from directdet.common.files import write_json_atomic
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from directdet.models.two_stage.network import RCNN
 
 sys.path.insert(0, str(ROOT / "tests"))
 FORMATS = ("onnx", "openvino", "tensorrt-rtx")
@@ -35,36 +43,37 @@ SLIM_HEADS = {"box_convs": 1, "box_features": 32, "mask_convs": 1, "mask_channel
 FEW = {"test_pre_nms": 100, "test_proposals": 60, "candidates": 100, "detections": 30}
 
 
-def rcnn(masks: bool, backbone: str = "resnet50", **settings: object) -> Callable[[bool], object]:
-    def build(full: bool) -> object:
+def rcnn(masks: bool, backbone: str = "resnet50", **settings: Any) -> Callable[[bool], RCNN]:
+    def build(full: bool) -> RCNN:
         from twin import conditioned_model
 
         from directdet.models.two_stage.config import RCNNConfig
 
         width = {"swin_t": 32}.get(backbone, 16)
-        slim = {} if full else {"width": width, "fpn_channels": 32, **SLIM_HEADS, **FEW}
+        slim: dict[str, Any] = {} if full else {"width": width, "fpn_channels": 32, **SLIM_HEADS, **FEW}
         return conditioned_model(RCNNConfig(8, backbone, masks=masks, **{**slim, **settings}), SIZE)
 
     return build
 
 
-def cascade(full: bool) -> object:
+def cascade(full: bool) -> nn.Module:
     from twin_cascade import conditioned_cascade
 
     return conditioned_cascade(rcnn(True)(full), SIZE)
 
 
-def retinanet(full: bool) -> object:
+def retinanet(full: bool) -> nn.Module:
     from retina_twin import conditioned_model
 
     from directdet.models.retinanet.config import RetinaNetConfig
 
-    slim = {} if full else {"width": 16, "fpn_channels": 32, "head_convs": 1, "candidates": 100, "detections": 30}
+    few = {"width": 16, "fpn_channels": 32, "head_convs": 1, "candidates": 100, "detections": 30}
+    slim: dict[str, Any] = {} if full else few
     return conditioned_model(RetinaNetConfig(8, **slim), SIZE)
 
 
-def ssd(**settings: object) -> Callable[[bool], object]:
-    def build(full: bool) -> object:
+def ssd(**settings: Any) -> Callable[[bool], nn.Module]:
+    def build(full: bool) -> nn.Module:
         from ssd_twin import conditioned_model
 
         from directdet.models.ssd.config import SSDConfig
@@ -75,7 +84,7 @@ def ssd(**settings: object) -> Callable[[bool], object]:
     return build
 
 
-DETECTORS: dict[str, Callable[[bool], object]] = {
+DETECTORS: dict[str, Callable[[bool], nn.Module]] = {
     "RetinaNet R50": retinanet,
     "Faster R-CNN R50": rcnn(False),
     "Mask R-CNN R50": rcnn(True),
@@ -89,8 +98,9 @@ DETECTORS: dict[str, Callable[[bool], object]] = {
 
 
 def measure(cell: str, full: bool) -> dict:
-    """One cell: the verdict, the largest differences of each runtime, what the artefact weighs."""
+    """One cell: the verdict, the largest differences of each runtime, the size of the artefact."""
     from directdet.common.errors import UserError
+    from directdet.export.options import ExportOptions
     from directdet.export.run import export
     from directdet.infer.preprocess import Preprocess
     from directdet.models.build import describe_model
@@ -100,14 +110,15 @@ def measure(cell: str, full: bool) -> dict:
     model = DETECTORS[name](full)
     is_ssd = hasattr(model, "priors")
     preprocess = Preprocess((300, 300), warp=True) if is_ssd else Preprocess(SIZE)
-    content = {"model_config": describe_model(model.config), "model": model.state_dict(), "recipe": "matrix"}
+    config: Any = model.config
+    content = {"model_config": describe_model(config), "model": model.state_dict(), "recipe": "matrix"}
     content |= {"classes": [f"class {i}" for i in range(8)], "category_ids": list(range(8)), "phase": "finetune"}
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "model.pt"
         save_checkpoint(checkpoint, {**content, "preprocess": preprocess.to_dict()})
         try:
-            result = export(checkpoint, Path(folder) / "artefact", kind, batch=BATCH, precision=precision)
+            result = export(checkpoint, Path(folder) / "artefact", ExportOptions(kind, precision, batch=BATCH))
         except (UserError, ImportError) as error:
             return {"passed": False, "error": " ".join(str(error).split())}
         size = sum(file.stat().st_size for file in result.artefact.iterdir())
@@ -129,7 +140,7 @@ def measure(cell: str, full: bool) -> dict:
 
 
 def run_cell(cell: str, full: bool) -> dict:
-    """`measure` in a process of its own; what goes wrong there is the cell's result."""
+    """`measure` in its own process; an error there is the cell's result."""
     command = [sys.executable, __file__, "--cell", cell, *(["--full"] if full else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

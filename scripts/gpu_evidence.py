@@ -1,4 +1,4 @@
-"""The paper's comparisons on a GPU, in slices that resume: what gpu_pack.py packed goes in, JSON comes out.
+"""The papers' comparisons on a GPU, in slices that resume, on data that gpu_pack.py packed; the results are JSON.
 
 On a machine without network, from the repository's root (it needs torch, torchvision and the project's dependencies, no
 installation):
@@ -7,9 +7,8 @@ installation):
     python scripts/gpu_evidence.py --data voc --out evidence --slice 540 --copy-to "$OUT"
 
 The second command runs for `--slice` seconds at most; call it again until it says that everything is finished. It runs
-from-scratch against direct pre-training for equal time, Table 2's three modes of batch normalisation and Table 7's
-times, or what --comparisons names (ScratchDet's tables), and copies each results.json to --copy-to. Commit those under
-results/.
+training from scratch and direct pre-training for equal time, Table 2's three modes of batch normalisation and Table 7's
+times, or what --comparisons names (ScratchDet's tables), and copies each results.json to --copy-to.
 """
 
 import argparse
@@ -20,7 +19,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "src"))  # a lent machine need not have the package installed
+sys.path.append(str(ROOT / "src"))  # the package need not be installed
 # Comparison: seconds of its budget.
 DIRECT = {"direct/scratch": 600.0, "direct/table2": 420.0, "direct/table7": 60.0}
 COMPARISONS = {**DIRECT, "scratchdet/table1": 2400.0, "scratchdet/table2": 2000.0}
@@ -36,7 +35,7 @@ def unpack(part: Path, data: Path) -> None:
 
 
 def run(arguments: argparse.Namespace) -> bool:
-    """One slice; whether everything is finished."""
+    """Run one slice and return whether everything is finished."""
     from directdet.reproduce.run import reproduce
     from directdet.reproduce.timing import time_table7
 
@@ -55,7 +54,7 @@ def run(arguments: argparse.Namespace) -> bool:
             options |= {"rows": arguments.rows, "steps": arguments.steps, "ssd_batch": arguments.ssd_batch}
             budget = COMPARISONS[name] * arguments.shorten
             finished = reproduce(name, arguments.data, out, budget, **options).finished
-        if arguments.copy_to:  # unfinished ones, too: there may be no time for another slice
+        if arguments.copy_to:  # unfinished ones as well: there may be no time for another slice
             arguments.copy_to.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(out / "results.json", arguments.copy_to / f"{name.replace('/', '_')}.json")
         if not finished:
@@ -64,7 +63,7 @@ def run(arguments: argparse.Namespace) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--unpack", type=Path, metavar="PART")
     parser.add_argument("--out", type=Path)
@@ -83,7 +82,7 @@ def main() -> None:
     elif arguments.out is None:
         parser.error("--out or --unpack")
     else:
-        print("everything is finished" if run(arguments) else "not finished: the same command goes on")
+        print("everything is finished" if run(arguments) else "not finished: the same command continues")
 
 
 if __name__ == "__main__":

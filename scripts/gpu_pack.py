@@ -1,4 +1,4 @@
-"""Pack a dataset into parts, small enough to travel one by one to a GPU machine without network.
+"""Pack a dataset into parts, small enough to be copied one by one to a GPU machine without network.
 
 DATA is a folder with train.json, val.json (COCO) and train.tar, val.tar, whose members are train/NAME.jpg and
 val/NAME.jpg for the NAME.jpg of the JSON. Each part is a tar file that holds some of the pictures; the first holds the
@@ -36,7 +36,7 @@ def thinned(content: dict, count: int | None) -> dict:
 
 
 def members(data: Path, val_images: int | None) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of everything that travels."""
+    """(name, content) of every file to pack."""
     yield "dataset.toml", TOML.encode()
     wanted: dict[str, set[str]] = {}
     for split, count in (("train", None), ("val", val_images)):
@@ -46,18 +46,20 @@ def members(data: Path, val_images: int | None) -> Iterator[tuple[str, bytes]]:
     for split, names in wanted.items():
         with tarfile.open(data / f"{split}.tar") as archive:
             for member in archive:
-                if member.isfile() and member.name in names:
-                    yield member.name, archive.extractfile(member).read()
+                content = archive.extractfile(member) if member.name in names else None
+                if content is not None:  # folders have none
+                    yield member.name, content.read()
 
 
 def pack(data: Path, out: Path, part_bytes: int, val_images: int | None = None) -> list[Path]:
     """Write the parts; each is at most `part_bytes` long, unless a single member is longer.
 
-    `val_images`: only so many pictures of val, spread over it, as evaluation takes time that training could have.
+    `val_images`: only this many pictures of val, spread over it, because evaluation takes time from training.
     """
     out.mkdir(parents=True, exist_ok=True)
     parts: list[Path] = []
-    archive, size = None, 0
+    archive: tarfile.TarFile | None = None
+    size = 0
     for name, content in members(data, val_images):
         needed = BLOCK + -(-len(content) // BLOCK) * BLOCK
         if archive is None or size + needed > part_bytes - 20 * BLOCK:
@@ -69,16 +71,17 @@ def pack(data: Path, out: Path, part_bytes: int, val_images: int | None = None) 
         header.size = len(content)
         archive.addfile(header, io.BytesIO(content))
         size += needed
-    archive.close()
+    if archive is not None:
+        archive.close()
     return parts
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--part-mib", type=float, default=40.0)
-    parser.add_argument("--val-images", type=int, help="only so many of val  [default: all]")
+    parser.add_argument("--val-images", type=int, help="only this many of val  [default: all]")
     arguments = parser.parse_args()
     for path in pack(arguments.data, arguments.out, int(arguments.part_mib * 2**20), arguments.val_images):
         print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")

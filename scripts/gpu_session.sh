@@ -3,7 +3,7 @@
 #
 #     scripts/gpu_session.sh PENN_FUDAN VOC OUT
 #
-# PENN_FUDAN and VOC are dataset folders (train and val). directdet must be importable by `python3`; timing wants an
+# PENN_FUDAN and VOC are dataset folders (train and val). directdet must be importable by `python3`; timing needs an
 # onnxruntime-gpu. Training comes first, side by side where times do not matter; timing follows, alone on the GPU; then
 # what time is left for. OUT/marks says when each part ended, OUT/*.log what it said, OUT/results holds the comparisons.
 # To try it on a CPU: SCALE=smoke DEVICE=cpu STEPS=3 BATCH=2 SHORTEN=0.08 PRECISIONS=fp32 LANDSCAPE=small.

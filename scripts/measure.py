@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: a machine's description, timing, writing results."""
+"""What the benchmark scripts share: the description of the machine, timing, writing results."""
 
 import argparse
 import importlib.metadata
@@ -18,7 +18,7 @@ LIBRARIES = ("torch", "torchvision", "onnxruntime-gpu", "openvino", "numpy")
 
 
 def milliseconds(run: Callable[[], object], count: int, warmup: int) -> dict[str, float]:
-    """Median, mean and 95th percentile of `count` runs after `warmup` that do not count."""
+    """Median, mean and 95th percentile of `count` runs, after `warmup` runs that are not counted."""
     for _ in range(warmup):
         run()
     times = []
@@ -42,7 +42,7 @@ def quantiles(times: list[float]) -> dict[str, float]:
 
 
 def in_process(script: str, cell: str, *arguments: str) -> dict:
-    """Run one cell in a process of its own: two runtimes' thread pools in one process slow each other down."""
+    """Run one cell in its own process: two runtimes' thread pools in one process slow each other down."""
     command = [sys.executable, script, "--cell", cell, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -51,7 +51,7 @@ def in_process(script: str, cell: str, *arguments: str) -> dict:
 
 
 def measured_on(libraries: Sequence[str] = LIBRARIES) -> dict:
-    """Date, command line, hardware and versions (None: not installed), to stand beside figures."""
+    """Date, command line, hardware and versions (None: not installed), to be written next to figures."""
     versions = {}
     for library in libraries:
         try:
@@ -63,7 +63,7 @@ def measured_on(libraries: Sequence[str] = LIBRARIES) -> dict:
 
 
 def write_results(name: str, settings: dict, rows: dict[str, dict], folder: Path | None = None) -> Path:
-    """Keep the figures with what they were measured on, in results/ or `folder`."""
+    """Write the figures with what they were measured on, in results/ or `folder`."""
     path = (folder or ROOT / "results") / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     content = {**measured_on(), "settings": settings, "rows": rows}
@@ -74,7 +74,7 @@ def write_results(name: str, settings: dict, rows: dict[str, dict], folder: Path
 def parser(description: str | None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--threads", type=int, default=2)
-    made.add_argument("--runs", type=int, default=10, help="runs counted of each cell and round")
+    made.add_argument("--runs", type=int, default=10, help="counted runs of each cell and round")
     made.add_argument("--rounds", type=int, default=3, help="times that all cells take turns")
     made.add_argument("--results", type=Path, metavar="DIR", help="folder for the figures  [default: results]")
     made.add_argument("--cell", help=argparse.SUPPRESS)

@@ -1,7 +1,7 @@
 """Frames per second of ScratchDet's Table 2: SSD300 on ten first layers of ResNet-18, as ratios to the first row.
 
 Ten networks with random weights, 20 classes, 300x300, batch 1, network and post-processing: in PyTorch and exported in
-ONNX Runtime, each cell in a process of its own, all taking turns. The paper's ratios are those of its P40.
+ONNX Runtime, each cell in its own process, all taking turns. The paper's ratios are those of its P40.
 
     python scripts/root_resnet.py
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from measure import in_process, milliseconds, parser, write_results
 
-from directdet.recipes.published import scratchdet_table2
+from directdet.recipes.published import SpeedRow, scratchdet_table2
 from directdet.recipes.scratchdet import TABLE2
 
 CELLS = [f"{runtime}:{name}" for name in TABLE2 for runtime in ("torch", "onnxruntime")]
@@ -50,7 +50,7 @@ def measure(cell: str, threads: int, runs: int) -> dict[str, float]:
 
 
 def main() -> None:
-    arguments = parser(__doc__.splitlines()[0]).parse_args()
+    arguments = parser((__doc__ or "").partition("\n")[0]).parse_args()
     if arguments.cell:
         import json
 
@@ -63,15 +63,15 @@ def main() -> None:
             times[cell].append(in_process(__file__, cell, *passed)["median_ms"])
             print(f"round {number + 1}: {cell:32s} {times[cell][-1]:8.1f} ms", file=sys.stderr)
     rows = {}
-    paper = scratchdet_table2().rows
-    for name, row in zip(TABLE2, paper, strict=True):
-        rows[name] = {"first_layer": row.method, "paper_fps": row.fps, "paper_ratio": row.fps / paper[0].fps}
+    paper = [(row.method, row.fps) for row in scratchdet_table2().rows if isinstance(row, SpeedRow) and row.fps]
+    for name, (method, fps) in zip(TABLE2, paper, strict=True):
+        rows[name] = {"first_layer": method, "paper_fps": fps, "paper_ratio": fps / paper[0][1]}
         for runtime in ("torch", "onnxruntime"):
             own, first = times[f"{runtime}:{name}"], times[f"{runtime}:{TABLE2[0]}"]
             ratio = statistics.median(b / a for a, b in zip(own, first, strict=True))
             rows[name] |= {f"{runtime}_ms": statistics.median(own), f"{runtime}_ratio": ratio}
         print(
-            f"{row.method:38s} paper {rows[name]['paper_ratio']:.2f}   torch {rows[name]['torch_ratio']:.2f}   "
+            f"{method:38s} paper {rows[name]['paper_ratio']:.2f}   torch {rows[name]['torch_ratio']:.2f}   "
             f"ONNX Runtime {rows[name]['onnxruntime_ratio']:.2f}   ({1e3 / rows[name]['onnxruntime_ms']:.1f} fps)"
         )
     settings = {"threads": arguments.threads, "runs": arguments.runs, "rounds": arguments.rounds, "times_ms": times}

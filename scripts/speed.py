@@ -1,33 +1,39 @@
-"""How fast artefacts run on a CPU, against torchvision's eager detectors with the same weights and settings.
+"""How fast artefacts run on a CPU, compared with torchvision's eager detectors of the same weights and settings.
 
 SSD300 on VGG-16, RetinaNet R50 and Mask R-CNN R50 at 448x448, batch 1, a picture of 640x480 in memory to detections in
-its own pixels (masks stay at 28x28 on both sides). Every cell runs in a process of its own; all take turns, round by
-round, and ratios are of medians of the same round. For every cell:
+its own pixels (masks stay at 28x28 on both sides). Every cell runs in its own process; all take turns, round by round,
+and ratios are of medians of the same round. For every cell:
 
 - milliseconds of preprocessing, of the device (network and the post-processing in its graph) and end to end;
-- the share of post-processing: what the artefact takes beyond the same network cut at its raw maps, taking turns in one
-  process, in the same runtime and precision (for Mask R-CNN the heads get pooled RoIs, so RoI pooling counts as
-  post-processing). int8 is charged the milliseconds that post-processing takes in fp32;
-- the share of what a large matrix product of that precision reaches on the same threads.
+- the share of post-processing: the time of the artefact beyond that of the same network cut at its raw maps, taking
+  turns in one process, in the same runtime and precision (for Mask R-CNN the heads get pooled RoIs, so RoI pooling
+  counts as post-processing). int8 is charged the milliseconds that post-processing takes in fp32;
+- the share of the speed that a large matrix product of that precision reaches on the same threads.
 
     python scripts/speed.py
     python scripts/speed.py --only ssd300 --checkpoint ssd300=RUN --data DATA   # trained: int8, and the AP of each
-    python scripts/speed.py --artefact ssd300/openvino/int8=ARTEFACT            # an artefact that is there already
+    python scripts/speed.py --artefact ssd300/openvino/int8=ARTEFACT            # an artefact that exists already
     python scripts/speed.py --operators                                         # where ONNX Runtime's time goes
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import statistics
 import tempfile
 import time
-from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from measure import in_process, parser, quantiles, write_results
 from speed_parts import layers_alone, median_difference, operator_shares, roofline
+
+if TYPE_CHECKING:
+    from directdet.infer.predictor import Predictor
 
 WARMUP = 3
 BASE = "torchvision"
@@ -35,7 +41,7 @@ BASE = "torchvision"
 
 @dataclass(frozen=True)
 class Cell:
-    """What is timed: a detector in a runtime and precision; Mask R-CNN with so many proposals (None: its own, 1000)."""
+    """What is timed: a detector in a runtime and precision; for Mask R-CNN the number of proposals (None: its 1000)."""
 
     model: str
     runtime: str
@@ -73,7 +79,9 @@ def prepare(folder: Path, chosen: list[Cell], given: argparse.Namespace) -> dict
     """Checkpoints, artefacts and cut graphs of all chosen cells; multiply-accumulate operations of each network."""
     import speed_models
 
+    from directdet.export.options import ExportOptions
     from directdet.export.run import export
+    from directdet.export.verify import network_of
     from directdet.infer.runtimes.load import find_model
     from directdet.infer.runtimes.torch_runtime import load_torch
 
@@ -84,21 +92,21 @@ def prepare(folder: Path, chosen: list[Cell], given: argparse.Namespace) -> dict
         speed_models.save_with(source, folder / f"{model}.pt")
     for cell in chosen:
         checkpoint = folder / f"{cell.variant}.pt"
-        if not checkpoint.exists():
+        if not checkpoint.exists() and cell.proposals:
             speed_models.save_with(folder / f"{cell.model}.pt", checkpoint, test_proposals=cell.proposals)
         size = speed_models.SUBJECTS[cell.model].size
         if cell.variant not in macs:
-            network = load_torch(checkpoint, device="cpu").backend.model
+            network = network_of(load_torch(checkpoint, device="cpu"))
             macs[cell.variant] = speed_models.write_layers(network, size, folder / f"{cell.variant}_layers.onnx")
         artefact = artefact_of(folder, cell)
         if cell.runtime in (BASE, "torch") or cell.name in ready or artefact.exists():
             continue
-        options = {}
+        settings = ExportOptions(size=size)
         if cell.precision == "int8":
-            options = {"format": "onnx" if cell.runtime == "onnxruntime" else "openvino", "precision": "int8"}
-        result = export(checkpoint, artefact, size=size, data=given.data if cell.model in trained else None, **options)
+            settings = ExportOptions("onnx" if cell.runtime == "onnxruntime" else "openvino", "int8", size=size)
+        result = export(checkpoint, artefact, settings, data=given.data if cell.model in trained else None)
         if cell.precision != "int8" and not result.verification.passed:
-            raise SystemExit(f"{cell.name}: the artefact is not the model: its speed would say nothing")
+            raise SystemExit(f"{cell.name}: the artefact is not the model: its speed would mean nothing")
     return macs
 
 
@@ -116,7 +124,7 @@ def picture() -> np.ndarray:
     return np.ascontiguousarray((blobs.permute(1, 2, 0).numpy() * 255).astype(np.uint8))
 
 
-def detector_of(cell: Cell, folder: Path, threads: int, artefact: Path | None):
+def detector_of(cell: Cell, folder: Path, threads: int, artefact: Path | None) -> Predictor:
     """The detector of a cell; for torchvision's the one that prepares its pictures."""
     from directdet.infer.runtimes.load import load
 
@@ -135,11 +143,13 @@ def time_cell(cell: Cell, folder: Path, given: argparse.Namespace, artefact: Pat
     torch.set_num_threads(given.threads)
     cv2.setNumThreads(given.threads)
     image, detector = picture(), detector_of(cell, folder, given.threads, artefact)
-    run = detector.run
+    run: Callable[[np.ndarray], Any] = detector.run
     if cell.runtime == BASE:
         import speed_models
 
-        run = speed_models.torchvision_run(cell.model, detector.backend.model)
+        from directdet.export.verify import network_of
+
+        run = speed_models.torchvision_run(network_of(detector))
     times: dict[str, list[float]] = {"prepare": [], "device": [], "end_to_end": []}
     for step in range(-WARMUP, given.runs):
         start = time.perf_counter()
@@ -158,7 +168,7 @@ def time_cell(cell: Cell, folder: Path, given: argparse.Namespace, artefact: Pat
 
 
 def time_postprocessing(cell: Cell, folder: Path, given: argparse.Namespace, artefact: Path | None) -> dict:
-    """Milliseconds that the artefact of a cell takes beyond its layers."""
+    """Milliseconds that the artefact of a cell takes beyond its layers alone."""
     detector = detector_of(cell, folder, given.threads, artefact)
     batch, _ = detector.prepare([picture()])
     layers = layers_alone(folder / f"{cell.variant}_layers.onnx", cell.runtime, cell.precision, given.threads)
@@ -174,7 +184,9 @@ def accuracy(cell: Cell, folder: Path, given: argparse.Namespace, artefact: Path
     return {"AP_box": metrics.bbox["AP"], "AP_mask": metrics.segm and metrics.segm["AP"], "images": metrics.n_images}
 
 
-def summarise(chosen: list[Cell], rounds: list[dict], peak: dict[str, float], macs: dict[str, int]) -> dict[str, dict]:
+def summarise(
+    chosen: list[Cell], rounds: list[dict], peak: Mapping[str, float], macs: dict[str, int]
+) -> dict[str, dict]:
     """Each cell's figures: medians over the rounds, ratios within them."""
     rows = {}
     for cell in chosen:
@@ -208,14 +220,16 @@ def _postprocessing(cell: Cell, rounds: list[dict]) -> float | None:
 def _pair(text: str) -> tuple[str, Path]:
     name, found, path = text.partition("=")
     if not found or not Path(path).exists():
-        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=PATH of something that is there")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=PATH of something that exists")
     return name, Path(path)
 
 
 def options() -> argparse.ArgumentParser:
     made = parser(__doc__)
     made.formatter_class = argparse.RawDescriptionHelpFormatter
-    made.add_argument("--only", action="append", metavar="NAME", help="only cells whose name begins so; again for more")
+    made.add_argument(
+        "--only", action="append", metavar="NAME", help="only cells whose name begins with it; again for more"
+    )
     made.add_argument(
         "--checkpoint", type=_pair, action="append", default=[], metavar="MODEL=RUN", help="a trained one"
     )
@@ -223,7 +237,7 @@ def options() -> argparse.ArgumentParser:
         "--artefact", type=_pair, action="append", default=[], metavar="CELL=ARTEFACT", help="take this one"
     )
     made.add_argument("--data", type=Path, help="with --checkpoint: calibrates int8; its val split gives the AP")
-    made.add_argument("--operators", action="store_true", help="only where ONNX Runtime's time goes")
+    made.add_argument("--operators", action="store_true", help="show only where ONNX Runtime's time goes")
     made.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
     made.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return made
@@ -281,7 +295,8 @@ def main() -> None:
         shared = ["--folder", temporary, "--runs", str(given.runs), "--threads", str(given.threads)]
         shared += ["--tiny"] if given.tiny else []
         shared += [part for name, path in given.artefact for part in ("--artefact", f"{name}={path}")]
-        rounds, peak = [], Counter()
+        rounds: list[dict] = []
+        peak: dict[str, float] = {}
         for number in range(given.rounds):
             times = {}
             for cell in chosen:
@@ -291,7 +306,8 @@ def main() -> None:
                 shown = times[cell.name]["end_to_end"]["median_ms"]
                 print(f"round {number + 1}: {cell.name:32s} {shown:8.1f} ms end to end", flush=True)
             rounds.append(times)
-            peak |= Counter(in_process(__file__, "roofline", *shared))
+            reached = in_process(__file__, "roofline", *shared)
+            peak = {name: max(speed, peak.get(name, 0.0)) for name, speed in reached.items()}
         rows = summarise(chosen, rounds, peak, macs)
         for cell in chosen:
             if given.data and cell.model in dict(given.checkpoint) and cell.runtime != BASE:
@@ -299,7 +315,7 @@ def main() -> None:
     report(rows)
     settings = {name: getattr(given, name) for name in ("threads", "runs", "rounds", "tiny")}
     settings |= {
-        "matrix_product_gmacs": dict(peak),
+        "matrix_product_gmacs": peak,
         "checkpoints": {name: str(path) for name, path in given.checkpoint},
     }
     settings["torchvision_weights"] = "random, also where another cell's network is trained; its layers are the same"

@@ -1,4 +1,4 @@
-"""The detectors that speed.py times: random networks that detect, torchvision's twins, and their layers alone."""
+"""The detectors that speed.py times: random networks that detect, torchvision's twins of them, their layers alone."""
 
 import sys
 from collections.abc import Callable
@@ -15,9 +15,11 @@ from directdet.infer.preprocess import Preprocess
 from directdet.models.build import describe_model
 from directdet.models.checkpoint import load_checkpoint, save_checkpoint
 from directdet.models.retinanet.config import RetinaNetConfig
+from directdet.models.retinanet.network import RetinaNet
 from directdet.models.ssd.config import SSDConfig
+from directdet.models.ssd.network import SSD
 from directdet.models.two_stage.config import RCNNConfig
-from directdet.models.two_stage.network import BOX_BINS, MASK_BINS
+from directdet.models.two_stage.network import BOX_BINS, MASK_BINS, RCNN
 
 sys.path.insert(0, str(ROOT / "tests"))  # the twins, which prove the networks equal
 
@@ -28,8 +30,8 @@ ORIGINAL_SSD = SSDConfig(80, norm="none", head_norm=False, l2_norm=True)  # the 
 class Subject:
     """A detector: its configuration, a tiny one for tests, and its input's (height, width)."""
 
-    config: object
-    tiny: object
+    config: SSDConfig | RetinaNetConfig | RCNNConfig
+    tiny: SSDConfig | RetinaNetConfig | RCNNConfig | None
     size: tuple[int, int]
 
 
@@ -40,15 +42,15 @@ SUBJECTS = {
 }
 
 
-def random_model(name: str, tiny: bool = False) -> nn.Module:
+def random_model(name: str, tiny: bool = False) -> SSD | RetinaNet | RCNN:
     """A network with random weights that really detects; see twin.conditioned_model."""
     subject = SUBJECTS[name]
-    config = subject.tiny if tiny else subject.config
-    if name == "ssd300":
+    config = subject.tiny if tiny and subject.tiny is not None else subject.config
+    if isinstance(config, SSDConfig):
         import ssd_twin
 
         return ssd_twin.conditioned_model(config)
-    if name == "retinanet":
+    if isinstance(config, RetinaNetConfig):
         import retina_twin
 
         return retina_twin.conditioned_model(config, subject.size)
@@ -68,48 +70,49 @@ def save_random(name: str, path: Path, tiny: bool = False) -> None:
 
 
 def save_with(path: Path, target: Path, **changes: int) -> None:
-    """The checkpoint `path` with other settings of its network, as test_proposals."""
+    """The checkpoint `path` with other settings of its network, such as test_proposals."""
     content = load_checkpoint(path)
     content["model_config"] = {**content["model_config"], **changes}
     save_checkpoint(target, content)
 
 
-def torchvision_run(name: str, model: nn.Module) -> Callable[[np.ndarray], object]:
-    """torchvision's eager detector with the weights of `model`: a normalised batch to its detections."""
-    if name == "ssd300":
+def torchvision_run(model: nn.Module) -> Callable[[np.ndarray], object]:
+    """torchvision's eager detector with the weights of `model`: from a normalised batch to its detections."""
+    if isinstance(model, SSD):
         import ssd_twin
 
-        twin = ssd_twin.build_twin(model)
-        twin.detections_per_img = model.config.detections
-        return partial(_ssd, ssd_twin, twin)
-    if name == "retinanet":
+        ssd, size = ssd_twin.build_twin(model), ssd_twin.SIZE
+        ssd.detections_per_img = model.config.detections
+
+        def detect(images: Tensor) -> object:
+            _, outputs, priors = ssd_twin.twin_maps(ssd, images)
+            return ssd.postprocess_detections(outputs, [priors] * len(images), [size] * len(images))
+
+        return partial(_run, detect)
+    if isinstance(model, RetinaNet):
         import retina_twin
 
-        twin = retina_twin.build_twin(model)
-        twin.detections_per_img = model.config.detections
-        return partial(_direct, lambda images: retina_twin.twin_detections(twin, images, model.config.detections))
+        retinanet, count = retina_twin.build_twin(model), model.config.detections
+        retinanet.detections_per_img = count
+        return partial(_run, lambda images: retina_twin.twin_detections(retinanet, images, count))
+    if not isinstance(model, RCNN):
+        raise TypeError(f"torchvision has no {type(model).__name__}")
     import twin as rcnn_twin
 
-    twin = rcnn_twin.build_twin(model)
-    return partial(_direct, lambda images: rcnn_twin.twin_detections(twin, images))
+    rcnn = rcnn_twin.build_twin(model)
+    return partial(_run, lambda images: rcnn_twin.twin_detections(rcnn, images))
 
 
-def _direct(detect: Callable[[Tensor], object], batch: np.ndarray) -> object:
+def _run(detect: Callable[[Tensor], object], batch: np.ndarray) -> object:
     with torch.inference_mode():
         return detect(torch.from_numpy(batch))
-
-
-def _ssd(module: object, twin: nn.Module, batch: np.ndarray) -> object:
-    with torch.inference_mode():
-        _, outputs, priors = module.twin_maps(twin, torch.from_numpy(batch))
-        return twin.postprocess_detections(outputs, [priors] * len(batch), [module.SIZE] * len(batch))
 
 
 class Layers(nn.Module):
     """The network without post-processing: a graph cut at the raw maps.
 
-    For a two-stage detector the heads get pooled RoIs from outside, so that proposals, RoI pooling, NMS and the choice
-    of masks are left out as well.
+    The heads of a two-stage detector get pooled RoIs as an input, so that proposals, RoI pooling, NMS and the choice of
+    masks are left out as well.
     """
 
     def __init__(self, model: nn.Module):
@@ -118,20 +121,20 @@ class Layers(nn.Module):
 
     def forward(self, images: Tensor, *pooled: Tensor) -> tuple[Tensor, ...]:
         raw = self.model(images)
-        found = (raw.logits, raw.deltas)
-        if pooled:
+        found: tuple[Tensor, ...] = (raw.logits, raw.deltas)
+        if isinstance(self.model, RCNN):
             found += self.model.boxes_of(pooled[0])
-        if len(pooled) > 1:
-            found += (self.model.mask_predictor(self.model.mask_head(pooled[1])),)
+            if len(pooled) > 1:
+                found += (self.model.mask_predictor(self.model.mask_head(pooled[1])),)
         return found
 
 
 def layer_inputs(model: nn.Module, size: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Inputs of `Layers` for one image, random."""
-    config = model.config
+    """Random inputs of `Layers` for one image."""
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(0))
-    inputs = (draw(1, 3, *size),)
-    if isinstance(config, RCNNConfig):
+    inputs: tuple[Tensor, ...] = (draw(1, 3, *size),)
+    if isinstance(model, RCNN):
+        config = model.config
         inputs += (draw(config.test_proposals, model.channels, BOX_BINS, BOX_BINS),)
         inputs += (draw(config.detections, model.channels, MASK_BINS, MASK_BINS),) if config.masks else ()
     return inputs

@@ -16,7 +16,7 @@ def layers_alone(path: Path, runtime: str, precision: str, threads: int) -> Call
 
 
 def median_difference(whole: Callable[[], object], part: Callable[[], object], runs: int, warmup: int) -> float:
-    """Milliseconds that `whole` takes beyond `part`, which take turns: what a busy machine does to one hits both."""
+    """Milliseconds that `whole` takes beyond `part`, which take turns: other work on the machine slows both."""
     differences = []
     for step in range(-warmup, runs):
         start = time.perf_counter()
@@ -64,7 +64,8 @@ def roofline(threads: int, side: int) -> dict[str, float]:
     products = {
         "fp32": (torch.mm, numbers.float()),
         "bf16": (torch.mm, numbers.bfloat16()),
-        "int8": (torch._int_mm, numbers.to(torch.int8)),
+        # torch has no other int8 product on a CPU.
+        "int8": (torch._int_mm, numbers.to(torch.int8)),  # pyright: ignore[reportPrivateImportUsage]
     }
     found = {}
     for name, (product, matrix) in products.items():

@@ -1,6 +1,6 @@
-"""Forward and backward pass of Mask R-CNN R50-FPN at 224x224, batch 2, on a CPU: ours against torchvision's.
+"""Forward and backward pass of Mask R-CNN R50-FPN at 224x224, batch 2, on a CPU: ours compared with torchvision's.
 
-Same weights, as many RoIs sampled (512 an image), eight objects in each picture. Variants take turns in one process;
+Same weights, the same number of RoIs (512 an image), eight objects in each picture. Variants take turns in one process;
 the ratios are of the passes of one round. Then the backbone and FPN alone at 448x448, where normalisation costs most:
 live, fixed, and fixed with the stem and first stage frozen as in the paper's code.
 
@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from measure import ROOT, parser, write_results
@@ -47,11 +48,11 @@ def make_targets() -> tuple[Targets, list[dict]]:
 
 
 def ours(model: RCNN, images: torch.Tensor, targets: Targets, bf16: bool = False) -> float:
-    """One forward and backward pass; returns how many mask RoIs found no slot."""
+    """One forward and backward pass; returns how many mask RoIs were dropped for lack of a slot."""
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         losses, counts = rcnn_losses(model, model(images), targets)
     model.zero_grad(set_to_none=True)
-    sum(losses.values()).backward()
+    torch.stack([*losses.values()]).sum().backward()
     return float(counts["mask_dropped"])
 
 
@@ -71,7 +72,7 @@ def backbone_passes(turns: int) -> dict[str, dict[str, float]]:
         for name, model in models.items():
             model.zero_grad(set_to_none=True)
             start = time.perf_counter()
-            sum(level.mean() for level in model.fpn(model.backbone(images)).values()).backward()
+            torch.stack([level.mean() for level in model.fpn(model.backbone(images)).values()]).sum().backward()
             if turn:
                 seconds[name].append(time.perf_counter() - start)
     rows = {}
@@ -88,7 +89,8 @@ def main() -> None:
     torch.manual_seed(0)
     model = RCNN(RCNNConfig(num_classes=80, mask_slots=32)).train()
     twin = build_twin(model).train()
-    twin.transform.min_size, twin.transform.max_size = (SIZE,), SIZE
+    transform: Any = twin.transform
+    transform.min_size, transform.max_size = (SIZE,), SIZE
     fixed = copy.deepcopy(model)
     fix_batch_norm(fixed)
     targets, theirs = make_targets()
@@ -97,7 +99,7 @@ def main() -> None:
     images_last = images.contiguous(memory_format=torch.channels_last)
 
     def torchvision_step() -> None:
-        loss = sum(twin(list(images), theirs).values())
+        loss = torch.stack([*twin(list(images), theirs).values()]).sum()
         twin.zero_grad(set_to_none=True)
         loss.backward()
 

@@ -1,4 +1,4 @@
-"""A video through the pipeline, against the network alone and against the same steps one after the other.
+"""A video through the pipeline, compared with the network alone and with the same steps one after the other.
 
 Frames per second of one artefact on one video, in turns; the share is of the same round.
 
@@ -25,7 +25,7 @@ SCORE = 0.3
 
 
 def device_alone(detector: Detector, source: Path, frames: int) -> float:
-    """The network on frames that were prepared beforehand, nothing else at work."""
+    """The network on frames that were prepared beforehand, with nothing else running."""
     batches = [detector.prepare([frame.image])[0] for frame in islice(Video(source).frames(), min(frames, 32))]
     for batch in batches[:5]:
         detector.run(batch)
@@ -48,7 +48,8 @@ def one_after_another(detector: Detector, source: Path, frames: int) -> float:
             writer = writer or VideoWriter(Path(folder) / "video.mp4", video.rate, picture.shape[:2])
             writer.write(picture)
         seconds = time.perf_counter() - start
-        writer.finish()
+        if writer is not None:
+            writer.finish()
     return frames / seconds
 
 

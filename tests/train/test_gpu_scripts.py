@@ -72,7 +72,7 @@ def test_pack_unpack_and_run_in_slices(shapes, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["gpu_evidence.py", *options, "--slice", slice_seconds])
         gpu_evidence.main()
         said.append(capsys.readouterr().out.splitlines()[-1])
-    assert said == ["not finished: the same command goes on", "everything is finished"]
+    assert said == ["not finished: the same command continues", "everything is finished"]
     found = {path.stem for path in (tmp_path / "results").iterdir()}
     assert found == {"direct_table2"}
     for path in (tmp_path / "results").iterdir():
