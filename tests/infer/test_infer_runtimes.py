@@ -117,7 +117,7 @@ def test_what_is_read_is_limited(artefact, tmp_path, monkeypatch):
     monkeypatch.undo()
     (artefact / "model.onnx").rename(tmp_path / "elsewhere.onnx")
     (artefact / "model.onnx").symlink_to(tmp_path / "elsewhere.onnx")
-    with pytest.raises(UserError, match="is a link out of its folder"):
+    with pytest.raises(UserError, match="is a link to a file outside its folder"):
         load(artefact, device="cpu")
 
 
