@@ -250,8 +250,8 @@ class Preprocess:
         rgb = image[:, :, ::-1].astype(np.float64)
         upper = rgb[y0][:, x0] * (1 - x_weight)[None, :, None] + rgb[y0][:, x1] * x_weight[None, :, None]
         lower = rgb[y1][:, x0] * (1 - x_weight)[None, :, None] + rgb[y1][:, x1] * x_weight[None, :, None]
-        picture = upper * (1 - y_weight)[:, None, None] + lower * y_weight[:, None, None]
-        values = (picture - np.asarray(self.mean)) / np.asarray(self.std)
+        resized = upper * (1 - y_weight)[:, None, None] + lower * y_weight[:, None, None]
+        values = (resized - np.asarray(self.mean)) / np.asarray(self.std)
         values[rows >= placement.height] = 0
         values[:, columns >= placement.width] = 0
         return values.transpose(2, 0, 1)[channels]

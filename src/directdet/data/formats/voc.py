@@ -68,22 +68,22 @@ def read_voc_lists(root: Path, split: str, lists: dict[str, list[Path]]) -> Data
     Raises:
         UserError: as for read_voc(); also a missing list, or one image in two lists of the split.
     """
-    pictures = {
+    images = {
         key: [(path.parent, name) for path in paths for name in _read_names(_list_file(path.parent, path.name))]
         for key, paths in lists.items()
     }
     seen: set[tuple[Path, str]] = set()
-    for folder, name in pictures[split]:
+    for folder, name in images[split]:
         if (folder, name) in seen:
             raise UserError(f"{folder}: image {name!r} is in two lists of {split!r}; give lists without common images")
         seen.add((folder, name))
-    return _read(root, split, "toml", pictures)
+    return _read(root, split, "toml", images)
 
 
 def _read(root: Path, split: str, layout: str, splits: dict[str, list[tuple[Path, str]]]) -> Dataset:
     """One split; ``splits`` gives the images of all of them as (VOC folder, image name)."""
-    roots = {picture: _parse(*picture) for pictures in splits.values() for picture in pictures}
-    found = {_text(_xml(*picture), item, "name") for picture, tree in roots.items() for item in tree.findall("object")}
+    roots = {image: _parse(*image) for images in splits.values() for image in images}
+    found = {_text(_xml(*image), item, "name") for image, tree in roots.items() for item in tree.findall("object")}
     classes = VOC_CLASSES if found <= set(VOC_CLASSES) else tuple(sorted(found))
     reader = _ObjectReader({name: label for label, name in enumerate(classes)})
     records = []

@@ -27,8 +27,8 @@ class Item(Generic[Source]):
         image: uint8 [h, w, 3] BGR, or None where it could not be read.
         found, crops: the objects in it and their masks in its pixels, once "decode" has run.
         line: the results to be written.
-        picture: the annotated image, uint8 [h, w, 3] BGR.
-        encoded: the annotated image as the bytes of a file.
+        annotated: the image with its detections drawn, uint8 [h, w, 3] BGR.
+        encoded: the same as the bytes of an image file.
     """
 
     source: Source
@@ -36,7 +36,7 @@ class Item(Generic[Source]):
     found: Detections | None = None
     crops: list[tuple[int, int, np.ndarray]] | None = None
     line: dict[str, Any] = field(default_factory=dict)
-    picture: np.ndarray | None = None
+    annotated: np.ndarray | None = None
     encoded: bytes | None = None
 
 

@@ -145,10 +145,10 @@ def predict_video(
 
             def write(batch: Batch[Frame]) -> bool:
                 for item in batch.items:
-                    output.write(item.source, item.line, item.picture)
+                    output.write(item.source, item.line, item.annotated)
                     summary.n_frames += 1
                     summary.n_detections += len(item.line["detections"])
-                    if window is not None and item.picture is not None and window.show(item.picture):
+                    if window is not None and item.annotated is not None and window.show(item.annotated):
                         return True
                 advance(len(batch.items))
                 return limit is not None and summary.n_frames >= limit
@@ -166,7 +166,7 @@ def predict_video(
 
             def finish(item: Item[Frame], image: np.ndarray, found: Detections) -> None:
                 if draws:
-                    item.picture = draw(image, found, detector.classes, crops=item.crops)
+                    item.annotated = draw(image, found, detector.classes, crops=item.crops)
                 item.crops = None
 
             stages = detection_stages(detector, selection, describe, finish)
@@ -211,7 +211,7 @@ class _Output:
         if options.pictures and target.exists() and video.kind == "video" and target.samefile(video.source):
             raise UserError(f"{out}: would overwrite the source video {target.name}; choose another output folder")
 
-    def write(self, frame: Frame, line: dict[str, Any], picture: np.ndarray | None) -> None:
+    def write(self, frame: Frame, line: dict[str, Any], annotated: np.ndarray | None) -> None:
         """Add one frame. Files are created with the first one, so that a source without frames leaves none."""
         height, width = frame.image.shape[:2]
         if self._size not in (None, (height, width)):
@@ -226,9 +226,9 @@ class _Output:
             self._lines = LinesWriter(self._out / f"{self._video.name}.jsonl")
         if self._options.pictures and self._writer is None:
             self._writer = VideoWriter(self._out / f"{self._video.name}.mp4", self._video.rate, self._size)
-        if self._writer is not None and picture is not None:
+        if self._writer is not None and annotated is not None:
             for _ in range(self._repeats(frame, self._writer.frames)):
-                self._writer.write(picture)
+                self._writer.write(annotated)
         self._lines.write(line)
 
     def _repeats(self, frame: Frame, written: int) -> int:
