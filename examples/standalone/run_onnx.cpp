@@ -22,7 +22,6 @@
 
 using nlohmann::json;
 
-// --8<-- [start:prepare]
 // The network's input for one picture, and the canvas's pixels per pixel of the picture.
 struct Prepared {
     std::vector<uint8_t> bytes;  // of all rows of the batch, uint8 or float32
@@ -69,9 +68,7 @@ Prepared prepare(const cv::Mat& picture, const json& meta) {
     for (int64_t row = 0; row < rows; ++row) out.bytes.insert(out.bytes.end(), one.begin(), one.end());
     return out;
 }
-// --8<-- [end:prepare]
 
-// --8<-- [start:decode]
 struct Detection {
     int label;
     float score;
@@ -152,9 +149,7 @@ std::vector<Detection> decode(std::vector<Ort::Value>& outputs, const cv::Size& 
     }
     return all;
 }
-// --8<-- [end:decode]
 
-// --8<-- [start:run]
 std::vector<Detection> detect(Ort::Session& session, const json& meta, const cv::Mat& picture, float least) {
     Prepared input = prepare(picture, meta);
     const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
@@ -219,4 +214,3 @@ int main(int count, char** arguments) try {
     std::cerr << "error: " << error.what() << "\n";
     return 1;
 }
-// --8<-- [end:run]

@@ -16,8 +16,6 @@ import cv2
 import numpy as np
 import onnxruntime
 
-# --8<-- [start:load]
-
 
 def load(folder: Path) -> tuple[dict[str, Any], onnxruntime.InferenceSession]:
     """meta.json and a session for the model file that it names."""
@@ -28,10 +26,6 @@ def load(folder: Path) -> tuple[dict[str, Any], onnxruntime.InferenceSession]:
     if hashlib.sha256(model.read_bytes()).hexdigest() != meta["files"][meta["file"]]:
         raise SystemExit(f"{model}: not the file that meta.json belongs to")
     return meta, onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-
-
-# --8<-- [end:load]
-# --8<-- [start:prepare]
 
 
 def prepare(picture: np.ndarray, meta: dict[str, Any]) -> tuple[np.ndarray, float, float]:
@@ -59,10 +53,6 @@ def prepare(picture: np.ndarray, meta: dict[str, Any]) -> tuple[np.ndarray, floa
         image[:, :new_height, :new_width] = ((small[:, :, ::-1] - mean) / std).transpose(2, 0, 1)
     rows = meta["shapes"]["batch"]["min"]  # a graph that takes no single picture gets copies beside it
     return np.repeat(image[None], rows, axis=0), new_width / old_width, new_height / old_height
-
-
-# --8<-- [end:prepare]
-# --8<-- [start:decode]
 
 
 def decode(
@@ -110,10 +100,6 @@ def taps(low: float, high: float, limit: int, cells: int) -> tuple[int, np.ndarr
     place = (centres - np.float32(low)) * np.float32(cells / (high - low)) + np.float32(0.5)
     cell = np.clip(np.floor(place).astype(int), 0, cells)
     return first, cell, place - cell.astype(np.float32)
-
-
-# --8<-- [end:decode]
-# --8<-- [start:run]
 
 
 def detect(
@@ -165,4 +151,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-# --8<-- [end:run]
