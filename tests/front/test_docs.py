@@ -10,8 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from directdet.front import commands
-from directdet.front.cli import directdet
+from directdet.front.cli import add_verbs, directdet
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,7 +31,7 @@ def written_commands(text: str) -> Iterator[list[str]]:
 
 def check(words: list[str]) -> None:
     """click.UsageError unless the command line takes these arguments; nothing is run."""
-    commands.add_to(directdet)
+    add_verbs(directdet)
     with click.Context(directdet) as above:
         name, command, rest = directdet.resolve_command(above, list(words))
         assert command is not None
