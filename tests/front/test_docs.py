@@ -1,0 +1,81 @@
+"""The documentation cannot drift: its commands are taken, its imports work, the front page's links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from directdet.front.cli import add_verbs, directdet
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCED = re.compile(r"^ *```[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+
+
+def written_commands(text: str) -> Iterator[list[str]]:
+    """The arguments of every `directdet` in the shell code of a page, as a shell would split them."""
+    for block in re.findall(r"^ *```sh\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            starts = [place for place, word in enumerate(words) if word == "directdet" or word.endswith("/directdet")]
+            if starts:
+                words = words[starts[0] + 1 :]
+                end = words.index("&&") if "&&" in words else len(words)
+                yield [word for word in words[:end] if not word.startswith("$")]
+
+
+def check(words: list[str]) -> None:
+    """click.UsageError unless the command line takes these arguments; nothing is run."""
+    add_verbs(directdet)
+    with click.Context(directdet) as above:
+        name, command, rest = directdet.resolve_command(above, list(words))
+        assert command is not None
+        try:
+            command.make_context(name, rest, parent=above)
+        except click.exceptions.Exit:  # --help, --formats: shown instead of run
+            return
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_are_taken(page):
+    for words in written_commands(page.read_text("utf-8")):
+        if words and not words[0].startswith("--"):
+            check(words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_imports_work(page):
+    for block in re.findall(r"^ *```python[^\n]*\n(.*?)^ *```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+        for line in re.findall(r"^from directdet.*$", block, re.MULTILINE):
+            exec(line, {})
+
+
+def test_the_check_sees_what_is_wrong():
+    text = "```sh\n.venv/bin/directdet demo --out x && echo\ndirectdet train R --data D \\\n    --out O  # why\n```\n"
+    assert list(written_commands(text)) == [["demo", "--out", "x"], ["train", "R", "--data", "D", "--out", "O"]]
+    for wrong in (["demo", "--outt", "x"], ["train", "R", "--data", "D"], ["trian"], ["export", "R", "--size", "1"]):
+        with pytest.raises(click.UsageError):
+            check(wrong)
+
+
+def test_the_front_page_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 160
+    links = re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", FENCED.sub("", text))
+    assert len(links) > 15
+    for target, anchor in links:
+        path = ROOT / target
+        assert path.is_file(), target
+        if anchor:
+            assert anchor in anchors(path)
+
+
+def anchors(page: Path) -> set[str]:
+    """The addresses of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", FENCED.sub("", page.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\s-]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
