@@ -1,0 +1,186 @@
+"""Result tables of times, and of how exact the exported formats are."""
+
+from typing import Any
+
+from tables_cells import Cell, Figure, Row, Table, cell, cell_if_any, find, labelled
+
+LABEL = cell("label")
+SPEED_COLUMNS = {
+    "ms": cell("end_to_end_ms", ".0f"),
+    "speed-up": cell("speedup_end_to_end", ".2f"),
+    "post-processing": cell("share_of_postprocessing", "fine share"),
+    "of the matrix product": cell("share_of_matrix_product", "share"),
+    "box AP": cell_if_any("ap/AP_box", "percent"),
+}
+ONE_STAGE = {
+    "torchvision/fp32": "torchvision, eager",
+    "torch/fp32": "directdet, eager",
+    "onnxruntime/fp32": "ONNX Runtime, fp32",
+    "openvino/fp32": "OpenVINO, fp32",
+    "openvino/bf16": "OpenVINO, bf16",
+    "onnxruntime/int8": "ONNX Runtime, int8",
+    "openvino/int8": "OpenVINO, int8",
+}
+TWO_STAGE = {
+    "torchvision/fp32": "torchvision, eager, 1000 proposals",
+    "torch/fp32": "directdet, eager, 1000 proposals",
+    "onnxruntime/fp32": "ONNX Runtime, fp32, 1000 proposals",
+    "openvino/fp32": "OpenVINO, fp32, 1000 proposals",
+    "openvino/fp32/300": "OpenVINO, fp32, 300 proposals",
+    "openvino/bf16/300": "OpenVINO, bf16, 300 proposals",
+}
+
+
+def speed(file: str, model: str, title: str, labels: dict[str, str], masks: bool = False) -> Table:
+    """One detector of scripts/speed.py."""
+    columns = {title: LABEL, **SPEED_COLUMNS}
+    if masks:
+        columns["mask AP"] = cell_if_any("ap/AP_mask", "percent")
+    return Table((file,), labelled({f"{model}/{name}": label for name, label in labels.items()}), columns)
+
+
+def matrix_rows(content: Any) -> list[Row]:
+    """A row for each detector with its cells by format and precision."""
+    rows: dict[str, Row] = {}
+    for name, result in content["cells"].items():
+        detector, _, kind = name.partition("/")
+        rows.setdefault(detector, {"label": detector})[kind] = result
+    return list(rows.values())
+
+
+def differences(kind: str) -> Cell:
+    """A column with the largest differences of boxes and scores in any runtime; FAILED where a cell did not pass."""
+
+    def text(row: Row) -> str:
+        if not row[kind]["passed"]:
+            return "FAILED"
+        runtimes = row[kind]["runtimes"].values()
+        box, score = (max(one[what] for one in runtimes) for what in ("box", "score"))
+        return f"{box:.0e} px, {score:.0e}"
+
+    return text
+
+
+def fewest_counted(content: Any) -> str:
+    """The fewest detections that count in a cell of the matrix."""
+    return str(min(one["counted"] for cell in content["cells"].values() for one in cell["runtimes"].values()))
+
+
+def unmatched(precision: str) -> Figure:
+    """How many detections of the matrix went unmatched in a precision, of all that count: 18 of 14287."""
+
+    def text(content: Any) -> str:
+        cells = [one for name, one in content["cells"].items() if name.endswith(f"/{precision}")]
+        runtimes = [one for result in cells for one in result["runtimes"].values()]
+        missing = sum(round(one["counted"] * (1 - one["matched"])) for one in runtimes)
+        return f"{missing} of {sum(one['counted'] for one in runtimes)}"
+
+    return text
+
+
+def coco_mini_counted(content: Any) -> str:
+    """Detections that count, and the matched ones among them where they are not all."""
+    pictures = find(content, "verification/pictures")
+    total, matched = (sum(one[key] for one in pictures) for key in ("counted", "matched"))
+    return str(total) if matched == total else f"{matched} of {total}"
+
+
+def prepare_ms(content: Any) -> str:
+    """The least and the most milliseconds that preparing a picture takes: 0.4 to 0.6."""
+    times = [row["prepare_ms"] for row in content["rows"].values()]
+    return f"{min(times):.1f} to {max(times):.1f}"
+
+
+TABLES = {
+    "benchmark_h200": Table(
+        ("benchmark_ssd300_h200",),
+        labelled(
+            {"torch": "PyTorch, eager, fp32", "onnxruntime": "the artefact in ONNX Runtime, fp32"}, "cells", "runtime"
+        ),
+        {
+            "SSD300 VGG-16": LABEL,
+            "fps end to end": cell("fps_end_to_end", ".1f"),
+            "fps device only": cell("fps_device_only", ".1f"),
+            "device ms, median": cell("milliseconds/device/median", ".1f"),
+            "ran on": cell("provider"),
+        },
+    ),
+    "export_matrix": Table(
+        ("export_matrix",),
+        matrix_rows,
+        {
+            "detector": LABEL,
+            **{
+                f"{kind} {precision}": differences(f"{kind}/{precision}")
+                for kind in ("onnx", "openvino", "tensorrt-rtx")
+                for precision in ("fp32", "fp16")
+            },
+        },
+    ),
+    "speed_ssd300": speed("speed_ssd300_cpu", "ssd300", "SSD300 VGG-16", ONE_STAGE),
+    "speed_retinanet": speed("speed_retinanet_cpu", "retinanet", "RetinaNet R50-FPN at 448", ONE_STAGE),
+    "speed_mask_rcnn": speed("speed_mask_rcnn_cpu", "mask_rcnn", "Mask R-CNN R50-FPN at 448", TWO_STAGE, masks=True),
+    "speed_mask_rcnn_xeon": Table(
+        ("inference_cpu",),
+        labelled(
+            {
+                "torchvision eager": "torchvision, eager",
+                "directdet eager": "directdet, eager",
+                "onnxruntime": "ONNX Runtime",
+                "openvino": "OpenVINO",
+            }
+        ),
+        {
+            "Mask R-CNN R50-FPN at 448, random weights": LABEL,
+            "ms, median": cell("median_ms", ".0f"),
+            "speed-up, median": cell("speedup", ".2f"),
+            "of each round": lambda row: ", ".join(f"{one:.2f}" for one in row["speedups"]),
+        },
+    ),
+    "video": Table(
+        ("video_bottle-detection_cpu", "video_one-by-one-person-detection_cpu"),
+        lambda *contents: [
+            {**content["rows"], "label": label}
+            for content, label in zip(
+                contents, ("bottle-detection, 640x360", "one-by-one-person-detection, 768x432"), strict=True
+            )
+        ],
+        {
+            "video": LABEL,
+            "network alone, fps": cell("device_alone/fps", ".1f"),
+            "one step after another": cell("one_after_another/fps", ".1f"),
+            "pipelined": cell("pipelined/fps", ".1f"),
+            "of the network alone": cell("pipelined/share", "share"),
+        },
+    ),
+    "train_step": Table(
+        ("train_step_cpu",),
+        labelled(
+            {
+                "torchvision": "torchvision",
+                "directdet": "directdet",
+                "directdet, channels last": "directdet, channels last",
+                "directdet, fixed BN": "directdet, fixed BN",
+                "backbone and FPN at 448, live BN": "backbone and FPN alone at 448, live BN",
+                "backbone and FPN at 448, fixed BN": "backbone and FPN alone at 448, fixed BN",
+                "backbone and FPN at 448, fixed BN, stem and stage 1 frozen": "the same, stem and first stage frozen",
+            }
+        ),
+        {
+            "forward and backward": LABEL,
+            "s": cell("median_s", ".2f"),
+            "of torchvision's": cell_if_any("to_torchvision", ".2f"),
+            "of live BN's": cell_if_any("to_live", ".2f"),
+        },
+    ),
+}
+
+# Figures of the prose that are made of more than one figure of a file, or in another unit.
+FIGURES: dict[str, tuple[str, Figure]] = {
+    "unmatched_fp32": ("export_matrix", unmatched("fp32")),
+    "unmatched_fp16": ("export_matrix", unmatched("fp16")),
+    "fewest_counted": ("export_matrix", fewest_counted),
+    "coco_mini_counted": ("coco_mini_r50_cpu", coco_mini_counted),
+    "prepare_ms_ssd300": ("speed_ssd300_cpu", prepare_ms),
+    "prepare_ms_retinanet": ("speed_retinanet_cpu", prepare_ms),
+}

@@ -1,0 +1,95 @@
+"""Result tables of trainings: AP, steps and times."""
+
+from typing import Any
+
+from tables_cells import Cell, Row, Table, cell, cell_if_any, find, labelled, minutes, written
+
+LABEL = cell("label")
+PENN_FUDAN_GPU = labelled(
+    {
+        "ssd300_vgg16": "SSD300 VGG-16, BN in backbone and head",
+        "retinanet_r50": "RetinaNet R50-FPN, pre-trained at 320, fine-tuned at 448",
+        "mask_rcnn_r50": "Mask R-CNN R50-FPN, pre-trained at 320, fine-tuned at 448",
+    }
+)
+
+
+def steps(row: Row) -> str:
+    """Steps of each phase: 550 + 220."""
+    counts = row["steps"] if "steps" in row else [phase["steps"] for phase in row["phases"]]
+    return " + ".join(str(count) for count in counts)
+
+
+def summed(path: str, how: str) -> Cell:
+    """A column that adds up a list of the row."""
+    return lambda row: written(sum(find(row, path)), how)
+
+
+def penn_fudan_cpu_rows(content: Any) -> list[Row]:
+    """AP after the first phase, after the second, and of the artefact in each runtime."""
+    pretrained = [one for one in content["evaluations_in_training"] if one["phase"] == "pretrain"][-1]
+    labels = {
+        "checkpoint, PyTorch": "after fine-tuning at 320 to 448 (fixed BN), PyTorch",
+        "artefact, ONNX Runtime": "the artefact in ONNX Runtime",
+        "artefact, OpenVINO": "the artefact in OpenVINO",
+    }
+    first = {**pretrained, "label": "after direct pre-training at 224 (live BN)"}
+    return [first, *labelled(labels, "eval")(content)]
+
+
+def headline_rows(gpu: Any, cpu: Any) -> list[Row]:
+    """The README's table: what is learnt from random weights on a GPU and on a CPU."""
+    rows = [{**row, "time": minutes(sum(row["seconds"])), "device": "GPU"} for row in PENN_FUDAN_GPU(gpu)]
+    best = find(cpu, "eval/artefact, ONNX Runtime")
+    slim = {"label": "Mask R-CNN R18-FPN, slim, pre-trained at 224, fine-tuned at 320 to 448", "device": "CPU, 2 cores"}
+    figures = {"box_ap": best["bbox"]["AP"], "box_ap50": best["bbox"]["AP50"], "mask_ap": best["segm"]["AP"]}
+    return [*rows, {**slim, **figures, "time": minutes(cpu["training_seconds"]["wall, both phases"])}]
+
+
+TABLES = {
+    "headline": Table(
+        ("penn_fudan_h200", "penn_fudan_cpu"),
+        headline_rows,
+        {
+            "from random weights": LABEL,
+            "box AP": cell("box_ap", "percent"),
+            "AP50": cell("box_ap50", "percent"),
+            "mask AP": cell_if_any("mask_ap", "percent"),
+            "training": cell("time"),
+            "trained on": cell("device"),
+        },
+    ),
+    "penn_fudan_gpu": Table(
+        ("penn_fudan_h200",),
+        PENN_FUDAN_GPU,
+        {
+            "detector": LABEL,
+            "steps": steps,
+            "seconds": summed("seconds", ".0f"),
+            "box AP": cell("box_ap", "percent"),
+            "AP50": cell("box_ap50", "percent"),
+            "mask AP": cell_if_any("mask_ap", "percent"),
+        },
+    ),
+    "penn_fudan_cpu": Table(
+        ("penn_fudan_cpu",),
+        penn_fudan_cpu_rows,
+        {
+            "measured": LABEL,
+            "box AP": cell("bbox/AP", "percent"),
+            "box AP50": cell("bbox/AP50", "percent"),
+            "mask AP": cell("segm/AP", "percent"),
+            "mask AP50": cell("segm/AP50", "percent"),
+        },
+    ),
+    "ssd_slim_cpu": Table(
+        ("ssd_slim_cpu",),
+        labelled({"bn": "BN in backbone and head", "none": "no BN"}),
+        {
+            "slim SSD300": LABEL,
+            **{f"loss at step {step}": cell(f"loss/{step}", ".2f") for step in (250, 500, 750, 1000)},
+            "box AP": cell("bbox/AP", "percent"),
+            "AP50": cell("bbox/AP50", "percent"),
+        },
+    ),
+}
