@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from directdet.infer.preprocess import Preprocess
 from directdet.models.build import describe_model
 from directdet.models.checkpoint import load_checkpoint, save_checkpoint
+from directdet.models.parts.network import Network
 from directdet.models.retinanet.config import RetinaNetConfig
 from directdet.models.retinanet.network import RetinaNet
 from directdet.models.ssd.config import SSDConfig
@@ -149,7 +150,7 @@ def count_macs(layers: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     return counter.get_total_flops() // 2
 
 
-def write_layers(model: nn.Module, size: tuple[int, int], path: Path) -> int:
+def write_layers(model: Network, size: tuple[int, int], path: Path) -> int:
     """`Layers` with batch normalisation folded as ONNX; returns its multiply-accumulate operations for one image."""
     from directdet.export.onnx_graph import OPSET, fold
 

@@ -21,6 +21,7 @@ from directdet.infer.predict.sources import read_bgr
 from directdet.infer.predictor import Predictor
 from directdet.infer.preprocess import STD, Placement, fixture_image
 from directdet.infer.runtimes.torch_runtime import TorchBackend
+from directdet.models.parts.network import Network
 from directdet.models.parts.postprocess import HasThresholds
 
 # AP compares the whole chain with PyTorch on its own float32 input, so it includes the padding of a uint8 canvas. Where
@@ -135,7 +136,7 @@ def verification_pictures(
     return pictures
 
 
-def network_of(detector: Predictor) -> nn.Module:
+def network_of(detector: Predictor) -> Network:
     """The PyTorch network of a checkpoint's detector; TypeError for a detector in another runtime."""
     if not isinstance(detector.backend, TorchBackend):
         raise TypeError(f"{detector.source}: runs in {detector.runtime}, not in torch")
@@ -144,8 +145,7 @@ def network_of(detector: Predictor) -> nn.Module:
 
 def thresholds_of(detector: Predictor) -> HasThresholds:
     """The settings of a checkpoint's network that decide about detections."""
-    config: Any = network_of(detector).config
-    return config
+    return network_of(detector).config
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ It lies outside the package and is given with `--code own_parts.py`.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -59,8 +59,6 @@ def plain(width: int | None = None, norm: str = "bn") -> Plain:
 class CentreConfig:
     """A detector that looks at one map only: every cell says what it is the middle of, and how large that is."""
 
-    masks: ClassVar[bool] = False
-
     num_classes: Count
     backbone: str = "plain"
     width: Count | None = None
@@ -69,6 +67,10 @@ class CentreConfig:
     nms: Share = 0.5
     candidates: Count = 100
     detections: Count = 50
+
+    @property
+    def masks(self) -> bool:
+        return False
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")

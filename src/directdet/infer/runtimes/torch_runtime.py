@@ -19,6 +19,8 @@ from directdet.infer.preprocess import Preprocess
 if TYPE_CHECKING:
     import torch
 
+    from directdet.models.parts.network import Network
+
 Deployed = Callable[..., "Sequence[torch.Tensor]"]  # images -> num, boxes, scores, labels[, masks]
 _KEPT_SIZES = 48  # (1333, 800) with padding to 32 gives about 40 canvas sizes
 
@@ -44,7 +46,7 @@ class TorchBackend:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: Network,
         device: str,
         precision: str | None = None,
         threads: int | None = None,
@@ -53,7 +55,7 @@ class TorchBackend:
         import torch
 
         self._device = torch.device(device)
-        self.model = model.to(self._device)
+        self.model: Network = model.to(self._device)
         self._precision, self._compiled = precision, compiled
         self._deployed: OrderedDict[tuple[int, int], Deployed] = OrderedDict()
         gpu = self._device.type == "cuda"
@@ -126,7 +128,7 @@ class TorchPredictor(Predictor):
     @classmethod
     def from_model(
         cls,
-        model: torch.nn.Module,
+        model: Network,
         preprocess: Preprocess,
         classes: Sequence[str],
         category_ids: Sequence[int],

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from directdet.models.backbones.backbone import Backbone
-from directdet.models.parts.layers import NORMS, PUBLISHED_WIDTH, ConvNorm, Norm, scaled
+from directdet.models.parts.layers import NORMS, PUBLISHED_WIDTH, ConvNorm, ExtraLayers, Norm, scaled
 from directdet.models.parts.norm import conv_norm
 
 LAYERS = (6, 8, 8, 8)  # of the dense blocks
@@ -84,18 +84,28 @@ class DSOD(Backbone):
     section 4.2.1) the convolutions have biases.
     """
 
+    block1: nn.Module
+    block2: nn.Module
+    block3: nn.Module
+    block4: nn.Module
+    transition1: nn.Module
+    transition2: nn.Module
+    transition3: nn.Module
+    transition4: nn.Module
+
     def __init__(self, width: int = PUBLISHED_WIDTH, norm: Norm | None = nn.BatchNorm2d):
         super().__init__()
         growth, half, channels = scaled(48, width), scaled(256, width), 2 * width
         self.stem = nn.Sequential(
             ConvNorm(3, width, 3, norm, stride=2), ConvNorm(width, width, 3, norm), ConvNorm(width, channels, 3, norm)
         )
+        fine = 0
         for number, layers in enumerate(LAYERS, 1):
             setattr(self, f"block{number}", DenseBlock(layers, channels, growth, norm))
             channels += layers * growth
             outputs = half if number == len(LAYERS) else channels
             setattr(self, f"transition{number}", Transition(channels, outputs, norm))
-        fine = self.transition2.conv.out_channels
+            fine = outputs if number == 2 else fine
         self.down = Transition(fine, half, norm)
         self.channels = {"s8": fine, "s16": 2 * half}
         self.strides = {"s8": 8, "s16": 16}
@@ -113,7 +123,7 @@ class DSOD(Backbone):
         return [[self.stem], *blocks[:-1], [*blocks[-1], self.down]]
 
 
-class DenseExtras(nn.Module):
+class DenseExtras(ExtraLayers):
     """DSOD's dense prediction: forward(the backbone's coarser map [N, C, H, W]) -> four maps, finest first.
 
     Half of each map's channels are learned from the map before (1x1, then 3x3 with stride 2), half are that map, halved

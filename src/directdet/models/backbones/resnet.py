@@ -4,6 +4,7 @@ Parameter names are torchvision's, so its weights load and it serves as the orac
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +17,17 @@ Norm = Callable[[int], nn.Module]
 
 def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+
+
+class Shortcut(nn.Sequential):
+    """A convolution and its normalisation, named 0 and 1 as torchvision has them."""
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.Module):
+        super().__init__(conv, norm)
+
+    def forward(self, input: Tensor) -> Tensor:
+        conv: Any = self[0]
+        return conv_norm(conv, self[1], input)
 
 
 class BasicBlock(nn.Module):
@@ -32,7 +44,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(conv_norm(self.conv1, self.bn1, x))
         out = conv_norm(self.conv2, self.bn2, out)
-        return F.relu(out + (x if self.downsample is None else conv_norm(*self.downsample, x)))
+        return F.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
 class Bottleneck(nn.Module):
@@ -51,13 +63,13 @@ class Bottleneck(nn.Module):
         out = F.relu(conv_norm(self.conv1, self.bn1, x))
         out = F.relu(conv_norm(self.conv2, self.bn2, out))
         out = conv_norm(self.conv3, self.bn3, out)
-        return F.relu(out + (x if self.downsample is None else conv_norm(*self.downsample, x)))
+        return F.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
-def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> nn.Sequential | None:
+def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> Shortcut | None:
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(_conv(in_channels, out_channels, 1, stride), norm(out_channels))
+    return Shortcut(_conv(in_channels, out_channels, 1, stride), norm(out_channels))
 
 
 class ResNet(Backbone):

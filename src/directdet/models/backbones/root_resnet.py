@@ -21,6 +21,7 @@ PyTorch code.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +68,7 @@ class SSDResNet(ResNet):
         elif kernel != 7:
             self.maxpool = nn.MaxPool2d(2, ceil_mode=True)  # rounds up, as all else here
         if stride == 2 and pool:
-            remove_last_halving(self.layer4)
+            remove_last_halving(self._stages()["layer4"])
         tapped = {"s8": 2 if stride == 2 and pool else 3, "s16": 4}
         self.taps = {f"layer{stage}": name for name, stage in tapped.items()}
         self.channels = {name: width * 2 ** (stage - 1) * block.expansion for name, stage in tapped.items()}
@@ -91,7 +92,7 @@ class SSDResNet(ResNet):
         """The modules of stage 0 (root), 1, ..., for freezing the first n stages."""
         return [[module for pair in self._root() for module in pair], *([stage] for stage in self._stages().values())]
 
-    def _root(self) -> list[tuple[nn.Module, nn.Module]]:
+    def _root(self) -> list[tuple[nn.Conv2d, nn.Module]]:
         return [(getattr(self, f"conv{i}"), getattr(self, f"bn{i}")) for i in range(1, self.root_convs + 1)]
 
     def _stages(self) -> dict[str, nn.Module]:
@@ -123,7 +124,7 @@ def add_biases(module: nn.Module) -> None:
 def build(
     block: type[BasicBlock] | type[Bottleneck],
     depths: tuple[int, int, int, int],
-    root: dict[str, int | bool],
+    root: dict[str, Any],
     width: int | None = None,
     norm: str = "bn",
     imagenet: str | None = None,
@@ -139,8 +140,8 @@ DEPTHS = {
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
 }
-RESNET_ROOT = {"kernel": 7, "convs": 1, "stride": 2, "pool": True}
-ROOT_BLOCK = {"kernel": 3, "convs": 3, "stride": 1, "pool": True}
+RESNET_ROOT: dict[str, Any] = {"kernel": 7, "convs": 1, "stride": 2, "pool": True}
+ROOT_BLOCK: dict[str, Any] = {"kernel": 3, "convs": 3, "stride": 1, "pool": True}
 
 SSD_RESNETS: dict[str, Callable[..., SSDResNet]] = {
     **{name: partial(build, *depth, RESNET_ROOT, imagenet=name) for name, depth in DEPTHS.items()},

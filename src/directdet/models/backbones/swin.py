@@ -24,8 +24,8 @@ FAR = -100.0  # logit added between tokens that must not see each other; e^-100 
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation in float32 under autocast, on every device: torch itself does so on GPUs only."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float())
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.float())
 
 
 class WindowAttention(ShiftedWindowAttention):

@@ -5,6 +5,8 @@ An extra: `pip install "directdet[timm]"`. Channels and strides are asked of tim
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from directdet.common.errors import MissingLibraryError
@@ -32,7 +34,7 @@ class TimmBackbone(Backbone):
             hint = nearest(name, timm.list_models(), "; timm.list_models() names them")
             raise SettingError(f"model.backbone: timm has no network {name!r}{hint}")
         try:
-            known = timm.create_model(name, features_only=True, pretrained=False).feature_info
+            known: Any = timm.create_model(name, features_only=True, pretrained=False).feature_info
             strides, places = known.reduction(), list(known.out_indices)  # timm counts some from 1
         except Exception as error:  # whatever a network without maps of several sizes makes timm raise
             raise SettingError(f"model.backbone: timm:{name} gives no feature maps ({error}); choose another") from None
@@ -45,7 +47,8 @@ class TimmBackbone(Backbone):
         # Of several maps of one stride the last has seen most.
         wanted = [places[len(strides) - 1 - strides[::-1].index(stride)] for stride in levels.values()]
         self.body = timm.create_model(name, features_only=True, pretrained=False, out_indices=wanted)
-        self.channels = dict(zip(levels, self.body.feature_info.channels(), strict=True))
+        info: Any = self.body.feature_info
+        self.channels = dict(zip(levels, info.channels(), strict=True))
         self.strides = dict(levels)
         split_activations(self.body)
 
@@ -59,10 +62,11 @@ def split_activations(module: nn.Module) -> None:
     Fixed, synchronised and folded normalisation work on plain ones.
     """
     for name, child in list(module.named_children()):
-        if isinstance(child, nn.BatchNorm2d) and hasattr(child, "act"):
+        activation = getattr(child, "act", None)
+        if isinstance(child, nn.BatchNorm2d) and activation is not None:
             norm = nn.BatchNorm2d(child.num_features, child.eps, child.momentum, child.affine)
             norm.load_state_dict(child.state_dict(), strict=False)
-            setattr(module, name, nn.Sequential(norm, getattr(child, "drop", nn.Identity()), child.act))
+            setattr(module, name, nn.Sequential(norm, getattr(child, "drop", nn.Identity()), activation))
         else:
             split_activations(child)
 

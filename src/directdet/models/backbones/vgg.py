@@ -17,6 +17,12 @@ class VGGConvolutions(Backbone):
     With a normalisation every one of them has it ("BN in the backbone": ScratchDet, section 3.1), without one a bias.
     """
 
+    conv1: nn.Sequential
+    conv2: nn.Sequential
+    conv3: nn.Sequential
+    conv4: nn.Sequential
+    conv5: nn.Sequential
+
     def __init__(self, width: int = PUBLISHED_WIDTH, norm: Norm | None = nn.BatchNorm2d):
         super().__init__()
         self.imagenet = "vgg16_bn" if norm is nn.BatchNorm2d else "vgg16"
@@ -42,15 +48,15 @@ class VGGConvolutions(Backbone):
         network.
         """
         convs = [name for name, value in state.items() if name.startswith("features.") and value.dim() == 4]
-        layers = [(f"conv{number}.{i}", layer) for number in range(1, 6) for i, layer in enumerate(self._group(number))]
+        layers = [f"conv{number}.{i}" for number in range(1, 6) for i in range(len(self._group(number)))]
         if len(convs) != len(layers):
             return {}
-        found = {}
-        for (name, layer), key in zip(layers, convs, strict=True):
+        found, own = {}, self.state_dict()
+        for name, key in zip(layers, convs, strict=True):
             index = int(key.split(".")[1])
             bias, norm = state[f"features.{index}.bias"], f"features.{index + 1}"
             found[f"{name}.conv.weight"] = state[key]
-            if layer.conv.bias is not None:
+            if f"{name}.conv.bias" in own:
                 found[f"{name}.conv.bias"] = bias
             elif f"{norm}.running_mean" in state:
                 found |= {f"{name}.norm.{k}": state[f"{norm}.{k}"] for k in ("weight", "bias", "running_var")}

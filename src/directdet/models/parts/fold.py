@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from directdet.models.parts.norm import statistics
+
 
 @dataclass(frozen=True)
 class Folding:
@@ -46,12 +48,12 @@ class _Watch(TorchFunctionMode):
         for tensor in _tensors((args, named)):
             self.uses[id(tensor)] = self.uses.get(id(tensor), 0) + 1
         if function is torch.conv2d:
-            weight = named.get("weight", args[1] if len(args) > 1 else None)
+            weight = named["weight"] if "weight" in named else args[1]
             self.weights[id(weight)] = self.weights.get(id(weight), 0) + 1
             self.made_by[id(result)] = weight
         elif function is F.batch_norm:
-            mean = named.get("running_mean", args[1] if len(args) > 1 else None)
-            self.normalised.append((named.get("input", args[0] if args else None), mean))
+            given = named["input"] if "input" in named else args[0]
+            self.normalised.append((given, named["running_mean"] if "running_mean" in named else args[1]))
         self.alive += [args, named, result]
         return result
 
@@ -143,12 +145,11 @@ class ScaleShift(nn.Module):
 
 
 def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    if norm.running_var is None or norm.running_mean is None:
-        raise ValueError("a BatchNorm2d without running statistics cannot be folded")
-    scale = torch.rsqrt(norm.running_var.detach().double() + norm.eps)
+    mean, variance = statistics(norm)
+    scale = torch.rsqrt(variance.detach().double() + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight.detach().double()
-    shift = -norm.running_mean.detach().double() * scale
+    shift = -mean.detach().double() * scale
     return scale, shift if norm.bias is None else shift + norm.bias.detach().double()
 
 

@@ -57,6 +57,19 @@ class ConvNorm(nn.Module):
         return F.relu(x) if self.relu else x
 
 
+class ExtraLayers(nn.Module):
+    """The layers that make SSD's coarser maps: forward(coarsest backbone map [N, C, H, W]) -> maps, finest first.
+
+    channels: of each map.
+    """
+
+    channels: list[int]
+
+    def map_sizes(self, size: int) -> list[int]:
+        """Side of every map for an input of side `size`; below 1 where the input is too small."""
+        raise NotImplementedError
+
+
 class L2Norm(nn.Module):
     """Every cell's vector of channels to length 1, times a learned scale of each channel (ParseNet; SSD, section 3.1).
 

@@ -20,6 +20,13 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(GROUPS, channels), channels)
 
 
+def statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Running mean and variance; ValueError for a normalisation that keeps none."""
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("a BatchNorm2d without running statistics can be neither fixed nor folded")
+    return norm.running_mean, norm.running_var
+
+
 class FixedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation whose statistics never change: "Fixed" in Table 2, or "affine" where gamma and beta learn.
 
@@ -32,8 +39,9 @@ class FixedBatchNorm2d(nn.BatchNorm2d):
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """y = scale * x + shift, per channel [C]."""
-        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-        return scale, self.bias - self.running_mean * scale
+        mean, variance = statistics(self)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return scale, self.bias - mean * scale
 
 
 def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
@@ -56,8 +64,8 @@ class _SumOverProcesses(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone(memory_format=torch.contiguous_format)
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
 
@@ -65,7 +73,8 @@ class _SumOverProcesses(torch.autograd.Function):
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation over the batches of all processes. torch's own runs on GPUs only; this runs on both."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        x = input
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(x)
         values = x.float()
@@ -81,9 +90,12 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         mean = (share * means).sum(0)
         variance = (share * (variances + (means - mean).square())).sum(0)
         with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), self.momentum)
+            running_mean, running_var = statistics(self)
+            momentum = 0.1 if self.momentum is None else self.momentum
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked += 1
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - mean * scale
         return (values * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
@@ -119,4 +131,5 @@ def fix_batch_norm(model: nn.Module, affine: bool = False) -> int:
 def has_statistics(model: nn.Module) -> bool:
     """Whether some BatchNorm2d has seen data: fresh ones hold mean 0 and variance 1 exactly."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    return any(bool((m.running_mean != 0).any()) or bool((m.running_var != 1).any()) for m in norms)
+    found = [statistics(norm) for norm in norms]
+    return any(bool((mean != 0).any()) or bool((variance != 1).any()) for mean, variance in found)

@@ -21,10 +21,17 @@ OUTPUTS = ("num", "boxes", "scores", "labels", "masks")
 class HasThresholds(Protocol):
     """The settings of every detector's configuration that decide about detections."""
 
-    masks: bool
-    score_threshold: float
-    nms: float
-    detections: int
+    @property
+    def masks(self) -> bool: ...
+
+    @property
+    def score_threshold(self) -> float: ...
+
+    @property
+    def nms(self) -> float: ...
+
+    @property
+    def detections(self) -> int: ...
 
 
 def output_names(config: HasThresholds) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """What every detector on a feature pyramid shares: its raw maps, and how its parts are built."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,10 @@ class AnchoredDeploy(nn.Module):
 
     `portable` is the form for export: operations that every runtime has, instead of the fastest in PyTorch.
     """
+
+    model: Any
+    anchors: Tensor
+    limit: Tensor
 
     def __init__(self, model: Anchored, size: tuple[int, int], portable: bool = False):
         super().__init__()

@@ -27,7 +27,10 @@ def level_of(rois: Tensor, levels: int = 4) -> Tensor:
     side = torch.sqrt(areas(rois).clamp(min=0))
     if levels == 1:
         return torch.zeros_like(side, dtype=torch.int64)
-    return sum((side >= s * LEVEL_TOLERANCE).to(torch.int64) for s in LEVEL_SIDES[: levels - 1])
+    level = (side >= LEVEL_SIDES[0] * LEVEL_TOLERANCE).to(torch.int64)
+    for limit in LEVEL_SIDES[1 : levels - 1]:
+        level = level + (side >= limit * LEVEL_TOLERANCE).to(torch.int64)
+    return level
 
 
 def _by_level(level: Tensor, values: list[float] | list[int]) -> Tensor:

@@ -1,7 +1,7 @@
 """What defines a RetinaNet and its training targets. Imports no torch: recipes are made of it."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from directdet.common.settings import Between, Count, NotNegative, Positive, SettingError, Share, check_fields
 from directdet.models.backbones.names import check_backbone
@@ -27,8 +27,6 @@ class RetinaNetConfig:
         candidates: boxes of all levels that enter NMS, best first.
     """
 
-    masks: ClassVar[bool] = False
-
     num_classes: Count
     backbone: str = "resnet50"
     width: Count | None = None
@@ -48,6 +46,11 @@ class RetinaNetConfig:
     test_pre_nms: Count = 1000
     candidates: Count = 1000
     detections: Count = 100
+
+    @property
+    def masks(self) -> bool:
+        """It finds boxes alone."""
+        return False
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")

@@ -1,7 +1,7 @@
 """What defines an SSD and its training targets. Imports no torch: recipes are made of it."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from directdet.common.settings import Count, SettingError, Share, check_fields
 from directdet.models.backbones.names import check_backbone
@@ -27,8 +27,6 @@ class SSDConfig:
         candidates: (prior, class) pairs that enter NMS at a time, best first; see deploy.choose_in_rounds.
     """
 
-    masks: ClassVar[bool] = False
-
     num_classes: Count
     backbone: str = "vgg16"
     width: Count | None = None
@@ -45,6 +43,11 @@ class SSDConfig:
     nms: Share = 0.45
     candidates: Count = 400
     detections: Count = 200
+
+    @property
+    def masks(self) -> bool:
+        """It finds boxes alone."""
+        return False
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")

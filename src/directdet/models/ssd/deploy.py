@@ -19,6 +19,8 @@ class SSDDeploy(nn.Module):
     Every runtime has its operations, so `portable` changes nothing.
     """
 
+    limit: Tensor
+
     def __init__(self, model: SSD, size: tuple[int, int], portable: bool = False):
         super().__init__()
         model.check_size(size)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from directdet.models.backbones.dsod import dense_extras
-from directdet.models.parts.layers import NORMS, ConvNorm, Norm, scaled
+from directdet.models.parts.layers import NORMS, ConvNorm, ExtraLayers, Norm, scaled
 
 # Stride and padding of the 3x3 convolution that makes one map of another.
 STEPS = {"halve": (2, 1), "shrink": (1, 0), "keep": (1, 1)}
@@ -57,7 +57,7 @@ class Residual(nn.Module):
         return F.relu(self.conv2(self.conv1(x)) + self.shortcut(beside))
 
 
-class Extras(nn.Module):
+class Extras(ExtraLayers):
     """Blocks in a row: forward(coarsest map of the backbone [N, C, H, W]) -> the output of each block, finest first.
 
     `channels` tells each one's; map_sizes(19) gives [10, 5, 3, 1].
@@ -113,4 +113,4 @@ def residual_extras(in_channels: int, width: int | None = None, norm: str = "bn"
 
 
 # Each makes a module like Extras: forward, channels and map_sizes.
-EXTRAS: dict[str, Callable[..., nn.Module]] = {"ssd": ssd_extras, "residual": residual_extras, "dsod": dense_extras}
+EXTRAS: dict[str, Callable[..., ExtraLayers]] = {"ssd": ssd_extras, "residual": residual_extras, "dsod": dense_extras}

@@ -27,6 +27,7 @@ class SSD(Network):
     """
 
     config: SSDConfig
+    priors: Tensor
     fewest_live_images = 2  # see above
 
     def __init__(self, config: SSDConfig):

@@ -27,7 +27,7 @@ class CascadeDeploy(TwoStageDeploy):
             logits, deltas = self.model.boxes_of(stage, self.pool(features, boxes, BOX_BINS))
             stages.append(logits)
             boxes = refine(stage, boxes, deltas, sizes)
-        scores = torch.softmax(sum(stages) / STAGES, -1).reshape(*real.shape, -1)[..., 1:]
+        scores = torch.softmax(_mean(stages), -1).reshape(*real.shape, -1)[..., 1:]
         boxes, scores, labels = self._choose(boxes, scores * real.unsqueeze(-1).to(scores.dtype))
         outputs = packed(boxes, scores, labels)
         if not self.model.config.masks:
@@ -47,4 +47,12 @@ class CascadeDeploy(TwoStageDeploy):
 
     def _masks(self, pooled: Tensor, labels: Tensor) -> Tensor:
         """Pooled boxes [K, C, 14, 14] and labels [K] (1..classes) -> probabilities [K, 28, 28]."""
-        return sum(torch.sigmoid(self.model.masks_of(stage, pooled, labels)) for stage in range(STAGES)) / STAGES
+        masks = [torch.sigmoid(self.model.masks_of(stage, pooled, labels)) for stage in range(STAGES)]
+        return _mean(masks)
+
+
+def _mean(of_stages: list[Tensor]) -> Tensor:
+    total = of_stages[0]
+    for one in of_stages[1:]:
+        total = total + one
+    return total / STAGES

@@ -6,14 +6,12 @@ from torch import Tensor
 from directdet.models.parts.boxes import clip_boxes, decode_boxes, take
 from directdet.models.parts.postprocess import choose, packed
 from directdet.models.parts.pyramid import AnchoredDeploy
-from directdet.models.two_stage.network import BOX_BINS, BOX_WEIGHTS, MASK_BINS, MASK_SIZE, RCNN, TwoStage
+from directdet.models.two_stage.network import BOX_BINS, BOX_WEIGHTS, MASK_BINS, MASK_SIZE, RCNN
 from directdet.models.two_stage.rpn import propose
 
 
 class TwoStageDeploy(AnchoredDeploy):
     """What deployed two-stage detectors share."""
-
-    model: TwoStage
 
     def propose(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
         """Features, proposals [N, R, 4], which of them are real [N, R], and image sizes [N, 2]."""

@@ -25,8 +25,6 @@ class TwoStage(Anchored):
     `strides` tells each one's stride, `roi_strides` those that RoIs are pooled from, the first ones.
     """
 
-    config: TwoStageConfig
-
     def __init__(self, config: TwoStageConfig):
         super().__init__()
         self.config = config
