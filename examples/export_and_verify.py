@@ -16,7 +16,8 @@ from rich.console import Console
 from directdet import Detector
 from directdet.data.dataset import load_dataset
 from directdet.data.synthetic import make_synthetic
-from directdet.recipes.settings import apply_settings, get_recipe
+from directdet.recipes.by_name import get_recipe
+from directdet.recipes.settings import apply_settings
 from directdet.train.run import train
 
 SETTINGS = [

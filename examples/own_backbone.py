@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from directdet.data.synthetic import make_synthetic
 from directdet.models.backbones.builders import BACKBONES
-from directdet.recipes.settings import apply_settings, get_recipe
+from directdet.recipes.by_name import get_recipe
+from directdet.recipes.settings import apply_settings
 from directdet.train.log import read_log
 from directdet.train.run import train
 

@@ -16,7 +16,8 @@ from directdet.data.dataset import load_dataset
 from directdet.data.synthetic import make_synthetic
 from directdet.infer.accuracy.evaluate import evaluate
 from directdet.infer.draw import draw
-from directdet.recipes.settings import apply_settings, get_recipe
+from directdet.recipes.by_name import get_recipe
+from directdet.recipes.settings import apply_settings
 from directdet.train.run import train
 
 # The slim RetinaNet made slimmer still, for pictures of 96 to 128 pixels. `directdet recipes retinanet_r18_slim` shows

@@ -24,6 +24,10 @@ def real_data() -> Path:
     return folder
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: each computes in one thread
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 def pytest_configure(config):
     """A shell starts what runs in the background deaf to Ctrl-C; some tests send it, also to what they start."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

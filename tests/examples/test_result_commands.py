@@ -10,7 +10,8 @@ import pytest
 
 from directdet.front import commands
 from directdet.front.cli import directdet
-from directdet.recipes.settings import apply_settings, get_recipe
+from directdet.recipes.by_name import get_recipe
+from directdet.recipes.settings import apply_settings
 from directdet.recipes.slim import RECIPES
 from directdet.reproduce.experiments import EXPERIMENTS
 

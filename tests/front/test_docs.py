@@ -42,7 +42,8 @@ def check(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_are_taken(page):
+def test_commands_are_taken(page, monkeypatch):
+    monkeypatch.setattr("directdet.common.plugins.load_code", list)  # the files that a page speaks of are not here
     for words in written_commands(page.read_text("utf-8")):
         if words and not words[0].startswith("--"):
             check(words)
