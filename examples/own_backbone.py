@@ -12,14 +12,15 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from directdet.data.synthetic import make_synthetic
-from directdet.models.backbones.builders import BACKBONES
+from directdet.models.backbones.backbone import Backbone
+from directdet.models.backbones.builders import add_backbone
 from directdet.recipes.by_name import get_recipe
 from directdet.recipes.settings import apply_settings
 from directdet.train.log import read_log
 from directdet.train.run import train
 
 
-class Plain(nn.Module):
+class Plain(Backbone):
     """3x3 convolutions that halve: images [N, 3, H, W] -> {"c2": [N, C, H/4, W/4], ..., "c5": [N, 8C, H/32, W/32]}."""
 
     def __init__(self, width: int) -> None:
@@ -34,9 +35,6 @@ class Plain(nn.Module):
             maps.append(block(maps[-1]))
         return dict(zip(self.channels, maps[1:], strict=True))
 
-    def conv_norm_pairs(self) -> list[tuple[nn.Module, str, str]]:
-        return [(block, "0", "1") for block in self.blocks]  # (owner, convolution, the normalisation behind it)
-
     def stages(self) -> list[list[nn.Module]]:  # for `frozen_stages`
         return [[block] for block in self.blocks]
 
@@ -46,7 +44,7 @@ def halved(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def main(folder: Path) -> None:
-    BACKBONES["plain"] = lambda width, norm: Plain(width or 32)
+    add_backbone("plain", lambda width, norm: Plain(width or 32))
     data = make_synthetic(folder / "data", images_train=32, images_val=4, size=(96, 128))
     settings = ["model.backbone=plain", "model.width=16", "size=96,96", "warmup_iterations=5", "base_lr=0.02"]
     settings += ["pretrain.epochs=16", "finetune.epochs=2", "eval_every=0", "eval_size=96,96", "workers=0"]

@@ -10,9 +10,8 @@ import pytest
 
 from directdet.front import commands
 from directdet.front.cli import directdet
-from directdet.recipes.by_name import get_recipe
+from directdet.recipes.by_name import RECIPES, get_recipe
 from directdet.recipes.settings import apply_settings
-from directdet.recipes.slim import RECIPES
 from directdet.reproduce.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parents[2]
