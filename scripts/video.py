@@ -15,6 +15,7 @@ from measure import parser, write_results
 
 from directdet import Detector
 from directdet.infer.draw import draw
+from directdet.infer.predict.options import PredictOptions
 from directdet.infer.predict.stages import one_opencv_thread
 from directdet.infer.predict.video import Video
 from directdet.infer.predict.videos import predict_video
@@ -55,7 +56,8 @@ def one_after_another(detector: Detector, source: Path, frames: int) -> float:
 def pipelined(detector: Detector, source: Path, frames: int) -> float:
     """What `directdet infer` does."""
     with tempfile.TemporaryDirectory() as folder:
-        return predict_video(detector, Video(source), folder, score=SCORE, limit=frames, progress=False).fps
+        options = PredictOptions(score=SCORE)
+        return predict_video(detector, Video(source), folder, options, limit=frames, progress=False).fps
 
 
 def main() -> None:

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from directdet.common.errors import UserError
-from directdet.data.check import check_data, print_report
+from directdet.data.check import check_data
+from directdet.data.check_report import print_report
 from directdet.data.synthetic import CATEGORY_IDS, CLASSES
 
 
@@ -61,7 +62,7 @@ def test_damage_and_duplicates_are_found(synthetic, tmp_path, write_image):
     assert report.duplicates == ((str(train[0]), str(val[0])),)
     text = printed(report)
     assert all(
-        word in text for word in ("not usable", train[1].name, "cut short", "several splits", "60x50", "dropped")
+        word in text for word in ("not usable", train[1].name, "truncated", "several splits", "60x50", "dropped")
     )
 
     quick = check_data(root, verify_images=False, progress=False)
@@ -92,7 +93,7 @@ def test_markup_in_names_and_empty_splits(write_coco):
     root = write_coco([], categories=[{"id": 1, "name": "[red]cat[/]"}, {"id": 2, "name": "[red]cat[/]"}])
     report = check_data(root, progress=False)
     assert report.fatal and "train: no objects" in report.errors
-    assert "[red]cat[/]" in printed(report) and any("share one name" in line for line in report.warnings)
+    assert "[red]cat[/]" in printed(report) and any("have the same name" in line for line in report.warnings)
 
 
 def test_unreadable_annotations_are_a_user_error(write_coco):
@@ -109,8 +110,8 @@ def test_real_data_is_sound(real_data, name):
     notes = {
         "coco-mini": ["classes with fewer than 10 objects in train: 46 of 80"],
         "voc2007mini": [
-            "train: no object has a mask: only recipes without masks (faster_rcnn_...) fit",
-            "val: no object has a mask: only recipes without masks (faster_rcnn_...) fit",
+            "train: no object has a mask; use a recipe without masks (faster_rcnn_...)",
+            "val: no object has a mask; use a recipe without masks (faster_rcnn_...)",
             "classes with fewer than 10 objects in train: 14 of 20",
         ],
     }

@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 from directdet.common.errors import UserError
 from directdet.data.dataset import check_same_classes, find_splits, load_dataset, read_record_image
-from directdet.data.formats.coco import _unpack_counts
+from directdet.data.formats.rle import unpack_counts
 from directdet.data.masks import decode_mask
 
 TRIANGLE = [[5, 5, 20, 5, 5, 20]]
@@ -78,7 +78,7 @@ def test_boxes_are_clipped_or_dropped_and_noted(write_coco):
         ({"bbox": [1, 1, 5, 5], "category_id": 4}, r"annotation 1: category_id 4 is not among the categories \(3, 9\)"),
         ({"bbox": [1, 1, 5, 5], "category_id": [3]}, r"annotation 1: category_id \[3\] is not"),
         ({"bbox": [1, 1, 5, 5], "image_id": 8}, "annotation 1: image_id 8 is not among the images"),
-        ({"bbox": [1, 1, 5, 5], "id": "x"}, "id 'x' is not a whole number"),
+        ({"bbox": [1, 1, 5, 5], "id": "x"}, "id 'x' is not an integer"),
         ({}, "annotation 1: key 'bbox' is missing"),
         ({"bbox": [1, 1, 5]}, "annotation 1: bbox"),
         ({"bbox": [1, 1, 5, None]}, "annotation 1: bbox"),
@@ -117,22 +117,22 @@ IMAGE = {"id": 7, "file_name": "a.png", "width": 40, "height": 30}
     ("changes", "message"),
     [
         ({"images": [IMAGE, IMAGE]}, "image 7: id is used twice"),
-        ({"images": [{**IMAGE, "id": "7"}]}, "entry 0 has no whole-number id"),
+        ({"images": [{**IMAGE, "id": "7"}]}, "entry 0 has no integer id"),
         ({"images": [{**IMAGE, "width": 0}]}, "image 7: width 0"),
         ({"images": [{**IMAGE, "height": 2.5}]}, "height 2.5"),
         ({"images": [{"id": 7, "width": 4, "height": 4}]}, "image 7: key 'file_name' is missing"),
-        ({"images": {}}, "images: a list is expected"),
-        ({"images": [{**IMAGE, "file_name": "../x.jpg"}]}, "image 7: file_name: path '../x.jpg' may lead out"),
-        ({"images": [{**IMAGE, "file_name": "a/../../x.jpg"}]}, "may lead out"),
-        ({"images": [{**IMAGE, "file_name": "..\\x.jpg"}]}, "may lead out"),
-        ({"images": [{**IMAGE, "file_name": "/etc/x.jpg"}]}, "may lead out"),
-        ({"images": [{**IMAGE, "file_name": "C:\\x.jpg"}]}, "may lead out"),
+        ({"images": {}}, "images: expected a list"),
+        ({"images": [{**IMAGE, "file_name": "../x.jpg"}]}, "image 7: file_name: path '../x.jpg' may point outside"),
+        ({"images": [{**IMAGE, "file_name": "a/../../x.jpg"}]}, "may point outside"),
+        ({"images": [{**IMAGE, "file_name": "..\\x.jpg"}]}, "may point outside"),
+        ({"images": [{**IMAGE, "file_name": "/etc/x.jpg"}]}, "may point outside"),
+        ({"images": [{**IMAGE, "file_name": "C:\\x.jpg"}]}, "may point outside"),
         ({"images": [{**IMAGE, "file_name": ""}]}, "not a file name"),
         ({"images": [{**IMAGE, "file_name": 5}]}, "not a file name"),
         ({"categories": []}, "categories: the list is empty"),
         ({"categories": [{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]}, "categories: id 3 is used twice"),
-        ({"categories": [{"id": 3}]}, "entry 0 lacks"),
-        ({"annotations": None}, "annotations: a list is expected"),
+        ({"categories": [{"id": 3}]}, "entry 0 has no integer id or no name"),
+        ({"annotations": None}, "annotations: expected a list"),
         (
             {"annotations": [{"id": 5, "image_id": 7, "category_id": 3, "bbox": [1, 1, 2, 2]}] * 2},
             "annotation 5: id is us",
@@ -162,7 +162,7 @@ def test_compressed_run_lengths_are_unpacked_as_pycocotools_packs_them():
                 flat = sample.ravel(order="F")
                 edges = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist(), len(flat)]
                 expected = [0] * int(flat[0]) + np.diff(edges).tolist()
-                assert _unpack_counts(text) == expected
+                assert unpack_counts(text) == expected
 
 
 def test_empty_images_and_subfolders(write_coco):
@@ -206,7 +206,7 @@ def test_unknown_layouts_and_splits(write_coco, tmp_path):
     with pytest.raises(UserError, match="dataset folder not found"):
         find_splits(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no dataset of a known layout"):
+    with pytest.raises(UserError, match="no known dataset layout"):
         load_dataset(tmp_path / "empty", "train")
 
 

@@ -43,13 +43,13 @@ def test_cut_short_is_noticed(end, share, tmp_path):
         read_image(tmp_path / f"a{end}")
 
 
-def test_jpeg_without_its_end_mark_but_with_a_thumbnails_is_cut_short():
+def test_jpeg_without_its_end_mark_but_with_a_thumbnail_is_truncated():
     whole = encode(smooth())
     thumbnail = encode(smooth(8, 8))
     comment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
     with_thumbnail = whole[:2] + comment + whole[2:]
     np.testing.assert_array_equal(decode_image(with_thumbnail), decode_image(whole))
-    with pytest.raises(UserError, match="cut short"):
+    with pytest.raises(UserError, match="truncated"):
         decode_image(with_thumbnail[:-2])
 
 

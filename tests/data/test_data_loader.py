@@ -12,7 +12,8 @@ from directdet.common.errors import UserError
 from directdet.data.augment.transforms import EdgesTransform, PretrainTransform
 from directdet.data.dataset import Dataset, Record, load_dataset
 from directdet.data.image import PAD_COLOUR
-from directdet.data.loader import make_loader
+from directdet.data.loader import Padding, make_loader
+from directdet.data.sampling import Sampling
 
 SQUARE = PretrainTransform(96)
 FREE = EdgesTransform(96, 160)
@@ -21,6 +22,11 @@ FREE = EdgesTransform(96, 160)
 @pytest.fixture(scope="module")
 def dataset(synthetic):
     return load_dataset(synthetic, "train")
+
+
+def at_epoch(loader, epoch, start_iteration=0):
+    loader.set_epoch(epoch, start_iteration)
+    return loader
 
 
 def assert_equal_batches(first, second):
@@ -32,7 +38,7 @@ def assert_equal_batches(first, second):
 
 
 def test_shapes_types_and_padding(dataset):
-    loader = make_loader(dataset, SQUARE, 4, seed=1)
+    loader = make_loader(dataset, SQUARE, Sampling(4, seed=1))
     assert len(loader) == loader.batches_per_epoch == 3 and loader.images == 12
     for images, targets in loader:
         rows = loader.max_objects
@@ -57,33 +63,33 @@ def test_shapes_types_and_padding(dataset):
 
 
 def test_canvas_is_rounded_up_to_the_divisor(dataset):
-    for images, targets in make_loader(dataset, FREE, 3, divisor=32):
+    for images, targets in make_loader(dataset, FREE, Sampling(3), Padding(divisor=32)):
         height, width = images.shape[2:]
         largest = targets["sizes"].max(dim=0).values.int().tolist()
         assert (height, width) == tuple(-(-side // 32) * 32 for side in largest)
-    images, _ = next(iter(make_loader(dataset, PretrainTransform(75), 3, divisor=1)))
+    images, _ = next(iter(make_loader(dataset, PretrainTransform(75), Sampling(3), Padding(divisor=1))))
     assert images.shape[2:] == (75, 75)
 
 
 def test_every_picture_once_an_epoch_and_another_order_the_next(dataset):
     def order(epoch):
-        loader = make_loader(dataset, SQUARE, 5, seed=2, epoch=epoch, drop_last=False)
-        return [index for batch in loader._plan for _, _, index in batch]
+        loader = at_epoch(make_loader(dataset, SQUARE, Sampling(5, seed=2, drop_last=False)), epoch)
+        return [index for batch in loader._sampler for _, _, index in batch]
 
     assert sorted(order(0)) == sorted(order(1)) == list(range(12))
     assert order(0) == order(0) and order(0) != order(1)
 
 
 def test_resuming_and_workers_change_nothing(dataset):
-    whole = list(make_loader(dataset, SQUARE, 3, seed=5, epoch=2))
-    resumed = make_loader(dataset, SQUARE, 3, seed=5, epoch=2, start_iteration=2)
+    whole = list(at_epoch(make_loader(dataset, SQUARE, Sampling(3, seed=5)), 2))
+    resumed = at_epoch(make_loader(dataset, SQUARE, Sampling(3, seed=5)), 2, 2)
     assert len(resumed) == 2 and resumed.batches_per_epoch == 4
     assert_equal_batches(whole[2:], resumed)
-    workers = make_loader(dataset, SQUARE, 3, seed=5, epoch=0, workers=2)
+    workers = make_loader(dataset, SQUARE, Sampling(3, seed=5), workers=2)
     first = list(workers)
     workers.set_epoch(2)  # the same worker processes
     assert_equal_batches(whole, workers)
-    assert_equal_batches(first, make_loader(dataset, SQUARE, 3, seed=5))
+    assert_equal_batches(first, make_loader(dataset, SQUARE, Sampling(3, seed=5)))
     workers.set_epoch(2, 1)
     next(iter(workers))  # an epoch left unfinished does not leak into the next
     workers.set_epoch(2, 3)
@@ -95,21 +101,21 @@ def test_resuming_and_workers_change_nothing(dataset):
 def test_epochs_differ_in_augmentation(dataset):
     seen = []
     for epoch in (0, 1):
-        loader = make_loader(dataset, SQUARE, 12, epoch=epoch)
+        loader = at_epoch(make_loader(dataset, SQUARE, Sampling(12)), epoch)
         _, targets = next(iter(loader))
         seen.append(sorted(targets["sizes"].sum(dim=1).tolist()))
     assert seen[0] != seen[1]
 
 
 def test_processes_share_the_batches_of_one(dataset):
-    whole = list(make_loader(dataset, SQUARE, 6, seed=3))
-    shares = [list(make_loader(dataset, SQUARE, 3, seed=3, rank=rank, world_size=2)) for rank in (0, 1)]
+    whole = list(make_loader(dataset, SQUARE, Sampling(6, seed=3)))
+    shares = [list(make_loader(dataset, SQUARE, Sampling(3, seed=3, rank=rank, world_size=2))) for rank in (0, 1)]
     for (images, targets), *parts in zip(whole, *shares, strict=True):
         assert torch.equal(images, torch.cat([part[0] for part in parts]))
         for key in targets:
             assert torch.equal(targets[key], torch.cat([part[1][key] for part in parts]))
     with pytest.raises(ValueError, match="drop_last"):
-        make_loader(dataset, SQUARE, 3, world_size=2, drop_last=False)
+        make_loader(dataset, SQUARE, Sampling(3, world_size=2, drop_last=False))
 
 
 def pictures(portrait, landscape):
@@ -125,15 +131,15 @@ def pictures(portrait, landscape):
 
 def planned(loader, epoch=0):
     loader.set_epoch(epoch)
-    return [[index for _, _, index in batch] for batch in loader._plan]
+    return [[index for _, _, index in batch] for batch in loader._sampler]
 
 
 @pytest.mark.parametrize("drop_last", [True, False])
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 6, 8, 20])
 def test_grouping_by_aspect_leaves_no_picture_out(batch_size, drop_last):
     dataset = pictures(portrait=3, landscape=17)
-    loader = make_loader(dataset, FREE, batch_size, group_aspect=True, drop_last=drop_last)
-    plain = make_loader(dataset, FREE, batch_size, drop_last=drop_last)
+    loader = make_loader(dataset, FREE, Sampling(batch_size, group_aspect=True, drop_last=drop_last))
+    plain = make_loader(dataset, FREE, Sampling(batch_size, drop_last=drop_last))
     seen = set()
     for epoch in range(12):
         batches = planned(loader, epoch)
@@ -155,19 +161,23 @@ def test_grouping_by_aspect_leaves_no_picture_out(batch_size, drop_last):
 def test_grouped_batches_keep_the_draws_of_their_pictures():
     """A picture's augmentation is drawn by its position in the epoch, whatever batch it is put into."""
     dataset = pictures(portrait=7, landscape=13)
-    grouped, plain = (make_loader(dataset, FREE, 4, seed=3, epoch=1, group_aspect=group) for group in (True, False))
-    entries = [sorted(entry for batch in loader._plan for entry in batch) for loader in (grouped, plain)]
+    grouped, plain = (
+        at_epoch(make_loader(dataset, FREE, Sampling(4, seed=3, group_aspect=group)), 1) for group in (True, False)
+    )
+    entries = [sorted(entry for batch in loader._sampler for entry in batch) for loader in (grouped, plain)]
     assert entries[0] == entries[1] and len(entries[0]) == 20
     whole = planned(grouped, 1)
     assert whole != planned(plain, 1)
     grouped.set_epoch(1, 3)
-    assert [[index for _, _, index in batch] for batch in grouped._plan] == whole[3:] and len(grouped) == 2
+    assert [[index for _, _, index in batch] for batch in grouped._sampler] == whole[3:] and len(grouped) == 2
 
 
 def test_processes_share_grouped_batches():
     dataset = pictures(portrait=5, landscape=18)
-    whole = make_loader(dataset, FREE, 6, seed=4, group_aspect=True)
-    shares = [make_loader(dataset, FREE, 3, seed=4, group_aspect=True, rank=rank, world_size=2) for rank in (0, 1)]
+    whole = make_loader(dataset, FREE, Sampling(6, seed=4, group_aspect=True))
+    shares = [
+        make_loader(dataset, FREE, Sampling(3, seed=4, group_aspect=True, rank=rank, world_size=2)) for rank in (0, 1)
+    ]
     for epoch in range(4):
         parts = [planned(share, epoch) for share in shares]
         assert [first + second for first, second in zip(*parts, strict=True)] == planned(whole, epoch)
@@ -178,7 +188,7 @@ def test_processes_share_grouped_batches():
 @pytest.mark.parametrize("drop_last", [True, False])
 def test_grouped_batches_are_read(dataset, drop_last):
     portrait = [record.height > record.width for record in dataset.records]
-    loader = make_loader(dataset, FREE, 5, group_aspect=True, drop_last=drop_last)
+    loader = make_loader(dataset, FREE, Sampling(5, group_aspect=True, drop_last=drop_last))
     batches, plan = list(loader), planned(loader)
     assert len(batches) == len(plan) == (2 if drop_last else 3)
     for (_, targets), indices in zip(batches, plan, strict=True):
@@ -188,45 +198,45 @@ def test_grouped_batches_are_read(dataset, drop_last):
 
 def test_max_objects_never_cuts(dataset):
     most = max(int((~record.crowd).sum()) for record in dataset.records)
-    assert make_loader(dataset, SQUARE, 2).max_objects == 8
-    assert make_loader(dataset, SQUARE, 2, max_objects=1).max_objects >= most
-    assert make_loader(dataset, SQUARE, 2, max_objects=9).max_objects == 16
-    boxes = sum(int(targets["valid"].sum()) for _, targets in make_loader(dataset, FREE, 12))
+    assert make_loader(dataset, SQUARE, Sampling(2)).max_objects == 8
+    assert make_loader(dataset, SQUARE, Sampling(2), Padding(max_objects=1)).max_objects >= most
+    assert make_loader(dataset, SQUARE, Sampling(2), Padding(max_objects=9)).max_objects == 16
+    boxes = sum(int(targets["valid"].sum()) for _, targets in make_loader(dataset, FREE, Sampling(12)))
     assert boxes == sum(int((~record.crowd).sum()) for record in dataset.records)
 
 
 def test_empty_images_are_kept_unless_skipped(dataset):
-    assert make_loader(dataset, SQUARE, 2).images == 12
-    assert make_loader(dataset, SQUARE, 2, skip_empty=True).images == 11
-    valid = torch.cat([targets["valid"] for _, targets in make_loader(dataset, SQUARE, 2)])
+    assert make_loader(dataset, SQUARE, Sampling(2)).images == 12
+    assert make_loader(dataset, SQUARE, Sampling(2, skip_empty=True)).images == 11
+    valid = torch.cat([targets["valid"] for _, targets in make_loader(dataset, SQUARE, Sampling(2))])
     assert (~valid.any(dim=1)).sum() == 1
 
 
 def test_without_masks(dataset, write_coco):
-    _, targets = next(iter(make_loader(dataset, SQUARE, 2, masks=False)))
+    _, targets = next(iter(make_loader(dataset, SQUARE, Sampling(2), Padding(masks=False))))
     assert "masks" not in targets
     some = [{"bbox": [1, 1, 9, 9], "segmentation": [[1, 1, 9, 1, 9, 9]]}, {"bbox": [1, 1, 9, 9]}]
     partly = load_dataset(write_coco(some), "train")
-    assert "masks" not in next(iter(make_loader(partly, SQUARE, 1)))[1]
+    assert "masks" not in next(iter(make_loader(partly, SQUARE, Sampling(1))))[1]
     with pytest.raises(UserError, match="1 of 2 objects have a mask"):
-        make_loader(partly, SQUARE, 1, masks=True)
+        make_loader(partly, SQUARE, Sampling(1), Padding(masks=True))
 
 
 def test_too_few_images(dataset):
     with pytest.raises(UserError, match="12 images do not fill one batch of 13"):
-        make_loader(dataset, SQUARE, 13)
-    assert len(list(make_loader(dataset, SQUARE, 13, drop_last=False))) == 1
+        make_loader(dataset, SQUARE, Sampling(13))
+    assert len(list(make_loader(dataset, SQUARE, Sampling(13, drop_last=False)))) == 1
 
 
 def test_what_workers_are_given_can_be_pickled(dataset):
     """Where processes are spawned rather than forked it has to be."""
-    options = make_loader(dataset, SQUARE, 2)._open
+    options = make_loader(dataset, SQUARE, Sampling(2))._open
     copy = pickle.loads(pickle.dumps((*options.args, options.keywords)))
     assert len(copy[0]) == 12
 
 
 def test_closing_and_starting_again(dataset):
-    loader = make_loader(dataset, SQUARE, 6, workers=1)
+    loader = make_loader(dataset, SQUARE, Sampling(6), workers=1)
     first = list(loader)
     loader.close()
     assert_equal_batches(first, loader)
@@ -246,7 +256,7 @@ def test_broken_images_are_one_readable_line(synthetic, tmp_path, workers, damag
     else:
         write_image(victim, 20, 20)
     with pytest.raises(UserError, match=victim.name) as caught:
-        list(make_loader(dataset, SQUARE, 4, workers=workers))
+        list(make_loader(dataset, SQUARE, Sampling(4), workers=workers))
     assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
 
 
@@ -258,7 +268,7 @@ def test_boxes_follow_the_pixels_through_a_batch(write_coco):
     image[6:18, 10:25] = (0, 0, 255)
     cv2.imwrite(str(root / "train2017" / "a.png"), image)
     for epoch in range(6):
-        images, targets = next(iter(make_loader(load_dataset(root, "train"), FREE, 1, epoch=epoch)))
+        images, targets = next(iter(at_epoch(make_loader(load_dataset(root, "train"), FREE, Sampling(1)), epoch)))
         red = (images[0, 0].int() > images[0, 2].int()) & (images[0, 1] < 60)
         rows, columns = torch.nonzero(red.any(dim=1)).flatten(), torch.nonzero(red.any(dim=0)).flatten()
         extent = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]

@@ -11,23 +11,24 @@ from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes
 
 from directdet.data.augment import ssd_transforms as module
+from directdet.data.augment.sample import Sample
 from directdet.data.augment.ssd_transforms import (
     INTERPOLATIONS,
     OVERLAPS,
     TRIALS,
     SSDTransform,
+    adjust_colours,
     crop,
     distort,
-    draw_window,
     expand,
-    recolour,
+    sample_window,
     warp,
 )
-from directdet.data.augment.transforms import Sample
 from directdet.data.dataset import load_dataset
 from directdet.data.image import PAD_COLOUR
-from directdet.data.loader import make_loader
+from directdet.data.loader import Padding, make_loader
 from directdet.data.masks import rasterise
+from directdet.data.sampling import Sampling
 
 functional = v2.functional
 
@@ -65,29 +66,31 @@ def difference(image, theirs):
 def test_contrast_is_what_torchvision_calls_brightness(factor):
     image = smooth()
     # torchvision cuts off where we round.
-    assert difference(recolour(image, contrast=factor), functional.adjust_brightness(tensor(image), factor)) <= 1
+    assert difference(adjust_colours(image, contrast=factor), functional.adjust_brightness(tensor(image), factor)) <= 1
 
 
 def test_brightness_and_the_order_of_contrast():
     image = smooth()
     for change in (-32.0, -7.4, 12.6, 32.0):
         expected = np.clip(np.rint(image + change), 0, 255)
-        np.testing.assert_array_equal(recolour(image, change), expected)
+        np.testing.assert_array_equal(adjust_colours(image, change), expected)
         np.testing.assert_array_equal(
-            recolour(image, change, 1.3), np.clip(np.rint(expected * 1.3), 0, 255), err_msg="brightness comes first"
+            adjust_colours(image, change, 1.3),
+            np.clip(np.rint(expected * 1.3), 0, 255),
+            err_msg="brightness comes first",
         )
-    first = recolour(recolour(image, 20.0, 1.4), 0.0, 1.0, 0.6, 11.0)
-    last = recolour(recolour(image, 20.0, 1.0, 0.6, 11.0), contrast=1.4)
-    np.testing.assert_array_equal(recolour(image, 20.0, 1.4, 0.6, 11.0), first)
-    np.testing.assert_array_equal(recolour(image, 20.0, 1.4, 0.6, 11.0, contrast_last=True), last)
+    first = adjust_colours(adjust_colours(image, 20.0, 1.4), 0.0, 1.0, 0.6, 11.0)
+    last = adjust_colours(adjust_colours(image, 20.0, 1.0, 0.6, 11.0), contrast=1.4)
+    np.testing.assert_array_equal(adjust_colours(image, 20.0, 1.4, 0.6, 11.0), first)
+    np.testing.assert_array_equal(adjust_colours(image, 20.0, 1.4, 0.6, 11.0, contrast_last=True), last)
     assert (first != last).mean() > 0.1
-    np.testing.assert_array_equal(recolour(image), image)
+    np.testing.assert_array_equal(adjust_colours(image), image)
 
 
 @pytest.mark.parametrize("steps", [-18, -5, 1, 9, 18])
 def test_hue_is_torchvisions(steps):
     image = smooth()
-    found = recolour(image, hue=float(steps))
+    found = adjust_colours(image, hue=float(steps))
     theirs = functional.adjust_hue(tensor(image), steps / 180)
     # OpenCV rounds hue to steps of 2 degrees, of which 60 are 255 levels at most: half a step is 4.25. Rounding value
     # and saturation adds one level each, and converting back another.
@@ -102,14 +105,16 @@ def test_saturation_stretches_the_distance_from_the_largest_channel(factor):
     largest, smallest = image.max(axis=2, keepdims=True), image.min(axis=2, keepdims=True)
     limit = largest / np.maximum(largest - smallest, 1e-9)  # where the smallest channel is 0
     expected = largest - (largest - image) * np.minimum(factor, limit)
-    found = recolour(image.astype(np.uint8), saturation=factor)
+    found = adjust_colours(image.astype(np.uint8), saturation=factor)
     assert np.abs(found - expected).max() <= 8  # as for the hue, which passes through the same table
     assert np.abs(found - expected).mean() < 1.5
 
 
 def test_each_colour_changes_half_the_time(monkeypatch):
     seen = []
-    monkeypatch.setattr(module, "recolour", lambda _, *changes, contrast_last: seen.append((*changes, contrast_last)))
+    monkeypatch.setattr(
+        module, "adjust_colours", lambda _, *changes, contrast_last: seen.append((*changes, contrast_last))
+    )
     for seed in range(600):
         distort(np.zeros((2, 2, 3), np.uint8), np.random.default_rng(seed))
     seen = np.array(seen, float)
@@ -161,7 +166,7 @@ def test_windows_keep_every_constraint(overlap):
         boxes = random_boxes(1 + seed % 5, height, width, seed)
         if seed % 2:
             boxes[-1] = (8, 6, 152, 114)  # large enough for the large overlaps
-        window = draw_window(boxes, height, width, np.random.default_rng(seed), (overlap,))
+        window = sample_window(boxes, height, width, np.random.default_rng(seed), (overlap,))
         x1, y1, x2, y2 = window.tolist()
         assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
         if (x1, y1, x2, y2) == (0, 0, width, height):
@@ -177,7 +182,7 @@ def test_windows_keep_every_constraint(overlap):
 
 
 def slow_window(boxes, height, width, rng):
-    """(the overlap asked for, the window): draw_window's draws gone through one by one."""
+    """(the overlap asked for, the window): sample_window's draws gone through one by one."""
     order, draws = rng.permutation(len(OVERLAPS)), rng.random((len(OVERLAPS), TRIALS, 4))
     for way in order:
         if OVERLAPS[way] is None:
@@ -202,19 +207,19 @@ def test_the_first_window_that_fits_is_taken():
         if seed % 2:
             boxes[0] = (5, 4, 126, 87)
         overlap, expected = slow_window(boxes, 90, 130, np.random.default_rng(seed))
-        assert draw_window(boxes, 90, 130, np.random.default_rng(seed)).tolist() == expected
+        assert sample_window(boxes, 90, 130, np.random.default_rng(seed)).tolist() == expected
         taken.add(overlap)
     assert taken == set(OVERLAPS)
 
 
 def test_ways_that_can_be_gone_are_equally_likely():
     boxes = np.float32([[1, 1, 99, 99]])  # nearly everything: windows of any overlap are found
-    windows = [draw_window(boxes, 100, 100, np.random.default_rng(seed)).tolist() for seed in range(1400)]
+    windows = [sample_window(boxes, 100, 100, np.random.default_rng(seed)).tolist() for seed in range(1400)]
     whole = sum(window == [0, 0, 100, 100] for window in windows)
     assert 140 < whole < 260  # a seventh is 200, +- 4.6 deviations
     # Too small an object for 0.9: the other two ways share the draws.
     small, ways = np.float32([[40, 40, 60, 60]]), (None, 0.9, 0.0)
-    windows = [draw_window(small, 100, 100, np.random.default_rng(seed), ways).tolist() for seed in range(600)]
+    windows = [sample_window(small, 100, 100, np.random.default_rng(seed), ways).tolist() for seed in range(600)]
     whole = sum(window == [0, 0, 100, 100] for window in windows)
     assert 245 < whole < 355  # a half is 300, +- 4.5 deviations
 
@@ -224,7 +229,7 @@ def test_crop_keeps_objects_by_their_centre():
     dropped = 0
     for seed in range(80):
         sample = sample_of(seed=seed)
-        window = draw_window(sample.boxes, *sample.size, np.random.default_rng(seed), (0.1, 0.0))
+        window = sample_window(sample.boxes, *sample.size, np.random.default_rng(seed), (0.1, 0.0))
         x1, y1, x2, y2 = window.tolist()
         result = crop(sample, window)
         assert difference(result.image, functional.crop(tensor(sample.image), y1, x1, y2 - y1, x2 - x1)) == 0
@@ -315,7 +320,8 @@ def test_samples_without_objects():
 
 
 def test_batches_of_squares_that_are_no_multiple_of_32(synthetic):
-    loader = make_loader(load_dataset(synthetic, "train"), SSDTransform(100), 4, divisor=1, masks=False)
+    padding = Padding(divisor=1, masks=False)
+    loader = make_loader(load_dataset(synthetic, "train"), SSDTransform(100), Sampling(4), padding)
     images, targets = next(iter(loader))
     assert images.shape == (4, 3, 100, 100) and (targets["sizes"] == 100).all()
     assert targets["valid"].any() and targets["boxes"].max() <= 100

@@ -45,5 +45,5 @@ def test_small_sets_and_bad_sizes(tmp_path):
     root = make_synthetic(tmp_path, 1, 2, size=(64, 64))
     assert len(load_dataset(root, "train").records[0].boxes) > 0
     assert [len(record.boxes) > 0 for record in load_dataset(root, "val").records] == [True, False]
-    with pytest.raises(ValueError, match="64 or more"):
+    with pytest.raises(ValueError, match="at least 64 pixels"):
         make_synthetic(tmp_path, 1, 1, size=(20, 30))

@@ -105,7 +105,7 @@ def test_bad_lists(voc, tmp_path):
     folder = voc({"train": {"a": []}})
     for names, message in (
         ("b", r"b\.xml: annotation file not found"),
-        ("../a", "may lead out"),
+        ("../a", "may point outside"),
         ("a\na", "listed twice"),
     ):
         (folder / "ImageSets" / "Main" / "train.txt").write_text(names)
@@ -162,7 +162,7 @@ def test_classes_are_those_of_all_lists(years, tmp_path):
     [
         ('voc = ["VOC2007/trainval", "VOC2007/trainval"]', "image '000005' is in two lists of 'train'"),
         ('voc = ["VOC2007/nothing"]', "nothing.txt: image list cannot be read"),
-        ('voc = ["../VOC2007/trainval"]', "may lead out"),
+        ('voc = ["../VOC2007/trainval"]', "may point outside"),
         ('voc = "VOC2007/trainval"', "is not a list such as"),
         ("voc = []", "is not a list such as"),
         ("voc = [3]", "3 is not a file name"),

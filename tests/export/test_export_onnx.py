@@ -121,7 +121,7 @@ def test_batches_of_any_size(checkpoint, dynamic, runtime, count):
     pytest.importorskip(runtime)
     assert dynamic.verification.passed
     detector = load(dynamic.artefact, runtime=runtime, device="cpu")
-    assert detector.backend.batch is None and detector.backend.max_batch == 4
+    assert detector.backend.input.batch is None and detector.backend.input.max_batch == 4
     pixels, images = canvases(count, (128, 160), 11, detector.preprocess)
     if count > 1:
         pixels[1] = 255

@@ -111,7 +111,7 @@ def test_what_cannot_be_written_is_told_before_the_work(capsys, tmp_path, monkey
     with pytest.raises(UserError, match="give a folder"):
         require_writable(file, folder=True)
     monkeypatch.setattr("os.access", lambda *_: False)
-    with pytest.raises(UserError, match="no files can be made"):
+    with pytest.raises(UserError, match="no permission to create files in"):
         require_writable(tmp_path / "new" / "report.json")
     assert {path.name for path in tmp_path.iterdir()} == {"data", "file.txt"} and file.read_text() == "kept"
 

@@ -12,7 +12,7 @@ import pytest
 from tiny_artefact import BOXES, CATEGORY_IDS, CLASSES, LABELS, write_artefact
 
 from directdet.data.dataset import Dataset
-from directdet.data.records import make_record
+from directdet.data.records import AnnotatedObject, make_record
 
 
 @pytest.fixture
@@ -42,15 +42,12 @@ def tiny_dataset(tmp_path: Path) -> Dataset:
         path.parent.mkdir(exist_ok=True)
         cv2.imwrite(str(path), rng.integers(0, 256, (192, 256, 3), dtype=np.uint8))
         objects = [
-            {
-                "box": [2 * float(value) for value in BOXES[row]],
-                "label": int(LABELS[row]),
-                "crowd": False,
-                "difficult": False,
-                "segmentation": None,
-                "id": 10 * number + row,
-                "area": float(4 * np.prod(BOXES[row, 2:] - BOXES[row, :2])),
-            }
+            AnnotatedObject(
+                annotation_id=10 * number + row,
+                label=int(LABELS[row]),
+                box=[2 * float(value) for value in BOXES[row]],
+                area=float(4 * np.prod(BOXES[row, 2:] - BOXES[row, :2])),
+            )
             for row in range(2)
         ]
         records.append(make_record(number, path, 256, 192, objects))

@@ -20,8 +20,9 @@ from directdet.common.errors import UserError
 from directdet.front import cli
 from directdet.infer.predict import sources
 from directdet.infer.predict.images import PART_FILE, predict
+from directdet.infer.predict.options import PredictOptions
 from directdet.infer.predict.sources import find_images
-from directdet.infer.predict.stages import Shot
+from directdet.infer.predict.stages import Item
 from directdet.infer.runtimes.load import load
 
 
@@ -80,7 +81,7 @@ def test_batches(detector, tmp_path, batch, calls):
     detector.run = lambda images: (sizes.append(len(images)), run(images))[1]
     predict(detector, source, tmp_path / "out", progress=False)
     sizes.clear()
-    summary = predict(detector, source, tmp_path / f"out-{batch}", batch=batch, progress=False)
+    summary = predict(detector, source, tmp_path / f"out-{batch}", PredictOptions(batch=batch), progress=False)
     assert sizes == calls and summary.n_images == 7 and summary.pipeline.items == len(calls)
     assert content(tmp_path / f"out-{batch}") == content(tmp_path / "out")
 
@@ -88,13 +89,15 @@ def test_batches(detector, tmp_path, batch, calls):
 def test_a_batch_that_the_model_does_not_take(artefact, tmp_path):
     source = save(tmp_path / "in", "a.png")
     with pytest.raises(UserError, match=r"batch: 2; .*artefact takes 1 at most"):
-        predict(load(artefact, device="cpu"), source, tmp_path / "out", batch=2)
+        predict(load(artefact, device="cpu"), source, tmp_path / "out", PredictOptions(batch=2))
 
 
 def test_json_lines_with_a_broken_image(detector, tmp_path):
     source = save(tmp_path / "in", "a.png", "c.png")
     (source / "b.png").write_bytes(b"x")
-    summary = predict(detector, source, tmp_path / "out", results="jsonl", pictures=False, batch=4, progress=False)
+    summary = predict(
+        detector, source, tmp_path / "out", PredictOptions(results="jsonl", pictures=False, batch=4), progress=False
+    )
     assert (summary.n_images, summary.n_skipped, summary.n_detections) == (2, 1, 4)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["detections.jsonl"]
     lines = [json.loads(line) for line in summary.results_file.read_text().splitlines()]
@@ -112,7 +115,7 @@ def test_json_lines_with_a_broken_image(detector, tmp_path):
 def test_resume_gives_what_one_run_gives(detector, tmp_path, results, done):
     source = save(tmp_path / "in", *(f"{number}.png" for number in range(7)))
     (source / "2.png").write_bytes(b"x")
-    options = {"results": results, "progress": False}
+    options = {"options": PredictOptions(results=results), "progress": False}
     predict(detector, source, tmp_path / "whole", **options)
     out = tmp_path / "out"
     with pytest.raises(UserError, match="decode: failed at item"):
@@ -122,7 +125,7 @@ def test_resume_gives_what_one_run_gives(detector, tmp_path, results, done):
     assert not list(out.glob("detections.json*"))
     with (out / PART_FILE).open("ab") as stream:
         stream.write(b'{"image_id": 99, "fi')  # a process killed while it wrote
-    with pytest.raises(UserError, match=rf"been through {part.count(10) - 1} images; --resume goes on"):
+    with pytest.raises(UserError, match=rf"has processed {part.count(10) - 1} images; continue with --resume"):
         predict(detector, source, out, **options)
     summary = predict(detector, source, out, resume=True, **options)
     assert summary.n_resumed == part.count(10) - 1 and (summary.n_images, summary.n_skipped) == (6, 1)
@@ -145,17 +148,34 @@ def test_resume_with_nothing_there_is_a_plain_run(detector, tmp_path):
     assert predict(detector, source, tmp_path / "out", resume=True, progress=False).n_resumed == 0
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"score": -0.1}, "score: -0.1; give a number from 0 to 1"),
+        ({"score": 1.5}, "score: 1.5; give a number from 0 to 1"),
+        ({"score": float("nan")}, "score: nan; give a number from 0 to 1"),
+        ({"batch": 0}, "batch: 0; give at least 1"),
+        ({"classes": "dog"}, "classes: 'dog'; give a list of names"),
+        ({"results": "xml"}, "results: 'xml'; choose from coco, jsonl"),
+    ],
+)
+def test_options_refuse_impossible_values(settings, message):
+    with pytest.raises(UserError) as caught:
+        PredictOptions(**settings)
+    assert str(caught.value) == message
+
+
 def test_resume_refuses_what_does_not_belong(detector, tmp_path):
     source = save(tmp_path / "in", *(f"{number}.png" for number in range(5)))
     with pytest.raises(UserError):
         predict(stop_after(detector, 3), source, tmp_path / "out", progress=False)
     del detector.decode
-    with pytest.raises(UserError, match=r"begun with score 0\.0, not 0\.5"):
-        predict(detector, source, tmp_path / "out", score=0.5, resume=True, progress=False)
-    with pytest.raises(UserError, match=r"begun with classes None, not \['dog'\]"):
-        predict(detector, source, tmp_path / "out", classes=["dog"], resume=True, progress=False)
+    with pytest.raises(UserError, match=r"started with score 0\.0, not 0\.5"):
+        predict(detector, source, tmp_path / "out", PredictOptions(score=0.5), resume=True, progress=False)
+    with pytest.raises(UserError, match=r"started with classes None, not \['dog'\]"):
+        predict(detector, source, tmp_path / "out", PredictOptions(classes=["dog"]), resume=True, progress=False)
     save(source, "0a.png")
-    with pytest.raises(UserError, match=r"the images have changed since \(.*1\.png came"):
+    with pytest.raises(UserError, match=r"the images have changed since .* \(.*1\.png is not at its place"):
         predict(detector, source, tmp_path / "out", resume=True, progress=False)
     assert (tmp_path / "out" / PART_FILE).is_file()
 
@@ -207,7 +227,7 @@ def test_killed_and_resumed(artefact, tmp_path):
         assert 0 < resumed < 600
         assert len(list(out.glob("*.jpg"))) >= resumed
     assert process.returncode == 130
-    assert errors.split("\n")[0] == f"{resumed} of 600 images are done; --resume goes on with them"
+    assert errors.split("\n")[0] == f"{resumed} of 600 images are done; --resume continues with the rest"
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and f"600 images ({resumed} of them done before)" in done.stdout
     found = json.loads((out / "detections.json").read_text())
@@ -222,9 +242,9 @@ def test_no_results_stay_in_memory(detector, tmp_path, monkeypatch):
     alive = []
 
     def results() -> list[object]:
-        kinds = (Shot, dict)
+        kinds = (Item, dict)
         found = [value for value in gc.get_objects() if type(value) in kinds]
-        return [value for value in found if type(value) is Shot or isinstance(value.get("image_id"), int)]
+        return [value for value in found if type(value) is Item or isinstance(value.get("image_id"), int)]
 
     before = {id(value): value for value in results()}  # other tests'
 
@@ -232,8 +252,8 @@ def test_no_results_stay_in_memory(detector, tmp_path, monkeypatch):
         alive.extend(value for value in results() if id(value) not in before)
 
     monkeypatch.setattr("directdet.infer.predict.images.write_coco", look)
-    assert predict(detector, source, tmp_path / "out", batch=2, progress=False).n_images == 60
+    assert predict(detector, source, tmp_path / "out", PredictOptions(batch=2), progress=False).n_images == 60
     assert alive == []
-    kept = Shot(None, None, line={"image_id": 1, "detections": []})
+    kept = Item(None, None, line={"image_id": 1, "detections": []})
     look()
     assert any(value is kept for value in alive) and any(value is kept.line for value in alive), "it would be seen"

@@ -189,7 +189,7 @@ def test_stop_signals_let_the_sink_finish(number):
 
 def test_a_signal_is_heard_while_nothing_arrives(monkeypatch):
     """Nor does a source that hangs keep the run from ending."""
-    monkeypatch.setattr(pipeline, "_PATIENCE", 0.1)
+    monkeypatch.setattr(pipeline, "_JOIN_SECONDS", 0.1)
     release = threading.Event()
 
     def source():

@@ -13,6 +13,7 @@ from directdet.common.errors import UserError
 from directdet.infer.detections import Detections
 from directdet.infer.draw import colour, draw
 from directdet.infer.predict.images import predict
+from directdet.infer.predict.options import PredictOptions
 from directdet.infer.predict.sources import find_images, read_bgr
 from directdet.infer.runtimes.load import load
 
@@ -96,7 +97,9 @@ def test_predict_writes_pictures_and_coco_results(artefact, tmp_path):
 def test_predict_score_and_no_pictures(artefact, tmp_path):
     save(tmp_path / "in" / "a.png")
     detector = load(artefact, device="cpu")
-    summary = predict(detector, tmp_path / "in", tmp_path / "out", score=0.7, pictures=False, progress=False)
+    summary = predict(
+        detector, tmp_path / "in", tmp_path / "out", PredictOptions(score=0.7, pictures=False), progress=False
+    )
     assert summary.n_detections == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["detections.json"]
 
@@ -109,7 +112,7 @@ def test_predict_skips_broken_images(artefact, tmp_path, capsys):
     summary = predict(detector, tmp_path / "in", tmp_path / "out", progress=False)
     assert summary.n_images == 1 and "cut.jpg" in summary.failures[0]
     assert "skipped" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"cut\.jpg: .* cut short"):
+    with pytest.raises(UserError, match=r"cut\.jpg: .* truncated"):
         predict(detector, tmp_path / "in" / "cut.jpg", tmp_path / "out2", progress=False)
     (tmp_path / "in" / "a.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="none of its 2 images"):

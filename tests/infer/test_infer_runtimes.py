@@ -62,7 +62,7 @@ def test_batches(tmp_path, runtime, batch):
     assert detector.detect_batch([]) == []
     if batch == "batch":
         assert len(detector.run(np.zeros((5, 3, 96, 128), np.float32))[0]) == 5
-        assert detector.backend.batch is None and detector.backend.max_batch == 8
+        assert detector.backend.input.batch is None and detector.backend.input.max_batch == 8
         with pytest.raises(UserError, match="batches of up to 8, got 9"):
             detector.run(np.zeros((9, 3, 96, 128), np.float32))
     else:
@@ -104,20 +104,20 @@ def test_an_artefact_of_format_1_is_read(artefact, edit_meta):
 
 def test_what_is_read_is_limited(artefact, tmp_path, monkeypatch):
     content = (artefact / "meta.json").read_bytes()
-    (artefact / "meta.json").write_bytes(content + b" " * artefact_module.LARGEST_META)
+    (artefact / "meta.json").write_bytes(content + b" " * artefact_module.MAX_META_BYTES)
     with pytest.raises(UserError, match="larger than 4 MiB"):
         load(artefact, device="cpu")
     (artefact / "meta.json").write_bytes(b"[" * 1_000_000)
     with pytest.raises(UserError, match="cannot be read as JSON"):
         load(artefact, device="cpu")
     (artefact / "meta.json").write_bytes(content)
-    monkeypatch.setattr(artefact_module, "LARGEST_FILE", 10)
-    with pytest.raises(UserError, match="so no model file of ours"):
+    monkeypatch.setattr(artefact_module, "MAX_FILE_BYTES", 10)
+    with pytest.raises(UserError, match="so not from export"):
         load(artefact, device="cpu")
     monkeypatch.undo()
     (artefact / "model.onnx").rename(tmp_path / "elsewhere.onnx")
     (artefact / "model.onnx").symlink_to(tmp_path / "elsewhere.onnx")
-    with pytest.raises(UserError, match="is a link out of its folder"):
+    with pytest.raises(UserError, match="is a link to a file outside its folder"):
         load(artefact, device="cpu")
 
 
@@ -137,7 +137,7 @@ def test_nothing_to_load(tmp_path):
     with pytest.raises(UserError, match=r"neither meta\.json .* nor checkpoints/best\.pt"):
         load(tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"no meta\.json beside it"):
+    with pytest.raises(UserError, match=r"no meta\.json next to it"):
         load(tmp_path / "model.onnx")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.pt").write_bytes(b"x")
@@ -157,7 +157,7 @@ def test_nothing_to_load(tmp_path):
         ({"classes": None}, "classes: missing"),
         ({"classes": "dog"}, "classes: a str"),
         ({"classes": ["dog"]}, "1 classes but 3"),
-        ({"category_ids": ["a", "b", "c"]}, "category_ids: expected whole numbers"),
+        ({"category_ids": ["a", "b", "c"]}, "category_ids: expected integers"),
         ({"kind": "coreml"}, "coreml"),
         ({"file": "../model.onnx", "files": {"../model.onnx": "0" * 64}}, "plain file name"),
         ({"file": "other.onnx", "files": {"other.onnx": "0" * 64}}, "cannot be read"),
@@ -188,7 +188,7 @@ def test_corrupted_meta(artefact, content):
 def test_changed_preprocessing_is_noticed(artefact, edit_meta):
     preprocess = load(artefact, device="cpu").preprocess.to_dict()
     edit_meta(artefact, preprocess=preprocess | {"mean": [0.0, 0.0, 0.0]})
-    with pytest.raises(UserError, match="prepared differently"):
+    with pytest.raises(UserError, match="preprocessed differently"):
         load(artefact)
 
 
@@ -218,7 +218,7 @@ def test_broken_model_file(artefact, edit_meta, runtime):
         ({"runtime": "torch"}, "cannot run a model of kind onnx; use onnxruntime or openvino"),
         ({"runtime": "tensorrt"}, "cannot run"),
         ({"device": "tpu"}, "runs on auto, cpu, cuda"),
-        ({"device": "cpu", "precision": "tf32"}, "only on a GPU"),
+        ({"device": "cpu", "precision": "tf32"}, "needs a GPU"),
         ({"device": "cpu", "precision": "int4"}, "fp32 or tf32"),
         ({"runtime": "openvino", "device": "cuda"}, "OpenVINO runs on"),
         ({"runtime": "openvino", "precision": "tf32"}, "OpenVINO takes"),
@@ -258,7 +258,7 @@ def test_results_that_are_no_detections(artefact):
     with pytest.raises(UserError, match="'boxes' has shape"):
         detector(picture())
     detector.backend.run = lambda images: (*outputs[:3], outputs[3] + 5, outputs[4])
-    with pytest.raises(UserError, match="label 7 of 3 classes"):
+    with pytest.raises(UserError, match="label 7, but 3 classes"):
         detector(picture())
 
 

@@ -117,7 +117,7 @@ def test_broken_checkpoints(model, tmp_path):
     with pytest.raises(UserError, match=r"a\.pt"):
         load(tmp_path / "a.pt", device="cpu")
     for change, message in (
-        ({"model_config": {**CONFIG, "num_classes": 4}}, "does not fit its own model_config"),
+        ({"model_config": {**CONFIG, "num_classes": 4}}, "does not match its own model_config"),
         ({"model_config": {**CONFIG, "detector": "yolo"}}, "yolo"),
         ({"preprocess": {}}, "preprocess"),
     ):

@@ -17,6 +17,7 @@ from videos import StandInCapture, frame, lines_of, number_of, read_video, write
 from directdet.common.errors import UserError
 from directdet.front import cli
 from directdet.infer.predict import show
+from directdet.infer.predict.options import PredictOptions
 from directdet.infer.predict.sources import source_kind
 from directdet.infer.predict.video import TRIES, Video
 from directdet.infer.predict.videos import predict_video
@@ -75,22 +76,24 @@ def test_a_file_frame_by_frame(detector, tmp_path):
 
 def test_coco_classes_score_and_no_pictures(detector, tmp_path):
     source = write_video(tmp_path / "clip.avi", 5)
-    options = {"results": "coco", "classes": ["dog"], "pictures": False, "progress": False, "limit": 3}
-    assert predict_video(detector, Video(source), tmp_path / "out", **options).n_detections == 3
+    options = PredictOptions(results="coco", classes=["dog"], pictures=False)
+    summary = predict_video(detector, Video(source), tmp_path / "out", options, progress=False, limit=3)
+    assert summary.n_detections == 3
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clip.json", "clip.timing.json"]
     content = json.loads((tmp_path / "out" / "clip.json").read_text())
     assert [image["id"] for image in content["images"]] == [0, 1, 2] and len(content["categories"]) == 3
     assert {entry["category_id"] for entry in content["annotations"]} == {18}
-    assert predict_video(detector, Video(source), tmp_path / "out", score=0.95, progress=False).n_detections == 0
+    strict = PredictOptions(score=0.95)
+    assert predict_video(detector, Video(source), tmp_path / "out", strict, progress=False).n_detections == 0
     with pytest.raises(UserError, match="no class 'dgo'; did you mean 'dog'"):
-        predict_video(detector, Video(source), tmp_path / "out", classes=["dgo"])
+        predict_video(detector, Video(source), tmp_path / "out", PredictOptions(classes=["dgo"]))
 
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_batches_change_nothing(batch, tmp_path):
     detector = load(write_artefact(tmp_path / "model", batch="batch"), device="cpu", threads=1)
     source = write_video(tmp_path / "clip.mp4", 10)
-    summary = predict_video(detector, Video(source), tmp_path / "out", batch=batch, progress=False)
+    summary = predict_video(detector, Video(source), tmp_path / "out", PredictOptions(batch=batch), progress=False)
     assert summary.n_frames == 10 and summary.pipeline.items == -(-10 // batch)
     assert [number_of(image) for image in read_video(tmp_path / "out" / "clip.mp4")] == list(range(10))
 
@@ -134,7 +137,7 @@ def test_another_size_on_the_way(detector, tmp_path, capsys, monkeypatch):
         (60, 60),
     ]
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2 and "from frame 2 on the picture is 60x60" in lines[0] and "frame 4" in lines[1]
+    assert len(lines) == 2 and "from frame 2 on, frames are 60x60" in lines[0] and "frame 4" in lines[1]
 
 
 @pytest.mark.parametrize("told,rate", [(0, 25), (float("nan"), 25), (90_000, 25), (600, 25), (12.5, 12.5)])
@@ -154,16 +157,16 @@ def test_a_lost_stream_comes_back():
         StandInCapture([frame(2), frame(3)]),
     ]
     never = [StandInCapture([], opens=False) for _ in range(TRIES)]
-    video = stand_in(*captures, *never, source="rtsp://host/x", tell=said.append, wait=waits.append)
+    video = stand_in(*captures, *never, source="rtsp://host/x", warn=said.append, wait=waits.append)
     got = []
-    with pytest.raises(UserError, match=rf"rtsp://host/x: lost, and not back after {TRIES} tries"):
+    with pytest.raises(UserError, match=rf"rtsp://host/x: connection lost, and not restored after {TRIES} attempts"):
         for picture in video.frames():
             got.append((picture.number, number_of(picture.image)))
     assert got == [(0, 0), (1, 1), (2, 2), (3, 3)]
     assert video.live and video.reconnects == 1
     assert waits == [0.5, 1, 2] + [0.5 * 2**attempt for attempt in range(TRIES)]
-    assert said[0] == f"rtsp://host/x: lost; opening it again in 0.5 s (try 1 of {TRIES})" and said[3].endswith(
-        "back again"
+    assert said[0] == f"rtsp://host/x: connection lost; reopening in 0.5 s (attempt 1 of {TRIES})" and said[3].endswith(
+        "reconnected"
     )
     assert all(capture.released for capture in captures)
 
@@ -171,7 +174,7 @@ def test_a_lost_stream_comes_back():
 def test_a_stream_lost_for_good_leaves_whole_files(detector, tmp_path):
     captures = [StandInCapture([frame(0)]), *(StandInCapture([], opens=False) for _ in range(TRIES))]
     video = stand_in(*captures, source="rtsp://host/x", wait=lambda seconds: None)
-    with pytest.raises(UserError, match="not back after"):
+    with pytest.raises(UserError, match="not restored after"):
         predict_video(detector, video, tmp_path / "out", progress=False)
     assert len(read_video(tmp_path / "out" / "stream.mp4")) == 1
     assert len(lines_of(tmp_path / "out" / "stream.jsonl")) == 1
@@ -198,9 +201,9 @@ def test_live_video_keeps_the_clocks_time(detector, tmp_path, monkeypatch):
 
 
 def _recorded(repeats, written):
-    def record(self, picture):
+    def record(self, picture, frames):
         self._video.live = True
-        written.append(repeats(self, picture))
+        written.append(repeats(self, picture, frames))
         return written[-1]
 
     return record
@@ -214,9 +217,9 @@ def test_what_cannot_be_opened_has_one_line(capsys, artefact, tmp_path):
     for source, text in (
         ("97", "camera 97: no such camera"),
         (tmp_path / "nowhere.mp4", "not found"),
-        (tmp_path / "noise.mp4", "not a video that can be read"),
-        (tmp_path / "empty.avi", "not a video that can be read"),
-        (tmp_path / "cut.mp4", "cut short before its index"),
+        (tmp_path / "noise.mp4", "not a readable video"),
+        (tmp_path / "empty.avi", "not a readable video"),
+        (tmp_path / "cut.mp4", "truncated before its index"),
         ("rtsp://127.0.0.1:9/x", "the stream cannot be opened"),
     ):
         code = cli.main(["infer", str(artefact), str(source), "--out", str(tmp_path / "out")])
@@ -234,7 +237,7 @@ def test_a_truncated_video_gives_its_frames_and_one_line(capsys, artefact, tmp_p
     lines = capsys.readouterr().err.splitlines()
     count = len(read_video(tmp_path / "cut.avi"))
     assert code == 0 and 0 < count < 120
-    assert len(lines) == 1 and f"it says it holds 120 frames, {count} could be read" in lines[0]
+    assert len(lines) == 1 and f"it claims 120 frames, {count} could be read" in lines[0]
     assert len(read_video(tmp_path / "out" / "cut.mp4")) == count == len(lines_of(tmp_path / "out" / "cut.jsonl"))
 
 
@@ -322,7 +325,7 @@ def test_a_disk_that_is_full_is_noticed(tmp_path):
     writer = VideoWriter(tmp_path / "a.mp4", 10, (96, 128))
     writer.write(frame(0))
     writer.frames += 1  # as if OpenCV had lost one without a word
-    with pytest.raises(UserError, match=r"a\.part\.avi: holds 1 of 2 frames"):
+    with pytest.raises(UserError, match=r"a\.part\.avi: contains 1 of 2 frames"):
         writer.finish()
     assert [path.name for path in tmp_path.iterdir()] == ["a.part.avi"]
     if Path("/dev/full").exists():

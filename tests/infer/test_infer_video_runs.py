@@ -135,7 +135,7 @@ def test_a_real_stream(detector, tmp_path):
         server.shutdown()
         server.server_close()
     assert video.live and summary.n_frames == 60 and summary.n_reconnects >= 1 and server.connections >= 2
-    assert any("lost; opening it again" in line for line in said)
+    assert any("connection lost; reopening" in line for line in said)
     numbers = [line["frame"] for line in lines_of(tmp_path / "out" / "stream.jsonl")]
     assert numbers == sorted(set(numbers)) and len(numbers) == 60
     assert read_video(tmp_path / "out" / "stream.mp4")

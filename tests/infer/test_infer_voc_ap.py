@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from directdet.data.dataset import load_dataset
-from directdet.data.records import make_record
+from directdet.data.records import AnnotatedObject, make_record
 from directdet.infer.accuracy.voc_ap import voc_precision
 from directdet.infer.detections import Detections
 
@@ -85,15 +85,7 @@ def areas(points):
 
 def record_of(number, boxes, labels, difficult=(), crowd=()):
     objects = [
-        {
-            "box": box,
-            "label": label,
-            "crowd": index in crowd,
-            "difficult": index in difficult,
-            "segmentation": None,
-            "id": index,
-            "area": 1.0,
-        }
+        AnnotatedObject(index, label, box, area=1.0, crowd=index in crowd, difficult=index in difficult)
         for index, (box, label) in enumerate(zip(boxes, labels, strict=True))
     ]
     return make_record(number, Path("none"), 100, 100, objects)

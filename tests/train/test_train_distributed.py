@@ -33,6 +33,7 @@ from directdet.common.errors import UserError
 from directdet.data.augment.transforms import PretrainTransform
 from directdet.data.dataset import load_dataset
 from directdet.data.loader import make_loader
+from directdet.data.sampling import Sampling
 from directdet.data.synthetic import make_synthetic
 from directdet.front.cli import main
 from directdet.infer.accuracy.evaluate import evaluate
@@ -117,13 +118,12 @@ def objects_by_rank(data: Path, of: Recipe, passes: int) -> np.ndarray:
             make_loader(
                 load_dataset(data, "train"),
                 PretrainTransform(phase.size[0], phase.scale),
-                phase.batch_size,
-                epoch=epoch,
-                rank=rank,
-                world_size=2,
+                Sampling(phase.batch_size, rank=rank, world_size=2),
             )
             for rank in (0, 1)
         ]
+        for loader in both:
+            loader.set_epoch(epoch)
         counts += [[int(targets["valid"].sum()) for _, targets in batches] for batches in zip(*both, strict=True)]
     return np.array(counts)
 

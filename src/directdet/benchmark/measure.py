@@ -121,7 +121,7 @@ def _memory(before: float | None, gpu_before: float | None, gpu_now: float | Non
 
 def _onnx_nodes(detector: Predictor, record: Record, batch: int) -> dict[str, int]:
     inputs, _ = detector.prepare([read_bgr(record.path)])
-    inputs = np.repeat(inputs, detector.backend.batch or batch, axis=0)
+    inputs = np.repeat(inputs, detector.backend.input.batch or batch, axis=0)
     model = Path(detector.source) / detector.meta["file"]
     return onnx_nodes(model, detector.info["provider"], detector.info["device"], inputs)
 

@@ -1,1 +1,1 @@
-"""What every room may use: the errors a user sees, and atomic files."""
+"""Shared by the whole package: the errors a user sees, and atomic file writing."""

@@ -1,11 +1,11 @@
-"""The exceptions a user of directdet is meant to see; all are `UserError`."""
+"""The exceptions meant for users of directdet; all are `UserError`."""
 
 
 class UserError(Exception):
-    """A mistake the user can put right: a missing file, a broken annotation, a mistyped name.
+    """A mistake the user can correct: a missing file, a broken annotation, a mistyped name.
 
     The message is one line of the form ``file: field: what is wrong; what to do``. The command line prints it without a
-    traceback and leaves with exit code 1. It has a single argument, so it survives pickling between processes.
+    traceback and exits with code 1. It has a single argument, so it survives pickling between processes.
     """
 
     exit_code = 1
@@ -19,10 +19,10 @@ class UserError(Exception):
 
 
 class UsageProblem(UserError):
-    """A mistake in how a command was called, found only after the command line was parsed: exit code 2."""
+    """A mistake in how a command was called that is found only after parsing the command line: exit code 2."""
 
     exit_code = 2
 
 
 class MissingLibraryError(UserError):
-    """A library that the wanted runtime or format needs is not installed here."""
+    """A library that the requested runtime or format needs is not installed."""

@@ -1,4 +1,4 @@
-"""Atomic writers: a reader finds the old file or the whole new one, never a half-written one."""
+"""Atomic writers: a reader sees the old file or the complete new one, never a partly written one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from directdet.common.errors import UserError
 
 
 def write_bytes_atomic(path: str | os.PathLike[str], content: bytes) -> Path:
-    """Write ``content`` to ``path`` by way of a temporary file in the same folder. Missing folders are made.
+    """Write ``content`` to ``path`` through a temporary file in the same folder. Missing folders are created.
 
     Raises:
         UserError: the folder or file cannot be written.
@@ -23,7 +23,7 @@ def write_bytes_atomic(path: str | os.PathLike[str], content: bytes) -> Path:
 
 
 def write_pieces_atomic(path: str | os.PathLike[str], pieces: Iterable[bytes]) -> Path:
-    """:func:`write_bytes_atomic` of content that need not be in memory as a whole."""
+    """:func:`write_bytes_atomic` for content that does not have to be in memory all at once."""
     target = Path(path)
     temporary = None
     try:
@@ -33,35 +33,35 @@ def write_pieces_atomic(path: str | os.PathLike[str], pieces: Iterable[bytes]) -
             stream.writelines(pieces)
             stream.flush()
             os.fsync(stream.fileno())
-        # mkstemp makes files private to the user; give the new file the rights an ordinary open() would have given.
+        # mkstemp makes files private to the user; give the new file the permissions that open() would have given it.
         os.chmod(temporary, _ordinary_mode(target))
         os.replace(temporary, target)
     except OSError as error:
         _remove(temporary)
         raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
-    except BaseException:  # e.g. the user's Ctrl-C: leave no litter behind
+    except BaseException:  # e.g. the user's Ctrl-C: leave no temporary file behind
         _remove(temporary)
         raise
     return target
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> Path:
-    """Write ``text`` as UTF-8 with its newlines as they are; see :func:`write_bytes_atomic`."""
+    """Write ``text`` as UTF-8 with its newlines unchanged; see :func:`write_bytes_atomic`."""
     return write_bytes_atomic(path, text.encode("utf-8"))
 
 
 def write_json_atomic(path: str | os.PathLike[str], value: Any, indent: int | None = 2) -> Path:
-    """Write ``value`` as JSON; NaN and infinities are refused (ValueError), as they are not JSON."""
+    """Write ``value`` as JSON; NaN and infinity raise ValueError, since JSON does not have them."""
     return write_text_atomic(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def require_writable(path: str | os.PathLike[str], folder: bool = False) -> None:
-    """Fail before hours of work rather than after them if ``path``, a file or a folder to come, cannot be written.
+    """Check that a future file or folder ``path`` can be written, so that hours of work do not fail at their end.
 
-    Nothing is made or changed.
+    Nothing is created or changed.
 
     Raises:
-        UserError: the other kind of thing is in the way, or the nearest existing folder cannot be written to.
+        UserError: ``path`` is a folder instead of a file or vice versa, or the nearest existing folder is not writable.
     """
     target = Path(path)
     if target.exists() and target.is_dir() != folder:
@@ -72,11 +72,11 @@ def require_writable(path: str | os.PathLike[str], folder: bool = False) -> None
     if not parent.is_dir():
         raise UserError(f"{target}: cannot be written: {parent} is a file, not a folder")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"{target}: cannot be written: no files can be made in {parent}; choose another place")
+        raise UserError(f"{target}: cannot be written: no permission to create files in {parent}; choose another place")
 
 
 def _ordinary_mode(target: Path) -> int:
-    """Permission bits for ``target``: those of the file it replaces, else what the umask leaves."""
+    """Permission bits for ``target``: those of the file it replaces, else the default under the umask."""
     with contextlib.suppress(OSError):
         return target.stat().st_mode & 0o777
     mask = os.umask(0)

@@ -1,4 +1,4 @@
-"""Finding and reading a dataset, whatever its layout: COCO 2017, Roboflow COCO, PASCAL VOC or dataset.toml."""
+"""Finding and reading a dataset, in any of the layouts COCO 2017, Roboflow COCO, PASCAL VOC and dataset.toml."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _EXPECTED = (
 
 
 def find_splits(root: str | os.PathLike[str]) -> list[str]:
-    """Names of the splits of the dataset at ``root`` ("train", "val", "test"), in this order.
+    """Names of the splits of the dataset at ``root``, in the order "train", "val", "test".
 
     Raises:
-        UserError: no folder there, or none of the known layouts.
+        UserError: no such folder, or none of the known layouts.
     """
     folder, layout = _find_layout(root)
     if layout == "toml":
@@ -41,13 +41,13 @@ def find_splits(root: str | os.PathLike[str]) -> list[str]:
 
 
 def load_dataset(root: str | os.PathLike[str], split: str) -> Dataset:
-    """Read the annotations of one split; pictures are not opened.
+    """Read the annotations of one split, without opening the images.
 
-    ``root`` is the dataset's folder, or a .toml file. Boxes are clipped to their image, those with nothing left are
-    dropped, and each such case is in ``Dataset.problems``.
+    ``root`` is the dataset's folder, or a .toml file. Boxes are clipped to their image, objects with nothing left are
+    dropped, and each such case is listed in ``Dataset.problems``.
 
     Raises:
-        UserError: unknown layout or split, or annotations that cannot be used; it names the file and annotation.
+        UserError: unknown layout or split, or unusable annotations; the message names the file and annotation.
     """
     folder, layout = _find_layout(root)
     splits = find_splits(root)
@@ -62,7 +62,7 @@ def load_dataset(root: str | os.PathLike[str], split: str) -> Dataset:
 
 
 def check_same_classes(first: Dataset, second: Dataset) -> None:
-    """UserError if two splits map labels to different classes: a model trained on one would be scored wrongly."""
+    """UserError if two splits map labels to different classes: results of one would be wrong on the other."""
     if (first.classes, first.category_ids) == (second.classes, second.category_ids):
         return
     pairs = zip(
@@ -99,7 +99,7 @@ def _find_layout(root: str | os.PathLike[str]) -> tuple[Path, str]:
     voc = find_voc(folder)
     if voc is not None:
         return voc, "voc"
-    raise UserError(f"{folder}: no dataset of a known layout here; {_EXPECTED}")
+    raise UserError(f"{folder}: no known dataset layout here; {_EXPECTED}")
 
 
 def _names(folder: Path, layout: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Reading, resizing and padding pictures. Pictures are uint8 [H, W, 3] in RGB order."""
+"""Reading, resizing and padding images. Images are uint8 [H, W, 3] in RGB order."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from directdet.common.errors import UserError
 # The ImageNet mean rounded to whole numbers: padding with it leaves (nearly) zeros after normalising.
 PAD_COLOUR = (124, 116, 104)
 
-# A JPEG marker inside the compressed data: 0xFF followed by anything but stuffing (00), a restart mark or fill (FF).
+# A JPEG marker inside the compressed data: 0xFF followed by anything but stuffing (00), a restart marker or fill (FF).
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _JPEG_START, _JPEG_END = 0xD8, 0xD9
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-# Broken files are reported by this module in one line; OpenCV's own log lines would only repeat it without the name.
-if hasattr(cv2, "setLogLevel"):
-    cv2.setLogLevel(0)  # OpenCV 4
-else:
+# This module reports broken files in one line; OpenCV's own log lines would only repeat that without the file name.
+_set_log_level = getattr(cv2, "setLogLevel", None)  # OpenCV 4; OpenCV 5 moved it
+if _set_log_level is None:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+else:
+    _set_log_level(0)
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a picture as uint8 [H, W, 3] RGB.
+    """Read an image as uint8 [H, W, 3] RGB.
 
-    Grey pictures get three equal channels, transparency is dropped, 16 bit is scaled to 8. The rotation note in EXIF is
+    Grey images get three equal channels, transparency is dropped, 16 bit is scaled to 8. The EXIF orientation tag is
     ignored, since annotation tools built on the COCO API work on the stored pixels.
 
     Raises:
-        UserError: missing, unreadable, not a picture, or cut short.
+        UserError: missing, unreadable, not an image, or truncated.
     """
     return decode_image(read_bytes(path), path)
 
@@ -54,44 +55,44 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 def decode_image(content: bytes, name: str | os.PathLike[str] = "image") -> np.ndarray:
     """Decode the bytes of an image file, as :func:`read_image`; ``name`` is used in error messages."""
     if not content:
-        raise UserError(f"{name}: image file is empty; restore it or leave it out")
-    if _is_cut_short(content):
-        raise UserError(f"{name}: image file is cut short or damaged; restore it or leave it out")
+        raise UserError(f"{name}: image file is empty; restore it or remove it from the dataset")
+    if _is_truncated(content):
+        raise UserError(f"{name}: image file is truncated or damaged; restore it or remove it from the dataset")
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:  # e.g. more pixels than OpenCV accepts
         image = None
     if image is None:
-        raise UserError(f"{name}: not a readable image (JPEG, PNG, BMP, WebP or TIFF), or damaged")
+        raise UserError(f"{name}: not a readable image (JPEG, PNG, BMP, WebP or TIFF), or it is damaged")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize to exactly ``height`` x ``width``, bilinear without antialiasing (as the papers' pipelines)."""
+    """Resize to exactly ``height`` x ``width``, bilinear without antialiasing, like the papers' pipelines."""
     if image.shape[:2] == (height, width):
         return image
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def resize_into(image: np.ndarray, target: np.ndarray) -> None:
-    """:func:`resize` into ``target``, uint8 [H, W, 3] of any row stride, without a picture between."""
+    """:func:`resize` straight into ``target``, uint8 [H, W, 3] with any row stride, without an intermediate image."""
     height, width = target.shape[:2]
     if image.shape[:2] == (height, width):
         target[...] = image
         return
     written = cv2.resize(image, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
-    if written is not target:  # OpenCV wrote elsewhere, e.g. for a view it cannot address
+    if written is not target:  # OpenCV allocated its own array, e.g. for a view it cannot address
         target[...] = written
 
 
 def pad_bottom_right(image: np.ndarray, height: int, width: int, value: int | tuple[int, ...] = 0) -> np.ndarray:
-    """Put ``image`` into the top left corner of a ``height`` x ``width`` canvas filled with ``value``.
+    """Place ``image`` in the top left corner of a ``height`` x ``width`` canvas filled with ``value``.
 
-    ``value`` is one number, or one for each channel. Raises ValueError if the picture is larger than the canvas.
+    ``value`` is one number, or one for each channel. Raises ValueError if the image is larger than the canvas.
     """
     image_height, image_width = image.shape[:2]
     if image_height > height or image_width > width:
-        raise ValueError(f"a {image_height}x{image_width} picture does not fit into a {height}x{width} canvas")
+        raise ValueError(f"a {image_height}x{image_width} image does not fit into a {height}x{width} canvas")
     if (image_height, image_width) == (height, width):
         return image
     canvas = np.empty((height, width, *image.shape[2:]), image.dtype)
@@ -104,23 +105,23 @@ def pad_bottom_right(image: np.ndarray, height: int, width: int, value: int | tu
 def fit_size(height: int, width: int, short: float, long: float) -> tuple[int, int]:
     """Largest (height, width) of the same proportions with short edge <= ``short`` and long edge <= ``long``.
 
-    Rounded half up and at least 1 pixel, as the papers' code does. ``short == long`` fits the picture into a square.
+    Rounded half up and at least 1 pixel, as in the papers' code. ``short == long`` fits the image into a square.
     """
     scale = min(long / max(height, width), short / min(height, width))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def _is_cut_short(content: bytes) -> bool:
-    """Whether a JPEG or PNG ends before its end mark; decoders differ in whether they tell."""
+def _is_truncated(content: bytes) -> bool:
+    """Whether a JPEG or PNG ends before its end marker; not all decoders report that."""
     if content.startswith(b"\xff\xd8"):
-        return _jpeg_is_cut_short(content)
+        return _jpeg_is_truncated(content)
     if content.startswith(_PNG_SIGNATURE):
-        return _png_is_cut_short(content)
+        return _png_is_truncated(content)
     return False
 
 
-def _jpeg_is_cut_short(content: bytes) -> bool:
-    """Walk the segments up to the end mark. Looking for the mark alone could find that of an embedded thumbnail."""
+def _jpeg_is_truncated(content: bytes) -> bool:
+    """Walk the segments to the end marker. A plain search for it could find the one of an embedded thumbnail."""
     position = 2
     while True:
         found = _JPEG_MARKER.search(content, position)
@@ -129,16 +130,16 @@ def _jpeg_is_cut_short(content: bytes) -> bool:
         marker, position = content[found.end() - 1], found.end()
         if marker == _JPEG_END:
             return False
-        if marker in (_JPEG_START, 0x01):  # marks without a length
+        if marker in (_JPEG_START, 0x01):  # markers without a length
             continue
         if position + 2 > len(content):
             return True
-        # The compressed data after a start-of-scan segment is skipped by the search for the next mark.
+        # The compressed data after a start-of-scan segment is skipped by the search for the next marker.
         position += int.from_bytes(content[position : position + 2], "big")
 
 
-def _png_is_cut_short(content: bytes) -> bool:
-    """Walk the chunks, with their check sums, up to IEND."""
+def _png_is_truncated(content: bytes) -> bool:
+    """Walk the chunks to IEND, checking their checksums."""
     position, view = len(_PNG_SIGNATURE), memoryview(content)
     while position + 12 <= len(content):
         length = int.from_bytes(view[position : position + 4], "big")

@@ -1,4 +1,4 @@
-"""Object masks: exact decoding for evaluation, and a light form for training that geometry can be applied to."""
+"""Object masks: exact decoding for evaluation, and a light form for training that can be scaled, moved and flipped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from directdet.common.errors import UserError
-from directdet.data.records import Segmentation
+from directdet.data.records import RLE, Segmentation
 
 _SHIFT = 4  # cv2.fillPoly takes fixed-point coordinates; 4 bits are sixteenths of a pixel
 
@@ -18,7 +18,7 @@ _SHIFT = 4  # cv2.fillPoly takes fixed-point coordinates; 4 bits are sixteenths 
 class CropMask:
     """A mask of 0 and 1, uint8 [h, w], that covers ``box`` (float64 [4], xyxy in pixels of the image).
 
-    Scaling and shifting the image changes the box alone. Outside it the mask is empty.
+    Scaling and shifting the image changes only the box. Outside it the mask is empty.
     """
 
     mask: np.ndarray
@@ -30,7 +30,7 @@ Shape = list[np.ndarray] | CropMask
 
 
 def coco_mask() -> ModuleType:
-    """pycocotools.mask, imported when a mask is met: boxes alone do without it.
+    """pycocotools.mask, imported at the first mask: data with boxes only does not need it.
 
     Raises:
         UserError: it is not installed.
@@ -42,8 +42,8 @@ def coco_mask() -> ModuleType:
     return mask
 
 
-def to_rle(segmentation: Segmentation, height: int, width: int) -> dict:
-    """The mask as compressed COCO run lengths ({"size", "counts": bytes}), as pycocotools' annToRLE.
+def to_rle(segmentation: Segmentation, height: int, width: int) -> RLE:
+    """The mask as compressed COCO run lengths ({"size", "counts": bytes}), like pycocotools' annToRLE.
 
     Raises ValueError for None, and UserError for run lengths that cannot be decoded.
     """
@@ -86,7 +86,7 @@ def to_shape(segmentation: Segmentation, height: int, width: int) -> Shape | Non
 
 
 def scale_and_shift(shape: Shape, scale: tuple[float, float], shift: tuple[float, float]) -> Shape:
-    """Move points by x -> x * scale_x + shift_x, and y likewise; ``scale`` and ``shift`` are (x, y)."""
+    """Move points x -> x * scale_x + shift_x, and y likewise; ``scale`` and ``shift`` are (x, y)."""
     if isinstance(shape, CropMask):
         return CropMask(shape.mask, shape.box * np.array(scale * 2) + np.array(shift * 2))
     return [points * np.array(scale) + np.array(shift) for points in shape]
@@ -103,12 +103,12 @@ def flip_shape(shape: Shape, width: float) -> Shape:
 def rasterise(shape: Shape, box: np.ndarray, size: int = 56) -> np.ndarray:
     """The object's mask inside ``box`` (xyxy, same pixels as ``shape``), uint8 [size, size] of 0 and 1.
 
-    The box is divided into size x size cells; a cell is 1 where the mask covers at least half of it (measured on four
-    times finer cells).
+    The box is divided into size x size cells; a cell is 1 where the mask covers at least half of it (measured on cells
+    four times finer).
     """
     fine = size * 4
     x1, y1, x2, y2 = (float(value) for value in box)
-    # From image pixels to fine cells; a cell's centre has whole coordinates in OpenCV, hence the half.
+    # From image pixels to fine cells; in OpenCV the centre of a cell has integer coordinates, hence the half.
     scale = (fine / max(x2 - x1, 1e-6), fine / max(y2 - y1, 1e-6))
     moved = scale_and_shift(shape, scale, (-x1 * scale[0] - 0.5, -y1 * scale[1] - 0.5))
     drawn = _draw_crop(moved, fine) if isinstance(moved, CropMask) else _draw_polygons(moved, fine)
@@ -119,20 +119,20 @@ def rasterise(shape: Shape, box: np.ndarray, size: int = 56) -> np.ndarray:
 def _draw_polygons(polygons: list[np.ndarray], fine: int) -> np.ndarray:
     """The union of polygons in fine cells, uint8 [fine, fine] of 0 and 255."""
     drawn = np.zeros((fine, fine), np.uint8)
-    limit = 2.0**30 / 2**_SHIFT  # far outside of the canvas; keeps the fixed-point numbers in 32 bits
-    for points in polygons:  # one by one: drawn together, overlaps would cancel out
+    limit = 2.0**30 / 2**_SHIFT  # far outside the canvas; keeps the fixed-point numbers within 32 bits
+    for points in polygons:  # one by one: if drawn together, overlaps would cancel out
         fixed = np.rint(np.clip(points, -limit, limit) * 2**_SHIFT).astype(np.int32)
         cv2.fillPoly(drawn, [fixed], 255, lineType=cv2.LINE_8, shift=_SHIFT)
     return drawn
 
 
 def _draw_crop(crop: CropMask, fine: int) -> np.ndarray:
-    """Look up fine cells in a crop whose box is given in them (minus the half), uint8 [fine, fine] of 0 and 255."""
+    """Sample a crop whose box is in fine cells (minus the half), uint8 [fine, fine] of 0 and 255."""
     height, width = crop.mask.shape
     x1, y1, x2, y2 = crop.box
     step_x, step_y = width / (x2 - x1), height / (y2 - y1)
     # Fine cell i, whose centre is i here, has the crop coordinate (i - x1) * step - 0.5.
     matrix = np.array([[step_x, 0.0, -x1 * step_x - 0.5], [0.0, step_y, -y1 * step_y - 0.5]])
-    # Nearest, since a pixel of a mask is a square: interpolating would round the corners of small objects.
+    # Nearest, since a mask pixel is a square: interpolation would round the corners of small objects.
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(crop.mask * 255, matrix, (fine, fine), flags=flags, borderMode=cv2.BORDER_CONSTANT)

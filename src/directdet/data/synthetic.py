@@ -1,4 +1,4 @@
-"""A small made-up instance-segmentation dataset: bright shapes on dull, textured grounds, in the COCO 2017 layout."""
+"""A small synthetic instance-segmentation dataset: bright shapes on dull textures, in the COCO 2017 layout."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import numpy as np
 from directdet.common.files import write_bytes_atomic, write_json_atomic
 
 CLASSES = ("disk", "square", "triangle", "star")
-# Not contiguous, as COCO's own: what maps ids to labels is put to use.
+# Not contiguous, like COCO's own, so that mapping ids to labels matters.
 CATEGORY_IDS = (1, 2, 4, 7)
 
-_HUES = (0.0, 60.0, 110.0, 150.0)  # of OpenCV's 180; each class has a tendency, not a fixed colour
-_MOST_HIDDEN = 0.5  # share of a shape that others may cover
+_HUES = (0.0, 60.0, 110.0, 150.0)  # out of OpenCV's 180; each class has a typical hue, not a fixed one
+_MAX_HIDDEN = 0.5  # share of a shape that others may cover
 _FINE = 8  # sub-pixel precision of outlines, as a factor
 
 
 @dataclass(frozen=True)
 class _Scene:
-    """A picture in the making: uint8 [H, W, 3] BGR, and for every shape its label and visible bool [H, W] mask."""
+    """An image being drawn: uint8 [H, W, 3] BGR, and for every shape its label and visible bool [H, W] mask."""
 
     image: np.ndarray
     labels: list[int]
@@ -39,16 +39,16 @@ def make_synthetic(
     size: tuple[int, int] = (160, 200),
     seed: int = 0,
 ) -> Path:
-    """Write a dataset of ``images_train`` + ``images_val`` pictures below ``root``; returns ``root``.
+    """Write a dataset of ``images_train`` + ``images_val`` images into ``root``; returns ``root``.
 
-    Width and height of each picture are drawn from ``size`` (smallest, largest). Shapes overlap; boxes, masks
-    (polygons) and areas are those of the visible parts. In each split the last picture has no objects, and the first
-    (of two or more) has a crowd region, given as run lengths. The same arguments give the same bytes.
+    Width and height of each image are drawn from ``size`` (smallest, largest). Shapes overlap; boxes, masks (polygons)
+    and areas are those of the visible parts. In each split of two or more images the last has no objects, and the first
+    has a crowd region, given as run lengths. The same arguments give the same bytes.
 
     Raises ValueError for sizes under 64 pixels, and UserError if ``root`` cannot be written.
     """
     if not 64 <= size[0] <= size[1]:
-        raise ValueError(f"size {size} is not (smallest, largest) with 64 or more pixels")
+        raise ValueError(f"size = {size}: must be (smallest, largest), at least 64 pixels")
     root = Path(root)
     for number, (split, count) in enumerate((("train", images_train), ("val", images_val))):
         images: list[dict[str, Any]] = []
@@ -73,16 +73,16 @@ def make_synthetic(
             "annotations": annotations,
             "categories": categories,
         }
-        # After its images: a dataset whose writing was interrupted is not taken for a whole one.
+        # After the images: an interrupted dataset must not look complete.
         write_json_atomic(root / "annotations" / f"instances_{split}2017.json", content, indent=None)
     return root
 
 
 def _draw_scene(rng: np.random.Generator, height: int, width: int, shapes: int, crowd: bool) -> _Scene:
-    scene = _Scene(_ground(rng, height, width), [], [], np.zeros((height, width), bool) if crowd else None)
+    scene = _Scene(_background(rng, height, width), [], [], np.zeros((height, width), bool) if crowd else None)
     if scene.crowd is not None:
         _draw_crowd(scene, rng)
-    drawn = [0] * shapes  # full areas, to limit how much of each gets hidden
+    drawn = [0] * shapes  # full areas, to limit how much of each becomes hidden
     for _ in range(shapes * 10):
         if len(scene.labels) == shapes:
             break
@@ -93,9 +93,9 @@ def _draw_scene(rng: np.random.Generator, height: int, width: int, shapes: int, 
         mask = _fill(_outline(label, centre, radius, angle), height, width)
         whole = math.pi * radius**2 * (1.0, 0.64, 0.41, 0.46)[label]
         if mask.sum() < 0.6 * whole or (scene.crowd is not None and (mask & scene.crowd).any()):
-            continue  # mostly outside of the picture, or upon the crowd
+            continue  # mostly outside the image, or on the crowd
         rest = [old & ~mask for old in scene.masks]
-        if any(new.sum() < (1 - _MOST_HIDDEN) * full for new, full in zip(rest, drawn, strict=False)):
+        if any(new.sum() < (1 - _MAX_HIDDEN) * full for new, full in zip(rest, drawn, strict=False)):
             continue
         if any(_has_hole(new) for new in rest):
             continue  # polygons have no holes
@@ -108,7 +108,7 @@ def _draw_scene(rng: np.random.Generator, height: int, width: int, shapes: int, 
 
 
 def _draw_crowd(scene: _Scene, rng: np.random.Generator) -> None:
-    """A heap of small disks in the top left corner."""
+    """A grid of small disks in the top left corner."""
     assert scene.crowd is not None
     height, width = scene.crowd.shape
     for row in range(3):
@@ -120,7 +120,7 @@ def _draw_crowd(scene: _Scene, rng: np.random.Generator) -> None:
             scene.crowd[mask] = True
 
 
-def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Dull texture: two colours mixed by coarse noise, stripes, and fine noise; uint8 [H, W, 3]."""
     coarse = cv2.resize(rng.random((6, 6)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -144,7 +144,7 @@ def _outline(label: int, centre: tuple[float, float], radius: float, angle: floa
 
 
 def _fill(points: np.ndarray, height: int, width: int) -> np.ndarray:
-    """bool [H, W]: pixels whose centre is inside, up to OpenCV's rounding."""
+    """bool [H, W]: pixels whose centre is inside, apart from OpenCV's rounding."""
     mask = np.zeros((height, width), np.uint8)
     cv2.fillPoly(mask, [np.rint((points - 0.5) * 16).astype(np.int32)], 1, shift=4)
     return mask.astype(bool)
@@ -185,20 +185,20 @@ def _entry(label: int, mask: np.ndarray, segmentation: Any, crowd: int) -> dict[
 
 
 def _polygons(mask: np.ndarray) -> list[list[float]]:
-    """Outlines along the pixels' outer edges (contours alone run through their centres and lose half a pixel)."""
+    """Outlines along the pixels' outer edges (OpenCV's contours run through pixel centres and lose half a pixel)."""
     fine = cv2.resize(mask.astype(np.uint8), None, fx=_FINE, fy=_FINE, interpolation=cv2.INTER_NEAREST)
     contours = cv2.findContours(fine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]
     polygons = []
     for contour in contours:
         points = (cv2.approxPolyDP(contour, 0.6 * _FINE, closed=True).reshape(-1, 2) + 0.5) / _FINE
-        if len(points) < 3:  # a sliver, straightened to a line: take all its points
+        if len(points) < 3:  # a sliver, simplified to a line: take all its points
             points = (contour.reshape(-1, 2) + 0.5) / _FINE
         polygons.append(np.round(points, 2).ravel().tolist())
     return polygons
 
 
 def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
-    """Uncompressed COCO run lengths: column by column, beginning with zeros."""
+    """Uncompressed COCO run lengths: column by column, starting with zeros."""
     flat = mask.ravel(order="F").astype(np.int8)
     changes = np.flatnonzero(np.diff(flat)) + 1
     edges = np.concatenate([[0], changes, [len(flat)]])

@@ -1,1 +1,1 @@
-"""Running detectors: preprocessing, runtimes, detections, accuracy. Needs no torch for an artefact."""
+"""Running detectors: preprocessing, runtimes, detections, accuracy. An artefact runs without torch."""

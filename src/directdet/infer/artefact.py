@@ -1,8 +1,8 @@
-"""Reading an artefact: the folder `directdet export` writes, with model files and their meta.json.
+"""Reading an artefact: the folder that `directdet export` writes, with model files and their meta.json.
 
-Whatever could make detections silently wrong is compared before anything runs: the files' hashes, the format, and the
-checksum of what the preprocessing here makes of a fixture image. meta.json may come from anywhere: what it names must
-lie in its folder, and what is read of it is limited.
+Everything that could make detections silently wrong is checked before anything runs: the hashes of the files, the
+format, and the checksum of a fixture image as preprocessed here. meta.json may come from an untrusted source: the files
+it names must lie in its folder, and the amount that is read is limited.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from directdet.common.errors import UserError
+from directdet.data.records import is_integer
 from directdet.infer.preprocess import Preprocess
 
 FORMAT = 2
 META_FILE = "meta.json"
 KINDS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
-LAYOUTS = {"float32": "NCHW", "uint8": "NHWC"}  # the layout that goes with each type of input
-LARGEST_META = 4 * 2**20  # bytes
-LARGEST_FILE = 8 * 2**30
-MOST_FILES = 8
+LAYOUTS = {"float32": "NCHW", "uint8": "NHWC"}  # the layout of each input type
+MAX_META_BYTES = 4 * 2**20
+MAX_FILE_BYTES = 8 * 2**30
+MAX_FILES = 8
 
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "format": int,
@@ -41,9 +42,9 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Artefact:
-    """A checked artefact folder. `meta` is meta.json as it is; the other fields are read from it.
+    """A checked artefact folder. `meta` is the content of meta.json; the other fields are taken from it.
 
-    batch: the fewest, usual and most images of a run; None where the artefact leaves that open.
+    batch: minimum, optimal and maximum batch size; None if the artefact does not restrict it.
     """
 
     folder: Path
@@ -60,7 +61,7 @@ class Artefact:
 
     @property
     def made_with(self) -> str:
-        """For errors of a runtime that does not take the file: what it was made with."""
+        """The libraries that wrote the file, for errors of a runtime that cannot load it."""
         libraries = self.meta.get("built_with")
         known = libraries if isinstance(libraries, dict) else {}
         return "made with " + (", ".join(f"{name} {version}" for name, version in known.items()) or "unknown versions")
@@ -70,28 +71,28 @@ def read_artefact(folder: str | Path) -> Artefact:
     """Read and check an artefact folder.
 
     Raises:
-        UserError: no or broken meta.json, another format, a changed model file, or a preprocessing that behaves
-            differently here from where the model was exported.
+        UserError: meta.json is missing or broken, its format is not supported, a model file was changed, or
+            preprocessing gives other results here than where the model was exported.
     """
     folder = Path(folder)
     meta = read_meta(folder / META_FILE)
     where = str(folder / META_FILE)
     if meta["kind"] not in KINDS:
-        raise UserError(f"{where}: kind: {meta['kind']!r} is not known here; expected one of {', '.join(KINDS)}")
+        raise UserError(f"{where}: kind: {meta['kind']!r} is not known; expected one of {', '.join(KINDS)}")
     if len(meta["classes"]) != len(meta["category_ids"]):
         raise UserError(
             f"{where}: {len(meta['classes'])} classes but {len(meta['category_ids'])} category_ids; export again"
         )
     if not all(isinstance(number, int) for number in meta["category_ids"]):
-        raise UserError(f"{where}: category_ids: expected whole numbers; export again")
+        raise UserError(f"{where}: category_ids: expected integers; export again")
     preprocess = Preprocess.from_dict(meta["preprocess"], where)
     name, shape, dtype = _input(meta["input"], where)
     batch = _batch(meta["shapes"], where)
     model_file = _check_files(folder, meta, where)
     if preprocess.checksum(dtype) != meta["preprocess_checksum"]:
         raise UserError(
-            f"{where}: preprocess_checksum: images are prepared differently here from where this was exported (another "
-            "OpenCV or an edited file?), so accuracy would suffer; export again with this installation"
+            f"{where}: preprocess_checksum: images are preprocessed differently here than where the model was exported "
+            "(another OpenCV or an edited file?), which would reduce accuracy; export again with this installation"
         )
     return Artefact(
         folder=folder,
@@ -109,15 +110,15 @@ def read_artefact(folder: str | Path) -> Artefact:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """meta.json with the fields this version needs, each of the right type."""
+    """The content of meta.json; the fields that this version needs are there and have the right type."""
     try:
         with path.open("rb") as stream:
-            content = stream.read(LARGEST_META + 1)
-        if len(content) > LARGEST_META:
-            raise UserError(f"{path}: larger than {LARGEST_META >> 20} MiB, so no meta.json of ours; export again")
+            content = stream.read(MAX_META_BYTES + 1)
+        if len(content) > MAX_META_BYTES:
+            raise UserError(f"{path}: larger than {MAX_META_BYTES >> 20} MiB, so not from export; export again")
         meta = json.loads(content.decode("utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: not found; an artefact folder holds meta.json beside the model") from None
+        raise UserError(f"{path}: not found; an artefact folder contains meta.json and the model") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); export again") from None
     if not isinstance(meta, dict):
@@ -134,7 +135,7 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def _from_format_1(meta: dict[str, Any]) -> dict[str, Any]:
-    """What format 1 said, as format 2 says it: it had one file, normalised inputs and a fixed batch."""
+    """Convert format 1, which had one file, normalised inputs and a fixed batch, to format 2."""
     meta = {**meta, "format": FORMAT, "files": {str(meta.get("file")): meta.pop("sha256", None)}, "shapes": {}}
     if isinstance(meta.get("input"), dict):
         meta["input"] = {**meta["input"], "dtype": "float32", "layout": "NCHW"}
@@ -142,7 +143,7 @@ def _from_format_1(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def _input(value: dict[str, Any], where: str) -> tuple[str, tuple[int | None, ...], str]:
-    """Name, shape and type of the network's input; None for a size left open (null, a name or -1 in the file)."""
+    """Name, shape and type of the network's input; None for a dynamic size (null, a name or -1 in the file)."""
     name, shape, dtype = value.get("name"), value.get("shape"), value.get("dtype")
     if not isinstance(name, str) or not isinstance(shape, list) or len(shape) != 4:
         raise UserError(f"{where}: input: expected a name and a shape of four sizes; export again")
@@ -153,38 +154,38 @@ def _input(value: dict[str, Any], where: str) -> tuple[str, tuple[int | None, ..
 
 
 def _batch(shapes: dict[str, Any], where: str) -> tuple[int, int, int] | None:
-    """Fewest, usual and most images of a run."""
+    """Minimum, optimal and maximum batch size."""
     if "batch" not in shapes:
         return None
     value = shapes["batch"]
-    sizes = [value.get(key) for key in ("min", "opt", "max")] if isinstance(value, dict) else []
-    if not sizes or not all(type(size) is int for size in sizes) or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
-        raise UserError(f"{where}: shapes: batch: expected 1 <= min <= opt <= max; export again")
-    return tuple(sizes)  # type: ignore[return-value]
+    least, usual, most = (value.get(key) for key in ("min", "opt", "max")) if isinstance(value, dict) else (0, 0, 0)
+    if is_integer(least) and is_integer(usual) and is_integer(most) and 1 <= least <= usual <= most:
+        return least, usual, most
+    raise UserError(f"{where}: shapes: batch: expected 1 <= min <= opt <= max; export again")
 
 
 def _check_files(folder: Path, meta: dict[str, Any], where: str) -> Path:
-    """The model file; it and all files that belong to it lie in the folder and have the hashes they were written with.
+    """The model file, after checking that all files lie in the folder and still have their original hashes.
 
-    Links are refused where they lead out of the folder.
+    Links that point outside the folder are refused.
     """
     files = meta["files"]
-    if meta["file"] not in files or len(files) > MOST_FILES:
-        raise UserError(f"{where}: files: expected {meta['file']!r} and at most {MOST_FILES} in all; export again")
+    if meta["file"] not in files or len(files) > MAX_FILES:
+        raise UserError(f"{where}: files: expected {meta['file']!r} and at most {MAX_FILES} files; export again")
     inside = folder.resolve()
     for name, wanted in files.items():
         if Path(name).name != name or not name:
             raise UserError(f"{where}: file: {name!r} must be a plain file name in the same folder")
         path = folder / name
         if path.resolve().parent != inside:
-            raise UserError(f"{path}: is a link out of its folder; copy the file there instead")
+            raise UserError(f"{path}: is a link to a file outside its folder; copy the file there instead")
         try:
-            if path.stat().st_size > LARGEST_FILE:
-                raise UserError(f"{path}: larger than {LARGEST_FILE >> 30} GiB, so no model file of ours; export again")
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise UserError(f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB, so not from export; export again")
             with path.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             raise UserError(f"{path}: the model file cannot be read: {error.strerror}; export again") from None
         if digest != wanted:
-            raise UserError(f"{path}: sha256 differs from {META_FILE}: the file was changed or cut short; export again")
+            raise UserError(f"{path}: sha256 differs from {META_FILE}: the file was changed or truncated; export again")
     return folder / meta["file"]

@@ -1,4 +1,4 @@
-"""From a network's raw arrays to `Detections` in the pixels of the original image."""
+"""Converting a network's raw outputs into `Detections` in pixels of the original image."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _DTYPES = (np.int32, np.float32, np.float32, np.int32, np.float32)
 
 
 def check_raw(outputs: Sequence[np.ndarray], batch: int, source: str) -> tuple[np.ndarray, ...]:
-    """A runtime's outputs with the types and shapes every consumer relies on.
+    """A runtime's outputs, with types converted and shapes checked.
 
     Args:
         outputs: num [B, 1], boxes [B, K, 4], scores [B, K], labels [B, K] and, for mask models, masks [B, K, M, M].
-        batch: B, the number of images that went in.
-        source: what to name in the message.
+        batch: B, the number of images in the batch.
+        source: what to name in the error message.
 
     Raises:
-        UserError: the graph returns something else, so it is no directdet export.
+        UserError: the graph returns something else, so it is not a directdet export.
     """
     if len(outputs) not in (4, 5):
         raise UserError(
@@ -51,13 +51,13 @@ def check_raw(outputs: Sequence[np.ndarray], batch: int, source: str) -> tuple[n
 def to_detections(raw: Sequence[np.ndarray], index: int, placement: Placement) -> Detections:
     """One image's detections.
 
-    Boxes are scaled back to the original image and clipped to it. Rows that have no area left lie wholly in the padding
-    and are dropped, since nothing can be drawn, pasted or matched there.
+    Boxes are scaled back to the original image and clipped to it. Boxes without any area left lie completely in the
+    padding and are dropped.
 
     Args:
         raw: num int32 [B, 1], boxes [B, K, 4] in canvas pixels, scores [B, K], labels [B, K], optional masks.
         index: which image of the batch.
-        placement: where that image lay on the canvas.
+        placement: where that image was placed on the canvas.
 
     Raises:
         UserError: the network returned NaN or infinite values.
@@ -65,7 +65,7 @@ def to_detections(raw: Sequence[np.ndarray], index: int, placement: Placement) -
     count = int(raw[0][index, 0])
     if not 0 <= count <= raw[2].shape[1]:
         raise UserError(f"the network reports {count} detections in {raw[2].shape[1]} rows; export the model again")
-    boxes = raw[1][index, :count].astype(np.float32)  # a copy: raw stays as it is
+    boxes = raw[1][index, :count].astype(np.float32)  # a copy: raw is not changed
     scores = raw[2][index, :count]
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise UserError("the network returned NaN or infinite values; if it runs in fp16 or bf16, use fp32")

@@ -1,4 +1,4 @@
-"""`Detections`: what everything outside the network consumes (drawing, COCO JSON, AP)."""
+"""`Detections`: the result for one image, which drawing, COCO JSON and AP consume."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ MASK_THRESHOLD = 0.5
 
 @dataclass
 class Detections:
-    """The objects found in one image, best first as the network ordered them.
+    """The objects found in one image, in the network's order: highest score first.
 
     Attributes:
         boxes: float32 [K, 4], xyxy in pixels of the original image; pixel x covers [x, x + 1).
         scores: float32 [K].
         labels: int64 [K], contiguous 0..C-1.
-        masks: float32 [K, M, M] (28 x 28 in the papers), probability of "object" inside each box, or None.
+        masks: float32 [K, M, M] (28 x 28 in the papers), foreground probability inside each box, or None.
         image_size: (height, width) of the original image.
 
     Raises:
-        ValueError: shapes disagree, or boxes or scores are not finite.
+        ValueError: shapes do not match, or boxes or scores are not finite.
     """
 
     boxes: np.ndarray
@@ -43,17 +43,17 @@ class Detections:
         count = len(self.scores)
         if self.boxes.shape != (count, 4) or self.scores.ndim != 1 or self.labels.shape != (count,):
             raise ValueError(
-                f"boxes {self.boxes.shape}, scores {self.scores.shape} and labels {self.labels.shape} do not belong "
-                "together; expected [K, 4], [K] and [K]"
+                f"boxes {self.boxes.shape}, scores {self.scores.shape} and labels {self.labels.shape} do not "
+                "match; expected [K, 4], [K] and [K]"
             )
         if not (np.isfinite(self.boxes).all() and np.isfinite(self.scores).all()):
-            raise ValueError("boxes or scores hold NaN or infinite values")
+            raise ValueError("boxes or scores contain NaN or infinite values")
         if count and self.labels.min() < 0:
             raise ValueError(f"negative label {self.labels.min()}")
         if self.masks is not None:
             self.masks = np.asarray(self.masks, np.float32)
             if self.masks.ndim != 3 or len(self.masks) != count:
-                raise ValueError(f"masks {self.masks.shape} do not belong to {count} boxes; expected [K, M, M]")
+                raise ValueError(f"masks {self.masks.shape} do not match {count} boxes; expected [K, M, M]")
         if min(self.image_size) < 1:
             raise ValueError(f"image_size {self.image_size} is empty; expected (height, width)")
 
@@ -61,7 +61,7 @@ class Detections:
         return len(self.scores)
 
     def above(self, score: float, labels: Sequence[int] | None = None) -> Detections:
-        """The detections whose score is at least `score` and, where `labels` are given, whose label is one of them."""
+        """The detections with at least `score` and, if `labels` are given, with one of these labels."""
         keep = self.scores >= score
         if labels is not None:
             keep &= np.isin(self.labels, labels)
@@ -69,21 +69,21 @@ class Detections:
         return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], masks, self.image_size)
 
     def mask_crop(self, index: int) -> tuple[int, int, np.ndarray]:
-        """Mask of one object, only where its box is.
+        """Mask of one object inside its box.
 
         Returns:
-            (x, y, crop): crop is bool [h, w] and its top left pixel is pixel (x, y) of the image. It may be empty.
+            (x, y, crop): crop is bool [h, w], and its top left pixel is pixel (x, y) of the image. It may be empty.
         """
         if self.masks is None:
             raise ValueError("these detections have no masks")
         return paste_crop(self.masks[index], self.boxes[index], self.image_size)
 
     def mask_crops(self) -> list[tuple[int, int, np.ndarray]] | None:
-        """`mask_crop` of every object, for those who need them twice; None without masks."""
+        """`mask_crop` of every object, to compute them only once; None without masks."""
         return None if self.masks is None else [self.mask_crop(index) for index in range(len(self))]
 
     def full_masks(self) -> np.ndarray:
-        """All masks in image pixels, bool [K, H, W]. K * H * W bytes: `mask_crop` is lighter."""
+        """All masks in image pixels, bool [K, H, W]. Takes K * H * W bytes; `mask_crop` takes less."""
         full = np.zeros((len(self), *self.image_size), bool)
         for index in range(len(self)):
             x, y, crop = self.mask_crop(index)
@@ -93,15 +93,15 @@ class Detections:
     def to_coco(
         self,
         image_id: int,
-        category_ids: tuple[int, ...] | list[int],
+        category_ids: Sequence[int],
         crops: list[tuple[int, int, np.ndarray]] | None = None,
     ) -> list[dict[str, Any]]:
-        """COCO result entries (`bbox` is xywh; `segmentation` is a compressed RLE where there are masks).
+        """COCO result entries (`bbox` is xywh; with masks, `segmentation` is a compressed RLE).
 
         Args:
             image_id: the id of this image in the annotation file.
             category_ids: label -> category id in the annotation file.
-            crops: what `mask_crops` gives, where it has been called already.
+            crops: the result of `mask_crops`, if it is already known.
         """
         results = []
         for index, (box, score, label) in enumerate(zip(self.boxes, self.scores, self.labels, strict=True)):
@@ -122,9 +122,9 @@ class Detections:
 def paste_crop(mask: np.ndarray, box: np.ndarray, image_size: tuple[int, int]) -> tuple[int, int, np.ndarray]:
     """Sample one mask at the centres of the image's pixels inside its box, then threshold at 0.5.
 
-    The sampling is bilinear and exact, as Detectron2's `grid_sample` paste: the mask's cells tile the box, and beyond
-    the outermost cell centres the probability falls to zero. torchvision's paste rounds the box to whole pixels first,
-    so its masks differ from these by up to a pixel along the outline.
+    The sampling is bilinear and exact, like Detectron2's `grid_sample` paste: the cells of the mask tile the box, and
+    beyond the outermost cell centres the probability falls to zero. torchvision's paste rounds the box to whole pixels
+    first, so its masks differ from these by up to a pixel along the outline.
 
     Args:
         mask: float32 [M, N] probabilities that cover the box.
@@ -132,7 +132,7 @@ def paste_crop(mask: np.ndarray, box: np.ndarray, image_size: tuple[int, int]) -
         image_size: (height, width).
 
     Returns:
-        (x, y, crop bool [h, w]); the crop is empty where no pixel centre lies in the box.
+        (x, y, crop bool [h, w]); the crop is empty if no pixel centre lies in the box.
     """
     height, width = image_size
     x0, y0, x1, y1 = (float(value) for value in box)
@@ -140,9 +140,9 @@ def paste_crop(mask: np.ndarray, box: np.ndarray, image_size: tuple[int, int]) -
     top, bottom = _pixel_span(y0, y1, height)
     if left >= right or top >= bottom:
         return left, top, np.zeros((max(0, bottom - top), max(0, right - left)), bool)
-    # Bilinear interpolation on a grid is separable: first along the mask's few rows, then whole rows are mixed. Not as
-    # matrix products, though those are shorter to write: a BLAS library would wake all its threads for each small mask,
-    # on cores that a network may be running on.
+    # Bilinear interpolation on a grid is separable: first along the few rows of the mask, then between whole rows.
+    # Matrix products would be shorter to write, but a BLAS library would wake all its threads for each small mask, on
+    # cores that a network may be using.
     padded = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2), np.float32)
     padded[1:-1, 1:-1] = mask
     column, across = _taps(x0, x1, left, right, mask.shape[1])
@@ -159,15 +159,15 @@ def _pixel_span(low: float, high: float, limit: int) -> tuple[int, int]:
     first = max(0, math.ceil(low - 0.5))
     last = min(limit, math.floor(high - 0.5) + 1)
     if first >= last and high > low and 0 <= math.floor(low) < limit:
-        # A box thinner than a pixel may hold no centre; it still names the pixel it lies in.
+        # A box thinner than a pixel may contain no centre; then take the pixel it lies in.
         first = math.floor(low)
         last = first + 1
     return min(first, limit), min(max(last, 0), limit)
 
 
 def _taps(low: float, high: float, first: int, last: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each pixel centre: the first of the two cells to mix, counted in a row with a zero cell at both ends, and the
-    second one's weight. int64 and float32 [last - first]."""
+    """For each pixel centre, the two cells to interpolate between, in a row with a zero cell at both ends: the index of
+    the first, int64 [last - first], and the weight of the second, float32 [last - first]."""
     centre = np.arange(first, last, dtype=np.float32) + np.float32(0.5)
     if last - first == 1 and not low <= centre[0] <= high:
         centre[0] = (low + high) / 2
@@ -177,20 +177,20 @@ def _taps(low: float, high: float, first: int, last: int, cells: int) -> tuple[n
 
 
 def encode_crop(x: int, y: int, crop: np.ndarray, image_size: tuple[int, int]) -> dict[str, Any]:
-    """Compressed COCO RLE (`counts` is str, so JSON takes it) of a mask known only inside a crop.
+    """Compressed COCO RLE (`counts` is a str, as JSON needs) of a mask given only inside a crop.
 
-    COCO's runs go down the columns, so the run lengths come from the crop's columns alone, shifted by the columns left
-    of it; the whole picture is never made.
+    COCO's runs go down the columns, so the run lengths follow from the columns of the crop, shifted by the columns to
+    its left; the mask of the whole image is never created.
     """
     height, width = image_size
     columns = np.zeros((crop.shape[1], crop.shape[0] + 2), bool)
     columns[:, 1:-1] = crop.T
     place, row = np.divmod(np.flatnonzero(columns[:, 1:] != columns[:, :-1]), crop.shape[0] + 1)
     changes = (x + place) * height + y + row
-    # A run that goes on from the bottom of one column at the top of the next ends and begins at the same place.
+    # A run that continues from the bottom of one column to the top of the next ends and starts at the same place.
     changes = changes[(np.diff(changes, prepend=-1) != 0) & (np.diff(changes, append=-1) != 0)]
     counts = np.diff(changes, prepend=0, append=height * width)
-    if len(counts) > 1 and counts[-1] == 0:  # the mask ends with the picture; COCO's own encoder writes no empty run
+    if len(counts) > 1 and counts[-1] == 0:  # the mask ends with the image; COCO's own encoder writes no empty run
         counts = counts[:-1]
     encoded = coco_mask().frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
     return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}

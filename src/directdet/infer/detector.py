@@ -1,4 +1,4 @@
-"""`Detector(path)`: a detector in one line, for notebooks and servers."""
+"""`Detector(path)`: a detector in one line of code, for notebooks and servers."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from directdet.infer.runtimes.load import load
 
 
 class Detector(Predictor):
-    """A trained or exported model, ready: `Detector("ARTEFACT")(image_bgr)` gives `Detections`.
+    """A trained or exported model, ready to run: `Detector("ARTEFACT")(image_bgr)` returns `Detections`.
 
-    `detect_batch(images)` takes several images. One detector serves one thread at a time.
+    `detect_batch(images)` takes several images. A detector must not be used by several threads at the same time.
 
     Args:
-        path, runtime, device, threads, precision: as `load` takes them.
+        path, runtime, device, threads, precision: see `load`.
 
     Raises:
-        UserError: there is nothing to load, it is broken, or the runtime cannot run it here.
+        UserError: there is no model at this path, it is broken, or the runtime cannot run it here.
     """
 
     def __init__(

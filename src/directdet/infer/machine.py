@@ -1,4 +1,4 @@
-"""What a measurement was taken on: processor, GPU and library versions."""
+"""The machine that a measurement was taken on: processor, GPU and library versions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LIBRARIES = ("directdet", "numpy", "opencv-python", "opencv-python-headless", "
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores this process may use, memory and GPU (None without one)."""
+    """Processor, cores that this process may use, memory, and GPU (None without one)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": _cpu_name(),
@@ -31,9 +31,9 @@ def hardware() -> dict[str, Any]:
 
 
 def peak_memory_mib() -> float | None:
-    """Largest resident memory of this process so far, in MiB; None where the system does not tell.
+    """Peak resident memory of this process so far, in MiB; None if the system does not report it.
 
-    Linux's own figure of the running program, where it exists: what getrusage gives starts from the parent's.
+    On Linux, VmHWM is preferred: the value of getrusage starts from that of the parent process.
     """
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -50,7 +50,7 @@ def peak_memory_mib() -> float | None:
 
 
 def gpu_memory_mib(index: int = 0) -> float | None:
-    """Memory in use on a GPU by all processes, in MiB, as nvidia-smi tells; None without it."""
+    """GPU memory used by all processes, in MiB, as reported by nvidia-smi; None without it."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [name.strip() for name in visible.split(",")] if visible else []
     chosen = names[index] if index < len(names) else str(index)
@@ -62,7 +62,7 @@ def gpu_memory_mib(index: int = 0) -> float | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries outside the runtimes."""
+    """Versions of Python and of the libraries other than the runtimes."""
     found = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:
@@ -91,7 +91,7 @@ def _memory_gib() -> float | None:
 
 
 def _gpu() -> dict[str, str] | None:
-    """Name, compute capability and, where nvidia-smi tells them, driver, clocks and power limit."""
+    """Name, compute capability and, if nvidia-smi reports them, driver, clocks and power limit."""
     driver = find_gpu()
     if driver is None:
         return None
@@ -109,7 +109,7 @@ def _gpu() -> dict[str, str] | None:
 
 
 def _nvidia_smi(fields: str, index: str, form: str) -> list[str]:
-    """Values of the fields of one GPU; empty where there is no nvidia-smi or it fails."""
+    """Values of the fields of one GPU; empty if nvidia-smi is missing or fails."""
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", f"--query-gpu={fields}", form, f"--id={index}"]

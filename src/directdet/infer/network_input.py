@@ -1,4 +1,4 @@
-"""What a loaded network takes: checked once against meta.json, by every backend alike."""
+"""The input of a loaded network, which every backend checks against meta.json."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class NetworkInput:
     """The input of one network.
 
     Attributes:
-        dtype: "float32", normalised planes [B, 3, H, W] (RGB), or "uint8", canvases [B, H, W, 3] (BGR).
-        batch: the only batch size it takes, or None.
-        min_batch, max_batch: fewest and most images of a run; max_batch None: no limit.
-        canvas: the only (H, W) it takes, or None for any.
+        dtype: "float32": normalised images [B, 3, H, W], RGB; "uint8": images [B, H, W, 3], BGR.
+        batch: the fixed batch size, or None.
+        min_batch, max_batch: limits of the batch size; max_batch None: no limit.
+        canvas: the fixed (H, W), or None.
     """
 
     dtype: str = "float32"
@@ -33,7 +33,7 @@ class NetworkInput:
         return LAYOUTS[self.dtype] == "NHWC"
 
     def empty(self, count: int, canvas: tuple[int, int]) -> np.ndarray:
-        """An array for `count` images, not filled."""
+        """An uninitialised array for `count` images."""
         shape = (count, *canvas, 3) if self.channels_last else (count, 3, *canvas)
         return np.empty(shape, self.dtype)
 
@@ -49,15 +49,15 @@ def check_input(
     types: Mapping[str, str],
     shape: Sequence[int | None],
 ) -> NetworkInput:
-    """The network's input, which must be the one that meta.json tells of.
+    """The network's input, which must be as described in meta.json.
 
     Args:
         found: names and types of the network's inputs.
-        types: the runtime's names of types -> dtypes.
-        shape: of the first input; None for a size that is left open.
+        types: the runtime's type names -> dtypes.
+        shape: of the first input; None for a dynamic size.
 
     Raises:
-        UserError: another name, number, type or shape.
+        UserError: the number of inputs, a name or a type differs.
     """
     wanted = (artefact.input_name, artefact.dtype)
     here = [(name, types.get(kind, kind)) for name, kind in found]
@@ -66,10 +66,10 @@ def check_input(
         raise UserError(
             f"{artefact.model_file}: inputs {shown}; meta.json says {wanted[0]!r} {wanted[1]}; export again"
         )
-    edges = shape[1:3] if LAYOUTS[artefact.dtype] == "NHWC" else shape[2:4]
-    canvas = None if None in edges else (edges[0], edges[1])
+    height, width = shape[1:3] if LAYOUTS[artefact.dtype] == "NHWC" else shape[2:4]
+    canvas = None if height is None or width is None else (height, width)
     least, _, most = artefact.batch or (1, 1, None)
     fixed = shape[0]
     if fixed is not None:
         least = most = fixed
-    return NetworkInput(artefact.dtype, fixed, least, most, canvas)  # type: ignore[arg-type]
+    return NetworkInput(artefact.dtype, fixed, least, most, canvas)

@@ -1,4 +1,4 @@
-"""A loaded network with what belongs to it: images in, detections out, whatever runs it."""
+"""A loaded network with its preprocessing and classes: images in, detections out, in any runtime."""
 
 from __future__ import annotations
 
@@ -18,23 +18,17 @@ class Backend(Protocol):
     """One loaded network.
 
     Attributes:
-        runtime: its name, one of `runtimes.names.TITLES`.
-        info: what really runs: at least provider, device, precision, versions.
-        input: what it takes.
-        batch: the only batch size it takes, or None for any up to max_batch.
-        max_batch: the most images of a run, or None where there is no limit.
-        canvas: the only (H, W) it takes, or None for any.
+        runtime: its name, a key of `runtimes.names.TITLES`.
+        info: what actually runs: at least provider, device, precision, versions.
+        input: the input it takes.
     """
 
     runtime: str
     info: dict[str, Any]
     input: NetworkInput
-    batch: int | None
-    max_batch: int | None
-    canvas: tuple[int, int] | None
 
     def run(self, images: np.ndarray) -> Sequence[np.ndarray]:
-        """A batch of its input -> num, boxes, scores, labels[, masks]; returns when the results are on the host."""
+        """Run a batch: returns num, boxes, scores, labels[, masks] once they are on the host."""
         ...
 
 
@@ -56,10 +50,11 @@ class Predictor:
         self.category_ids = tuple(int(number) for number in category_ids)
         self.source = source
         self.meta = meta or {}
-        if preprocess.fixed and backend.canvas not in (None, tuple(preprocess.size)):
+        canvas = backend.input.canvas
+        if preprocess.fixed and canvas is not None and canvas != tuple(preprocess.size):
             raise UserError(
-                f"{source}: the network takes {backend.canvas[0]}x{backend.canvas[1]} pixels (H x W), its "
-                f"preprocessing makes {preprocess.size[0]}x{preprocess.size[1]}; export again"
+                f"{source}: the network takes {canvas[0]}x{canvas[1]} pixels (H x W), but its preprocessing gives "
+                f"{preprocess.size[0]}x{preprocess.size[1]}; export again"
             )
 
     @property
@@ -69,7 +64,7 @@ class Predictor:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What really runs it: provider, device, precision, threads, library versions."""
+        """What actually runs: provider, device, precision, threads, library versions."""
         return self.backend.info
 
     def describe(self) -> dict[str, Any]:
@@ -80,8 +75,8 @@ class Predictor:
             **self.info,
             "size": [int(edge) for edge in self.preprocess.size],
             "fixed_size": self.preprocess.fixed,
-            "batch": self.backend.batch,
-            "max_batch": self.backend.max_batch,
+            "batch": self.backend.input.batch,
+            "max_batch": self.backend.input.max_batch,
             "input": self.backend.input.dtype,
             "classes": len(self.classes),
             "recipe": self.meta.get("recipe"),
@@ -91,8 +86,8 @@ class Predictor:
         """Run the network alone.
 
         Args:
-            batch: what `prepare` made. A network of a fixed or least number of images gets blank ones besides, whose
-                results are cut off again.
+            batch: the result of `prepare`. If the network needs more images, it is filled up with blank ones, whose
+                results are discarded.
 
         Returns:
             num int32 [B, 1], boxes float32 [B, K, 4] in canvas pixels, scores [B, K], labels int32 [B, K] and, for mask
@@ -101,31 +96,31 @@ class Predictor:
         Raises:
             UserError: the network does not take this size or returns something unexpected.
         """
-        wanted, count = self.backend.input, len(batch)
-        if batch.dtype != wanted.dtype:
-            raise UserError(f"{self.source}: the network takes {wanted.dtype}, got {batch.dtype}; use prepare()")
-        canvas = wanted.canvas_of(batch)
-        if wanted.canvas not in (None, canvas):
+        network, count = self.backend.input, len(batch)
+        if batch.dtype != network.dtype:
+            raise UserError(f"{self.source}: the network takes {network.dtype}, got {batch.dtype}; use prepare()")
+        canvas = network.canvas_of(batch)
+        if network.canvas is not None and network.canvas != canvas:
             raise UserError(
-                f"{self.source}: the network takes {wanted.canvas[0]}x{wanted.canvas[1]} pixels (H x W), "
+                f"{self.source}: the network takes {network.canvas[0]}x{network.canvas[1]} pixels (H x W), "
                 f"got {canvas[0]}x{canvas[1]}"
             )
-        if wanted.max_batch is not None and count > wanted.max_batch:
-            sizes = f"batches of {'' if wanted.batch else 'up to '}{wanted.max_batch}"
+        if network.max_batch is not None and count > network.max_batch:
+            sizes = f"batches of {'' if network.batch else 'up to '}{network.max_batch}"
             raise UserError(f"{self.source}: the network takes {sizes}, got {count}; use a smaller batch")
-        if count < wanted.min_batch:
-            blank = np.zeros((wanted.min_batch - count, *batch.shape[1:]), batch.dtype)
+        if count < network.min_batch:
+            blank = np.zeros((network.min_batch - count, *batch.shape[1:]), batch.dtype)
             batch = np.concatenate([batch, blank])
         outputs = check_raw(self.backend.run(np.ascontiguousarray(batch)), len(batch), self.source)
         return outputs if len(batch) == count else tuple(value[:count] for value in outputs)
 
     def prepare(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Placement]]:
-        """The network's input for BGR uint8 images, and their placements; all must get the same canvas.
+        """The network's input for BGR uint8 images, and their placements; all images must get the same canvas.
 
-        The batch is float32 [B, 3, H, W], normalised, or uint8 [B, H, W, 3] where the network's graph normalises.
+        The batch is float32 [B, 3, H, W], normalised, or uint8 [B, H, W, 3] if the network's graph normalises.
 
         Raises:
-            ValueError: the preprocessing gives the images canvases of different sizes.
+            ValueError: the images get canvases of different sizes.
         """
         shapes = {self.preprocess.canvas(self.preprocess.place(*image.shape[:2])) for image in images}
         if len(shapes) != 1:
@@ -140,7 +135,7 @@ class Predictor:
         return self.decode(self.run(batch), 0, placements[0])
 
     def detect_batch(self, images: Sequence[np.ndarray]) -> list[Detections]:
-        """Detections of each image, in order. Neighbours with the same canvas share a batch if the network takes it."""
+        """Detections of each image, in order. Consecutive images with the same canvas share a batch if possible."""
         found: list[Detections] = []
         for group in self._groups(images):
             batch, placements = self.prepare(group)
@@ -149,22 +144,22 @@ class Predictor:
         return found
 
     def decode(self, raw: Sequence[np.ndarray], index: int, placement: Placement) -> Detections:
-        """`to_detections`, with errors naming this model."""
+        """`to_detections`, with errors that name this model."""
         try:
             found = to_detections(raw, index, placement)
         except UserError as error:
             raise UserError(f"{self.source}: {error}") from None
         if len(found) and int(found.labels.max()) >= len(self.classes):
-            raise UserError(f"{self.source}: label {found.labels.max()} of {len(self.classes)} classes; export again")
+            raise UserError(f"{self.source}: label {found.labels.max()}, but {len(self.classes)} classes; export again")
         return found
 
     def _groups(self, images: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-        """Runs of images with equal canvases, no longer than the network's batch."""
+        """Groups of consecutive images with the same canvas, no larger than the network's maximum batch."""
         groups: list[list[np.ndarray]] = []
-        last = None
+        last, limit = None, self.backend.input.max_batch
         for image in images:
             shape = self.preprocess.canvas(self.preprocess.place(*image.shape[:2]))
-            full = self.backend.max_batch is not None and groups and len(groups[-1]) >= self.backend.max_batch
+            full = limit is not None and groups and len(groups[-1]) >= limit
             if shape != last or full:
                 groups.append([])
             groups[-1].append(image)

@@ -1,4 +1,4 @@
-"""The one preprocessing that training-time evaluation, export, inference and the benchmark share."""
+"""The preprocessing shared by evaluation during training, export, inference and the benchmark."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ import numpy as np
 from directdet.common.errors import UserError
 from directdet.data.image import fit_size, resize, resize_into
 
-# ImageNet's pixel statistics on the 0-255 scale, RGB: what both papers' code normalises with (direct pre-training,
-# §4.1 and its configurations; ScratchDet keeps the mean).
+# ImageNet's pixel statistics on the 0-255 scale, RGB: both papers' code normalises with them (direct pre-training,
+# §4.1 and its configurations; ScratchDet uses the mean).
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
 _CHECKSUM_BIN = 0.25  # in normalised units, with ImageNet's std about 14 grey levels
-_CHECKSUM_LEVELS = 14.0  # a bin holds at least so many grey levels, whatever the std
-_CHECKSUM_MARGIN = 0.3  # points must lie this near (in bins) to the middle of their bin
+_CHECKSUM_LEVELS = 14.0  # the least number of grey levels in a bin, whatever the std
+_CHECKSUM_MARGIN = 0.3  # points must lie this close (in bins) to the middle of their bin
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the resized picture lies on the canvas: its top left corner is the canvas's.
+    """The position of the resized image on the canvas; their top left corners coincide.
 
     Attributes:
         scale_x, scale_y: canvas pixels per original pixel.
-        height, width: size of the resized picture on the canvas.
-        original_height, original_width: size of the image as it was read.
+        height, width: size of the resized image on the canvas.
+        original_height, original_width: size of the original image.
     """
 
     scale_x: float
@@ -45,19 +45,19 @@ class Placement:
 class Preprocess:
     """Resize, pad at the bottom and right with the mean colour (zero once normalised), RGB, normalise, CHW.
 
-    It gives a network one of two inputs: the normalised float32 planes (calling it), or the uint8 canvas as it is
-    (`letterbox`) where the network's graph normalises by itself. uint8 has no exact mean colour: that canvas is padded
-    with the nearest whole one: with ImageNet's std less than a hundredth from zero once normalised.
+    It gives a network one of two inputs: the normalised float32 image (by calling it), or the uint8 canvas
+    (`letterbox`) if the network's graph normalises by itself. The mean colour is not exact in uint8: that canvas is
+    padded with the nearest colour, which with ImageNet's std is within a hundredth of zero once normalised.
 
     Attributes:
-        size: (H, W). With `fixed` the canvas itself; else the rule (short edge, long edge) in any order.
-        fixed: True: fit into exactly H x W, keeping the ratio unless `warp`. False: the short edge becomes min(size)
-            unless the long edge would then exceed max(size), and the canvas is padded to a multiple of `divisor`, so
-            that its size differs from image to image (the papers' (1333, 800)).
-        divisor: what the canvas is padded to when it is not fixed.
+        size: (H, W). If `fixed`, the size of the canvas; otherwise the limits (short edge, long edge) in any order.
+        fixed: True: fit into exactly H x W, keeping the aspect ratio unless `warp`. False: the short edge becomes
+            min(size) unless the long edge would then exceed max(size), and the canvas is padded to a multiple of
+            `divisor`, so that its size differs between images (the papers' (1333, 800)).
+        divisor: a canvas that is not fixed is padded to a multiple of it.
         mean, std: per channel, RGB, 0-255 scale.
-        warp: fill the fixed canvas whatever the picture's ratio, without padding (SSD, and so ScratchDet). The network
-            is made for this one size, which need not be a multiple of 32.
+        warp: stretch the image to fill the fixed canvas, without padding (SSD, and so ScratchDet). The network is built
+            for this one size, which need not be a multiple of 32.
     """
 
     size: tuple[int, int]
@@ -75,18 +75,18 @@ class Preprocess:
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError("preprocess: mean and std: expected three numbers each, std above 0")
         if self.warp and not self.fixed:
-            raise ValueError("preprocess: warp: only onto a canvas of fixed size")
+            raise ValueError("preprocess: warp: only possible with fixed=True")
 
     @cached_property
     def _tables(self) -> tuple[np.ndarray, ...]:
-        """Normalised value of every grey level, one float32 [1, 256] per RGB channel: exact, and one pass a plane."""
+        """Normalised value of every level, one float32 [1, 256] per RGB channel: exact, and one pass per channel."""
         levels = np.arange(256, dtype=np.float64)
         return tuple(
             ((levels - mean) / std).astype(np.float32)[None] for mean, std in zip(self.mean, self.std, strict=True)
         )
 
     def place(self, height: int, width: int) -> Placement:
-        """Placement of an image of this size; edges are rounded half up, as the papers' code does."""
+        """Placement of an image of this size; edges are rounded half up, as in the papers' code."""
         if self.warp:
             new_height, new_width = self.size
         elif self.fixed:
@@ -101,21 +101,21 @@ class Preprocess:
         """(H, W) of the network's input for this placement."""
         if self.fixed:
             return (int(self.size[0]), int(self.size[1]))
-        padded = (-(-edge // self.divisor) * self.divisor for edge in (placement.height, placement.width))
-        return tuple(padded)  # type: ignore[return-value]
+        height, width = (-(-edge // self.divisor) * self.divisor for edge in (placement.height, placement.width))
+        return height, width
 
     def __call__(self, image: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarray, Placement]:
         """Prepare one image.
 
         Args:
             image: uint8 [h, w, 3], BGR as OpenCV reads it.
-            out: float32 [3, H, W] to write into (a row of a batch, say), whatever it holds; made here if None.
+            out: float32 [3, H, W] to overwrite, e.g. a row of a batch; None: a new array.
 
         Returns:
-            (float32 [3, H, W] RGB normalised, where the picture lies on it).
+            (float32 [3, H, W] RGB normalised, the placement of the image).
 
         Raises:
-            ValueError: the image or `out` has another shape or type.
+            ValueError: the image or `out` has a wrong shape or type.
         """
         _check_image(image)
         placement = self.place(image.shape[0], image.shape[1])
@@ -129,24 +129,24 @@ class Preprocess:
         for channel, table in enumerate(self._tables):
             target = out[channel, :height, :width]
             written = cv2.LUT(planes[2 - channel], table, dst=target)
-            if written is not target:  # OpenCV wrote elsewhere, e.g. for a view it cannot address
+            if written is not target:  # OpenCV allocated its own array, e.g. for a view it cannot address
                 target[...] = written
         out[:, height:] = 0
         out[:, :height, width:] = 0
         return out, placement
 
     def letterbox(self, image: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarray, Placement]:
-        """The canvas as pixels: one resize, straight into the row of a batch if that is given.
+        """The canvas as uint8 pixels, resized straight into `out` if that is given.
 
         Args:
             image: uint8 [h, w, 3], BGR as OpenCV reads it.
-            out: uint8 [H, W, 3] to write into, whatever it holds; made here if None.
+            out: uint8 [H, W, 3] to overwrite, e.g. a row of a batch; None: a new array.
 
         Returns:
-            (uint8 [H, W, 3] BGR, where the picture lies on it).
+            (uint8 [H, W, 3] BGR, the placement of the image).
 
         Raises:
-            ValueError: the image or `out` has another shape or type.
+            ValueError: the image or `out` has a wrong shape or type.
         """
         _check_image(image)
         placement = self.place(image.shape[0], image.shape[1])
@@ -165,15 +165,16 @@ class Preprocess:
     @property
     def pad_colour(self) -> tuple[int, int, int]:
         """BGR of the padding of a uint8 canvas: the mean, rounded."""
-        return tuple(int(np.clip(value + 0.5, 0, 255)) for value in self.mean[::-1])  # type: ignore[return-value]
+        red, green, blue = (int(np.clip(value + 0.5, 0, 255)) for value in self.mean)
+        return blue, green, red
 
     @property
     def factors(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and 1 / std, float32 [3] RGB: what a graph subtracts from a uint8 canvas and multiplies it by."""
+        """Mean and 1 / std, float32 [3] RGB; a graph normalises a uint8 canvas by (canvas - mean) * (1 / std)."""
         return np.asarray(self.mean, np.float32), (1 / np.asarray(self.std, np.float64)).astype(np.float32)
 
     def normalise(self, canvases: np.ndarray) -> np.ndarray:
-        """uint8 [B, H, W, 3] BGR -> float32 [B, 3, H, W] RGB normalised, by the steps of the exported graph."""
+        """uint8 [B, H, W, 3] BGR -> float32 [B, 3, H, W] RGB normalised, in the same steps as the exported graph."""
         mean, factor = (values[:, None, None] for values in self.factors)
         return (np.ascontiguousarray(canvases[..., ::-1].transpose(0, 3, 1, 2)).astype(np.float32) - mean) * factor
 
@@ -190,36 +191,39 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str = "preprocess") -> Preprocess:
-        """Inverse of `to_dict`; without "warp", which older files do not have, nothing is warped.
+        """Inverse of `to_dict`; "warp" defaults to False, since older files do not have it.
 
         Raises:
-            UserError: a field is missing, unknown or senseless; `where` names the file.
+            UserError: a field is missing, unknown or invalid; `where` names the file.
         """
         wanted = {"size", "fixed", "divisor", "mean", "std"}
         if not isinstance(values, dict) or set(values) - {"warp"} != wanted:
             found = sorted(values) if isinstance(values, dict) else type(values).__name__
             raise UserError(f"{where}: preprocess: expected the fields {sorted(wanted)}, found {found}; export again")
         try:
+            size = [int(edge) for edge in values["size"]]
+            if len(size) != 2:
+                raise ValueError(f"size: {size}; expected (height, width)")
             return cls(
-                size=tuple(int(edge) for edge in values["size"]),  # type: ignore[arg-type]
+                size=(size[0], size[1]),
                 fixed=bool(values["fixed"]),
                 divisor=int(values["divisor"]),
-                mean=tuple(float(value) for value in values["mean"]),  # type: ignore[arg-type]
-                std=tuple(float(value) for value in values["std"]),  # type: ignore[arg-type]
+                mean=_three_floats(values["mean"]),
+                std=_three_floats(values["std"]),
                 warp=bool(values.get("warp", False)),
             )
         except (TypeError, ValueError) as error:
             raise UserError(f"{where}: preprocess: {error}; export again") from error
 
     def checksum(self, dtype: str = "float32") -> str:
-        """sha256 of what this preprocessing makes of two fixture images; stored in every artefact.
+        """sha256 of two preprocessed fixture images, which is stored in every artefact.
 
-        With `dtype` "uint8" it is taken of the letterboxed canvas, normalised as the graph does it.
+        With `dtype` "uint8" it is that of the letterboxed canvas, normalised as in the graph.
 
-        It is taken over points on a grid, rounded to coarse bins. OpenCV's resize may differ by one grey level between
-        processors, and a value next to the edge of its bin would then change the sum; so only points count whose exact
-        value, computed here in float64, is near the middle of its bin. Another size, pad, mean, std, channel order or
-        interpolation still changes thousands of bins.
+        It covers points on a grid, rounded to coarse bins. OpenCV's resize may differ by one grey level between
+        processors, which would change the checksum if a value is close to the edge of its bin; so only those points
+        count whose exact value, computed here in float64, is near the middle of its bin. Another size, padding, mean,
+        std, channel order or interpolation still changes thousands of bins.
         """
         digest = hashlib.sha256(b"" if dtype == "float32" else dtype.encode())
         bin_size = np.array([max(_CHECKSUM_BIN, _CHECKSUM_LEVELS / std) for std in self.std])[:, None, None]
@@ -246,11 +250,18 @@ class Preprocess:
         rgb = image[:, :, ::-1].astype(np.float64)
         upper = rgb[y0][:, x0] * (1 - x_weight)[None, :, None] + rgb[y0][:, x1] * x_weight[None, :, None]
         lower = rgb[y1][:, x0] * (1 - x_weight)[None, :, None] + rgb[y1][:, x1] * x_weight[None, :, None]
-        picture = upper * (1 - y_weight)[:, None, None] + lower * y_weight[:, None, None]
-        values = (picture - np.asarray(self.mean)) / np.asarray(self.std)
+        resized = upper * (1 - y_weight)[:, None, None] + lower * y_weight[:, None, None]
+        values = (resized - np.asarray(self.mean)) / np.asarray(self.std)
         values[rows >= placement.height] = 0
         values[:, columns >= placement.width] = 0
         return values.transpose(2, 0, 1)[channels]
+
+
+def _three_floats(values: Any) -> tuple[float, float, float]:
+    numbers = [float(value) for value in values]
+    if len(numbers) != 3:
+        raise ValueError(f"mean and std: expected three numbers each, found {len(numbers)}")
+    return numbers[0], numbers[1], numbers[2]
 
 
 def _check_image(image: np.ndarray) -> None:
@@ -266,7 +277,7 @@ def _source_points(targets: np.ndarray, scale: float, limit: int) -> tuple[np.nd
 
 
 def fixture_image(height: int, width: int) -> np.ndarray:
-    """A picture made of arithmetic alone, uint8 [height, width, 3] BGR: ramps, tiles and rings."""
+    """An image made by arithmetic only, uint8 [height, width, 3] BGR: ramps, tiles and rings."""
     y, x = np.mgrid[0:height, 0:width]
     ramp = (x * 2 + y) % 256
     tiles = ((x // 9 + y // 13) % 5) * 51

@@ -1,1 +1,1 @@
-"""Self-contained HTML pages: their parts, style, curves and pictures."""
+"""Self-contained HTML pages: elements, style, charts and images."""

@@ -1,19 +1,19 @@
-"""Charts as SVG, among them the loss and AP curves of a run, that take their colours from the page they stand in."""
+"""SVG charts, such as the loss and AP curves of a run, which take their colours from the page they are in."""
 
 from __future__ import annotations
 
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-# matplotlib knows no CSS variables: it draws in these colours, which are then replaced in its output. So one drawing
-# suits a light and a dark page.
+# matplotlib does not support CSS variables: it draws in these colours, which are then replaced in its output, so that
+# one chart suits both a light and a dark page.
 INK, FAINT, FIRST, SECOND, THIRD = "#010101", "#020202", "#030303", "#040404", "#050505"
 _VARIABLES = {
     INK: "var(--muted)",
@@ -22,8 +22,8 @@ _VARIABLES = {
     SECOND: "var(--second)",
     THIRD: "var(--third)",
 }
-SIZE = (4.4, 2.9)  # inches at 72 per inch: small, so that letters stay readable where a phone shrinks the picture
-_STYLE = {
+SIZE = (4.4, 2.9)  # inches at 72 dpi: small, so that text stays readable where a phone shrinks the chart
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "svg.hashsalt": "directdet",  # the same rows give the same bytes
     "font.size": 10,
@@ -36,11 +36,11 @@ _STYLE = {
     "grid.color": FAINT,
 }
 
-Log = dict[str, list[dict[str, Any]]]  # phase -> rows of its log.jsonl, phases in their order
+Log = dict[str, list[dict[str, Any]]]  # phase -> rows of its log.jsonl, in the order of the phases
 
 
 def loss_chart(log: Log) -> str:
-    """Total loss over the steps of all phases: every row faintly, their running median on top. SVG text."""
+    """Total loss over the steps of all phases: faint raw values and their running median. SVG text."""
 
     def draw(axes: Axes, starts: dict[str, int]) -> None:
         for phase, rows in log.items():
@@ -56,7 +56,7 @@ def loss_chart(log: Log) -> str:
 
 
 def ap_chart(log: Log) -> str:
-    """Box AP50, box AP and mask AP on the val split, in per cent. SVG text."""
+    """Box AP50, box AP and mask AP on the val split, in percent. SVG text."""
     curves = (
         ("box AP50", "bbox", "AP50", FIRST),
         ("box AP", "bbox", "AP", SECOND),
@@ -92,14 +92,14 @@ def _chart(log: Log, draw: Callable[[Axes, dict[str, int]], None]) -> str:
         for phase, start in starts.items():
             if start:
                 axes.axvline(start, color=INK, linewidth=0.8, linestyle=(0, (3, 3)))
-            # Names stand above the frame, where no curve runs through them.
+            # Phase names are above the frame, where no curve crosses them.
             axes.annotate(phase, (start, 1), (3, 4), ("data", "axes fraction"), "offset points", fontsize=9)
 
     return svg(steps)
 
 
-def svg(draw: Callable[[Axes], None], size: tuple[float, float] = SIZE, grid: str = "y") -> str:
-    """SVG text of what `draw` draws into one frame of `size` (inches) in the page's style. `grid`: x, y or both."""
+def svg(draw: Callable[[Axes], None], size: tuple[float, float] = SIZE, grid: Literal["x", "y", "both"] = "y") -> str:
+    """SVG text of one chart of `size` (inches), drawn by `draw`, in the page's style. `grid`: axes with grid lines."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(size, dpi=72, layout="constrained")
         FigureCanvasSVG(figure)
@@ -116,7 +116,7 @@ def svg(draw: Callable[[Axes], None], size: tuple[float, float] = SIZE, grid: st
 
 
 def _starts(log: Log) -> tuple[dict[str, int], int]:
-    """Step at which each phase begins, counted over all phases, and their sum."""
+    """The first step of each phase, counted over all phases, and the total number of steps."""
     starts, total = {}, 0
     for phase, rows in log.items():
         starts[phase] = total
@@ -125,7 +125,7 @@ def _starts(log: Log) -> tuple[dict[str, int], int]:
 
 
 def _running_median(values: Sequence[float]) -> list[float]:
-    """Median of each value and its neighbours on either side, more of them the longer the curve."""
+    """Median of each value and its neighbours on either side; longer curves use more neighbours."""
     found, reach = [], max(1, len(values) // 25)
     for index in range(len(values)):
         near = sorted(values[max(0, index - reach) : index + reach + 1])
@@ -134,7 +134,7 @@ def _running_median(values: Sequence[float]) -> list[float]:
 
 
 def _for_page(svg: str) -> str:
-    """The <svg> element alone, scaling with its column and coloured by the page."""
+    """Only the <svg> element, which scales with its column and takes its colours from the page."""
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     head, rest = svg.split(">", 1)
     # Width and height in points would fix the size; the viewBox keeps the shape.

@@ -1,4 +1,4 @@
-"""Pictures for the report: ground truth beside what a detector finds."""
+"""Images for the report: ground truth next to detections."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from directdet.infer.draw import draw
 from directdet.infer.predictor import Predictor
 from directdet.pages.page import Picture
 
-_LONG_EDGE = 440  # pixels a small picture is enlarged to before drawing, so that names stay readable
+_LONG_EDGE = 440  # pixels; smaller images are enlarged before drawing, so that names stay readable
 
 
 def make_gallery(detector: Predictor, dataset: Dataset, count: int, score: float) -> list[Picture]:
     """Ground truth and detections of at least `score` on the first `count` images.
 
     Raises:
-        UserError: the detector knows other classes than the dataset.
+        UserError: the detector and the dataset have different classes.
     """
     order = match_classes(detector, dataset)
     pictures = []
@@ -37,12 +37,15 @@ def make_gallery(detector: Predictor, dataset: Dataset, count: int, score: float
 
 
 def _ground_truth(record: Record) -> Detections:
-    """The record's objects as detections, crowd regions left out; masks where every object has one."""
+    """The record's objects as detections, without crowd regions; with masks if every object has one."""
     used = np.flatnonzero(~record.crowd)
-    shapes = [to_shape(record.segmentations[index], record.height, record.width) for index in used]
+    cells = []
+    for index in used:
+        shape = to_shape(record.segmentations[index], record.height, record.width)
+        if shape is not None:
+            cells.append(rasterise(shape, record.boxes[index]))
     masks = None
-    if all(shape is not None for shape in shapes):
-        cells = [rasterise(shape, record.boxes[index]) for shape, index in zip(shapes, used, strict=True)]
+    if len(cells) == len(used):
         masks = np.stack(cells).astype(np.float32) if cells else np.zeros((0, 56, 56), np.float32)
     scores = np.ones(len(used), np.float32)
     return Detections(record.boxes[used], scores, record.labels[used], masks, (record.height, record.width))

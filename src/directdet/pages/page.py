@@ -1,4 +1,4 @@
-"""What the project's pages share: one self-contained HTML file made of plain parts; every text in it is escaped."""
+"""The elements of the project's self-contained HTML pages; all text is escaped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from directdet.pages.style import CSS
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: headers, and rows of values that are shown with str. The first column is text, the others figures."""
+    """A table: headers, and rows of values, shown with str. The first column is text, the others are numbers."""
 
     headers: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -21,7 +21,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Picture:
-    """One image of the gallery: JPEG bytes of the ground truth and of what was found."""
+    """One image of the gallery: JPEG bytes with the ground truth and with the detections."""
 
     name: str
     truth: bytes
@@ -39,7 +39,7 @@ class Figure:
 
 
 def document(title: str, intro: str, figures: Sequence[Figure], sections: Iterable[str]) -> str:
-    """The page as HTML text; it loads nothing from anywhere. `sections` come from `section`."""
+    """The page as HTML text, which loads no other files. `sections` are made by `section`."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -52,12 +52,12 @@ def document(title: str, intro: str, figures: Sequence[Figure], sections: Iterab
 
 
 def section(title: str, content: str) -> str:
-    """A part of the page under a heading; `content` is HTML."""
+    """A section of the page with a heading; `content` is HTML."""
     return f"<section><h2>{escape(title)}</h2>{content}</section>"
 
 
 def small_print(text: str) -> str:
-    """A paragraph that explains."""
+    """An explanatory paragraph."""
     return f'<p class="note">{escape(text)}</p>'
 
 
@@ -68,7 +68,7 @@ def charts(drawn: Iterable[tuple[str, str]]) -> str:
 
 
 def gallery(pictures: Iterable[Picture], explained: str) -> str:
-    """Pictures, ground truth and detections side by side, under a line that explains them."""
+    """Images with ground truth and detections side by side, under an explanatory paragraph."""
     items = "".join(
         f"<figure><div>{_image(item.truth, f'{item.name}, ground truth')}"
         f"{_image(item.found, f'{item.name}, detections')}</div><figcaption>{escape(item.name)}</figcaption></figure>"
@@ -78,13 +78,13 @@ def gallery(pictures: Iterable[Picture], explained: str) -> str:
 
 
 def about(facts: dict[str, str]) -> str:
-    """Label and text, a line each."""
+    """A list of labels and texts."""
     rows = "".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in facts.items())
     return f'<dl class="about">{rows}</dl>'
 
 
 def table(grid: Grid) -> str:
-    """A table that scrolls sideways by itself where the screen is narrow."""
+    """A table that scrolls horizontally on a narrow screen."""
     body = "".join(row(values) for values in grid.rows)
     return f'<div class="scroll"><table><thead>{row(grid.headers, "th")}</thead><tbody>{body}</tbody></table></div>'
 

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from directdet.common.errors import UserError
 from directdet.data.augment.ssd_transforms import SSDTransform
 from directdet.data.augment.transforms import EdgesTransform, PretrainTransform
-from directdet.data.loader import BatchLoader, make_loader
+from directdet.data.loader import BatchLoader, Padding, make_loader
 from directdet.data.records import Dataset
+from directdet.data.sampling import Sampling
 from directdet.infer.accuracy.evaluate import Metrics, detect, score_detections
 from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes.torch_runtime import TorchPredictor
@@ -321,20 +322,17 @@ def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pi
         transform = SSDTransform(phase.size[0])
     else:
         transform = EdgesTransform(*phase.size, shrink=phase.shrink, short_edges=phase.short_edges)
-    return make_loader(
-        dataset,
-        transform,
+    sampling = Sampling(
         phase.batch_size,
-        workers=min(phase.workers, os.cpu_count() or 1),
         seed=seed,
-        masks=masks,
-        skip_empty=phase.skip_empty,
-        divisor=1 if phase.resize == "warp" else 32,
         group_aspect=phase.resize == "edges",
-        pin_memory=pin_memory,
+        skip_empty=phase.skip_empty,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
+    padding = Padding(divisor=1 if phase.resize == "warp" else 32, masks=masks)
+    workers = min(phase.workers, os.cpu_count() or 1)
+    return make_loader(dataset, transform, sampling, padding, workers=workers, pin_memory=pin_memory)
 
 
 @contextlib.contextmanager

@@ -1,1 +1,1 @@
-"""Augmentation and resizing of training pictures with their boxes and masks."""
+"""Augmentation and resizing of training images with their boxes and masks."""

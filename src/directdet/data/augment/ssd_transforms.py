@@ -1,7 +1,7 @@
-"""SSD's augmentation: colours changed, picture put on a larger canvas, cropped by overlap, warped to a square, flipped.
+"""SSD's augmentation: distort colours, expand the canvas, crop by overlap, warp to a square, flip.
 
-Order and constants are those of SSD's authors' code, which ScratchDet trains with. Functions that draw take a numpy
-Generator and draw the same number of values whatever the picture is, so that a sample can be made again exactly.
+Order and constants are those of the SSD authors' code, which ScratchDet trains with. Functions that draw at random take
+a numpy Generator and draw the same number of values for every image, so that a sample can be reproduced exactly.
 """
 
 from __future__ import annotations
@@ -11,22 +11,19 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from directdet.data.augment.transforms import Sample, clip_boxes, hflip
+from directdet.data.augment.sample import Sample, clip_boxes, hflip, select, with_image
 from directdet.data.image import PAD_COLOUR
-from directdet.data.masks import Shape, scale_and_shift
-
-__all__ = ["SSDTransform", "crop", "distort", "draw_window", "expand", "recolour", "warp"]
 
 BRIGHTNESS = 32.0  # grey levels
 CONTRAST = SATURATION = (0.5, 1.5)
-HUE = 18.0  # steps of OpenCV's hue, 180 to the circle: 36 degrees
+HUE = 18.0  # steps of OpenCV's hue, 180 to the full circle: 36 degrees
 LARGEST_EXPANSION = 4.0
-# The seven ways to crop: the whole picture; a window that overlaps some object by at least so much; any window.
+# The seven ways to crop: the whole image; a window whose IoU with some object is at least this; any window.
 WHOLE = None
 OVERLAPS = (WHOLE, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
-TRIALS = 50  # windows per way
-SCALE = (0.3, 1.0)  # square root of the share of the picture's area
-ASPECT = (0.5, 2.0)  # of the window's share of the width to its share of the height
+TRIALS = 50  # windows tried for each way
+SCALE = (0.3, 1.0)  # square root of the window's share of the image area
+ASPECT = (0.5, 2.0)  # the window's share of the image width divided by its share of the height
 INTERPOLATIONS = (cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_NEAREST, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
 
 _LEVELS = np.arange(256, dtype=np.float64)
@@ -34,7 +31,7 @@ _LEVELS = np.arange(256, dtype=np.float64)
 
 @dataclass(frozen=True)
 class SSDTransform:
-    """The whole augmentation, to pictures of exactly ``size`` x ``size``; masks follow where there are any.
+    """The whole augmentation, to images of exactly ``size`` x ``size``; masks are transformed too if there are any.
 
     Objects that end up narrower or lower than a pixel are dropped, as in the other transforms.
     """
@@ -44,21 +41,21 @@ class SSDTransform:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """``sample`` must not be padded."""
         sample = expand(replace(sample, image=distort(sample.image, rng)), rng)
-        sample = crop(sample, draw_window(sample.boxes, *sample.size, rng))
+        sample = crop(sample, sample_window(sample.boxes, *sample.size, rng))
         sample = warp(sample, self.size, INTERPOLATIONS[int(rng.integers(len(INTERPOLATIONS)))])
         return clip_boxes(hflip(sample) if rng.random() < 0.5 else sample)
 
 
 def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Brightness, contrast, saturation and hue of an RGB picture changed, each half the time, by uniform amounts."""
+    """Change brightness, contrast, saturation and hue of an RGB image, each half the time, by uniform amounts."""
     happens = rng.random(4) < 0.5
     lowest = (-BRIGHTNESS, CONTRAST[0], SATURATION[0], -HUE)
     highest = (BRIGHTNESS, CONTRAST[1], SATURATION[1], HUE)
     amounts = np.where(happens, rng.uniform(lowest, highest), (0.0, 1.0, 1.0, 0.0))
-    return recolour(image, *amounts.tolist(), contrast_last=rng.random() < 0.5)
+    return adjust_colours(image, *amounts.tolist(), contrast_last=rng.random() < 0.5)
 
 
-def recolour(
+def adjust_colours(
     image: np.ndarray,
     brightness: float = 0.0,
     contrast: float = 1.0,
@@ -66,11 +63,11 @@ def recolour(
     hue: float = 0.0,
     contrast_last: bool = False,
 ) -> np.ndarray:
-    """A new picture, uint8 RGB [H, W, 3] as ``image``; levels are rounded and clipped after every change.
+    """A new image, uint8 RGB [H, W, 3] like ``image``; levels are rounded and clipped after every change.
 
-    ``brightness`` is added to the levels, then they are multiplied by ``contrast``, or last of all if
-    ``contrast_last``; ``saturation`` is a factor, and ``hue`` is added, in OpenCV's HSV. Hue goes round: 180 is 0, red
-    (the authors' code clips at 0).
+    ``brightness`` is added to the levels, then they are multiplied by ``contrast`` (as the very last step if
+    ``contrast_last``); ``saturation`` is a factor and ``hue`` is added, both in OpenCV's HSV. Hue wraps around: 180 is
+    0, red (the authors' code clips at 0).
     """
     light, scaled = _round(_LEVELS + brightness), _round(_LEVELS * contrast)
     image = cv2.LUT(image, light if contrast_last else scaled[light])
@@ -83,7 +80,7 @@ def recolour(
 
 
 def expand(sample: Sample, rng: np.random.Generator) -> Sample:
-    """Half the time: the picture somewhere on a canvas of the mean colour, up to four times as wide and high."""
+    """Half the time, place the image at random on a canvas of the mean colour, up to four times as wide and high."""
     happens, *draws = rng.random(4).tolist()
     if happens >= 0.5:
         return sample
@@ -92,71 +89,60 @@ def expand(sample: Sample, rng: np.random.Generator) -> Sample:
     top, left = int(draws[1] * (new_height - height + 1)), int(draws[2] * (new_width - width + 1))
     bottom, right = new_height - height - top, new_width - width - left
     image = cv2.copyMakeBorder(sample.image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=PAD_COLOUR)
-    return _moved(sample, image, (1.0, 1.0), (float(left), float(top)))
+    return with_image(sample, image, (1.0, 1.0), (float(left), float(top)))
 
 
-def draw_window(
+def sample_window(
     boxes: np.ndarray,
     height: int,
     width: int,
     rng: np.random.Generator,
     overlaps: tuple[float | None, ...] = OVERLAPS,
 ) -> np.ndarray:
-    """Where to crop a picture with ``boxes`` [G, 4]: int64 [4], xyxy.
+    """Where to crop an image with ``boxes`` [G, 4]: int64 [4], xyxy.
 
-    The ways to crop are tried in random order, each with `TRIALS` windows; the first window that holds the centre of an
-    object (the authors' code does not ask for that) and overlaps one by the IoU asked for is taken. So each way that
-    can be gone is as likely as any other. The whole picture needs nothing of this; it is also the answer where no way
-    leads to a window, as without objects.
+    The ways to crop are tried in random order, each with `TRIALS` windows; the first window that contains the centre of
+    an object (the authors' code does not require that) and overlaps one by the required IoU is taken. So all ways that
+    can succeed are equally likely. The whole image always succeeds; it is also the result if no way finds a window, as
+    without objects.
     """
     order = rng.permutation(len(overlaps)).tolist()
     windows = _windows(rng.random((len(overlaps), TRIALS, 4)), height, width)
     for way in order:
         if overlaps[way] is WHOLE:
             break
-        fits = (_iou(windows[way], boxes) >= overlaps[way]).any(1) & _holds_centre(windows[way], boxes).any(1)
+        fits = (_iou(windows[way], boxes) >= overlaps[way]).any(1) & _contains_centre(windows[way], boxes).any(1)
         if fits.any():
             return windows[way, int(fits.argmax())]
     return np.array([0, 0, width, height])
 
 
 def crop(sample: Sample, window: np.ndarray) -> Sample:
-    """The picture in ``window`` (xyxy, whole pixels), with the objects whose centre lies in it, clipped to it."""
+    """The part of the image in ``window`` (xyxy, whole pixels), with the objects centred in it, clipped to it."""
     left, top, right, bottom = (int(edge) for edge in window)
     if (left, top, right, bottom) == (0, 0, sample.size[1], sample.size[0]):
         return sample
-    kept = np.flatnonzero(_holds_centre(window[None], sample.boxes)[0])
-    shapes = None if sample.segmentations is None else tuple(sample.segmentations[index] for index in kept)
-    sample = replace(sample, boxes=sample.boxes[kept], labels=sample.labels[kept], segmentations=shapes)
-    moved = _moved(sample, sample.image[top:bottom, left:right], (1.0, 1.0), (-float(left), -float(top)))
-    edges = np.float32([right - left, bottom - top] * 2)
+    sample = select(sample, _contains_centre(window[None], sample.boxes)[0])
+    moved = with_image(sample, sample.image[top:bottom, left:right], (1.0, 1.0), (-float(left), -float(top)))
+    edges = np.array([right - left, bottom - top] * 2, np.float32)
     return replace(moved, boxes=np.clip(moved.boxes, 0, edges))
 
 
 def warp(sample: Sample, size: int, interpolation: int = cv2.INTER_LINEAR) -> Sample:
-    """Resize to ``size`` x ``size`` whatever the proportions were."""
+    """Resize to ``size`` x ``size``, ignoring the proportions."""
     height, width = sample.size
     image = cv2.resize(sample.image, (size, size), interpolation=interpolation)
-    return _moved(sample, image, (size / width, size / height), (0.0, 0.0))
+    return with_image(sample, image, (size / width, size / height), (0.0, 0.0))
 
 
 def _round(levels: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
 
 
-def _moved(sample: Sample, image: np.ndarray, scale: tuple[float, float], shift: tuple[float, float]) -> Sample:
-    """``sample`` with another picture, whose pixels x lie where x * scale + shift says, and its objects there."""
-    shapes: tuple[Shape, ...] | None = None
-    if sample.segmentations is not None:
-        shapes = tuple(scale_and_shift(shape, scale, shift) for shape in sample.segmentations)
-    boxes = (sample.boxes * np.array(scale * 2) + np.array(shift * 2)).astype(np.float32)
-    return Sample(image, boxes, sample.labels, shapes, image.shape[:2])
-
-
 def _windows(draws: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Windows int64 [..., 4] (xyxy, inside the picture) from uniform numbers [..., 4] in [0, 1)."""
+    """Windows int64 [..., 4] (xyxy, inside the image) from uniform numbers [..., 4] in [0, 1)."""
     scale = SCALE[0] + (SCALE[1] - SCALE[0]) * draws[..., 0]
-    # Beyond scale ** 2 and its inverse a window of this area is wider or higher than the picture.
+    # Beyond scale ** 2 and its inverse a window of this area would be wider or higher than the image.
     root = np.sqrt(np.clip(ASPECT[0] + (ASPECT[1] - ASPECT[0]) * draws[..., 1], scale**2, scale**-2))
     limits = np.array([width, height])
     sizes = np.clip(np.rint(np.stack([scale * root, scale / root], axis=-1) * limits), 1, limits)
@@ -165,7 +151,7 @@ def _windows(draws: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _iou(windows: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """[T, 4] and [G, 4] xyxy -> [T, G]; boxes have an area."""
+    """IoU of [T, 4] and [G, 4] xyxy boxes: [T, G]; all must have an area."""
     lower = np.maximum(windows[:, None, :2], boxes[None, :, :2])
     upper = np.minimum(windows[:, None, 2:], boxes[None, :, 2:])
     shared = np.clip(upper - lower, 0, None).prod(axis=-1)
@@ -173,7 +159,8 @@ def _iou(windows: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return shared / (areas[:, None] + sizes[None] - shared)
 
 
-def _holds_centre(windows: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Whether windows [T, 4] hold the centres of boxes [G, 4]: bool [T, G]."""
+def _contains_centre(windows: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Whether windows [T, 4] contain the centres of boxes [G, 4]: bool [T, G]."""
     centres = (boxes[None, :, :2] + boxes[None, :, 2:]) / 2
-    return ((windows[:, None, :2] < centres) & (centres < windows[:, None, 2:])).all(axis=-1)
+    inside = (windows[:, None, :2] < centres) & (centres < windows[:, None, 2:])
+    return np.all(inside, axis=-1)

@@ -1,4 +1,4 @@
-"""Reading COCO instance annotations (COCO 2017 folders, Roboflow's folders, or any json with an image folder)."""
+"""Reading COCO instance annotations (COCO 2017 folders, Roboflow exports, or any JSON file with an image folder)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 
 from directdet.common.errors import UserError
-from directdet.data.records import Dataset, Problem, Record, Segmentation, clip_box, is_number, make_record, path_inside
+from directdet.data.formats.rle import check_rle
+from directdet.data.records import (
+    AnnotatedObject,
+    Dataset,
+    Problem,
+    Record,
+    Segmentation,
+    clip_box,
+    is_integer,
+    is_number,
+    make_record,
+    path_inside,
+)
 
 _ROBOFLOW_FOLDERS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
 _ROBOFLOW_FILE = "_annotations.coco.json"
@@ -38,21 +50,21 @@ def roboflow_splits(root: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def read_coco(root: Path, split: str, layout: str, annotations: Path, images: Path) -> Dataset:
-    """Read one COCO json.
+    """Read one COCO JSON file.
 
-    Category ids are mapped to labels 0..C-1 in rising order. Every category of the file is a class, used or not, so
+    Category ids are mapped to labels 0..C-1 in ascending order. Every category of the file is a class, used or not, so
     that the files of two splits agree.
 
     Raises:
-        UserError: broken json, missing keys, unknown or repeated ids, paths that leave ``images``; it names the file
-            and the annotation.
+        UserError: invalid JSON, missing keys, unknown or repeated ids, paths that point outside ``images``; the
+            message names the file and the annotation.
     """
     content = _read_json(annotations)
     names = _read_categories(annotations, content)
     category_ids = tuple(sorted(names))
     reader = _ObjectReader(annotations, {category: label for label, category in enumerate(category_ids)})
     image_entries = _read_images(annotations, content)
-    grouped: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in image_entries}
+    grouped: dict[int, list[AnnotatedObject]] = {image_id: [] for image_id in image_entries}
     for index, entry in enumerate(_list(annotations, content, "annotations")):
         item = reader.read(index, entry, image_entries)
         if item is not None:
@@ -66,7 +78,7 @@ def read_coco(root: Path, split: str, layout: str, annotations: Path, images: Pa
 
 
 class _ObjectReader:
-    """Reads the entries of "annotations", collecting the problems it could live with."""
+    """Reads the entries of "annotations", and collects the problems that do not stop it."""
 
     def __init__(self, file: Path, labels: dict[int, int]) -> None:
         self.file = str(file)
@@ -74,17 +86,17 @@ class _ObjectReader:
         self.problems: list[Problem] = []
         self._seen: set[int] = set()
 
-    def read(self, index: int, entry: Any, images: dict[int, dict[str, Any]]) -> dict[str, Any] | None:
-        """One object as :func:`make_record` takes it, or None if its box is dropped."""
+    def read(self, index: int, entry: Any, images: dict[int, dict[str, Any]]) -> AnnotatedObject | None:
+        """One object, or None if it is dropped."""
         annotation_id = self._identify(index, entry)
         where = f"{self.file}: annotation {annotation_id}"
         for key in ("image_id", "category_id", "bbox"):
             if key not in entry:
                 raise UserError(f"{where}: key {key!r} is missing; add it or remove the annotation")
-        image = images.get(_hashable(entry["image_id"]))
+        image = images.get(entry["image_id"]) if is_integer(entry["image_id"]) else None
         if image is None:
             raise UserError(f"{where}: image_id {entry['image_id']!r} is not among the images; correct or remove it")
-        label = self.labels.get(_hashable(entry["category_id"]))
+        label = self.labels.get(entry["category_id"]) if is_integer(entry["category_id"]) else None
         if label is None:
             known = ", ".join(map(str, sorted(self.labels)[:20])) + (", ..." if len(self.labels) > 20 else "")
             raise UserError(
@@ -104,22 +116,22 @@ class _ObjectReader:
         if not usable:
             return None
         area = entry.get("area")
-        return {
-            "box": clipped,
-            "label": label,
-            "crowd": bool(entry.get("iscrowd", 0)),
-            "difficult": bool(entry.get("difficult", False)),  # VOC, written as COCO, keeps it
-            "segmentation": segmentation,
-            "id": annotation_id,
-            "area": area if is_number(area) else (clipped[2] - clipped[0]) * (clipped[3] - clipped[1]),
-        }
+        return AnnotatedObject(
+            annotation_id,
+            label,
+            clipped,
+            area if is_number(area) else (clipped[2] - clipped[0]) * (clipped[3] - clipped[1]),
+            segmentation,
+            crowd=bool(entry.get("iscrowd", 0)),
+            difficult=bool(entry.get("difficult", False)),  # kept when VOC is converted to COCO
+        )
 
     def _identify(self, index: int, entry: Any) -> int:
         if not isinstance(entry, dict):
             raise UserError(f"{self.file}: annotations: entry {index} is not an object; correct or remove it")
         annotation_id = entry.get("id", index + 1)
-        if not _is_integer(annotation_id):
-            raise UserError(f"{self.file}: annotations: entry {index}: id {annotation_id!r} is not a whole number")
+        if not is_integer(annotation_id):
+            raise UserError(f"{self.file}: annotations: entry {index}: id {annotation_id!r} is not an integer")
         if annotation_id in self._seen:
             raise UserError(f"{self.file}: annotation {annotation_id}: id is used twice; give each its own id")
         self._seen.add(annotation_id)
@@ -128,13 +140,13 @@ class _ObjectReader:
     def _segmentation(
         self, where: str, annotation_id: int, value: Any, image: dict[str, Any]
     ) -> tuple[Segmentation, bool]:
-        """(the mask or None if the file gives none, whether the object can be used)."""
+        """(the mask, or None if the file has none for it; whether the object can be used)."""
         if value is None or value == []:
             return None, True
         if isinstance(value, dict):
-            return _check_rle(where, value, image["height"], image["width"]), True
+            return check_rle(where, value, image["height"], image["width"]), True
         if not isinstance(value, list) or not all(isinstance(polygon, list) for polygon in value):
-            raise UserError(f"{where}: segmentation is neither a list of polygons nor a run-length dict; correct it")
+            raise UserError(f"{where}: segmentation is neither a list of polygons nor a run-length object; correct it")
         polygons = []
         for polygon in value:
             if not all(map(is_number, polygon)):
@@ -146,43 +158,6 @@ class _ObjectReader:
         message = "no polygon of the mask has three points"
         self.problems.append(Problem("bad-polygon", self.file, annotation_id, message, "dropped"))
         return None, False
-
-
-def _check_rle(where: str, value: dict[str, Any], height: int, width: int) -> dict[str, Any]:
-    """Check that a run-length mask fills its image exactly; decoders do not."""
-    counts, size = value.get("counts"), value.get("size")
-    if size != [height, width]:
-        raise UserError(f"{where}: segmentation: size {size!r} is not the image's [{height}, {width}]; correct it")
-    runs = _unpack_counts(counts) if isinstance(counts, str) else counts
-    if not isinstance(runs, list) or not all(_is_integer(run) and run >= 0 for run in runs):
-        raise UserError(f"{where}: segmentation: counts are neither run lengths nor a compressed string; correct it")
-    if sum(runs) != height * width:
-        raise UserError(f"{where}: segmentation: counts add up to {sum(runs)}, not {height} * {width}; correct it")
-    return value
-
-
-def _unpack_counts(text: str) -> list[int] | None:
-    """The run lengths in a compressed string, None if it is none. pycocotools decodes any text into something.
-
-    A number is a row of characters from "0" on with 5 bits each, lowest first; bit 6 says that more follow, and bit 5
-    of the last one is the sign. From the fourth run on it is the difference to the run two before.
-    """
-    if not text.isascii():
-        return None
-    digits = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero((digits & 32) == 0)
-    if not len(ends) or ends[-1] != len(digits) - 1 or digits.min() < 0 or digits.max() > 63:
-        return None
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if lengths.max() > 10:  # beyond any picture, and beyond 64 bits
-        return None
-    places = np.arange(len(digits)) - np.repeat(starts, lengths)
-    runs = np.add.reduceat((digits & 31) << (5 * places), starts)
-    runs -= ((digits[ends] & 16) != 0) * (np.int64(1) << (5 * lengths))
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
-    return runs.tolist()
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -197,15 +172,15 @@ def _read_json(file: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{file}: not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{file}: not a COCO file: an object with images, annotations and categories is expected")
+        raise UserError(f"{file}: not a COCO file: expected an object with images, annotations and categories")
     return content
 
 
 def _read_categories(file: Path, content: dict[str, Any]) -> dict[int, str]:
     names: dict[int, str] = {}
     for index, entry in enumerate(_list(file, content, "categories")):
-        if not isinstance(entry, dict) or not _is_integer(entry.get("id")) or not isinstance(entry.get("name"), str):
-            raise UserError(f"{file}: categories: entry {index} lacks a whole-number id or a name; correct it")
+        if not isinstance(entry, dict) or not is_integer(entry.get("id")) or not isinstance(entry.get("name"), str):
+            raise UserError(f"{file}: categories: entry {index} has no integer id or no name; correct it")
         if entry["id"] in names:
             raise UserError(f"{file}: categories: id {entry['id']} is used twice; give every category its own id")
         names[entry["id"]] = entry["name"]
@@ -217,15 +192,15 @@ def _read_categories(file: Path, content: dict[str, Any]) -> dict[int, str]:
 def _read_images(file: Path, content: dict[str, Any]) -> dict[int, dict[str, Any]]:
     images: dict[int, dict[str, Any]] = {}
     for index, entry in enumerate(_list(file, content, "images")):
-        if not isinstance(entry, dict) or not _is_integer(entry.get("id")):
-            raise UserError(f"{file}: images: entry {index} has no whole-number id; correct it")
+        if not isinstance(entry, dict) or not is_integer(entry.get("id")):
+            raise UserError(f"{file}: images: entry {index} has no integer id; correct it")
         for key in ("file_name", "width", "height"):
             if key not in entry:
                 raise UserError(f"{file}: image {entry['id']}: key {key!r} is missing; add it")
-        if not all(_is_integer(entry[key]) and entry[key] > 0 for key in ("width", "height")):
+        if not all(is_integer(entry[key]) and entry[key] > 0 for key in ("width", "height")):
             raise UserError(
                 f"{file}: image {entry['id']}: width {entry['width']!r} and height {entry['height']!r} are not both "
-                "positive whole numbers; correct them"
+                "positive integers; correct them"
             )
         if entry["id"] in images:
             raise UserError(f"{file}: image {entry['id']}: id is used twice; give every image its own id")
@@ -236,14 +211,5 @@ def _read_images(file: Path, content: dict[str, Any]) -> dict[int, dict[str, Any
 def _list(file: Path, content: dict[str, Any], key: str) -> list[Any]:
     value = content.get(key)
     if not isinstance(value, list):
-        raise UserError(f"{file}: {key}: a list is expected here; is this a COCO instance file?")
+        raise UserError(f"{file}: {key}: expected a list here; is this a COCO instances file?")
     return value
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _hashable(value: Any) -> Any:
-    """The id itself, or None for what can never be one (a list, a float, a boolean)."""
-    return value if _is_integer(value) else None

@@ -1,6 +1,6 @@
-"""dataset.toml: a few lines that say where the images and annotations of any other folder layout are.
+"""dataset.toml: a short file that says where the images and annotations of any other folder layout are.
 
-Either one table for each split::
+Either one table per split::
 
     [train]
     images = "photos"
@@ -9,14 +9,14 @@ Either one table for each split::
     images = "photos"
     annotations = "val.json"
 
-or one set that is split here, the same way every time::
+or one set, which is split the same way every time::
 
     images = "photos"
     annotations = "all.json"
     val_fraction = 0.3  # or val_count = 50
     seed = 0
 
-A table may name image lists of VOC folders instead, FOLDER/LIST each (VOC 07+12)::
+A table may instead name image lists of VOC folders, each as FOLDER/LIST (VOC 07+12)::
 
     [train]
     voc = ["VOC2007/trainval", "VOC2012/trainval"]
@@ -37,7 +37,7 @@ import numpy as np
 from directdet.common.errors import UserError
 from directdet.data.formats.coco import read_coco
 from directdet.data.formats.voc import read_voc_lists
-from directdet.data.records import Dataset, is_number, path_inside
+from directdet.data.records import Dataset, is_integer, is_number, path_inside
 
 _SPLITS = ("train", "val", "test")
 _SPLIT_KEYS = ("images", "annotations")
@@ -58,13 +58,13 @@ def read_toml(file: Path, split: str) -> Dataset:
 
     Raises:
         UserError: an unknown key (with the nearest known one), a missing or wrong value, or anything that
-            :func:`directdet.data.coco.read_coco` refuses.
+            :func:`directdet.data.formats.coco.read_coco` refuses.
     """
     content = _read(file)
     if "images" in content or "annotations" in content:
         return _hold_out(file, content, split)
     if _VOC in content[split]:
-        # All of them, whatever the split: they have one set of classes.
+        # All of them, whichever split is read: they share one set of classes.
         lists = {key: _voc_lists(file, key, table) for key, table in content.items() if _VOC in table}
         return read_voc_lists(file.parent, split, lists)
     return _read_set(file, content[split], split, f"{file}: [{split}]")
@@ -85,7 +85,7 @@ def _read(file: Path) -> dict[str, Any]:
     for split in tables:
         _check_keys(f"{file}: [{split}]", content[split], (*_SPLIT_KEYS, _VOC))
     if not tables and not single:
-        raise UserError(f"{file}: no images and annotations are named; add them, or [train] and [val] tables")
+        raise UserError(f"{file}: images and annotations are missing; add them, or [train] and [val] tables")
     return content
 
 
@@ -96,11 +96,11 @@ def _check_keys(where: str, table: dict[str, Any], known: tuple[str, ...]) -> No
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
             raise UserError(f"{where}: unknown key {key!r}; {hint}")
         if key in _SPLITS and not isinstance(value, dict):
-            raise UserError(f"{where}: {key}: a table [{key}] with images and annotations, or voc, is expected")
+            raise UserError(f"{where}: {key}: expected a table [{key}] with images and annotations, or with voc")
 
 
 def _voc_lists(file: Path, split: str, table: dict[str, Any]) -> list[Path]:
-    """The image lists that a table names."""
+    """The image lists of a table."""
     where = f"{file}: [{split}]: {_VOC}"
     if len(table) > 1:
         raise UserError(f"{where}: give lists of VOC folders, or images and annotations, not both")
@@ -119,10 +119,10 @@ def _read_set(file: Path, table: dict[str, Any], split: str, where: str) -> Data
 
 
 def _hold_out(file: Path, content: dict[str, Any], split: str) -> Dataset:
-    """The train or val part of a single set. Both keep the file's order; the choice hangs on ids and seed only."""
+    """The train or val part of a single set, in the file's order; the split depends only on image ids and seed."""
     seed = content.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise UserError(f"{file}: seed: {seed!r} is not a whole number from 0 on")
+    if not is_integer(seed) or seed < 0:
+        raise UserError(f"{file}: seed: {seed!r} is not an integer of at least 0")
     whole = _read_set(file, content, split, str(file))
     count = _hold_out_count(file, content, len(whole))
     ids = sorted(record.image_id for record in whole.records)
@@ -134,12 +134,12 @@ def _hold_out(file: Path, content: dict[str, Any], split: str) -> Dataset:
 def _hold_out_count(file: Path, content: dict[str, Any], images: int) -> int:
     fraction, count = content.get("val_fraction"), content.get("val_count")
     if (fraction is None) == (count is None):
-        raise UserError(f"{file}: give one of val_fraction (0.3 keeps 30 % for validation) and val_count")
+        raise UserError(f"{file}: give either val_fraction (0.3 keeps 30 % for validation) or val_count")
     if fraction is not None:
         if not is_number(fraction) or not 0 < fraction < 1:
             raise UserError(f"{file}: val_fraction: {fraction!r} is not a number between 0 and 1")
-        # At least one image on either side.
+        # At least one image in each split.
         count = max(1, min(images - 1, round(images * fraction)))
-    if not isinstance(count, int) or isinstance(count, bool) or not 0 < count < images:
-        raise UserError(f"{file}: val_count: {count!r} does not leave images on both sides; there are {images}")
+    if not is_integer(count) or not 0 < count < images:
+        raise UserError(f"{file}: val_count: {count!r} does not leave images for both splits; there are {images}")
     return count

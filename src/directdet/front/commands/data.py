@@ -26,7 +26,8 @@ def check_data(data: Path, report: Path | None, splits: tuple[str, ...], images:
     objects out because their boxes are not valid.
     """
     from directdet.common.files import require_writable, write_text_atomic
-    from directdet.data.check import check_data, print_report
+    from directdet.data.check import check_data
+    from directdet.data.check_report import print_report
 
     if report is not None:
         require_writable(report)
@@ -52,7 +53,7 @@ def _report_text(found: CheckReport, suffix: str) -> str:
 
     from rich.console import Console
 
-    from directdet.data.check import print_report
+    from directdet.data.check_report import print_report
 
     if suffix == ".json":
         return json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n"

@@ -94,30 +94,33 @@ def infer(model: Path, source: str, out: Path | None, classes: str | None, **opt
     the URL of a stream (rtsp://, http://). Ctrl-C closes all files, and an annotated video plays up to that point; a
     killed run leaves NAME.part.avi, which plays too.
     """
+    from directdet.infer.predict.options import PredictOptions
     from directdet.infer.predict.sources import find_images, source_kind
 
     if out is None and not options["show"]:
         raise click.UsageError("nothing to do: give --out DIR, or --show for a video")
     names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
     loading = [options.pop(name) for name in ("runtime", "device", "threads", "precision")]
-    options["results"] = options["results"] or ("coco" if source_kind(source) == "images" else "jsonl")
+    settings = PredictOptions(
+        classes=names, **{name: options.pop(name) for name in ("score", "batch", "pictures", "results")}
+    )
     if source_kind(source) == "images":
         for name in ("show", "frames"):
             if options.pop(name):
                 raise click.UsageError(f"--{name} is for videos, cameras and streams; {source} is not one")
         find_images(source)  # before a model is loaded for nothing
-        _infer_images(model, loading, source=source, out=out, classes=names, **options)
+        _infer_images(model, loading, source=source, out=out, options=settings, **options)
     else:
         if options.pop("resume"):
             raise click.UsageError("--resume is for images; a video always runs from its start")
-        _infer_video(model, loading, source, out=out, classes=names, limit=options.pop("frames"), **options)
+        _infer_video(model, loading, source, out=out, options=settings, limit=options.pop("frames"), **options)
 
 
-def _infer_images(model: Path, loading: list[Any], **options: Any) -> None:
+def _infer_images(model: Path, loading: list[Any], **arguments: Any) -> None:
     from directdet.infer.predict.images import predict
     from directdet.infer.runtimes.load import load
 
-    summary = predict(load(model, *loading), **options)
+    summary = predict(load(model, *loading), **arguments)
     resumed = f" ({summary.n_resumed} of them done before)" if summary.n_resumed else ""
     skipped = f", {summary.n_skipped} skipped" if summary.n_skipped else ""
     click.echo(
@@ -126,7 +129,7 @@ def _infer_images(model: Path, loading: list[Any], **options: Any) -> None:
     )
 
 
-def _infer_video(model: Path, loading: list[Any], source: str, **options: Any) -> None:
+def _infer_video(model: Path, loading: list[Any], source: str, **arguments: Any) -> None:
     from rich.console import Console
 
     from directdet.infer.predict.show import require_display
@@ -134,10 +137,10 @@ def _infer_video(model: Path, loading: list[Any], source: str, **options: Any) -
     from directdet.infer.predict.videos import predict_video
     from directdet.infer.runtimes.load import load
 
-    if options["show"]:
+    if arguments["show"]:
         require_display()
-    video = Video(source, tell=lambda line: click.echo(click.style("note:", fg="yellow") + f" {line}", err=True))
-    summary = predict_video(load(model, *loading), video, **options)
+    video = Video(source, warn=lambda line: click.echo(click.style("note:", fg="yellow") + f" {line}", err=True))
+    summary = predict_video(load(model, *loading), video, **arguments)
     Console().print(summary.table())
     counts = [f"{summary.n_frames} frames", f"{summary.n_detections} detections", f"{summary.pipeline.seconds:.1f} s"]
     for name in ("dropped", "broken", "reconnects"):

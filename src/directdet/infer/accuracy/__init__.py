@@ -1,1 +1,1 @@
-"""Average precision by the rules of COCO and VOC."""
+"""Average precision by the COCO and VOC rules."""

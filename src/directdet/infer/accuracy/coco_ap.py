@@ -1,11 +1,11 @@
-"""COCO's average precision by pycocotools, of detections and ground truth in memory."""
+"""COCO's average precision, computed by pycocotools from detections and ground truth in memory."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -16,14 +16,14 @@ from directdet.data.masks import coco_mask
 
 
 def coco_ground_truth(dataset: Dataset, records: Iterable[Record] | None = None) -> COCO:
-    """The dataset as a pycocotools `COCO`, made in memory.
+    """The dataset as a pycocotools `COCO`, created in memory.
 
-    Objects marked difficult carry "difficult": 1, which `_Evaluation` makes pycocotools ignore. Objects without a mask
-    carry their box as polygon, and "no_mask": 1.
+    Objects marked difficult have "difficult": 1, which `_Evaluation` makes pycocotools ignore. Objects without a mask
+    have their box as polygon, and "no_mask": 1.
     """
     records = dataset.records if records is None else tuple(records)
     annotations = [_annotation(record, index, dataset) for record in records for index in range(len(record.boxes))]
-    for number, annotation in enumerate(annotations, start=1):  # pycocotools takes id 0 for "not matched"
+    for number, annotation in enumerate(annotations, start=1):  # pycocotools uses id 0 for "not matched"
         annotation["id"] = number
     return _coco(dataset, records, annotations)
 
@@ -54,35 +54,39 @@ def _coco(dataset: Dataset, records: Iterable[Record], annotations: list[dict[st
     """An indexed `COCO` with the dataset's images and categories."""
     coco = COCO()
     pairs = zip(dataset.category_ids, dataset.classes, strict=True)
-    coco.dataset = {
+    dataset_dict = {
         "info": {},
         "images": [{"id": record.image_id, "width": record.width, "height": record.height} for record in records],
         "categories": [{"id": number, "name": name} for number, name in pairs],
         "annotations": annotations,
     }
+    coco.dataset = cast("Any", dataset_dict)  # the stubs ask for fields that pycocotools does not read
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
     return coco
 
 
 class _Evaluation(COCOeval):
-    """COCOeval that ignores difficult objects, and for masks those without one, without taking them for crowds."""
+    """COCOeval that ignores difficult objects and, for masks, objects without one, but does not treat them as crowds.
+
+    `_prepare` and `_gts` are private to pycocotools and absent from its type stubs.
+    """
 
     def _prepare(self) -> None:
-        super()._prepare()
+        cast("Any", super())._prepare()
         flags = ("difficult", "no_mask") if self.params.iouType == "segm" else ("difficult",)
-        for objects in self._gts.values():
+        for objects in cast("Any", self)._gts.values():
             for annotation in objects:
                 annotation["ignore"] = int(annotation["ignore"] or any(annotation.get(flag) for flag in flags))
 
 
 def score(
-    results: list[dict[str, Any]], dataset: Dataset, records: Iterable[Record], kind: str
+    results: list[dict[str, Any]], dataset: Dataset, records: Iterable[Record], kind: Literal["bbox", "segm"]
 ) -> tuple[list[float], list[float]]:
-    """The twelve numbers in pycocotools' order, and the AP per class, for kind "bbox" or "segm".
+    """The twelve numbers in pycocotools' order, and the AP of each class, for kind "bbox" or "segm".
 
-    The results become a `COCO` here and not by `loadRes`, which refuses an empty list, and which gives masks their
-    box's area, so that small, medium and large would mean another thing for masks than in the ground truth.
+    The results are not loaded with `loadRes`, which refuses an empty list, and which gives masks the area of their box,
+    so that small, medium and large would not mean the same for masks as in the ground truth.
     """
     annotations = []
     for number, result in enumerate(results, start=1):
@@ -102,6 +106,6 @@ def score(
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean of the entries that exist (above -1), or -1."""
+    """Mean of the valid entries (above -1), or -1 without any."""
     values = values[values > -1]
     return float(values.mean()) if values.size else -1.0

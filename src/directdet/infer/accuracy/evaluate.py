@@ -1,4 +1,4 @@
-"""Average precision of any `Predictor` on any `Dataset`: COCO's, by pycocotools, and VOC's."""
+"""COCO and VOC average precision of a `Predictor` on a `Dataset`."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100
 
 @dataclass
 class Metrics:
-    """COCO's twelve numbers and VOC's two, 0 to 1. As in pycocotools -1 stands for "no such objects in the truth".
+    """COCO's twelve numbers and VOC's two, 0 to 1; -1 where the ground truth has no such objects, as in pycocotools.
 
     Attributes:
         bbox: the twelve numbers of the boxes by `METRIC_NAMES`.
-        segm: those of the masks, or None where the model or the dataset has none.
+        segm: the same of the masks, or None if the model or the dataset has no masks.
         classes: class names of the dataset.
         per_class: AP of the boxes of each class.
-        voc: mAP of the boxes at IoU 0.5 by VOC's rules: "mAP_11point" (2007) and "mAP_area" (2010 and after).
+        voc: mAP of the boxes at IoU 0.5 by VOC's rules: "mAP_11point" (2007) and "mAP_area" (since 2010).
         per_class_voc: AP of each class by the same rules, "11point" and "area".
         per_class_segm: AP of the masks of each class, or None.
         n_images: images evaluated.
-        seconds: wall time of reading and detecting, without the scoring.
+        seconds: wall time of reading and detecting, without the evaluation.
     """
 
     bbox: dict[str, float]
@@ -54,8 +54,8 @@ class Metrics:
         return {**asdict(self), "classes": list(self.classes)}
 
     def table(self, per_class: bool = False) -> Table:
-        """The numbers in per cent as a rich table, one row per kind (and per class); VOC's two in a line below."""
-        # Narrow enough that thirteen columns stay whole in a terminal of 80.
+        """The numbers in percent as a rich table, one row per kind (and per class); VOC's two in the caption."""
+        # Narrow enough for thirteen columns in a terminal of 80 characters.
         table = Table(title=f"COCO AP on {self.n_images} images (%)", box=SIMPLE_HEAD, padding=0)
         eleven_point, area = (_per_cent(self.voc[name]) for name in ("mAP_11point", "mAP_area"))
         table.caption = f"VOC mAP@.5: 11-point {eleven_point}, area {area}"
@@ -74,7 +74,7 @@ class Metrics:
         return table
 
     def voc_table(self) -> Table:
-        """VOC's AP of each class in per cent."""
+        """VOC's AP of each class in percent."""
         table = Table("", title=f"VOC AP@.5 on {self.n_images} images (%)", box=SIMPLE_HEAD, padding=0)
         for name in ("11-point", "area"):
             table.add_column(name, justify="right", min_width=9)
@@ -86,16 +86,16 @@ class Metrics:
 
 
 def evaluate(detector: Predictor, dataset: Dataset, progress: bool = True, max_images: int | None = None) -> Metrics:
-    """Run a detector over a dataset and score it.
+    """Run a detector on a dataset and compute its AP.
 
     Args:
-        detector: its classes must be the dataset's (in any order).
-        dataset: crowd regions and objects marked difficult are neither hits nor misses.
+        detector: must have the same classes as the dataset (in any order).
+        dataset: crowd regions and objects marked difficult are ignored.
         progress: show a progress bar.
-        max_images: only the first so many images.
+        max_images: use only this many images, from the first on.
 
     Raises:
-        UserError: other classes, no images, or an image that cannot be read.
+        UserError: different classes, no images, or an image that cannot be read.
     """
     records = dataset.records[:max_images]
     start = time.perf_counter()
@@ -112,14 +112,14 @@ def detect(
     """(image id, detections with the dataset's labels) of each record, for score_detections.
 
     Raises:
-        UserError: other classes than the dataset's, no images in it, or an image that cannot be read.
+        UserError: different classes, no images, or an image that cannot be read.
     """
     order = match_classes(detector, dataset)
     if not dataset.records:
         raise UserError(f"{dataset.root}: {dataset.split}: no images to evaluate on")
     found = []
     console = Console(stderr=True)
-    hidden = not (progress and console.is_terminal)  # a bar that vanishes leaves an empty line in a log file
+    hidden = not (progress and console.is_terminal)  # a bar that disappears leaves an empty line in a log file
     for record in track(records, description="evaluating", console=console, disable=hidden, transient=True):
         detections = detector(read_record_image(record)[:, :, ::-1])
         detections.labels = order[detections.labels]
@@ -128,10 +128,10 @@ def detect(
 
 
 def match_classes(detector: Predictor, dataset: Dataset) -> np.ndarray:
-    """Label of the dataset for every label of the detector, int64 [C].
+    """The dataset's label for every label of the detector, int64 [C].
 
     Raises:
-        UserError: the detector and the dataset know different classes.
+        UserError: the detector and the dataset have different classes.
     """
     if set(detector.classes) != set(dataset.classes) or len(detector.classes) != len(dataset.classes):
         only_model = [name for name in detector.classes if name not in dataset.classes][:5]
@@ -149,14 +149,14 @@ def match_classes(detector: Predictor, dataset: Dataset) -> np.ndarray:
 def score_detections(
     found: Iterable[tuple[int, Detections]], dataset: Dataset, records: Iterable[Record] | None = None
 ) -> Metrics:
-    """Score detections, given as (image id, detections with the dataset's labels); masks too where all have them.
+    """Evaluate detections, given as (image id, detections with the dataset's labels); masks too if all have them.
 
     Args:
-        found: at most one entry per image; images without one count as having no detections.
+        found: at most one entry per image; an image without entry has no detections.
         dataset: the ground truth.
-        records: the images that were looked at; all of the dataset's if None.
+        records: the images that were processed; None: all of the dataset.
     """
-    coco_mask()  # so that its absence is told in one line
+    coco_mask()  # raises a one-line error if pycocotools is missing
     from directdet.infer.accuracy.coco_ap import score
 
     records = dataset.records if records is None else tuple(records)
@@ -171,7 +171,7 @@ def score_detections(
     voc = voc_precision(found, records, len(dataset.classes))
     return Metrics(
         dict(zip(METRIC_NAMES, bbox, strict=True)),
-        segm and dict(zip(METRIC_NAMES, segm, strict=True)),
+        None if segm is None else dict(zip(METRIC_NAMES, segm, strict=True)),
         dataset.classes,
         per_class,
         voc.means(),

@@ -1,12 +1,12 @@
-"""PASCAL VOC's average precision at IoU 0.5: by the eleven points of VOC 2007, and by the area of VOC 2010 and after.
+"""PASCAL VOC's average precision at IoU 0.5: the 11-point rule of VOC 2007, and the area rule used since VOC 2010.
 
-As in the VOC development kit a detection goes to the object of its class that it overlaps most, and is a hit if that is
-enough and no detection of a higher score hit the object before; a second hit is a false positive. Detections on objects
-marked difficult count neither way, and those objects are not to be found. Crowd regions, which VOC does not have, are
-ignored by COCO's rule: a false positive that lies in one by half of its area or more counts neither way.
+As in the VOC development kit, a detection is assigned to the object of its class with the highest IoU. It is a true
+positive if that IoU is high enough and no detection with a higher score has matched the object; a second match is a
+false positive. Detections on objects marked difficult are ignored, and those objects need not be found. Crowd regions,
+which VOC does not have, are ignored by COCO's rule: a false positive with at least half of its area in one is ignored.
 
 The kit counts both end pixels of a box and starts at 1; our boxes start at 0 and end after the last pixel. A VOC box
-has the same sides in both, hence the same IoU.
+has the same side lengths in both, hence the same IoU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class VOCPrecision:
         return {"mAP_11point": _mean(self.eleven_point), "mAP_area": _mean(self.area)}
 
     def per_class(self) -> dict[str, list[float]]:
-        """The lists by the names of their rules."""
+        """The lists by the name of their rule."""
         return {"11point": self.eleven_point, "area": self.area}
 
 
@@ -44,9 +44,9 @@ def voc_precision(
     """VOC AP of detections, given as (image id, detections with the dataset's labels, 0 to classes - 1).
 
     Args:
-        found: at most one entry per image; images without one count as having no detections.
-        records: the images that were looked at; detections on others are left out.
-        overlap: the IoU that makes a hit.
+        found: at most one entry per image; an image without entry has no detections.
+        records: the images that were processed; detections on others are left out.
+        overlap: the least IoU of a match.
     """
     by_image = dict(found)
     objects, first = np.zeros(classes, np.int64), 0
@@ -65,8 +65,8 @@ def voc_precision(
 
 
 def _match(detections: Detections, record: Record, overlap: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each detection, its rivals left aside: (whether it hits an object to be found, whether it counts neither way if
-    it is no hit, the object that it overlaps most); [K] each."""
+    """Each detection on its own, regardless of the others, [K] each: (whether it matches an object that counts, whether
+    it is ignored if it is not a match, the object with the highest IoU)."""
     count = len(detections)
     if not len(record.boxes):
         return np.zeros(count, bool), np.zeros(count, bool), np.zeros(count, np.int64)
@@ -85,7 +85,7 @@ def _overlaps(boxes: np.ndarray, objects: np.ndarray) -> tuple[np.ndarray, np.nd
     sides = np.minimum(boxes[:, None, 2:], objects[None, :, 2:]) - np.maximum(boxes[:, None, :2], objects[None, :, :2])
     shared = np.clip(sides, 0, None).prod(axis=-1)
     areas, others = ((value[:, 2:] - value[:, :2]).prod(axis=-1) for value in (boxes, objects))
-    tiny = np.finfo(np.float64).tiny  # a box without area overlaps nothing
+    tiny = np.finfo(np.float64).tiny  # a box without area has IoU 0
     return shared / np.maximum(areas[:, None] + others - shared, tiny), shared / np.maximum(areas[:, None], tiny)
 
 
@@ -97,11 +97,11 @@ def _score(
     ignored: np.ndarray,
     targets: np.ndarray,
 ) -> VOCPrecision:
-    """AP by class from the detections of all images; `objects` [C] are to be found, `targets` number those of all."""
-    order = np.argsort(-scores, kind="stable")  # equal scores stay in the order of the images
+    """AP of each class from the detections of all images; `objects` [C] counts objects, `targets` numbers them."""
+    order = np.argsort(-scores, kind="stable")  # equal scores keep the order of the images
     rows = order[hits[order]]
     best = np.zeros(len(order), bool)
-    best[rows[np.unique(targets[rows], return_index=True)[1]]] = True  # of each object, the first hit
+    best[rows[np.unique(targets[rows], return_index=True)[1]]] = True  # the first match of each object
     order = order[(best | ~ignored)[order]]
     labels, best = labels[order], best[order]
     eleven_point, area = [], []
@@ -113,19 +113,19 @@ def _score(
 
 
 def _envelope(right: np.ndarray) -> np.ndarray:
-    """[n] hits among the first detections -> the largest precision there or further on, [n]."""
+    """[n] true positives among the first detections -> the highest precision there or later, [n]."""
     return np.maximum.accumulate((right / np.arange(1, len(right) + 1))[::-1])[::-1]
 
 
 def _eleven_points(right: np.ndarray, count: int) -> float:
-    """Mean of the largest precision at recall 0, 0.1, ..., 1 or more; 0 where that recall is not reached."""
-    # In whole numbers, so that e.g. 3 of 10 reach the recall 0.3 whatever rounding makes of it.
+    """Mean of the highest precision at recall >= 0, 0.1, ..., 1; 0 where that recall is not reached."""
+    # In integers, so that e.g. 3 of 10 reach recall 0.3 regardless of rounding.
     places = np.searchsorted(10 * right, np.arange(11) * count)
     return float(np.append(_envelope(right), 0.0)[places].sum() / 11)
 
 
 def _area(right: np.ndarray, count: int) -> float:
-    """The area under the envelope of precision over recall."""
+    """The area under the precision-recall envelope."""
     return float((_envelope(right) * np.diff(right, prepend=0)).sum() / count)
 
 

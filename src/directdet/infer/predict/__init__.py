@@ -1,1 +1,1 @@
-"""Detecting on folders, videos and cameras, and writing what was found."""
+"""Detection on folders, videos and cameras, and the files with the results."""

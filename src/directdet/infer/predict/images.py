@@ -1,10 +1,10 @@
-"""Detect on images, folders and patterns: annotated pictures, and a COCO file or JSON lines. Any number of images."""
+"""Detect on any number of images: annotated images, and a COCO file or JSON lines."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,26 +16,28 @@ from rich.console import Console
 
 from directdet.common.errors import UserError
 from directdet.common.files import require_writable, write_bytes_atomic, write_pieces_atomic
+from directdet.infer.detections import Detections
 from directdet.infer.draw import draw
+from directdet.infer.predict.options import PredictOptions
 from directdet.infer.predict.pipeline import PipelineResult, run_pipeline
-from directdet.infer.predict.progress import counting
+from directdet.infer.predict.progress import progress_bar
 from directdet.infer.predict.sources import Images, find_images, read_bgr
 from directdet.infer.predict.stages import (
-    Group,
-    Shot,
-    batch_size,
+    Batch,
+    Item,
     coco_categories,
     detection_stages,
-    grouped,
+    make_batches,
     one_opencv_thread,
-    select,
 )
 from directdet.infer.predict.writers import LinesWriter, read_lines, write_coco
 from directdet.infer.predictor import Predictor
 
 RESULTS_FILES = {"coco": "detections.json", "jsonl": "detections.jsonl"}
-PART_FILE = "detections.part.jsonl"  # what is done so far; its first line says with which settings
+PART_FILE = "detections.part.jsonl"  # the results so far; its first line holds the settings
 _FAILURES_KEPT = 100
+
+Numbered = tuple[int, Path]  # an image: its number from 1, its path
 
 
 @dataclass
@@ -43,13 +45,13 @@ class PredictSummary:
     """What `predict` did.
 
     Attributes:
-        n_images: images detected on, those of an earlier, resumed run included.
+        n_images: images processed, including those of an earlier, resumed run.
         n_detections: detections written.
         seconds: wall time.
-        out: the folder written to.
+        out: the output folder.
         results_file: the JSON file in it.
         n_skipped: images that could not be read.
-        n_resumed: images that an earlier run had been through.
+        n_resumed: images that an earlier run had already processed.
         failures: one line for each of the first 100 images that could not be read.
         pipeline: times of the stages.
     """
@@ -69,73 +71,75 @@ def predict(
     detector: Predictor,
     source: str | Path,
     out: str | Path,
-    score: float = 0.0,
-    pictures: bool = True,
-    progress: bool = True,
-    classes: Sequence[str] | None = None,
-    results: str = "coco",
-    batch: int | None = None,
+    options: PredictOptions | None = None,
+    *,
     resume: bool = False,
+    progress: bool = True,
 ) -> PredictSummary:
     """Detect on every image of `source` and write the results into the folder `out`.
 
-    `out` gets the annotated pictures under the images' own names (subfolders kept) and the results. `detections.json`
+    `out` receives the annotated images under their own names (keeping subfolders) and the results. `detections.json`
     is a COCO file with "images" (id, file_name, width, height), "categories", and "annotations" in COCO's results
     format (image_id, category_id, bbox, score, segmentation), best first within each image. `detections.jsonl` has a
-    line for each image: image_id, file_name, width, height, and these annotations as "detections"; of an image that
-    could not be read, "error" instead. Memory does not grow with the number of images.
+    line for each image: image_id, file_name, width, height, and these annotations as "detections"; for an image that
+    could not be read, "error" instead. Memory use does not grow with the number of images.
 
-    While it runs, results are in `detections.part.jsonl`; after an interrupt, `resume` goes on from there.
+    During the run, results are in `detections.part.jsonl`; after an interruption, `resume` continues from there.
 
     Args:
         source: see `sources.find_images`.
-        score: detections below it are left out.
-        pictures: write the annotated pictures too.
+        options: what to detect and what to write; None: the defaults.
+        resume: continue what an interrupted run with the same settings left in `out`.
         progress: show a progress bar.
-        classes: names of the only classes wanted.
-        results: "coco" or "jsonl".
-        batch: images per batch; None: what the network takes, or 1.
-        resume: go on with what an interrupted run of the same settings left in `out`.
 
     Raises:
-        UserError: no images or none that can be read; `out` cannot be written, holds an interrupted run, or holds the
-            source images, which would be overwritten. A broken image among good ones is only reported and skipped.
+        UserError: no images or none that can be read; `out` cannot be written, contains an interrupted run, or contains
+            the source images, which would be overwritten. A broken image among others is only reported and skipped.
     """
     start = time.perf_counter()
+    options = options or PredictOptions()
     images = find_images(source)
     out = Path(out)
-    selection, size = select(detector, score, classes), batch_size(detector, batch)
+    selection, size = options.selection(detector), options.batch_size(detector)
     require_writable(out, folder=True)
-    if pictures:
+    if options.pictures:
         _refuse_overwriting(images, out)
     is_new = not out.exists()
     console = Console(stderr=True)
-    settings = {"model": detector.source, "source": str(source), "score": score, "pictures": pictures}
-    settings |= {"classes": None if classes is None else sorted(classes)}
+    results = options.results or "coco"
+    settings = {"model": detector.source, "source": str(source), "score": options.score, "pictures": options.pictures}
+    settings |= {"classes": None if options.classes is None else sorted(options.classes)}
     summary = PredictSummary(0, 0, 0.0, out, out / RESULTS_FILES[results])
     journal = _Journal(out / PART_FILE, settings, images, resume, summary)
-    with journal, one_opencv_thread(detector), counting("detecting", len(images), console, progress) as advance:
+    with journal, one_opencv_thread(detector), progress_bar("detecting", len(images), console, progress) as advance:
         advance(summary.n_resumed)
 
-        def write(group: Group) -> None:
-            for shot in group.shots:
-                if shot.picture is not None:
-                    write_bytes_atomic(out / images.name(shot.source[1]), shot.picture)
-                journal.add(shot.line)
-                # Among others a broken image is worth a line of its own; the only one gets it below.
-                if "error" in shot.line and len(images) > 1:
-                    console.print(f"skipped: {shot.line['error']}", style="yellow", markup=False, soft_wrap=True)
-            advance(len(group.shots))
+        def write(batch: Batch[Numbered]) -> None:
+            for item in batch.items:
+                if item.encoded is not None:
+                    write_bytes_atomic(out / images.name(item.source[1]), item.encoded)
+                journal.add(item.line)
+                # A broken image among others is reported here; a single one is reported as the error below.
+                if "error" in item.line and len(images) > 1:
+                    console.print(f"skipped: {item.line['error']}", style="yellow", markup=False, soft_wrap=True)
+            advance(len(batch.items))
 
-        def finish(shot: Shot) -> None:
-            if pictures:
-                drawn = draw(shot.image, shot.found, detector.classes, crops=shot.crops)
-                shot.picture = _encode(drawn, images.name(shot.source[1]))
-            shot.image = shot.crops = None
+        def describe(item: Item[Numbered], image: np.ndarray, found: Detections) -> None:
+            number, path = item.source
+            height, width = image.shape[:2]
+            entries = found.to_coco(number, detector.category_ids, item.crops)
+            about = {"image_id": number, "file_name": path.as_posix(), "width": width, "height": height}
+            item.line = {**about, "detections": entries}
 
-        shots = _read(images, summary.n_resumed)
-        stages = detection_stages(detector, selection, lambda shot: _note(shot, detector), finish)
-        summary.pipeline = run_pipeline(grouped(shots, detector, size), stages, write)
+        def finish(item: Item[Numbered], image: np.ndarray, found: Detections) -> None:
+            if options.pictures:
+                drawn = draw(image, found, detector.classes, crops=item.crops)
+                item.encoded = _encode(drawn, images.name(item.source[1]))
+            item.image = item.crops = None
+
+        items = _read(images, summary.n_resumed)
+        stages = detection_stages(detector, selection, describe, finish)
+        summary.pipeline = run_pipeline(make_batches(items, detector, size), stages, write)
     done = summary.n_images + summary.n_skipped
     if summary.pipeline.failure is None and not summary.pipeline.interrupted:
         if not summary.n_images:
@@ -146,7 +150,7 @@ def predict(
     elif not done:
         journal.remove(folder_too=is_new)
     else:
-        note = f"{done} of {len(images)} images are done; --resume goes on with them"
+        note = f"{done} of {len(images)} images are done; --resume continues with the rest"
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     summary.pipeline.raise_failure()
     summary.seconds = time.perf_counter() - start
@@ -157,48 +161,48 @@ class _Journal:
     """The results so far, on disk: a line with the settings, then one for each image in order.
 
     Raises:
-        UserError: an interrupted run is there and `resume` is not asked for, or it was run otherwise.
+        UserError: there is an interrupted run but `resume` is False, or it had other settings or images.
     """
 
     def __init__(
         self, path: Path, settings: dict[str, Any], images: Images, resume: bool, summary: PredictSummary
     ) -> None:
         self._path, self._summary = path, summary
-        there = path.is_file() and any(True for _ in islice(read_lines(path), 1, None))
-        if there and not resume:
+        exists = path.is_file() and any(True for _ in islice(read_lines(path), 1, None))
+        if exists and not resume:
             count = sum(1 for _ in read_lines(path)) - 1
             raise UserError(
-                f"{path}: an interrupted run has been through {count} images; --resume goes on, or remove the file"
+                f"{path}: an interrupted run has processed {count} images; continue with --resume, or remove the file"
             )
-        if there:
-            self._take_up(settings, images)
-        self._lines = LinesWriter(path, append=there)
-        if not there:
+        if exists:
+            self._resume(settings, images)
+        self._lines = LinesWriter(path, append=exists)
+        if not exists:
             self._lines.write(settings)
 
-    def _take_up(self, settings: dict[str, Any], images: Images) -> None:
-        """Count what is done and check that it belongs to these settings and images."""
-        _cut_half_line(self._path)
+    def _resume(self, settings: dict[str, Any], images: Images) -> None:
+        """Count the finished images and check that they belong to these settings and images."""
+        _remove_partial_line(self._path)
         lines = read_lines(self._path)
         before = next(lines)
         for key, value in settings.items():
             if before.get(key) != value:
                 raise UserError(
-                    f"{self._path}: was begun with {key} {before.get(key)!r}, not {value!r}; give that, or remove it"
+                    f"{self._path}: was started with {key} {before.get(key)!r}, not {value!r}; use that, or remove it"
                 )
         listed = iter(images)
         for line in lines:
             path = next(listed, None)
             if path is None or path.as_posix() != line["file_name"]:
                 raise UserError(
-                    f"{self._path}: the images have changed since ({line['file_name']} came at this place); remove it "
-                    "to begin again"
+                    f"{self._path}: the images have changed since the interrupted run ({line['file_name']} is not at "
+                    "its place any more); remove the file to start again"
                 )
             self._count(line)
             self._summary.n_resumed += 1
 
     def add(self, line: dict[str, Any]) -> None:
-        """Note what came of one image."""
+        """Write the results of one image."""
         self._lines.write(line)
         self._count(line)
 
@@ -213,7 +217,7 @@ class _Journal:
             summary.n_detections += len(line["detections"])
 
     def publish(self, target: Path, results: str, detector: Predictor) -> None:
-        """Make the results file of it, and remove it."""
+        """Convert the journal into the results file, and remove it."""
         if results == "coco":
             write_coco(target, lambda: islice(read_lines(self._path), 1, None), coco_categories(detector))
         else:
@@ -222,7 +226,7 @@ class _Journal:
         self._path.unlink()
 
     def remove(self, folder_too: bool) -> None:
-        """Leave nothing behind."""
+        """Remove the journal, and with `folder_too` its folder if that is empty."""
         self._path.unlink(missing_ok=True)
         if folder_too and not any(self._path.parent.iterdir()):
             self._path.parent.rmdir()
@@ -234,8 +238,8 @@ class _Journal:
         self._lines.close()
 
 
-def _cut_half_line(path: Path) -> None:
-    """Take away what a killed process wrote of its last line."""
+def _remove_partial_line(path: Path) -> None:
+    """Remove an incomplete last line, which a killed process leaves."""
     with path.open("rb+") as stream:
         end = 0
         for line in stream:
@@ -245,29 +249,20 @@ def _cut_half_line(path: Path) -> None:
         stream.truncate(end)
 
 
-def _read(images: Images, done: int) -> Iterator[Shot]:
-    """Every image after the first `done`, as a shot whose source is (its number from 1, its path[, the error])."""
+def _read(images: Images, done: int) -> Iterator[Item[Numbered]]:
+    """Every image after the first `done`; for an unreadable one, `line` has the error."""
     for number, path in enumerate(images, start=1):
         if number <= done:
             continue
         try:
-            yield Shot((number, path), read_bgr(path))
+            yield Item((number, path), read_bgr(path))
         except UserError as error:
             line = {"image_id": number, "file_name": path.as_posix(), "error": str(error)}
-            yield Shot((number, path), None, line=line)
-
-
-def _note(shot: Shot, detector: Predictor) -> None:
-    """Make the line of an image."""
-    number, path = shot.source
-    height, width = shot.image.shape[:2]
-    found = shot.found.to_coco(number, detector.category_ids, shot.crops)
-    about = {"image_id": number, "file_name": path.as_posix(), "width": width, "height": height}
-    shot.line = {**about, "detections": found}
+            yield Item((number, path), None, line=line)
 
 
 def _refuse_overwriting(images: Images, out: Path) -> None:
-    """UserError if a picture to be written would replace one of the images."""
+    """UserError if an annotated image would replace one of the source images."""
     folder = Path(os.path.realpath(out))
     if not folder.exists():
         return
@@ -282,7 +277,7 @@ def _refuse_overwriting(images: Images, out: Path) -> None:
 
 
 def _encode(image: np.ndarray, name: Path) -> bytes:
-    """The picture in the format its name asks for."""
+    """The image in the file format of its name."""
     done, content = cv2.imencode(name.suffix.lower(), image)
     if not done:
         raise UserError(f"{name}: this OpenCV cannot write {name.suffix}; convert the image first")

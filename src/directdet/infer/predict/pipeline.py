@@ -1,4 +1,4 @@
-"""Stages that overlap: each works in a thread of its own, and short queues join them."""
+"""Overlapping stages: each runs in its own thread, connected by short queues."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ import numpy as np
 
 from directdet.common.errors import UserError
 
-END = object()  # what a channel gives when nothing more will come
+END = object()  # returned by a channel when there are no more items
 _KEPT = 1 << 14
-_TICK = 0.2  # seconds; waits are cut into such pieces, so that Ctrl-C is heard on every system
-_PATIENCE = 2.0  # seconds a thread gets to leave, e.g. a camera that hangs in a read; it dies with the process
-# Exceptions that only a mistake in the code raises; they keep their traceback.
+_POLL_SECONDS = 0.2  # waits are split into pieces of this length, so that Ctrl-C works on every system
+_JOIN_SECONDS = 2.0  # how long to wait for a thread, e.g. one that hangs in reading a camera; it ends with the process
+# Exceptions that only programming errors raise; they keep their traceback.
 _BUGS = (TypeError, AttributeError, NameError, LookupError, AssertionError, NotImplementedError)
 
 
 class Channel:
-    """A bounded queue between two threads. Whoever takes may stop it, whoever puts may close it.
+    """A bounded queue between two threads. The consumer may stop it, the producer may close it.
 
     Args:
-        depth: items it holds at most.
-        newest: a full one drops its oldest item, and counts it in `dropped`, rather than let `put` wait.
+        depth: maximum number of items.
+        newest: when full, drop the oldest item and count it in `dropped`, instead of letting `put` wait.
     """
 
     def __init__(self, depth: int, newest: bool = False) -> None:
@@ -40,7 +40,7 @@ class Channel:
         self._closed = self._stopped = False
 
     def put(self, item: Any) -> bool:
-        """Add an item, once there is room; False if nobody takes any more."""
+        """Add an item as soon as there is room; False if the consumer has stopped."""
         with self._changed:
             while len(self._items) >= self._depth and not self._stopped:
                 if self._newest:
@@ -55,14 +55,14 @@ class Channel:
             return True
 
     def wait_for_room(self) -> bool:
-        """Wait until `put` would not have to; False if nobody takes any more."""
+        """Wait until `put` would not block; False if the consumer has stopped."""
         with self._changed:
             while len(self._items) >= self._depth and not self._stopped:
                 self._changed.wait()
             return not self._stopped
 
     def get(self, timeout: float | None = None) -> Any:
-        """The next item, or END when the last one was taken; None if there is none after `timeout` seconds."""
+        """The next item, or END after the last one; None if there is none within `timeout` seconds."""
         with self._changed:
             while not self._items and not self._closed and not self._stopped:
                 if not self._changed.wait(timeout) and timeout is not None:
@@ -80,7 +80,7 @@ class Channel:
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Nothing more will be taken; what is in it is thrown away."""
+        """Discard all items, and accept no more."""
         with self._changed:
             self._stopped = True
             self._items.clear()
@@ -88,7 +88,7 @@ class Channel:
 
 
 class Latencies:
-    """Durations of one stage, in constant memory: percentiles are of the latest 16384."""
+    """Durations of one stage, in constant memory: percentiles are of the last 16384."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -96,13 +96,13 @@ class Latencies:
         self._ring = np.zeros(_KEPT, np.float32)
 
     def add(self, seconds: float) -> None:
-        """Note one duration."""
+        """Add one duration."""
         self._ring[self.count % _KEPT] = seconds
         self.count += 1
         self.total += seconds
 
     def summary(self) -> dict[str, float]:
-        """mean_ms, p50_ms, p95_ms and p99_ms; empty where nothing was noted."""
+        """mean_ms, p50_ms, p95_ms and p99_ms; empty without durations."""
         if not self.count:
             return {}
         values = 1000 * self._ring[: min(self.count, _KEPT)].astype(np.float64)
@@ -117,12 +117,12 @@ class PipelineResult:
 
     Attributes:
         items: how many reached the end.
-        dropped: how many of a live source were replaced by newer ones before their turn.
-        seconds: wall time from the first item's reading to the last one's end.
+        dropped: how many of a live source were replaced by newer ones before they could be processed.
+        seconds: wall time from reading the first item to the end of the last one.
         stages: durations of each stage by its name, in order: "read", the stages, "write".
-        end_to_end: from an item's reading (a live one's: from when it had been read) to its end, waits included.
-        interrupted: Ctrl-C or SIGTERM ended it.
-        failure: the error that ended it, if one did; the caller raises it once the outputs are closed.
+        end_to_end: from the start of reading an item (live: from the end of reading it) to its end, including waits.
+        interrupted: Ctrl-C or SIGTERM ended the run.
+        failure: the error that ended the run, if any; the caller raises it after closing the outputs.
     """
 
     items: int = 0
@@ -134,7 +134,7 @@ class PipelineResult:
     failure: BaseException | None = None
 
     def raise_failure(self) -> None:
-        """Raise what ended the run early, if anything did."""
+        """Raise the error or interrupt that ended the run early, if there was one."""
         if self.failure is not None:
             raise self.failure
         if self.interrupted:
@@ -142,7 +142,9 @@ class PipelineResult:
 
 
 @dataclass
-class _Parcel:
+class _Timed:
+    """An item with the time at which it entered the pipeline."""
+
     value: Any
     start: float
 
@@ -154,18 +156,18 @@ def run_pipeline(
     live: bool = False,
     depth: int = 2,
 ) -> PipelineResult:
-    """Send every item of `source` through the stages, each in a thread of its own, and into `sink`.
+    """Send every item of `source` through the stages, each in its own thread, and into `sink`.
 
-    Order is kept. An error in the source or in a stage ends the run there: what had passed that stage still reaches
-    the sink. Nothing is raised, see `PipelineResult.raise_failure`: the caller closes its files first. Ctrl-C and
-    SIGTERM let the sink finish the item it is at.
+    The order is kept. An error in the source or in a stage ends the run: items that have passed that stage still reach
+    the sink. Nothing is raised, see `PipelineResult.raise_failure`: the caller closes its files first. On Ctrl-C and
+    SIGTERM the sink finishes its current item.
 
     Args:
         source: read in the first thread, and closed there if it is a generator.
-        stages: (name, function of an item that gives the item for the next stage).
-        sink: called in the calling thread, where a window may be drawn; True ends the run.
-        live: the source does not wait, so an item that is not taken in time makes way for the next.
-        depth: items that may wait before each stage.
+        stages: (name, function that takes an item and returns the one for the next stage).
+        sink: called in the calling thread, which may draw windows; returning True ends the run.
+        live: the source does not wait, so an item that is not taken in time is replaced by the next.
+        depth: maximum number of items waiting before each stage.
     """
     result = PipelineResult(stages={name: Latencies() for name in ("read", *(name for name, _ in stages), "write")})
     if live:
@@ -176,7 +178,7 @@ def run_pipeline(
         work = (name, function, channels[number], channels[number + 1], result)
         threads.append(threading.Thread(target=_work, args=work, daemon=True))
     begin = time.perf_counter()
-    with _hear_stop_signals() as stopped:
+    with _catch_stop_signals() as stopped:
         for thread in threads:
             thread.start()
         try:
@@ -184,7 +186,7 @@ def run_pipeline(
         finally:
             for channel in channels:
                 channel.stop()
-            deadline = time.perf_counter() + _PATIENCE
+            deadline = time.perf_counter() + _JOIN_SECONDS
             for thread in threads:
                 thread.join(max(0.0, deadline - time.perf_counter()))
         result.interrupted = stopped.is_set()
@@ -205,26 +207,27 @@ def _read(source: Iterable[Any], outlet: Channel, result: PipelineResult, live: 
             done = time.perf_counter()
             result.stages["read"].add(done - begin)
             number += 1
-            if not outlet.put(_Parcel(value, done if live else begin)):
+            if not outlet.put(_Timed(value, done if live else begin)):
                 break
     except BaseException as error:
         _note_failure(result, "read", number, error)
     finally:
-        if hasattr(items, "close"):
-            items.close()
+        close = getattr(items, "close", None)  # generators have one
+        if close is not None:
+            close()
         outlet.close()
 
 
 def _work(name: str, function: Callable[[Any], Any], inlet: Channel, outlet: Channel, result: PipelineResult) -> None:
     times, number = result.stages[name], 0
     try:
-        # An item is taken only once there is room for what comes of it: a live one is then as new as can be.
-        while outlet.wait_for_room() and (parcel := inlet.get()) is not END:
+        # An item is only taken once there is room for the result, so that a live one is as new as possible.
+        while outlet.wait_for_room() and (item := inlet.get()) is not END:
             begin = time.perf_counter()
-            parcel.value = function(parcel.value)
+            item.value = function(item.value)
             times.add(time.perf_counter() - begin)
             number += 1
-            if not outlet.put(parcel):
+            if not outlet.put(item):
                 break
     except BaseException as error:
         _note_failure(result, name, number, error)
@@ -236,22 +239,22 @@ def _work(name: str, function: Callable[[Any], Any], inlet: Channel, outlet: Cha
 def _drain(
     inlet: Channel, sink: Callable[[Any], bool | None], result: PipelineResult, stopped: threading.Event, start: float
 ) -> None:
-    """Hand what arrives to the sink until there is no more, or somebody wants to stop."""
+    """Pass items to the sink until there are no more, or the run is stopped."""
     while not stopped.is_set():
-        parcel = inlet.get(_TICK)
-        if parcel is END:
+        item = inlet.get(_POLL_SECONDS)
+        if item is END:
             return
-        if parcel is None:
+        if item is None:
             continue
         begin = time.perf_counter()
         try:
-            enough = sink(parcel.value)
+            enough = sink(item.value)
         except Exception as error:
             _note_failure(result, "write", result.items, error)
             return
         end = time.perf_counter()
         result.stages["write"].add(end - begin)
-        result.end_to_end.add(end - parcel.start)
+        result.end_to_end.add(end - item.start)
         result.items += 1
         result.seconds = end - start
         if enough:
@@ -259,7 +262,7 @@ def _drain(
 
 
 def _note_failure(result: PipelineResult, stage: str, number: int, error: BaseException) -> None:
-    """Keep the first error. One of a library becomes one line; a mistake in the code keeps its traceback."""
+    """Keep the first error. An error of a library becomes one line; a programming error keeps its traceback."""
     if not isinstance(error, (UserError, *_BUGS)) and isinstance(error, Exception):
         text = " ".join(str(error).split())[:300]
         failure: BaseException = UserError(f"{stage}: failed at item {number + 1}: {type(error).__name__}: {text}")
@@ -271,11 +274,11 @@ def _note_failure(result: PipelineResult, stage: str, number: int, error: BaseEx
 
 
 @contextlib.contextmanager
-def _hear_stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, instead of breaking in anywhere; a second Ctrl-C does break in."""
+def _catch_stop_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set instead of interrupting the code; a second Ctrl-C does interrupt it."""
     stopped = threading.Event()
 
-    def hear(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         if stopped.is_set():
             raise KeyboardInterrupt
         stopped.set()
@@ -283,8 +286,8 @@ def _hear_stop_signals() -> Iterator[threading.Event]:
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # e.g. a job in the background of a shell
-                before[number] = signal.signal(number, hear)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # e.g. a background job of a shell
+                before[number] = signal.signal(number, handle)
     try:
         yield stopped
     finally:

@@ -1,4 +1,4 @@
-"""A bar for long work that a terminal shows and a log file does not."""
+"""A progress bar that is shown on a terminal but not written to a log file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextlib.contextmanager
-def counting(what: str, total: int | None, console: Console, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """A bar of `total` steps (None: nobody knows); gives the function that moves it on by some steps."""
+def progress_bar(what: str, total: int | None, console: Console, shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar of `total` steps (None: unknown); yields a function that advances it by a number of steps."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     rate = TextColumn("{task.fields[rate]}")
-    hidden = not (shown and console.is_terminal)  # a bar that vanishes leaves an empty line in a log file
+    hidden = not (shown and console.is_terminal)  # a bar that disappears leaves an empty line in a log file
     with Progress(*columns, rate, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(what, total=total, rate="")
 

@@ -1,4 +1,4 @@
-"""A window with the annotated pictures, where there is a display."""
+"""A window that shows the annotated images, if there is a display."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _QUIT = (ord("q"), 27)  # q, Escape
 
 
 class Window:
-    """A window; `show` puts a picture into it and tells whether the user wants to stop.
+    """A window; `show` displays an image and returns whether the user wants to stop.
 
     Raises:
-        UserError: there is no display, or this OpenCV has no windows.
+        UserError: there is no display, or this OpenCV was built without windows.
     """
 
     def __init__(self, title: str) -> None:
@@ -27,25 +27,29 @@ class Window:
         cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
 
     def show(self, image: np.ndarray) -> bool:
-        """Show a BGR picture; True once q or Escape was pressed or the window closed."""
+        """Show a BGR image; True if q or Escape was pressed or the window was closed."""
         cv2.imshow(self._title, image)
         if cv2.waitKey(1) & 0xFF in _QUIT:
             return True
         return cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) < 1
 
     def close(self) -> None:
-        """Take the window away."""
+        """Close the window."""
         cv2.destroyAllWindows()
 
 
 def require_display() -> None:
-    """UserError where no window can be opened. Tried in a process of its own: Qt ends the one that has no display."""
+    """UserError if no window can be opened. Tried in a separate process, since Qt aborts one that has no display."""
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise UserError("--show: there is no display here (neither DISPLAY nor WAYLAND_DISPLAY is set); leave it out")
+        raise UserError(
+            "--show: there is no display here (neither DISPLAY nor WAYLAND_DISPLAY is set); run without --show"
+        )
     code = "import cv2; cv2.namedWindow('directdet'); cv2.destroyAllWindows()"
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30)
     except subprocess.TimeoutExpired:
-        raise UserError("--show: the display does not answer; leave it out") from None
+        raise UserError("--show: the display does not respond; run without --show") from None
     if done.returncode:
-        raise UserError("--show: the display cannot be opened, or this OpenCV has no windows; leave it out")
+        raise UserError(
+            "--show: the display cannot be opened, or this OpenCV was built without windows; run without --show"
+        )

@@ -1,4 +1,4 @@
-"""Where images come from: a file, a folder, or a pattern."""
+"""Image sources: a file, a folder, or a glob pattern."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from directdet.data.image import read_image
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".mjpeg")
-_PATTERN = "*?["
+_WILDCARDS = "*?["
 _DEVICE = "/dev/video"
-_LISTED = 50_000  # names in memory at once
+_LISTED = 50_000  # names held in memory at once
 
 
 @dataclass(frozen=True)
 class Images:
-    """Image files sorted by name, listed anew by every loop: of a folder of any size only some names are in memory.
+    """Image files sorted by name. Every loop lists them again, so that only a part of the names is in memory.
 
     Attributes:
-        source: what was asked for.
-        root: the folder that the images' relative names start from.
+        source: the file, folder or pattern.
+        root: the folder that the relative names of the images start from.
         count: how many there were when they were counted.
     """
 
@@ -50,19 +50,19 @@ class Images:
             last = _order(some[-1])
 
     def name(self, path: Path) -> Path:
-        """The relative name of one of them; it keeps files of the same name in different folders apart."""
+        """The relative name of an image, which differs for files of the same name in different folders."""
         return path.absolute().relative_to(self.root)
 
 
 def source_kind(source: str | Path) -> str:
-    """What SOURCE is: "images" (also if nothing is there), "video" (a file), "camera" or "stream"."""
+    """The kind of a source: "images" (also if it does not exist), "video" (a file), "camera" or "stream"."""
     text = str(source)
     path = Path(text)
     if "://" in text:
         return "stream"
     if path.is_file() and path.suffix.lower() in VIDEO_EXTENSIONS:
         return "video"
-    if not path.exists() and path.suffix.lower() in VIDEO_EXTENSIONS and not any(sign in text for sign in _PATTERN):
+    if not path.exists() and path.suffix.lower() in VIDEO_EXTENSIONS and not any(char in text for char in _WILDCARDS):
         return "video"
     if (text.isdecimal() and not path.exists()) or text.startswith(_DEVICE):
         return "camera"
@@ -70,14 +70,14 @@ def source_kind(source: str | Path) -> str:
 
 
 def find_images(source: str | Path) -> Images:
-    """The image files that `source` names.
+    """The image files of `source`.
 
     Args:
         source: one image file, a folder (its own images, not those of subfolders), or a pattern such as
             "shots/*.png" or "shots/**/*.jpg".
 
     Raises:
-        UserError: nothing there, or no images among it.
+        UserError: it does not exist, or contains no images.
     """
     text, path = str(source), Path(source)
     root = path.parent
@@ -87,9 +87,9 @@ def find_images(source: str | Path) -> Images:
         what = "file"
     elif path.is_dir():
         what, root = "folder", path
-    elif any(sign in text for sign in _PATTERN):
+    elif any(char in text for char in _WILDCARDS):
         what = "pattern"
-        while any(sign in str(root) for sign in _PATTERN):
+        while any(char in str(root) for char in _WILDCARDS):
             root = root.parent
     else:
         raise UserError(
@@ -103,12 +103,12 @@ def find_images(source: str | Path) -> Images:
 
 
 def read_bgr(path: str | Path) -> np.ndarray:
-    """An image as detectors take it, uint8 [h, w, 3] BGR; `UserError` naming the file if it cannot be read."""
+    """An image as detectors take it, uint8 [h, w, 3] BGR; `UserError` with the file name if it cannot be read."""
     return cv2.cvtColor(read_image(path), cv2.COLOR_RGB2BGR)
 
 
 def _scan(source: str) -> Iterator[str]:
-    """The image files' names in no order."""
+    """The names of the image files, in any order."""
     if os.path.isdir(source):
         with os.scandir(source) as entries:
             for entry in entries:
@@ -123,7 +123,7 @@ def _scan(source: str) -> Iterator[str]:
 
 
 def _order(name: str) -> list[str]:
-    """Folder by folder, as paths compare."""
+    """Sort key that orders names folder by folder, as paths compare."""
     return name.split(os.sep)
 
 

@@ -16,24 +16,24 @@ import numpy as np
 from directdet.common.errors import UserError
 from directdet.infer.predict.sources import source_kind
 
-# FFmpeg inside OpenCV writes lines of its own about files it cannot read; here each problem has one line that names it.
+# FFmpeg inside OpenCV logs its own lines about files it cannot read; we report each problem in one line with its file.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
-DEFAULT_RATE = 25.0  # frames per second where a source tells none
-TRIES = 6  # to open a lost stream again, the waits doubling: half a minute in all
+DEFAULT_RATE = 25.0  # frames per second of a source that does not report its rate
+TRIES = 6  # to reopen a lost stream, with doubling waits: half a minute in total
 _FIRST_WAIT = 0.5
-_FASTEST = {False: 1000.0, True: 120.0}  # frames per second; what tells more, as some streams do, tells nonsense
-_ENDLESS = 1e9  # FFmpeg gives such counts for files without a length, e.g. of a killed recording
+_MAX_RATE = {False: 1000.0, True: 120.0}  # by `live`; higher rates, which some streams report, are nonsense
+_MAX_COUNT = 1e9  # FFmpeg reports larger counts for files of unknown length, e.g. of a killed recording
 _OPEN_TIMEOUT, _READ_TIMEOUT = 10_000, 5_000  # milliseconds
 
 
 @dataclass
 class Frame:
-    """One picture of a video.
+    """One frame of a video.
 
     Attributes:
         number: counted from 0; those that could not be read, or were dropped, leave gaps.
-        time: seconds from the first frame, in a file by its nominal rate, live by the clock.
+        time: seconds from the first frame: by the nominal rate in a file, by the clock in a live source.
         image: uint8 [h, w, 3] BGR.
     """
 
@@ -47,14 +47,15 @@ class Video:
 
     Args:
         source: a file, a camera's number or device, or a URL.
-        tell: gets a line about each thing that went wrong and was dealt with.
-        open_capture: opens `source`, as `cv2.VideoCapture` does; tests put a stand-in here.
+        warn: called with a one-line message for each problem that was handled.
+        open_capture: opens `source`, like `cv2.VideoCapture`; for tests.
+        wait: sleeps for a number of seconds; for tests.
 
     Attributes:
-        name: to call files by: the video's stem, "camera-0" or "stream".
-        live: frames come by the clock, not when they are asked for. A URL of known length is like a file.
+        name: base name of output files: the video's stem, "camera-0" or "stream".
+        live: frames arrive in real time, not on request. A URL of known length is treated like a file.
         rate: frames per second.
-        count: frames that a file says it holds; 0 where it is unknown.
+        count: frames that a file claims to contain; 0 if unknown.
         broken: frames that could not be read.
         reconnects: how often a lost source came back.
 
@@ -65,23 +66,23 @@ class Video:
     def __init__(
         self,
         source: str | Path,
-        tell: Callable[[str], None] = lambda line: None,
+        warn: Callable[[str], None] = lambda line: None,
         open_capture: Callable[[str], Any] | None = None,
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
         self.source = str(source)
         self.kind = source_kind(source)
-        self._tell, self._open, self._wait = tell, open_capture or _open_capture, wait
+        self._warn, self._open, self._wait = warn, open_capture or _open_capture, wait
         if self.kind == "video" and not Path(source).is_file():
             raise UserError(f"{source}: not found; check the video's path")
         self._capture = self._open(self.source)
         if not self._capture.isOpened():
-            raise UserError(f"{self}: {_WHY[self.kind]}")
+            raise UserError(f"{self}: {_CANNOT_OPEN[self.kind]}")
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.count = int(count) if 0 < count < _ENDLESS else 0
+        self.count = int(count) if 0 < count < _MAX_COUNT else 0
         self.live = self.kind == "camera" or (self.kind == "stream" and not self.count)
         rate = self._capture.get(cv2.CAP_PROP_FPS)
-        self.rate = float(rate) if math.isfinite(rate) and 0.1 <= rate <= _FASTEST[self.live] else DEFAULT_RATE
+        self.rate = float(rate) if math.isfinite(rate) and 0.1 <= rate <= _MAX_RATE[self.live] else DEFAULT_RATE
         self.broken = self.reconnects = 0
 
     def __str__(self) -> str:
@@ -89,7 +90,7 @@ class Video:
 
     @property
     def name(self) -> str:
-        """What to call files by."""
+        """Base name of output files."""
         if self.kind == "video":
             return Path(self.source).stem
         return f"camera-{Path(self.source).name}" if self.kind == "camera" else "stream"
@@ -118,48 +119,48 @@ class Video:
         finally:
             self._capture.release()
         if not read:
-            raise UserError(f"{self}: holds no frame that can be read")
+            raise UserError(f"{self}: contains no readable frames")
         if self.count > number + 1:  # counts are estimates in some containers, off by one
-            self._tell(f"{self}: cut short or damaged: it says it holds {self.count} frames, {read} could be read")
+            self._warn(f"{self}: truncated or damaged: it claims {self.count} frames, {read} could be read")
 
     def _grab(self, number: int) -> int | None:
-        """Go to the next frame; how many could not be got before it, or None at the end."""
+        """Go to the next frame; returns how many unreadable ones were skipped, or None at the end."""
         if self._capture.grab():
             return 0
         if self.live:
             self._reconnect()
             return 0
-        # The end, as a rule; a damaged file may have good frames behind the bad ones.
+        # Usually the end, but a damaged file may have good frames after the bad ones.
         for failed in range(1, 4):
             if number + failed < self.count and self._capture.grab():
                 return failed
         return None
 
     def _reconnect(self) -> None:
-        """Open a lost live source again and go to its first frame, waiting longer each time.
+        """Reopen a lost live source and go to its first frame, waiting longer each time.
 
         Raises:
-            UserError: it stayed lost.
+            UserError: it could not be reopened.
         """
         self._capture.release()
         wait = _FIRST_WAIT
         for attempt in range(1, TRIES + 1):
-            self._tell(f"{self}: lost; opening it again in {wait:g} s (try {attempt} of {TRIES})")
+            self._warn(f"{self}: connection lost; reopening in {wait:g} s (attempt {attempt} of {TRIES})")
             self._wait(wait)
             wait *= 2
             self._capture = self._open(self.source)
             if self._capture.isOpened() and self._capture.grab():
                 self.reconnects += 1
-                self._tell(f"{self}: back again")
+                self._warn(f"{self}: reconnected")
                 return
             self._capture.release()
-        raise UserError(f"{self}: lost, and not back after {TRIES} tries")
+        raise UserError(f"{self}: connection lost, and not restored after {TRIES} attempts")
 
 
-_WHY = {
-    "video": "not a video that can be read, or cut short before its index; restore it or convert it again",
-    "camera": "no such camera, or another program uses it",
-    "stream": "the stream cannot be opened; check the address, and that its server runs",
+_CANNOT_OPEN = {
+    "video": "not a readable video, or truncated before its index; restore it or convert it again",
+    "camera": "no such camera, or another program is using it",
+    "stream": "the stream cannot be opened; check the address, and that its server is running",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,19 @@ from rich.table import Table
 
 from directdet.common.errors import UserError
 from directdet.common.files import require_writable, write_json_atomic
+from directdet.infer.detections import Detections
 from directdet.infer.draw import draw
+from directdet.infer.predict.options import PredictOptions
 from directdet.infer.predict.pipeline import PipelineResult, run_pipeline
-from directdet.infer.predict.progress import counting
+from directdet.infer.predict.progress import progress_bar
 from directdet.infer.predict.show import Window
 from directdet.infer.predict.stages import (
-    Group,
-    Shot,
-    batch_size,
+    Batch,
+    Item,
     coco_categories,
     detection_stages,
-    grouped,
+    make_batches,
     one_opencv_thread,
-    select,
 )
 from directdet.infer.predict.video import Frame, Video
 from directdet.infer.predict.writers import LinesWriter, VideoWriter, read_lines, write_coco
@@ -37,14 +37,14 @@ class VideoSummary:
     """What `predict_video` did.
 
     Attributes:
-        n_frames: frames detected on.
+        n_frames: frames processed.
         n_detections: detections written.
-        n_dropped: frames of a live source that made way for newer ones.
+        n_dropped: frames of a live source that were replaced by newer ones before they could be processed.
         n_broken: frames that could not be read.
         n_reconnects: how often a lost live source came back.
         files: what was written: the annotated video, the detections, the timing.
         pipeline: times of the stages.
-        batch: frames per batch, which the times are of.
+        batch: frames per batch; the times of the stages are per batch.
     """
 
     n_frames: int = 0
@@ -58,12 +58,12 @@ class VideoSummary:
 
     @property
     def fps(self) -> float:
-        """Frames per second from the first frame's reading to the last one's writing."""
+        """Frames per second, from reading the first frame to writing the last."""
         return self.n_frames / self.pipeline.seconds if self.pipeline.seconds else 0.0
 
     @property
     def device_fps(self) -> float:
-        """Frames per second that the device stage alone would reach at the speed it had here."""
+        """Frames per second that the device stage alone would reach, at its speed in this run."""
         device = self.pipeline.stages.get("device")
         return self.n_frames / device.total if device is not None and device.total else 0.0
 
@@ -101,68 +101,77 @@ def predict_video(
     detector: Predictor,
     video: Video,
     out: str | Path | None,
-    score: float = 0.0,
-    pictures: bool = True,
-    progress: bool = True,
-    classes: Sequence[str] | None = None,
-    results: str = "jsonl",
-    batch: int | None = None,
+    options: PredictOptions | None = None,
+    *,
     show: bool = False,
     limit: int | None = None,
+    progress: bool = True,
     console: Console | None = None,
 ) -> VideoSummary:
     """Detect on every frame of `video`; reading, preparing, the network, drawing and writing overlap.
 
-    `out` gets, under the video's name, the annotated video (.mp4, of the same rate and length), the detections and the
-    times of the stages (.timing.json). The detections are JSON lines, one for each frame: frame (from 0), time (seconds
-    from the first), width, height, and "detections" in COCO's results format with the class's name besides; image_id is
-    the frame. Or a COCO file (.json) whose images are the frames.
+    `out` receives, under the video's name, the annotated video (.mp4, same frame rate and length), the detections and
+    the times of the stages (.timing.json). The detections are JSON lines, one for each frame: frame (from 0), time
+    (seconds from the first), width, height, and "detections" in COCO's results format plus the name of the class;
+    image_id is the frame. Or they are a COCO file (.json) whose images are the frames.
 
-    Of a file every frame is taken, in order. Of a live source the newest is taken when the network is free, the others
-    are counted as dropped, and the annotated video keeps the time of the clock. Ctrl-C and SIGTERM close all files.
+    Every frame of a file is processed, in order. Of a live source the newest frame is processed whenever the network is
+    free, the others are counted as dropped, and the annotated video keeps real time. Ctrl-C and SIGTERM close all
+    files.
 
     Args:
         out: folder to write; None writes nothing, for `show` alone.
-        score, pictures, progress, classes, batch: as `predict.predict` takes them.
-        results: "jsonl" or "coco".
-        show: a window with the annotated frames; q or Escape ends the run.
-        limit: stop after so many frames.
+        options: what to detect and what to write; None: the defaults.
+        show: open a window with the annotated frames; q or Escape ends the run.
+        limit: stop after this many frames.
+        progress: show a progress bar.
+        console: where messages go; None: stderr.
 
     Raises:
-        UserError: nothing can be read or written, a stage failed, or a lost source did not come back; what was done
-            until then is kept.
+        UserError: nothing can be read or written, a stage failed, or a lost source did not come back; the results up to
+            that point are kept.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the files are closed.
     """
-    selection = select(detector, score, classes)
-    size = 1 if video.live else batch_size(detector, batch)
+    options = options or PredictOptions()
+    selection = options.selection(detector)
+    size = 1 if video.live else options.batch_size(detector)
     console = console or Console(stderr=True)
-    output = _Output(detector, video, None if out is None else Path(out), pictures, results, console)
+    output = _Output(detector, video, None if out is None else Path(out), options, console)
     summary = VideoSummary(batch=size)
     window = Window(video.name) if show else None
     total = min(video.count, limit or video.count) or None
     try:
-        with one_opencv_thread(detector), counting("detecting", total, console, progress) as advance:
+        with one_opencv_thread(detector), progress_bar("detecting", total, console, progress) as advance:
 
-            def write(group: Group) -> bool:
-                for shot in group.shots:
-                    output.write(shot.source, shot.line, shot.picture)
+            def write(batch: Batch[Frame]) -> bool:
+                for item in batch.items:
+                    output.write(item.source, item.line, item.annotated)
                     summary.n_frames += 1
-                    summary.n_detections += len(shot.found)
-                    if window is not None and window.show(shot.picture):
+                    summary.n_detections += len(item.line["detections"])
+                    if window is not None and item.annotated is not None and window.show(item.annotated):
                         return True
-                advance(len(group.shots))
+                advance(len(batch.items))
                 return limit is not None and summary.n_frames >= limit
 
-            draws = window is not None or (pictures and out is not None)
+            def describe(item: Item[Frame], image: np.ndarray, found: Detections) -> None:
+                frame = item.source
+                height, width = image.shape[:2]
+                entries = found.to_coco(frame.number, detector.category_ids, item.crops)
+                for entry, label in zip(entries, found.labels, strict=True):
+                    entry["name"] = detector.classes[int(label)]
+                about = {"frame": frame.number, "time": round(frame.time, 4), "width": width, "height": height}
+                item.line = {**about, "detections": entries}
 
-            def finish(shot: Shot) -> None:
+            draws = window is not None or (options.pictures and out is not None)
+
+            def finish(item: Item[Frame], image: np.ndarray, found: Detections) -> None:
                 if draws:
-                    shot.picture = draw(shot.image, shot.found, detector.classes, crops=shot.crops)
-                shot.crops = None
+                    item.annotated = draw(image, found, detector.classes, crops=item.crops)
+                item.crops = None
 
-            stages = detection_stages(detector, selection, lambda shot: _note(shot, detector), finish)
-            shots = _shots(video, None if video.live else limit)
-            summary.pipeline = run_pipeline(grouped(shots, detector, size), stages, write, live=video.live)
+            stages = detection_stages(detector, selection, describe, finish)
+            items = _read(video, None if video.live else limit)
+            summary.pipeline = run_pipeline(make_batches(items, detector, size), stages, write, live=video.live)
     finally:
         if window is not None:
             window.close()
@@ -176,86 +185,74 @@ def predict_video(
     return summary
 
 
-def _shots(video: Video, limit: int | None) -> Iterator[Shot]:
-    for taken, frame in enumerate(video.frames(), start=1):
-        yield Shot(frame, frame.image)
-        if taken == limit:
+def _read(video: Video, limit: int | None) -> Iterator[Item[Frame]]:
+    for count, frame in enumerate(video.frames(), start=1):
+        yield Item(frame, frame.image)
+        if count == limit:
             return
-
-
-def _note(shot: Shot, detector: Predictor) -> None:
-    """Make the line of a frame."""
-    frame: Frame = shot.source
-    height, width = shot.image.shape[:2]
-    entries = shot.found.to_coco(frame.number, detector.category_ids, shot.crops)
-    for entry, label in zip(entries, shot.found.labels, strict=True):
-        entry["name"] = detector.classes[int(label)]
-    about = {"frame": frame.number, "time": round(frame.time, 4), "width": width, "height": height}
-    shot.line = {**about, "detections": entries}
 
 
 class _Output:
     """The files of one video."""
 
     def __init__(
-        self, detector: Predictor, video: Video, out: Path | None, pictures: bool, results: str, console: Console
+        self, detector: Predictor, video: Video, out: Path | None, options: PredictOptions, console: Console
     ) -> None:
-        self._detector, self._video, self._out, self._results = detector, video, out, results
-        self._pictures, self._console = pictures, console
+        self._detector, self._video, self._out, self._options = detector, video, out, options
+        self._console = console
         self._lines: LinesWriter | None = None
         self._writer: VideoWriter | None = None
-        self._size: tuple[int, ...] | None = None
+        self._size: tuple[int, int] | None = None
+        self._skipped = 0  # frame times in which nothing arrived, e.g. while a stream was lost
         if out is None:
             return
         require_writable(out, folder=True)
         target = out / f"{video.name}.mp4"
-        if pictures and target.exists() and video.kind == "video" and target.samefile(video.source):
+        if options.pictures and target.exists() and video.kind == "video" and target.samefile(video.source):
             raise UserError(f"{out}: would overwrite the source video {target.name}; choose another output folder")
 
-    def write(self, frame: Frame, line: dict[str, Any], picture: np.ndarray | None) -> None:
-        """Add one frame. Files are made with the first, so that a source without any leaves none."""
-        if self._size is None:
-            self._size = frame.image.shape[:2]
-        elif frame.image.shape[:2] != self._size:
-            height, width = frame.image.shape[:2]
-            now = f"{self._video}: from frame {frame.number} on the picture is {width}x{height} pixels"
-            self._tell(f"{now}; in the annotated video it is scaled to the first one's size")
-            self._size = (height, width)
+    def write(self, frame: Frame, line: dict[str, Any], annotated: np.ndarray | None) -> None:
+        """Add one frame. Files are created with the first one, so that a source without frames leaves none."""
+        height, width = frame.image.shape[:2]
+        if self._size not in (None, (height, width)):
+            self._warn(
+                f"{self._video}: from frame {frame.number} on, frames are {width}x{height} pixels; "
+                "in the annotated video they are scaled to the size of the first"
+            )
+        self._size = (height, width)
         if self._out is None:
             return
         if self._lines is None:
             self._lines = LinesWriter(self._out / f"{self._video.name}.jsonl")
-        if self._pictures and self._writer is None:
+        if self._options.pictures and self._writer is None:
             self._writer = VideoWriter(self._out / f"{self._video.name}.mp4", self._video.rate, self._size)
-        if self._writer is not None:
-            for _ in range(self._repeats(frame)):
-                self._writer.write(picture)
+        if self._writer is not None and annotated is not None:
+            for _ in range(self._repeats(frame, self._writer.frames)):
+                self._writer.write(annotated)
         self._lines.write(line)
 
-    def _repeats(self, frame: Frame) -> int:
-        """How often a frame is written: a live one so that the video keeps the clock's time, at most for a second."""
+    def _repeats(self, frame: Frame, written: int) -> int:
+        """How often to write a frame: a live one until the video has caught up with real time, at most for a second."""
         if not self._video.live:
             return 1
-        missing = int(frame.time * self._video.rate) + 1 - self._skipped - self._writer.frames
+        missing = int(frame.time * self._video.rate) + 1 - self._skipped - written
         most = max(1, round(self._video.rate))
         if missing > most:
             self._skipped += missing - most
         return max(0, min(missing, most))
 
-    _skipped = 0  # frames' worth of time in which nothing came, e.g. while a stream was lost
-
     def close(self) -> None:
-        """Nothing more will come: the JSON lines are complete."""
+        """Close the JSON lines, which are now complete."""
         if self._lines is not None:
             self._lines.close()
 
     def finish(self, summary: VideoSummary) -> list[Path]:
-        """Make the final files and name them."""
+        """Write the final files; returns their paths."""
         if self._lines is None or self._out is None:
             return []
         files = [] if self._writer is None else [self._writer.finish()]
         lines = self._lines.path
-        if self._results == "coco":
+        if self._options.results == "coco":
             name = self._video.name
             write_coco(lines.with_suffix(".json"), lambda: _as_images(lines, name), coco_categories(self._detector))
             lines.unlink()
@@ -263,7 +260,7 @@ class _Output:
         about = {"model": self._detector.describe(), "video": self._video.source, **summary.to_dict()}
         return [*files, lines, write_json_atomic(self._out / f"{self._video.name}.timing.json", about)]
 
-    def _tell(self, line: str) -> None:
+    def _warn(self, line: str) -> None:
         self._console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 

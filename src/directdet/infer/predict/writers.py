@@ -1,4 +1,4 @@
-"""What is written while it arrives: annotated video and JSON lines. What a killed process leaves can be read."""
+"""Files written as results arrive: annotated video and JSON lines. They stay readable if the process is killed."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from directdet.common.files import write_pieces_atomic
 
 
 class VideoWriter:
-    """An MP4 file, written by way of an AVI file, since an MP4 file without its end cannot be read.
+    """An MP4 file, written through an AVI file, since an MP4 file without its end cannot be read.
 
-    MPEG-4 pictures go into `NAME.part.avi`, which plays up to where it stops even if the process is killed. `finish`
-    moves them unchanged into `NAME.mp4`, in milliseconds, and removes the AVI file.
+    MPEG-4 frames go into `NAME.part.avi`, which can be played up to its end even if the process is killed. `finish`
+    copies them unchanged into `NAME.mp4`, which takes milliseconds, and removes the AVI file.
 
     Args:
         path: the file to write, `.mp4`.
         rate: frames per second.
-        size: (height, width) of the first picture. Another size later is scaled to it, keeping its shape.
+        size: (height, width) of the first frame. Frames of another size are scaled to it, keeping their proportions.
 
     Raises:
         UserError: it cannot be written.
@@ -36,38 +36,39 @@ class VideoWriter:
         self.path, self.part = path, path.with_name(f"{path.stem}.part.avi")
         self.frames = 0
         self._rate, self._size = rate, size
-        self._spill: _Spill | None = None
+        self._copier: _PipeCopier | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
         if hasattr(os, "mkfifo"):
-            self._writer, self._spill = _open_unbuffered(self.part, rate, size)
+            self._writer, self._copier = _open_unbuffered(self.part, rate, size)
         else:
             self._writer = _open_writer(self.part, "XVID", rate, size)
 
     def write(self, image: np.ndarray) -> None:
-        """Add one picture, uint8 [h, w, 3] BGR."""
-        if self._spill is not None:
-            self._spill.raise_error()
+        """Add one frame, uint8 [h, w, 3] BGR."""
+        if self._copier is not None:
+            self._copier.raise_error()
         if image.shape[:2] != self._size:
             image = _fit(image, self._size)
         self._writer.write(image)
         self.frames += 1
 
     def finish(self) -> Path:
-        """Close it; afterwards `path` is the whole video.
+        """Close the file; afterwards `path` is the complete video.
 
         Raises:
-            UserError: the file holds less than what was written, e.g. because the disk is full. The AVI file is kept.
+            UserError: the file contains fewer frames than were written, e.g. because the disk is full. The AVI file is
+                kept.
         """
         self._writer.release()
-        if self._spill is not None:
-            self._spill.join()
-            self._spill.raise_error()
+        if self._copier is not None:
+            self._copier.join()
+            self._copier.raise_error()
         temporary = self.path.with_name(f".{self.path.stem}.part.mp4")
         try:
             frames = _to_mp4(self.part, temporary, self._rate, self._size, packets=self.frames > 1)
             if frames != self.frames:
                 raise UserError(
-                    f"{self.part}: holds {frames} of {self.frames} frames; is there room on the disk? It is kept as is"
+                    f"{self.part}: contains {frames} of {self.frames} frames; is the disk full? The file is kept"
                 )
             os.replace(temporary, self.path)
         finally:
@@ -76,9 +77,9 @@ class VideoWriter:
         return self.path
 
 
-class _Spill(threading.Thread):
-    """Copies what comes out of a pipe into a file, at once: into a file FFmpeg itself writes 256 KB at a time, many
-    seconds of video, which would be lost with a killed process; into a pipe, every picture."""
+class _PipeCopier(threading.Thread):
+    """Copies a pipe into a file without delay. FFmpeg buffers 256 KB when it writes a file, many seconds of video that
+    a killed process would lose; into a pipe it writes every frame at once."""
 
     def __init__(self, pipe: int, path: Path) -> None:
         super().__init__(daemon=True)
@@ -87,7 +88,7 @@ class _Spill(threading.Thread):
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
 
     def run(self) -> None:
-        """Until the pipe is closed. After an error it reads on, so that nobody waits for it."""
+        """Copy until the pipe is closed. After an error the pipe is still read, so that the writer does not block."""
         while content := os.read(self._pipe, 1 << 16):
             try:
                 while content and self._error is None:
@@ -103,40 +104,40 @@ class _Spill(threading.Thread):
             raise UserError(f"{self._path}: cannot be written: {self._error.strerror or self._error}")
 
 
-def _open_unbuffered(path: Path, rate: float, size: tuple[int, int]) -> tuple[cv2.VideoWriter, _Spill]:
-    """A writer of AVI whose every picture is in the file once it is compressed."""
+def _open_unbuffered(path: Path, rate: float, size: tuple[int, int]) -> tuple[cv2.VideoWriter, _PipeCopier]:
+    """An AVI writer that puts every frame into the file as soon as it is compressed."""
     with tempfile.TemporaryDirectory() as folder:
-        name = Path(folder) / "video.avi"  # OpenCV goes by the ending
+        name = Path(folder) / "video.avi"  # OpenCV chooses the format by the suffix
         os.mkfifo(name)
         pipe = os.open(name, os.O_RDONLY | os.O_NONBLOCK)  # else it would wait for the other end
         try:
             writer = _open_writer(name, "XVID", rate, size)
             os.set_blocking(pipe, True)
-            spill = _Spill(pipe, path)
+            copier = _PipeCopier(pipe, path)
         except BaseException as error:
             os.close(pipe)
             if isinstance(error, OSError):
                 raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
             raise
-    spill.start()
-    return writer, spill
+    copier.start()
+    return writer, copier
 
 
 def _open_writer(path: Path, codec: str, rate: float, size: tuple[int, int], *parameters: int) -> cv2.VideoWriter:
     code = cv2.VideoWriter.fourcc(*codec)
     writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, code, rate, (size[1], size[0]), list(parameters))
     if not writer.isOpened():
-        raise UserError(f"{path.name}: OpenCV cannot write a video of {size[1]}x{size[0]} pixels at {rate:g} fps here")
+        raise UserError(f"{path.name}: this OpenCV cannot write a video of {size[1]}x{size[0]} pixels at {rate:g} fps")
     return writer
 
 
 def _to_mp4(source: Path, target: Path, rate: float, size: tuple[int, int], packets: bool) -> int:
-    """Move the frames of a file into another, as they are where `packets`, else decoded; and count them.
+    """Copy the frames of one file to another, still compressed if `packets`, otherwise decoded; returns their number.
 
-    A single frame moved as it is would last no time, and players would not show it.
+    A single frame copied in compressed form would have no duration, and players would not show it.
     """
     capture = cv2.VideoCapture(str(source), cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1] if packets else [])
-    # Without so long an interval, OpenCV would mark every frame as one to start playing from.
+    # With a shorter interval OpenCV would mark every frame as a key frame.
     settings = (cv2.VIDEOWRITER_PROP_RAW_VIDEO, 1, cv2.VIDEOWRITER_PROP_KEY_INTERVAL, 1 << 30)
     writer = _open_writer(target, "mp4v", rate, size, *(settings if packets else ()))
     frames = 0
@@ -155,7 +156,7 @@ def _to_mp4(source: Path, target: Path, rate: float, size: tuple[int, int], pack
 
 
 def _fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Scale a picture into `size`, with black at two edges where the shapes differ."""
+    """Scale an image into `size`, with black bars at two edges if the proportions differ."""
     scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
     height, width = (max(1, round(edge * scale)) for edge in image.shape[:2])
     canvas = np.zeros((*size, 3), np.uint8)
@@ -165,7 +166,7 @@ def _fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 class LinesWriter:
-    """JSON lines, each complete on disk once it is written."""
+    """JSON lines; each is complete on disk as soon as it is written."""
 
     def __init__(self, path: Path, append: bool = False) -> None:
         self.path = path
@@ -184,12 +185,12 @@ class LinesWriter:
             raise UserError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 
     def close(self) -> None:
-        """Nothing more will be written."""
+        """Close the file."""
         self._stream.close()
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The values of a file of JSON lines, one at a time; a last line that a killed process left half is left out."""
+    """The values of a file of JSON lines, one at a time, without an incomplete last line of a killed process."""
     with path.open("rb") as stream:
         for line in stream:
             if not line.endswith(b"\n"):
@@ -198,12 +199,12 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_coco(path: Path, lines: Callable[[], Iterator[dict[str, Any]]], categories: Sequence[dict[str, Any]]) -> None:
-    """Make a COCO file of lines that hold an image each, in constant memory; atomic.
+    """Write a COCO file from lines of one image each, atomically and in constant memory.
 
     Args:
-        lines: gives them anew each time it is called: image_id, file_name, width, height, detections. Lines without
-            detections (images that could not be read) are left out.
-        categories: COCO's.
+        lines: returns them afresh on every call: image_id, file_name, width, height, detections. Lines without
+            detections (unreadable images) are left out.
+        categories: in COCO's format.
     """
 
     def pieces() -> Iterator[str]:

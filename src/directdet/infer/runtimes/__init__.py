@@ -1,1 +1,1 @@
-"""What runs a network: PyTorch, ONNX Runtime, OpenVINO, TensorRT."""
+"""The runtimes that run a network: PyTorch, ONNX Runtime, OpenVINO, TensorRT."""

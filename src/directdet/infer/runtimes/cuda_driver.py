@@ -1,7 +1,7 @@
-"""A small part of the CUDA driver's interface by ctypes: which GPU is here, and memory for TensorRT.
+"""A small part of the CUDA driver API through ctypes: GPU detection, and memory for TensorRT.
 
-The driver library (libcuda) is on every machine that has a working NVIDIA GPU, so a deployment box needs neither torch
-nor the CUDA toolkit. Nothing here was run on a GPU by the project's continuous tests: those use a stand-in library.
+The driver library (libcuda) is on every machine with a working NVIDIA GPU, so deployment needs neither torch nor the
+CUDA toolkit. The project's continuous tests have no GPU: they use a stand-in library.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class CudaDriver:
     def __init__(self, device: int = 0, library: Any = None) -> None:
         self._cuda = library if library is not None else _load_library()
         self._context: ctypes.c_void_p | None = None
-        self._threads = threading.local()  # whether the context is current in this one
+        self._threads = threading.local()  # whether the context is current in this thread
         self._call("cuInit", 0)
         count = ctypes.c_int()
         self._call("cuDeviceGetCount", ctypes.byref(count))
@@ -46,7 +46,7 @@ class CudaDriver:
     def _call(self, name: str, *arguments: Any) -> None:
         if self._context is not None and not getattr(self._threads, "ready", False):
             self._threads.ready = True
-            self._call("cuCtxSetCurrent", self._context)  # contexts are each thread's own; a pipeline has several
+            self._call("cuCtxSetCurrent", self._context)  # contexts are per thread; a pipeline has several
         code = getattr(self._cuda, name)(*arguments)
         if code:
             text = ctypes.c_char_p()
@@ -73,13 +73,13 @@ class CudaDriver:
 
     @property
     def cuda_version(self) -> str:
-        """Newest CUDA version the driver serves, for example "13.0"."""
+        """Newest CUDA version that the driver supports, for example "13.0"."""
         version = ctypes.c_int()
         self._call("cuDriverGetVersion", ctypes.byref(version))
         return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
     def open(self) -> None:
-        """Make the device's primary context (the one torch and TensorRT share) current, in every thread that calls."""
+        """Make the device's primary context, which torch and TensorRT share, current in every calling thread."""
         context = ctypes.c_void_p()
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), self._device)
         self._threads.ready = True
@@ -97,7 +97,7 @@ class CudaDriver:
         self._call("cuStreamSynchronize", ctypes.c_void_p(stream))
 
     def buffer(self, shape: tuple[int, ...], dtype: np.dtype) -> DeviceBuffer:
-        """Device memory for an array of this shape, with a page-locked twin on the host."""
+        """Device memory for an array of this shape, with a page-locked copy on the host."""
         return DeviceBuffer(self, shape, dtype)
 
 
@@ -111,7 +111,7 @@ class DeviceBuffer:
         driver._call("cuMemAlloc_v2", ctypes.byref(device), ctypes.c_size_t(self.size))
         driver._call("cuMemAllocHost_v2", ctypes.byref(host), ctypes.c_size_t(self.size))
         self.pointer, self._address = int(device.value), int(host.value or 0)
-        memory = (ctypes.c_byte * self.size).from_address(self._address)
+        memory = memoryview((ctypes.c_byte * self.size).from_address(self._address))
         self.host = np.frombuffer(memory, dtype=dtype, count=math.prod(shape)).reshape(shape)
 
     def upload(self, stream: int) -> None:
@@ -135,13 +135,13 @@ class DeviceBuffer:
         )
 
     def free(self) -> None:
-        """Give both memories back; the arrays must not be used any more."""
+        """Free both memories; the arrays must not be used any more."""
         self._driver._call("cuMemFree_v2", ctypes.c_uint64(self.pointer))
         self._driver._call("cuMemFreeHost", ctypes.c_void_p(self._address))
 
 
 def _load_library() -> Any:
-    """libcuda, or a UserError that says there is no GPU."""
+    """libcuda; UserError if there is none."""
     try:
         return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -149,7 +149,7 @@ def _load_library() -> Any:
 
 
 def find_gpu(device: int = 0) -> CudaDriver | None:
-    """The driver opened on a GPU, or None where there is none."""
+    """The driver for a GPU, or None without one."""
     try:
         return CudaDriver(device)
     except UserError:

@@ -1,4 +1,4 @@
-"""Loading a trained or exported detector, whatever runs it: `load(path)` gives a `Predictor`."""
+"""Loading a trained or exported detector for any runtime: `load(path)` returns a `Predictor`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _CHECKPOINTS = ("best.pt", "last.pt")
 
 
 def find_model(path: str | Path) -> tuple[str, Path]:
-    """What MODEL names: ("artefact", folder) or ("checkpoint", file).
+    """The model at a path: ("artefact", folder) or ("checkpoint", file).
 
-    MODEL is an artefact folder (or the model file in it), a run folder or the folder of one of its phases (their
+    The path is an artefact folder (or the model file in it), a run folder or the folder of one of its phases (their
     checkpoints/best.pt, else last.pt; the finetune phase first), or a checkpoint file.
 
     Raises:
-        UserError: nothing there, or nothing of the kind.
+        UserError: the path does not exist, or contains no model.
     """
     path = Path(path)
     if not path.exists():
@@ -30,29 +30,30 @@ def find_model(path: str | Path) -> tuple[str, Path]:
             return "checkpoint", path
         if (path.parent / META_FILE).is_file():
             return "artefact", path.parent
-        raise UserError(f"{path}: no {META_FILE} beside it; give a folder written by `directdet export` or a .pt file")
+        raise UserError(f"{path}: no {META_FILE} next to it; give a folder written by `directdet export` or a .pt file")
     if (path / META_FILE).is_file():
         return "artefact", path
-    # A run of both phases has a folder for each; the later one is the detector that was asked for.
+    # A run of both phases has a folder for each; the later phase gives the detector.
     phases = [path / name / "checkpoints" for name in ("finetune", "scratch", "pretrain")]
     for folder in (*phases[:2], path / "checkpoints", phases[2], path):
         for name in _CHECKPOINTS:
             if (folder / name).is_file():
                 return "checkpoint", folder / name
     raise UserError(
-        f"{path}: neither {META_FILE} (artefact) nor checkpoints/{' or checkpoints/'.join(_CHECKPOINTS)} (run folder) "
-        "in it; give a folder written by `directdet export` or `directdet train`"
+        f"{path}: contains neither {META_FILE} (artefact) nor "
+        f"checkpoints/{' or checkpoints/'.join(_CHECKPOINTS)} (run folder); give a folder written by "
+        "`directdet export` or `directdet train`"
     )
 
 
 def model_kind(path: str | Path) -> str:
-    """A key of `RUNTIMES`: what kind of model `path` is. Reads meta.json of an artefact but not its model file."""
+    """The kind of model at `path`, a key of `RUNTIMES`. Reads meta.json of an artefact but not its model file."""
     what, place = find_model(path)
     if what == "checkpoint":
         return what
     kind = read_meta(place / META_FILE)["kind"]
     if kind not in RUNTIMES:
-        raise UserError(f"{place / META_FILE}: kind: {kind!r} is not known here; expected one of {', '.join(RUNTIMES)}")
+        raise UserError(f"{place / META_FILE}: kind: {kind!r} is not known; expected one of {', '.join(RUNTIMES)}")
     return kind
 
 
@@ -68,13 +69,13 @@ def load(
     Args:
         path: an artefact folder, a run folder or a checkpoint; see `find_model`.
         runtime: "auto", or one of the runtimes that run this kind of model (`RUNTIMES`).
-        device: "auto" (a GPU where the runtime can use one, else the CPU), "cpu", "cuda" or "cuda:1", "gpu" (OpenVINO).
+        device: "auto" (a GPU if the runtime can use one, else the CPU), "cpu", "cuda", "cuda:1", or "gpu" (OpenVINO).
         threads: CPU threads of the runtime; None leaves it to the runtime.
-        precision: None means "fp32", strictly. OpenVINO also takes "bf16" and "fp16"; ONNX Runtime and torch on a GPU
-            take "tf32". An engine's precision was chosen when it was built.
+        precision: None means strict "fp32". OpenVINO also takes "bf16" and "fp16"; ONNX Runtime and torch on a GPU take
+            "tf32". The precision of an engine was chosen when it was built.
 
     Raises:
-        UserError: there is nothing to load, it is broken, or the runtime cannot run it here.
+        UserError: there is no model, it is broken, or the runtime cannot run it here.
     """
     if threads is not None and threads < 1:
         raise UserError(f"threads: {threads}; give at least 1")
@@ -102,7 +103,7 @@ def _choose(runtime: str, kind: str, place: Path) -> str:
 
 
 def _backend(artefact: Artefact, runtime: str, device: str, threads: int | None, precision: str | None) -> Backend:
-    """Open the artefact's model; only the chosen runtime's library is imported."""
+    """Open the artefact's model; imports only the library of the chosen runtime."""
     if runtime == "onnxruntime":
         from directdet.infer.runtimes.onnx_runtime import OnnxBackend
 

@@ -1,6 +1,6 @@
-"""The runtimes by name: what runs which kind of model, what people call it, and the precisions it can be asked for."""
+"""The runtimes by name: which kinds of model each runs, its title, and the precisions it supports."""
 
-# What can run each kind of model; the first is what runtime="auto" takes.
+# The runtimes of each kind of model; runtime="auto" takes the first.
 RUNTIMES = {
     "onnx": ("onnxruntime", "openvino"),
     "openvino": ("openvino",),
@@ -15,7 +15,7 @@ TITLES = {
     "tensorrt-rtx": "TensorRT-RTX",
     "torch": "PyTorch",
 }
-# What each can be asked to compute in; None is its own choice, and all that an engine takes.
+# The precisions that each can be asked for; None is its own choice, and the only one for an engine.
 PRECISIONS: dict[str, tuple[str | None, ...]] = {
     "onnxruntime": (None, "fp32", "tf32"),
     "openvino": (None, "fp32", "bf16", "fp16"),

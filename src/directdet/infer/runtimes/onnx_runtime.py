@@ -1,4 +1,4 @@
-"""Running an ONNX artefact with ONNX Runtime, on exactly the provider that was asked for."""
+"""Running an ONNX artefact with ONNX Runtime, on exactly the requested provider."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from directdet.infer.network_input import check_input
 from directdet.infer.runtimes.cuda_driver import find_gpu
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-_SILENT = 4  # ONNX Runtime's severity "fatal": failures come back as our own one-line errors
+_SILENT = 4  # ONNX Runtime's severity "fatal": failures are reported by our own one-line errors
 
 
 class OnnxBackend:
-    """An ONNX Runtime session; see `runtimes.Backend`.
+    """An ONNX Runtime session; see `predictor.Backend`.
 
     Args:
         artefact: of kind "onnx".
-        device: "auto", "cpu", "cuda" or "cuda:N". "auto" falls back to the CPU with a warning if there is a GPU that
-            ONNX Runtime cannot use; the others never fall back.
+        device: "auto", "cpu", "cuda" or "cuda:N". "auto" falls back to the CPU with a warning if ONNX Runtime cannot
+            use the GPU; the others never fall back.
         threads: threads inside an operator (`intra_op_num_threads`); None leaves it to ONNX Runtime.
         precision: "fp32" (default; on a GPU this switches TF32 off) or "tf32" (GPU only).
 
@@ -56,7 +56,6 @@ class OnnxBackend:
         shape = [size if isinstance(size, int) else None for size in inputs[0].shape]
         found = [(value.name, value.type) for value in inputs]
         self.input = check_input(artefact, found, {"tensor(float)": "float32", "tensor(uint8)": "uint8"}, shape)
-        self.batch, self.max_batch, self.canvas = self.input.batch, self.input.max_batch, self.input.canvas
         self.info: dict[str, Any] = {
             "provider": self._session.get_providers()[0],
             "device": device,
@@ -66,12 +65,12 @@ class OnnxBackend:
         }
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
-        """A batch of the graph's input -> its outputs."""
+        """Run the graph on a batch."""
         return self._session.run(None, {self._input: images})
 
 
 def _open(runtime: Any, artefact: Artefact, device: str, threads: int | None, precision: str | None) -> Any:
-    """A session whose first provider is the one `device` stands for."""
+    """A session whose first provider is the one for `device`."""
     provider, settings = _provider(device, precision)
     if provider not in runtime.get_available_providers():
         raise UserError(f"device {device}: this ONNX Runtime has no {provider}; pip install onnxruntime-gpu")
@@ -84,8 +83,8 @@ def _open(runtime: Any, artefact: Artefact, device: str, threads: int | None, pr
     options.log_severity_level = _SILENT
     if threads is not None:
         options.intra_op_num_threads = threads
-    # CUDA leaves the shape bookkeeping to the CPU, so the CPU provider stands behind it; the check below sees to it
-    # that it does not take the whole model.
+    # CUDA leaves shape computations to the CPU, so the CPU provider is listed second; the check below makes sure that
+    # it does not run the whole model.
     providers = [(provider, settings)] if provider == _CPU else [(provider, settings), _CPU]
     try:
         session = runtime.InferenceSession(str(artefact.model_file), options, providers=providers)
@@ -97,13 +96,13 @@ def _open(runtime: Any, artefact: Artefact, device: str, threads: int | None, pr
     if running != provider:
         raise UserError(
             f"device {device}: ONNX Runtime fell back from {provider} to {running}; its CUDA or cuDNN libraries are "
-            "missing or of another version"
+            "missing or have the wrong version"
         )
     return session
 
 
 def _provider(device: str, precision: str | None) -> tuple[str, dict[str, Any]]:
-    """Provider name and options of a device name."""
+    """Provider name and options for a device name."""
     if precision not in (None, "fp32", "tf32"):
         raise UserError(
             f"precision {precision}: ONNX Runtime takes fp32 or tf32; export the model in {precision} instead"
@@ -111,7 +110,7 @@ def _provider(device: str, precision: str | None) -> tuple[str, dict[str, Any]]:
     kind, _, index = device.partition(":")
     if kind == "cpu" and not index:
         if precision == "tf32":
-            raise UserError("precision tf32: only on a GPU; use device cuda")
+            raise UserError("precision tf32: needs a GPU; use device cuda")
         return _CPU, {}
     if kind == "cuda" and (not index or index.isdecimal()):
         return _CUDA, {"device_id": int(index or 0), "use_tf32": int(precision == "tf32")}

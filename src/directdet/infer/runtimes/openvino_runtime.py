@@ -1,4 +1,4 @@
-"""Running an ONNX or OpenVINO artefact with OpenVINO, in the precision that was asked for."""
+"""Running an ONNX or OpenVINO artefact with OpenVINO, in exactly the requested precision."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _DEVICES = {"auto": "CPU", "cpu": "CPU", "gpu": "GPU"}
 
 
 class OpenVinoBackend:
-    """A compiled OpenVINO model; see `runtimes.Backend`.
+    """A compiled OpenVINO model; see `predictor.Backend`.
 
     Args:
         artefact: of kind "onnx" or "openvino".
-        device: "auto" and "cpu" mean the CPU, "gpu" Intel's graphics.
+        device: "auto" and "cpu" mean the CPU, "gpu" an Intel GPU.
         threads: CPU threads; None leaves it to OpenVINO.
-        precision: "fp32" (default), "bf16" or "fp16". Left to itself OpenVINO silently computes in bf16 on processors
-            that have it, so the precision is always stated, and read back.
+        precision: "fp32" (default), "bf16" or "fp16". By default OpenVINO silently computes in bf16 on processors that
+            support it, so the precision is always set explicitly, and read back.
 
     Raises:
         UserError: OpenVINO or the device is missing, or the model does not compile.
@@ -55,29 +55,28 @@ class OpenVinoBackend:
             ) from None
         running = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if running != hint:
-            raise UserError(f"precision {precision or 'fp32'}: OpenVINO runs {running} on this device instead")
+            raise UserError(f"precision {precision or 'fp32'}: OpenVINO uses {running} on this device instead")
         shape = [size.get_length() if size.is_static else None for size in compiled.inputs[0].partial_shape]
-        # A tensor has several names where a node that does nothing was taken out behind it.
+        # A tensor has several names if a no-op node after it was removed.
         own = artefact.input_name
         found = [
             (own if own in value.names else value.any_name, value.element_type.get_type_name())
             for value in compiled.inputs
         ]
         self.input = check_input(artefact, found, {"f32": "float32", "u8": "uint8"}, shape)
-        self.batch, self.max_batch, self.canvas = self.input.batch, self.input.max_batch, self.input.canvas
         self._request = compiled.create_infer_request()
         self._outputs = compiled.outputs
         exported = artefact.meta["precision"]
         self.info: dict[str, Any] = {
             "provider": ",".join(compiled.get_property("EXECUTION_DEVICES")),
             "device": _DEVICES[device].lower(),
-            # A graph exported in a lower precision stays so; the hint only lowers it further.
+            # A graph exported in a lower precision keeps it; the hint can only lower it further.
             "precision": exported if hint == "f32" else precision,
             "threads": threads,
             "versions": {"openvino": openvino.__version__.split("-")[0]},
         }
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
-        """A batch of the graph's input -> its outputs, copied out of the request's buffers."""
+        """Run the graph on a batch; the outputs are copied from the request's buffers."""
         results = self._request.infer({0: images}, share_inputs=True)
         return [np.array(results[output]) for output in self._outputs]

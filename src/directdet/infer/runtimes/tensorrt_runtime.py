@@ -1,7 +1,7 @@
 """Running an engine with TensorRT or TensorRT-RTX.
 
-Not executed by the project's continuous tests, which have no GPU: they cover the checks before an engine is opened and
-the memory handling with a stand-in driver. TensorRT is imported when an engine is opened.
+The project's continuous tests have no GPU: they cover the checks before an engine is opened, and the memory handling
+with a stand-in driver. TensorRT is imported when an engine is opened.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
 class TensorRTBackend:
-    """A deserialised engine with its buffers; see `runtimes.Backend`.
+    """A deserialised engine with its buffers; see `predictor.Backend`.
 
     Args:
         artefact: of kind "tensorrt" or "tensorrt-rtx".
         device: "auto", "cuda" or "cuda:N".
-        threads: accepted for uniformity; an engine has no CPU threads.
+        threads: ignored; an engine has no CPU threads.
         precision: must be None or the precision the engine was built in.
 
     Raises:
-        UserError: no GPU or library here, or the engine was built for another GPU or library version.
+        UserError: there is no GPU or library, or the engine was built for another GPU or library version.
     """
 
     def __init__(
@@ -62,7 +62,6 @@ class TensorRTBackend:
         shape = [size if size > 0 else None for size in self._engine.get_tensor_shape(self._input)]
         kind = np.dtype(library.nptype(self._engine.get_tensor_dtype(self._input))).name
         self.input = check_input(artefact, [(self._input, kind)], {name: name for name in LAYOUTS}, shape)
-        self.batch, self.max_batch, self.canvas = self.input.batch, self.input.max_batch, self.input.canvas
         self._buffers: dict[str, DeviceBuffer] = {}
         self._shape: tuple[int, ...] | None = None
         self.info: dict[str, Any] = {
@@ -83,7 +82,7 @@ class TensorRTBackend:
             ) from None
 
     def _resize(self, shape: tuple[int, ...]) -> None:
-        """Buffers for inputs of this shape; kept until another shape comes."""
+        """Allocate buffers for inputs of this shape, which are kept until the shape changes."""
         if not self._context.set_input_shape(self._input, shape):
             raise UserError(f"the engine does not take an input of shape {list(shape)}; export it with a larger batch")
         for buffer in self._buffers.values():
@@ -97,7 +96,7 @@ class TensorRTBackend:
         self._shape = shape
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
-        """A batch of the engine's input -> outputs on the host; waits for the GPU."""
+        """Run the engine on a batch and wait for the outputs."""
         if images.shape != self._shape:
             self._resize(images.shape)
         self._buffers[self._input].host[...] = images
@@ -111,10 +110,11 @@ class TensorRTBackend:
 
 
 def check_built_for(artefact: Artefact, capability: str, library: str, version: str) -> None:
-    """Compare what the engine was built for with this machine; engines are not portable.
+    """Check that the engine was built for this machine; engines are not portable.
 
     Raises:
-        UserError: another GPU generation or library version, e.g. "built for SM89 with tensorrt_rtx 1.7.1; here ...".
+        UserError: it was built for another GPU generation or library version, e.g.
+            "built for SM89 with tensorrt_rtx 1.7.1; here ...".
     """
     built = artefact.meta.get("built_for")
     if not isinstance(built, dict):
@@ -139,7 +139,7 @@ def _index(device: str) -> int:
 
 
 def _output_names(engine: Any, library: Any, artefact: Artefact) -> list[str]:
-    """The engine's outputs in the order num, boxes, scores, labels[, masks]."""
+    """Names of the engine's outputs in the order num, boxes, scores, labels[, masks]."""
     names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
     outputs = [name for name in names if engine.get_tensor_mode(name) == library.TensorIOMode.OUTPUT]
     ordered = [name for name in OUTPUT_NAMES if name in outputs]

@@ -1,10 +1,10 @@
-"""Running a checkpoint, or a model that is being trained, with PyTorch. torch is imported only when this is used."""
+"""Running a checkpoint, or a model in training, with PyTorch, which is imported only when it is used."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,30 +18,28 @@ from directdet.infer.preprocess import Preprocess
 if TYPE_CHECKING:
     import torch
 
+Deployed = Callable[..., "Sequence[torch.Tensor]"]  # images -> num, boxes, scores, labels[, masks]
 _KEPT_SIZES = 48  # (1333, 800) with padding to 32 gives about 40 canvas sizes
 
 
 class TorchBackend:
-    """A PyTorch detector; see `runtimes.Backend`.
+    """A PyTorch detector; see `predictor.Backend`.
 
-    The deployed form depends on the canvas, so one is kept for each canvas size met (the latest 48). The model's own
-    modules and weights are shared, never copied: a model in training is evaluated as it stands, and its train/eval
-    modes are as before after every call.
+    The deployed form depends on the canvas size, so one is kept for each of the last 48 sizes. It shares the model's
+    modules and weights: a model in training is evaluated in its current state, and every call restores its train/eval
+    modes.
 
     Args:
-        model: of `models.build.build_model`.
-        device: "cpu", "cuda", "cuda:N" as torch names them; the model is moved there.
-        precision: None leaves torch's settings alone, "fp32" switches TF32 off and "tf32" on (GPU only); "bf16" and
-            "fp16" run under autocast.
-        threads: recorded only; `load_torch` sets it.
-        compiled: run the deployed form through `torch.compile`, for each canvas anew.
+        model: built by `models.build.build_model`.
+        device: "cpu", "cuda" or "cuda:N"; the model is moved there.
+        precision: None keeps torch's settings, "fp32" switches TF32 off and "tf32" on (GPU only); "bf16" and "fp16" run
+            under autocast.
+        threads: only recorded; `load_torch` sets it.
+        compiled: compile the deployed form with `torch.compile`, once for each canvas size.
     """
 
     runtime = "torch"
     input = NetworkInput()
-    batch: int | None = None
-    max_batch: int | None = None
-    canvas: tuple[int, int] | None = None
 
     def __init__(
         self,
@@ -56,7 +54,7 @@ class TorchBackend:
         self._device = torch.device(device)
         self.model = model.to(self._device)
         self._precision, self._compiled = precision, compiled
-        self._deployed: OrderedDict[tuple[int, int], torch.nn.Module] = OrderedDict()
+        self._deployed: OrderedDict[tuple[int, int], Deployed] = OrderedDict()
         gpu = self._device.type == "cuda"
         self.info: dict[str, Any] = {
             "provider": torch.cuda.get_device_name(self._device) if gpu else "torch cpu",
@@ -67,13 +65,13 @@ class TorchBackend:
             "versions": {"torch": torch.__version__, **({"cuda": torch.version.cuda} if gpu else {})},
         }
 
-    def _deploy(self, size: tuple[int, int]) -> torch.nn.Module:
+    def _deploy(self, size: tuple[int, int]) -> Deployed:
         """The deployed form for one canvas size."""
         if size not in self._deployed:
             from directdet.models.build import deploy_model
 
             try:
-                deployed = deploy_model(self.model, size)
+                deployed: Deployed = deploy_model(self.model, size)
             except ValueError as error:
                 raise UserError(f"input of {size[0]}x{size[1]} pixels (H x W): {error}") from None
             if self._compiled:
@@ -96,8 +94,8 @@ class TorchBackend:
             outputs = deployed(torch.from_numpy(images).to(self._device))
             return [(value.float() if value.is_floating_point() else value).cpu().numpy() for value in outputs]
 
-    def _autocast(self) -> contextlib.AbstractContextManager[None]:
-        """Matrix products and convolutions in 16 bits, if `precision` asks for them; the rest stays in float32."""
+    def _autocast(self) -> contextlib.AbstractContextManager[object, bool | None]:
+        """Matrix products and convolutions in 16 bits if `precision` is bf16 or fp16; the rest stays in float32."""
         import torch
 
         kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -107,21 +105,18 @@ class TorchBackend:
 
     @contextlib.contextmanager
     def _tf32(self) -> Iterator[None]:
-        """TF32 as `precision` asks; as it was afterwards."""
+        """Set TF32 according to `precision`, and restore it afterwards."""
         if self._device.type != "cuda" or self._precision is None:
             yield
             return
-        import torch
+        from torch.backends import cuda, cudnn
 
-        settings = (torch.backends.cudnn, torch.backends.cuda.matmul)
-        before = [setting.allow_tf32 for setting in settings]
+        before = cudnn.allow_tf32, cuda.matmul.allow_tf32
         try:
-            for setting in settings:
-                setting.allow_tf32 = self._precision == "tf32"
+            cudnn.allow_tf32 = cuda.matmul.allow_tf32 = self._precision == "tf32"
             yield
         finally:
-            for setting, value in zip(settings, before, strict=True):
-                setting.allow_tf32 = value
+            cudnn.allow_tf32, cuda.matmul.allow_tf32 = before
 
 
 class TorchPredictor(Predictor):
@@ -137,7 +132,7 @@ class TorchPredictor(Predictor):
         device: str | torch.device = "cpu",
         source: str = "model",
     ) -> TorchPredictor:
-        """Wrap a model, e.g. the one in training, for AP. It is used in eval mode and handed back in its own modes."""
+        """Wrap a model, e.g. one in training, to measure its AP. It runs in eval mode; its own modes are restored."""
         return cls(TorchBackend(model, str(device)), preprocess, classes, category_ids, source)
 
 
@@ -153,18 +148,18 @@ def load_torch(
     Args:
         path: a .pt file written by training.
         device: "auto" (a GPU if torch has one), "cpu", "cuda" or "cuda:N".
-        threads: torch's CPU threads, a setting of the whole process; None leaves it.
+        threads: torch's CPU threads, a setting of the whole process; None leaves it unchanged.
         precision: None or "fp32" (TF32 off), "bf16" (autocast), or "tf32" or "fp16" (autocast; GPU only).
         compiled: see `TorchBackend`.
 
     Raises:
-        UserError: torch is not installed, or the checkpoint is missing, broken or does not fit its own model.
+        UserError: torch is not installed, or the checkpoint is missing, broken or does not match its own model.
     """
     try:
         import torch
     except ImportError as error:
         raise MissingLibraryError(
-            f"{path}: a checkpoint needs torch ({error}); run an exported artefact instead"
+            f"{path}: a checkpoint needs torch ({error}); use an exported artefact instead"
         ) from None
     from directdet.models.build import build_model
     from directdet.models.checkpoint import load_checkpoint
@@ -181,14 +176,14 @@ def load_torch(
         model.load_state_dict(checkpoint["model"])
     except (RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{path}: the checkpoint does not fit its own model_config: {reason}") from None
+        raise UserError(f"{path}: the checkpoint does not match its own model_config: {reason}") from None
     backend = TorchBackend(model.eval(), device, precision or "fp32", threads, compiled)
     meta = {key: checkpoint.get(key) for key in ("recipe", "phase")}
     return TorchPredictor(backend, preprocess, checkpoint["classes"], checkpoint["category_ids"], str(path), meta)
 
 
 def _device(device: str) -> str:
-    """A torch device name that exists here."""
+    """The name of a torch device that exists here."""
     import torch
 
     if device == "auto":
@@ -203,7 +198,7 @@ def _device(device: str) -> str:
 
 @contextlib.contextmanager
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Every module in eval mode; afterwards each as it was (fixed BN layers differ from the rest)."""
+    """Put every module into eval mode, and restore each one afterwards (fixed BN layers differ from the rest)."""
     modes = [(module, module.training) for module in model.modules() if module.training]
     try:
         for module, _ in modes:

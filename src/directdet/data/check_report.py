@@ -1,0 +1,84 @@
+"""The report of check-data, as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from directdet.data.check import CheckReport, SplitReport
+
+_SHOWN = 10  # lines printed of each kind of problem; the report file has all
+
+
+def print_report(report: CheckReport, console: Console | None = None, shown: int | None = _SHOWN) -> None:
+    """Print tables of the splits and of the classes, and `shown` problems of each kind (None: all)."""
+    console = console or Console()
+    console.print(_split_table(report))
+    console.print(_class_table(report))
+    for split in report.splits:
+        _print_list(console, f"{split.split}: missing files", [item.message for item in split.missing_files], shown)
+        _print_list(console, f"{split.split}: broken files", [item.message for item in split.broken_files], shown)
+        lines = [
+            f"{item.file}: annotation {item.annotation_id}: {item.message}: {item.action}" for item in split.problems
+        ]
+        _print_list(console, f"{split.split}: boxes clipped or objects dropped", lines, shown)
+    _print_list(console, "the same image in several splits", [" = ".join(files) for files in report.duplicates], shown)
+    _print_list(console, "errors", report.errors, shown)
+    _print_list(console, "warnings", report.warnings, shown)
+    if report.fatal:
+        console.print("[bold red]not usable:[/] fix the errors and the missing or broken files first")
+    else:
+        console.print("[bold green]usable[/]" + ("" if report.images_verified else " (images were not opened)"))
+
+
+def _split_table(report: CheckReport) -> Table:
+    table = Table("", title=f"{escape(report.root)} ({report.layout})", title_justify="left")
+    for split in report.splits:
+        table.add_column(split.split, justify="right")
+    rows: dict[str, Callable[[SplitReport], object]] = {
+        "images": lambda split: split.images,
+        "  without objects": lambda split: split.empty_images,
+        "objects": lambda split: split.objects,
+        "  with mask": lambda split: split.objects_with_mask,
+        "  difficult": lambda split: split.difficult,
+        "  small (area < 32²)": lambda split: split.sizes["small"],
+        "  medium": lambda split: split.sizes["medium"],
+        "  large (area >= 96²)": lambda split: split.sizes["large"],
+        "  most in one image": lambda split: split.most_objects,
+        "crowd regions": lambda split: split.crowd,
+        "image width": lambda split: "{}..{}".format(*split.width_range),
+        "image height": lambda split: "{}..{}".format(*split.height_range),
+        "width / height": lambda split: "{:.2f}..{:.2f}".format(*split.aspect_range),
+        "boxes clipped": lambda split: split.clipped_boxes,
+        "objects dropped": lambda split: split.dropped_boxes,
+        "missing files": lambda split: len(split.missing_files),
+        "broken files": lambda split: len(split.broken_files) if report.images_verified else "not checked",
+    }
+    for name, value in rows.items():
+        table.add_row(name, *(str(value(split)) for split in report.splits))
+    return table
+
+
+def _class_table(report: CheckReport) -> Table:
+    table = Table("label", "id in file", "class", title="label map and objects of each class", title_justify="left")
+    for split in report.splits:
+        table.add_column(split.split, justify="right")
+    for label, category, name in report.label_map:
+        # Splits with other categories (reported as an error) may have fewer.
+        counts = [str(split.class_counts[label]) if label < len(split.class_counts) else "-" for split in report.splits]
+        table.add_row(str(label), str(category), escape(name), *counts)
+    return table
+
+
+def _print_list(console: Console, title: str, lines: Sequence[str], shown: int | None) -> None:
+    if not lines:
+        return
+    console.print(f"[bold]{escape(title)}[/] ({len(lines)})")
+    shown = len(lines) if shown is None else shown
+    for line in lines[:shown]:
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    if len(lines) > shown:
+        console.print(f"  ... and {len(lines) - shown} more; --report FILE lists all")

@@ -1,0 +1,97 @@
+"""Which images make up which batch of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the images of an epoch are divided into batches.
+
+    Attributes:
+        batch_size: images per batch of this process.
+        seed: together with the epoch it decides the order of the images and, with the position, their augmentation.
+        group_aspect: a batch holds either landscape or portrait images, which saves padding; the images of both kinds
+            that are left over at the end of an epoch share batches.
+        skip_empty: leave out images without objects (crowd regions do not count as objects).
+        drop_last: leave out the last images if they do not fill a batch.
+        rank, world_size: this process takes its share of each batch of batch_size * world_size images.
+
+    Raises:
+        ValueError: a value is out of range, or there are several processes without ``drop_last``.
+    """
+
+    batch_size: int
+    seed: int = 0
+    group_aspect: bool = False
+    skip_empty: bool = False
+    drop_last: bool = True
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size = {self.batch_size}: must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed = {self.seed}: must not be negative")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank = {self.rank}: must be between 0 and world_size - 1 = {self.world_size - 1}")
+        if self.world_size > 1 and not self.drop_last:
+            raise ValueError("drop_last = False: several processes need batches of equal size; use drop_last=True")
+
+    @property
+    def global_batch_size(self) -> int:
+        """Images per batch over all processes."""
+        return self.batch_size * self.world_size
+
+
+class BatchSampler:
+    """Yields the batches of one epoch, from ``start`` on, as lists of (epoch, position in the epoch, image index).
+
+    Args:
+        sampling: the settings.
+        images: number of images.
+        portrait: bool [images], True where an image is higher than wide; only used with ``group_aspect``.
+    """
+
+    def __init__(self, sampling: Sampling, images: int, portrait: np.ndarray) -> None:
+        self.sampling = sampling
+        self.images = images
+        self.portrait = portrait if sampling.group_aspect else np.zeros(images, bool)
+        self.epoch = self.start = 0
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of a whole epoch. Grouping changes what is in them, never how many there are."""
+        size = self.sampling.global_batch_size
+        return self.images // size if self.sampling.drop_last else -(-self.images // size)
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        size = self.sampling.batch_size
+        first = self.sampling.rank * size
+        for batch in self._batches()[self.start :]:
+            yield [(self.epoch, position, index) for position, index in batch[first : first + size]]
+
+    def _batches(self) -> list[list[tuple[int, int]]]:
+        """All batches of the epoch, for all processes together, as lists of (position, image index)."""
+        size = self.sampling.global_batch_size
+        order = np.random.default_rng([self.sampling.seed, self.epoch]).permutation(self.images).tolist()
+        # Images that fill no batch are dropped before grouping: afterwards it would always be the rarer orientation.
+        entries = list(enumerate(order))[: self.batches_per_epoch * size]
+        full: list[list[tuple[int, int]]] = []
+        open_batches: dict[bool, list[tuple[int, int]]] = {}
+        for position, index in entries:
+            group = bool(self.portrait[index])
+            batch = open_batches.setdefault(group, [])
+            batch.append((position, index))
+            if len(batch) == size:
+                full.append(open_batches.pop(group))
+        rest = sorted(entry for batch in open_batches.values() for entry in batch)
+        return full + [rest[start : start + size] for start in range(0, len(rest), size)]

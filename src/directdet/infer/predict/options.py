@@ -1,0 +1,89 @@
+"""What to detect and what to write, for images and videos alike."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from directdet.common.errors import UserError
+from directdet.infer.detections import Detections
+from directdet.infer.predictor import Predictor
+
+ResultsFormat = Literal["coco", "jsonl"]
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Settings that `predict` and `predict_video` share.
+
+    Attributes:
+        score: detections with a lower score are left out.
+        classes: names of the only classes to detect; None: all.
+        batch: images per batch; None: what the network takes, or 1. Live video always has 1.
+        pictures: also write the annotated images or video.
+        results: "coco" (one COCO file) or "jsonl" (JSON lines); None: "coco" for images, "jsonl" for videos.
+
+    Raises:
+        UserError: a value is out of range or not known.
+    """
+
+    score: float = 0.0
+    classes: Sequence[str] | None = None
+    batch: int | None = None
+    pictures: bool = True
+    results: ResultsFormat | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.score <= 1:
+            raise UserError(f"score: {self.score}; give a number from 0 to 1")
+        if self.batch is not None and self.batch < 1:
+            raise UserError(f"batch: {self.batch}; give at least 1")
+        if isinstance(self.classes, str):
+            raise UserError(f"classes: {self.classes!r}; give a list of names")
+        if self.results not in (None, *get_args(ResultsFormat)):
+            raise UserError(f"results: {self.results!r}; choose from {', '.join(get_args(ResultsFormat))}")
+
+    def selection(self, detector: Predictor) -> Selection:
+        """The detections of this detector to keep.
+
+        Raises:
+            UserError: the detector has no class of this name.
+        """
+        if self.classes is None:
+            return Selection(self.score)
+        labels = []
+        for name in self.classes:
+            if name not in detector.classes:
+                near = difflib.get_close_matches(name, detector.classes, n=1, cutoff=0.5)
+                known = ", ".join(detector.classes[:10]) + (" ..." if len(detector.classes) > 10 else "")
+                hint = f"did you mean {near[0]!r}?" if near else f"this model has {known}"
+                raise UserError(f"classes: no class {name!r}; {hint}")
+            labels.append(detector.classes.index(name))
+        return Selection(self.score, tuple(labels))
+
+    def batch_size(self, detector: Predictor) -> int:
+        """Images per batch for this detector.
+
+        Raises:
+            UserError: the network does not take that many.
+        """
+        network = detector.backend.input
+        limit = network.batch or network.max_batch
+        if self.batch is not None and limit is not None and self.batch > limit:
+            raise UserError(
+                f"batch: {self.batch}; {detector.source} takes {limit} at most; export it with a larger batch"
+            )
+        return self.batch or network.batch or 1
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Keeps the detections with at least ``score`` and, unless it is None, one of the ``labels``."""
+
+    score: float = 0.0
+    labels: tuple[int, ...] | None = None
+
+    def __call__(self, found: Detections) -> Detections:
+        return found.above(self.score, self.labels)
