@@ -9,7 +9,19 @@ import time
 
 import pytest
 
-VERBS = ("demo", "recipes", "check-data", "train", "eval", "export", "infer", "benchmark")
+VERBS = (
+    "demo",
+    "recipes",
+    "plan",
+    "check-data",
+    "train",
+    "eval",
+    "export",
+    "infer",
+    "benchmark",
+    "reproduce",
+    "landscape",
+)
 HEAVY = {"torch", "torchvision", "numpy", "cv2", "onnx", "onnxruntime", "matplotlib", "rich", "pycocotools", "tensorrt"}
 LIMIT = 0.3  # seconds
 
