@@ -10,12 +10,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from directdet.export.export import export
 from rich.console import Console
 
 from directdet import Detector
 from directdet.data.dataset import load_dataset
 from directdet.data.synthetic import make_synthetic
+from directdet.export.run import export
 from directdet.recipes.by_name import get_recipe
 from directdet.recipes.settings import apply_settings
 from directdet.train.run import train

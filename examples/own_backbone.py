@@ -46,8 +46,8 @@ def halved(inputs: int, outputs: int) -> nn.Sequential:
 def main(folder: Path) -> None:
     add_backbone("plain", lambda width, norm: Plain(width or 32))
     data = make_synthetic(folder / "data", images_train=32, images_val=4, size=(96, 128))
-    settings = ["model.backbone=plain", "model.width=16", "size=96,96", "warmup_iterations=5", "base_lr=0.02"]
-    settings += ["pretrain.epochs=16", "finetune.epochs=2", "eval_every=0", "eval_size=96,96", "workers=0"]
+    settings = ["model.backbone=plain", "model.width=16", "size=96,96", "eval_size=96,96", "base_lr=0.01", "workers=0"]
+    settings += ["pretrain.epochs=16", "finetune.epochs=2", "finetune.base_lr=0.002", "warmup_iterations=5"]
     train(apply_settings(get_recipe("retinanet_r18_slim"), settings), data, folder / "run", device="cpu")
     for phase in ("pretrain", "finetune"):
         losses = [row["loss"] for row in read_log(folder / "run" / phase / "log.jsonl") if row["kind"] == "step"]

@@ -8,8 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from directdet.front import commands
-from directdet.front.cli import directdet
+from directdet.front.cli import add_verbs, directdet
 from directdet.recipes.by_name import RECIPES, get_recipe
 from directdet.recipes.settings import apply_settings
 from directdet.reproduce.experiments import EXPERIMENTS
@@ -48,7 +47,7 @@ SCRIPTS = [words for words in COMMANDS if words[0] == "python"]
 
 def parsed(words: list[str]) -> tuple[click.Command, dict]:
     """The command and what it makes of its options; click.UsageError where it does not know them."""
-    commands.add_to(directdet)
+    add_verbs(directdet)
     command = directdet.commands.get(words[1])
     if command is None:
         raise click.UsageError(f"no command {words[1]}")
