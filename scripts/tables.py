@@ -86,7 +86,8 @@ def measured(results: Results, name: str) -> str:
     """A line that says when and on what a file's figures were measured, as the file tells."""
     content = results.read(name)
     about = content.get("about", content)
-    parts = [about["date"][:10], machine(about["hardware"]) if "hardware" in about else about["source"]]
+    where = machine(about["hardware"]) if "hardware" in about else find(about, "source")
+    parts = [find(about, "date")[:10], where]
     versions = about.get("versions", {})
     python = [f"Python {versions['python']}"] if "python" in versions else []
     libraries = [f"{name} {versions[name]}" for name in LIBRARIES if versions.get(name)]

@@ -110,6 +110,16 @@ def test_every_file_of_results_is_shown(tables, copy, capsys):
     assert capsys.readouterr().err.startswith("results/another.json: no table or text shows it")
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_a_file_says_where_its_figures_come_from(path):
+    content = json.loads(path.read_text())
+    about = content.get("about", content)
+    if "source" in about:  # there is no file of the run
+        assert about["source"] == "figures first published in README of 0.1" and about["note"]
+    else:
+        assert about["date"] and about["hardware"]["cpu"] and about["versions"]
+
+
 def test_every_table_and_figure_is_used(tables):
     template = (ROOT / "docs" / "results.md.in").read_text()
     unused = [name for name in tables.TABLES if f"{{{{ table: {name} }}}}" not in template]
