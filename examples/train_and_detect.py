@@ -27,11 +27,11 @@ SETTINGS = [
     "model.head_convs=1",
     "model.anchor_scale=3",
     "pretrain.size=96,96",
-    "pretrain.epochs=14",
+    "pretrain.epochs=20",
     "pretrain.warmup_iterations=20",
     "pretrain.eval_every=0",
     "finetune.size=128,128",
-    "finetune.epochs=2",
+    "finetune.epochs=3",
     "finetune.warmup_iterations=5",
     "eval_size=128,128",
     "workers=0",
@@ -48,7 +48,7 @@ def main(folder: Path) -> None:
     print(f"box AP50 on {len(val)} pictures: {100 * evaluate(detector, val).bbox['AP50']:.1f} %")
 
     image = cv2.imread(str(val.records[1].path))  # uint8 [H, W, 3], BGR
-    found = detector(image).above(0.3)
+    found = detector(image).above(0.2)
     for box, score, label in zip(found.boxes, found.scores, found.labels, strict=True):
         print(f"{detector.classes[label]} {score:.2f} at {box.round().astype(int).tolist()}")
     cv2.imwrite(str(folder / "detected.jpg"), draw(image, found, detector.classes))

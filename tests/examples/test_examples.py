@@ -52,7 +52,7 @@ def test_train_and_detect(tmp_path):
     assert 25 < numbers(rf"box AP50 on 12 pictures: {NUMBER} %", text)[0] <= 100
     objects = re.findall(rf"^(?:disk|square|triangle|star) {NUMBER} at \[", text, re.MULTILINE)
     assert [len(objects)] == numbers(r"\n(\d+) objects drawn into", text)
-    assert objects and all(0.3 <= float(score) <= 1 for score in objects)
+    assert objects and all(0.2 <= float(score) <= 1 for score in objects)
     source = sorted((tmp_path / "work" / "data" / "val2017").iterdir())[1]
     drawn, plain = cv2.imread(str(tmp_path / "work" / "detected.jpg")), cv2.imread(str(source))
     assert drawn.shape == plain.shape and (cv2.absdiff(drawn, plain) > 50).any()

@@ -14,10 +14,12 @@ from directdet.common.errors import MissingLibraryError, UserError
 from directdet.export import side_by_side
 from directdet.export.matching import Comparison, compare
 from directdet.export.side_by_side import SideBySide, VerificationSet, compare_runtimes
-from directdet.export.verify import TOLERANCES, Verification, _in_several_batches
+from directdet.export.verify import TOLERANCES, SameCanvas, Verification, _in_several_batches, network_of
 from directdet.infer.decode import to_detections
 from directdet.infer.network_input import NetworkInput
 from directdet.infer.preprocess import Placement
+from directdet.infer.runtimes.load import load
+from directdet.infer.runtimes.torch_runtime import TorchPredictor, load_torch
 
 GOOD = Comparison("a", expected=10, found=10, counted=10, matched=10, undecided=0, box=0.01, score=1e-5, mask=1e-3)
 
@@ -102,3 +104,26 @@ def test_a_runtime_that_is_not_installed_is_told(monkeypatch):
     monkeypatch.setattr(side_by_side, "load", lambda *_, **__: (_ for _ in ()).throw(UserError("broken file")))
     with pytest.raises(UserError, match="broken file"):
         compare_runtimes(None, "folder", "onnx", VerificationSet(()))
+
+
+def test_pytorch_gets_the_padding_that_the_artefact_gets(exported):
+    """The rounded grey of a uint8 canvas is no difference between runtimes: both sides see it, in AP as elsewhere."""
+    candidate = load(exported.artefact, runtime="onnxruntime", device="cpu")
+    reference = load_torch(exported.artefact.parent / "model.pt", device="cpu")
+    reference = TorchPredictor.from_model(
+        network_of(reference), candidate.preprocess, reference.classes, reference.category_ids
+    )
+    same, tall = (
+        SameCanvas(reference, candidate),
+        np.random.default_rng(0).integers(0, 256, (90, 30, 3), dtype=np.uint8),
+    )
+    canvas, (placement,) = same.prepare([tall])
+    own, _ = reference.prepare([tall])
+    inside = canvas[..., : placement.height, : placement.width] - own[..., : placement.height, : placement.width]
+    assert np.abs(inside).max() < 1e-5
+    padding = np.abs(canvas[..., placement.width :]).max()  # exactly 0 in float32, up to half a grey level in uint8
+    assert not own[..., placement.width :].any() and 1e-3 < padding < 0.6 / 57
+    theirs, _ = candidate.prepare([tall])
+    assert np.array_equal(canvas, candidate.preprocess.normalise(theirs))
+    found, expected = candidate.detect_batch([tall])[0], same.detect_batch([tall])[0]
+    assert len(found) == len(expected) and np.abs(found.boxes - expected.boxes).max(initial=0) < 0.1

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from directdet.common.errors import MissingLibraryError
 from directdet.data.records import Dataset
-from directdet.export.verify import DIFFERENCES, TOLERANCES, Verification, expect, planes, verify
+from directdet.export.verify import DIFFERENCES, TOLERANCES, SameCanvas, Verification, expect, planes, verify
 from directdet.infer.accuracy.evaluate import Metrics, evaluate
 from directdet.infer.predictor import Predictor
 from directdet.infer.runtimes.load import load
@@ -126,7 +126,8 @@ def compare_runtimes(
     """Verify the artefact in every runtime of its `kind` that is installed here, one after the other.
 
     Args:
-        reference: the model in PyTorch, with the artefact's canvas. Its AP is measured on its own float32 input.
+        reference: the model in PyTorch, with the artefact's canvas. In every comparison it gets the very canvases that
+            the artefact gets: what uint8 does to the padding is no difference between runtimes.
         kind: of the artefact, a key of `RUNTIMES`.
         batch: images of a timed run.
         say: called with a line about each step.
@@ -138,9 +139,6 @@ def compare_runtimes(
     scored = dataset if dataset is not None and dataset.records and ap_images else None
     count = min(ap_images, len(scored.records)) if scored else 0
     own: dict[str, float] = {}
-    if scored:
-        say(f"AP of PyTorch on {count} images")
-        own = _ap(evaluate(reference, scored, progress=True, max_images=ap_images))
     timing, expected, found, missing = 0.0, None, [], []
     for runtime in RUNTIMES[kind]:
         say(f"verification in {runtime}")
@@ -154,6 +152,10 @@ def compare_runtimes(
         if expected is None:
             timing = _milliseconds(reference, planes(candidate, sample)[0])
             expected = expect(reference, candidate, pictures, TOLERANCES[precision])
+            if scored:
+                say(f"AP of PyTorch on {count} images")
+                same = SameCanvas(reference, candidate)
+                own = _ap(evaluate(same, scored, progress=True, max_images=ap_images))
         one = verify(reference, candidate, pictures, precision, expected)
         ap = _ap(evaluate(candidate, scored, progress=True, max_images=ap_images)) if scored else {}
         latency = _milliseconds(candidate, candidate.prepare(sample)[0])

@@ -24,9 +24,8 @@ from directdet.infer.runtimes.torch_runtime import TorchBackend
 from directdet.models.parts.network import Network
 from directdet.models.parts.postprocess import HasThresholds
 
-# AP compares the whole chain with PyTorch on its own float32 input, so it includes the padding of a uint8 canvas. Where
-# there is data, it decides. The other limits of a lower precision are wide enough for networks with random weights,
-# which are more sensitive than trained ones.
+# Where there is data, AP decides. The other limits of a lower precision are wide enough for networks with random
+# weights, which are more sensitive than trained ones.
 TOLERANCES = {
     "fp32": Tolerance(),
     "fp16": Tolerance(box=2.0, score=0.02, mask=0.3, matched=0.9, ap=0.003, window=1.0, disturbance=1e-3),
@@ -211,6 +210,20 @@ def planes(candidate: Predictor, images: Sequence[np.ndarray]) -> tuple[np.ndarr
     """float32 [B, 3, H, W], normalised, of exactly the canvases that `candidate` gets for `images`."""
     batch, placements = candidate.prepare(images)
     return (candidate.preprocess.normalise(batch) if candidate.backend.input.channels_last else batch), placements
+
+
+class SameCanvas(Predictor):
+    """The reference on exactly the canvases that `candidate` gets: whole grey levels in the padding, too."""
+
+    def __init__(self, reference: Predictor, candidate: Predictor) -> None:
+        super().__init__(
+            reference.backend, reference.preprocess, reference.classes, reference.category_ids, reference.source
+        )
+        self._candidate = candidate
+
+    def prepare(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Placement]]:
+        """The candidate's canvases as float32 [B, 3, H, W], normalised."""
+        return planes(self._candidate, images)
 
 
 def _in_several_batches(candidate: Predictor, images: Sequence[np.ndarray]) -> list[Detections]:
