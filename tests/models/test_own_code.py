@@ -138,6 +138,17 @@ def test_an_installed_plug_in_that_fails_is_named(monkeypatch: pytest.MonkeyPatc
         load_plugins.__wrapped__()
 
 
+def test_an_installed_plug_in_is_found_by_its_entry_point(tmp_path: Path) -> None:
+    (tmp_path / "own_parts.py").write_text(OWN.read_text())
+    about = tmp_path / "own_parts-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: own-parts\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[{plugins.GROUP}]\nown = own_parts\n")
+    said = directdet("recipes", "centre_plain", PYTHONPATH=str(tmp_path))
+    assert "a detector of my own" in said and "centre" in said
+    assert "centre_plain" in directdet("recipes", PYTHONPATH=str(tmp_path))
+
+
 def test_names_are_given_once() -> None:
     assert {kind: list(table) for kind, table in TABLES.items()} == NAMES
     with pytest.raises(SettingError, match="'resnet18': there is one of that name already"):
