@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import cv2
+import nbclient
+import nbformat
 import pytest
 import torch
 
@@ -52,7 +54,7 @@ def test_train_and_detect(tmp_path):
     assert 25 < numbers(rf"box AP50 on 12 pictures: {NUMBER} %", text)[0] <= 100
     objects = re.findall(rf"^(?:disk|square|triangle|star) {NUMBER} at \[", text, re.MULTILINE)
     assert [len(objects)] == numbers(r"\n(\d+) objects drawn into", text)
-    assert objects and all(0.2 <= float(score) <= 1 for score in objects)
+    assert objects and all(0.3 <= float(score) <= 1 for score in objects)
     source = sorted((tmp_path / "work" / "data" / "val2017").iterdir())[1]
     drawn, plain = cv2.imread(str(tmp_path / "work" / "detected.jpg")), cv2.imread(str(source))
     assert drawn.shape == plain.shape and (cv2.absdiff(drawn, plain) > 50).any()
@@ -62,10 +64,9 @@ def test_train_and_detect(tmp_path):
 def test_export_and_verify(tmp_path):
     text = printed("export_and_verify", tmp_path / "work")
     assert "verification: PASS" in text
-    ours, theirs = numbers(rf"best score: {NUMBER} in PyTorch, {NUMBER} in ONNX Runtime", text)
-    assert ours > 0.1 and abs(ours - theirs) <= 0.001
-    assert numbers(rf"the five best boxes differ by at most {NUMBER} pixels", text)[0] < 0.1
     assert "files: meta.json, model.onnx" in text
+    scores = re.findall(rf"^(?:disk|square|triangle|star) {NUMBER} at \[", text, re.MULTILINE)
+    assert scores and all(0.3 <= float(score) <= 1 for score in scores)
 
 
 @pytest.mark.slow
@@ -81,15 +82,13 @@ def test_own_backbone(tmp_path):
 
 @pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
-    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbclient.NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     text = "".join(output["text"] for output in outputs if output["output_type"] == "stream")
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) == 2 and pictures[0]["data"]["image/png"] != pictures[1]["data"]["image/png"]
+    assert len(pictures) == 3 and pictures[0]["data"]["image/png"] != pictures[1]["data"]["image/png"]
     assert all(0 < percent <= 100 for percent in numbers(rf"AP50 of boxes: {NUMBER} %, of masks: {NUMBER} %", text))
     assert "verification: PASS" in text
-    differences = re.findall(rf"best detections differ by at most {NUMBER} pixels and {NUMBER} in score", text)
-    assert len(differences) == 3
-    assert all(float(boxes) < 0.1 and float(scores) < 0.001 for boxes, scores in differences)
+    runtimes = dict(re.findall(rf"^(\w+): 100\.0 % matched, boxes within {NUMBER} pixels", text, re.MULTILINE))
+    assert "onnxruntime" in runtimes and all(float(pixels) < 0.1 for pixels in runtimes.values())
