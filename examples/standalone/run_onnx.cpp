@@ -91,9 +91,10 @@ Taps taps(float low, float high, int limit, int cells) {
     Taps out{first, {}, {}};
     std::vector<float> centres;
     for (int pixel = first; pixel < last; ++pixel) centres.push_back(float(pixel) + 0.5f);
-    if (centres.empty()) {  // thinner than a pixel: it takes the one that it lies in
-        out.first = int(std::floor(low));
-        centres.push_back((low + high) / 2);
+    if (centres.empty()) {  // what the picture shows of it is thinner than a pixel: it takes the one that it lies in
+        const float start = std::max(low, 0.0f);
+        out.first = int(std::floor(start));
+        centres.push_back((start + std::min(high, float(limit))) / 2);
     }
     for (const float centre : centres) {
         const float place = (centre - low) * float(double(cells) / (double(high) - low)) + 0.5f;
@@ -104,10 +105,10 @@ Taps taps(float low, float high, int limit, int cells) {
     return out;
 }
 
-// Where the probabilities (side x side, spread over the box) reach 0.5 at the pixels' centres.
-void paste(const float* mask, int side, const cv::Size& size, Detection& found) {
-    const Taps across = taps(found.box[0], found.box[2], size.width, side);
-    const Taps down = taps(found.box[1], found.box[3], size.height, side);
+// Where the probabilities (side x side, spread over the box as it was predicted) reach 0.5 at the pixels' centres.
+void paste(const float* mask, int side, const float* predicted, const cv::Size& size, Detection& found) {
+    const Taps across = taps(predicted[0], predicted[2], size.width, side);
+    const Taps down = taps(predicted[1], predicted[3], size.height, side);
     const auto value = [&](int row, int column) {  // beyond the outermost cells' centres it falls to zero
         const bool inside = row >= 1 && row <= side && column >= 1 && column <= side;
         return inside ? mask[(row - 1) * side + column - 1] : 0.0f;
@@ -134,16 +135,18 @@ std::vector<Detection> decode(std::vector<Ort::Value>& outputs, const cv::Size& 
     std::vector<Detection> all;
     for (int row = 0; row < count; ++row) {
         Detection found{labels[row], scores[row], {}, {}, 0, 0};
+        float predicted[4];  // it may reach beyond the picture, and the mask covers it
         for (int side = 0; side < 4; ++side) {
             const float scale = side % 2 ? input.scale_y : input.scale_x;
             const float limit = float(side % 2 ? size.height : size.width);
-            found.box[side] = std::clamp(boxes[4 * row + side] / scale, 0.0f, limit);
+            predicted[side] = boxes[4 * row + side] / scale;
+            found.box[side] = std::clamp(predicted[side], 0.0f, limit);
         }
         const bool in_padding = found.box[2] <= found.box[0] || found.box[3] <= found.box[1];
         if (found.score < least || in_padding) continue;
         if (outputs.size() == 5) {
             const int side = int(outputs[4].GetTensorTypeAndShapeInfo().GetShape()[2]);
-            paste(outputs[4].GetTensorMutableData<float>() + size_t(row) * side * side, side, size, found);
+            paste(outputs[4].GetTensorMutableData<float>() + size_t(row) * side * side, side, predicted, size, found);
         }
         all.push_back(found);
     }

@@ -67,14 +67,13 @@ def decode(
     num, boxes, scores, labels = (value[0] for value in outputs[:4])
     found = []
     for row in range(int(num[0])):  # rows from num on are empty
-        box = boxes[row].astype(np.float32)
-        box[0::2] = np.clip(box[0::2] / np.float32(scale_x), 0, width)
-        box[1::2] = np.clip(box[1::2] / np.float32(scale_y), 0, height)
+        predicted = boxes[row] / np.array([scale_x, scale_y] * 2, np.float32)
+        box = np.clip(predicted, 0, np.array([width, height] * 2, np.float32))
         if scores[row] < least or box[2] <= box[0] or box[3] <= box[1]:  # the latter lie in the padding
             continue
         one = {"label": int(labels[row]), "score": float(scores[row]), "box": [float(value) for value in box]}
         if len(outputs) == 5:
-            one["mask"] = paste(outputs[4][0, row], one["box"], size)
+            one["mask"] = paste(outputs[4][0, row], predicted.tolist(), size)  # it covers what was predicted
         found.append(one)
     return found
 
@@ -95,8 +94,9 @@ def taps(low: float, high: float, limit: int, cells: int) -> tuple[int, np.ndarr
     """
     first, last = max(0, math.ceil(low - 0.5)), min(limit, math.floor(high - 0.5) + 1)
     centres = np.arange(first, last, dtype=np.float32) + np.float32(0.5)
-    if first >= last:  # thinner than a pixel: it takes the one that it lies in
-        first, centres = math.floor(low), np.array([(low + high) / 2], np.float32)
+    if first >= last:  # what the picture shows of it is thinner than a pixel: it takes the one that it lies in
+        start = max(low, 0.0)
+        first, centres = math.floor(start), np.array([(start + min(high, limit)) / 2], np.float32)
     place = (centres - np.float32(low)) * np.float32(cells / (high - low)) + np.float32(0.5)
     cell = np.clip(np.floor(place).astype(int), 0, cells)
     return first, cell, place - cell.astype(np.float32)

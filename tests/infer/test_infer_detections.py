@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from directdet.infer.decode import to_detections
 from directdet.infer.detections import Detections, encode_crop, paste_crop
+from directdet.infer.preprocess import Placement
 
 
 def slow_paste(mask: np.ndarray, box, image_size) -> np.ndarray:
@@ -54,6 +56,33 @@ def test_paste_equals_slow_reference():
         assert found.dtype == bool and found.any()
         # float32 against float64: a pixel exactly at the threshold may fall either way
         assert (found != slow_paste(mask, box, (60, 80))).sum() <= 1
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.6])
+@pytest.mark.parametrize(("x", "y"), [(80, 30), (40, 60), (80, 60), (0, 0), (40, 30)])
+def test_a_mask_that_reaches_into_the_padding_is_not_squeezed(x, y, scale):
+    """The picture, 60 x 80, is in the corner of a larger canvas; the network saw a disk of which the border cuts off a
+    part, and predicted the whole of it."""
+    radius, (height, width) = 25.0, (60, 80)
+    cells = (np.arange(28) + 0.5) / 28 * 2 - 1
+    disk = (1 / (1 + np.exp(40 * (np.hypot(cells, cells[:, None]) - 1)))).astype(np.float32)
+    box = np.array([x - radius, y - radius, x + radius, y + radius], np.float32)
+    raw = [np.array([[1]]), box[None, None] * scale, np.ones((1, 1), np.float32), np.zeros((1, 1)), disk[None, None]]
+    found = to_detections(raw, 0, Placement(scale, scale, int(height * scale), int(width * scale), height, width))
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    truth = np.hypot(columns - x, rows - y) <= radius
+    mask = found.full_masks()[0]
+    assert (mask & truth).sum() / (mask | truth).sum() > 0.95
+    np.testing.assert_allclose(found.boxes[0], np.clip(box, 0, [width, height] * 2))
+    assert np.array_equal(found.above(0.5).full_masks(), found.full_masks())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "seen"), [(-30.0, 0.3, [0]), (79.7, 130.0, [79]), (-5.0, -0.1, []), (80.0, 99.0, [])]
+)
+def test_what_is_seen_of_a_box_may_be_thinner_than_a_pixel(low, high, seen):
+    x, _, crop = paste_crop(np.ones((28, 28), np.float32), np.array([low, 10.0, high, 20.0]), (60, 80))
+    assert [x + column for column in range(crop.shape[1])] == seen and crop.all()
 
 
 def test_paste_agrees_with_torchvision():

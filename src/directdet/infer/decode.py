@@ -52,7 +52,7 @@ def to_detections(raw: Sequence[np.ndarray], index: int, placement: Placement) -
     """One image's detections.
 
     Boxes are scaled back to the original image and clipped to it. Boxes without any area left lie completely in the
-    padding and are dropped.
+    padding and are dropped. A mask covers the box as predicted, before it is clipped.
 
     Args:
         raw: num int32 [B, 1], boxes [B, K, 4] in canvas pixels, scores [B, K], labels [B, K], optional masks.
@@ -69,8 +69,9 @@ def to_detections(raw: Sequence[np.ndarray], index: int, placement: Placement) -
     scores = raw[2][index, :count]
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise UserError("the network returned NaN or infinite values; if it runs in fp16 or bf16, use fp32")
-    boxes[:, 0::2] = np.clip(boxes[:, 0::2] / np.float32(placement.scale_x), 0, placement.original_width)
-    boxes[:, 1::2] = np.clip(boxes[:, 1::2] / np.float32(placement.scale_y), 0, placement.original_height)
+    predicted = boxes / np.array([placement.scale_x, placement.scale_y] * 2, np.float32)
+    width, height = placement.original_width, placement.original_height
+    boxes = np.clip(predicted, 0, np.array([width, height, width, height], np.float32))
     keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     masks = raw[4][index, :count][keep] if len(raw) == 5 else None
     return Detections(
@@ -78,5 +79,6 @@ def to_detections(raw: Sequence[np.ndarray], index: int, placement: Placement) -
         scores=scores[keep],
         labels=raw[3][index, :count][keep],
         masks=masks,
-        image_size=(placement.original_height, placement.original_width),
+        image_size=(height, width),
+        mask_boxes=None if masks is None else predicted[keep],
     )

@@ -22,8 +22,10 @@ class Detections:
         boxes: float32 [K, 4], xyxy in pixels of the original image; pixel x covers [x, x + 1).
         scores: float32 [K].
         labels: int64 [K], contiguous 0..C-1.
-        masks: float32 [K, M, M] (28 x 28 in the papers), foreground probability inside each box, or None.
+        masks: float32 [K, M, M] (28 x 28 in the papers), foreground probability inside each mask box, or None.
         image_size: (height, width) of the original image.
+        mask_boxes: float32 [K, 4], the boxes that the masks cover, as the network predicted them: they may reach beyond
+            the image, where `boxes` end. None: the boxes themselves.
 
     Raises:
         ValueError: shapes do not match, or boxes or scores are not finite.
@@ -34,6 +36,7 @@ class Detections:
     labels: np.ndarray
     masks: np.ndarray | None
     image_size: tuple[int, int]
+    mask_boxes: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.boxes = np.asarray(self.boxes, np.float32)
@@ -54,6 +57,11 @@ class Detections:
             self.masks = np.asarray(self.masks, np.float32)
             if self.masks.ndim != 3 or len(self.masks) != count:
                 raise ValueError(f"masks {self.masks.shape} do not match {count} boxes; expected [K, M, M]")
+            self.mask_boxes = self.boxes if self.mask_boxes is None else np.asarray(self.mask_boxes, np.float32)
+            if self.mask_boxes.shape != (count, 4) or not np.isfinite(self.mask_boxes).all():
+                raise ValueError(
+                    f"mask_boxes {self.mask_boxes.shape} do not match {count} boxes; expected [K, 4], finite"
+                )
         if min(self.image_size) < 1:
             raise ValueError(f"image_size {self.image_size} is empty; expected (height, width)")
 
@@ -65,18 +73,18 @@ class Detections:
         keep = self.scores >= score
         if labels is not None:
             keep &= np.isin(self.labels, labels)
-        masks = None if self.masks is None else self.masks[keep]
-        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], masks, self.image_size)
+        masks, mask_boxes = (None if one is None else one[keep] for one in (self.masks, self.mask_boxes))
+        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], masks, self.image_size, mask_boxes)
 
     def mask_crop(self, index: int) -> tuple[int, int, np.ndarray]:
-        """Mask of one object inside its box.
+        """Mask of one object inside its box and the image.
 
         Returns:
             (x, y, crop): crop is bool [h, w], and its top left pixel is pixel (x, y) of the image. It may be empty.
         """
-        if self.masks is None:
+        if self.masks is None or self.mask_boxes is None:
             raise ValueError("these detections have no masks")
-        return paste_crop(self.masks[index], self.boxes[index], self.image_size)
+        return paste_crop(self.masks[index], self.mask_boxes[index], self.image_size)
 
     def mask_crops(self) -> list[tuple[int, int, np.ndarray]] | None:
         """`mask_crop` of every object, to compute them only once; None without masks."""
@@ -158,9 +166,10 @@ def _pixel_span(low: float, high: float, limit: int) -> tuple[int, int]:
     """First and one-past-last pixel whose centre lies in [low, high], within [0, limit)."""
     first = max(0, math.ceil(low - 0.5))
     last = min(limit, math.floor(high - 0.5) + 1)
-    if first >= last and high > low and 0 <= math.floor(low) < limit:
-        # A box thinner than a pixel may contain no centre; then take the pixel it lies in.
-        first = math.floor(low)
+    start = max(low, 0.0)
+    if first >= last and min(high, limit) > start:
+        # What the image shows of a box may be thinner than a pixel and contain no centre; take the pixel it lies in.
+        first = math.floor(start)
         last = first + 1
     return min(first, limit), min(max(last, 0), limit)
 
@@ -170,7 +179,7 @@ def _taps(low: float, high: float, first: int, last: int, cells: int) -> tuple[n
     the first, int64 [last - first], and the weight of the second, float32 [last - first]."""
     centre = np.arange(first, last, dtype=np.float32) + np.float32(0.5)
     if last - first == 1 and not low <= centre[0] <= high:
-        centre[0] = (low + high) / 2
+        centre[0] = (max(low, first) + min(high, last)) / 2
     position = (centre - np.float32(low)) * np.float32(cells / (high - low)) + np.float32(0.5)
     cell = np.clip(np.floor(position).astype(np.int64), 0, cells)
     return cell, position - cell

@@ -53,7 +53,9 @@ def _ground_truth(record: Record) -> Detections:
 
 def _enlarge(found: Detections, factor: int) -> Detections:
     height, width = found.image_size
-    return Detections(found.boxes * factor, found.scores, found.labels, found.masks, (height * factor, width * factor))
+    mask_boxes = None if found.mask_boxes is None else found.mask_boxes * factor
+    size = (height * factor, width * factor)
+    return Detections(found.boxes * factor, found.scores, found.labels, found.masks, size, mask_boxes)
 
 
 def _jpeg(image: np.ndarray) -> bytes:
