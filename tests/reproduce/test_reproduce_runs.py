@@ -1,53 +1,26 @@
-"""Comparisons run to their end, stopped and gone on with; Table 7's timing; and the picture of what came out."""
+"""Comparisons run to their end, stopped and gone on with."""
 
 import json
 import os
 import shutil
 import signal
-import statistics
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-import cv2
 import pytest
 import torch
-from rich.console import Console
-from slim_models import MICRO, backbone_file, without_masks
+from comparison_helpers import only, printed
+from slim_models import backbone_file, without_masks
 
-from directdet.common.errors import UserError
 from directdet.models.checkpoint import load_checkpoint
-from directdet.reproduce import budget as planning
 from directdet.reproduce import run as module
-from directdet.reproduce import time_limit, timing
+from directdet.reproduce import time_limit
 from directdet.reproduce.comparison_plot import draw_comparison
-from directdet.reproduce.experiments import EXPERIMENTS, SCALES
-from directdet.reproduce.run import Comparison, reproduce
+from directdet.reproduce.run import reproduce
 from directdet.train import loop
 from directdet.train.loop import Trainer
 
-
-@pytest.fixture(autouse=True)
-def micro(monkeypatch):
-    """Networks that take a fraction of a second a step; steps are not measured: the budget says how many there are."""
-    torch.set_num_threads(1)
-    monkeypatch.setitem(SCALES, "micro", MICRO)
-    monkeypatch.setattr(planning, "_seconds", lambda *_: {"step": 1.0, "evaluation": 0.0})
-    monkeypatch.setattr(planning, "FEWEST_STEPS", 2)
-
-
-def only(monkeypatch: pytest.MonkeyPatch, name: str, *keys: str) -> None:
-    """Leave the comparison with some of its rows."""
-    whole = EXPERIMENTS[name]
-    rows = replace(whole, trials=lambda scale: [trial for trial in whole.trials(scale) if trial.key in keys])
-    monkeypatch.setitem(EXPERIMENTS, name, rows)
-
-
-def printed(renderable: object) -> str:
-    console = Console(width=200)
-    with console.capture() as capture:
-        console.print(renderable)
-    return capture.get()
+pytestmark = pytest.mark.usefixtures("unmeasured")
 
 
 def state_of(out: Path, run: str) -> dict[str, torch.Tensor]:
@@ -197,86 +170,3 @@ def test_a_loss_that_is_not_finite_ends_its_row_alone(shapes, tmp_path, monkeypa
     assert found.finished and all("diverged" in row for row in found.rows)  # what they share did not come about
     assert not (tmp_path / "b" / "sync").exists()
     draw_comparison(found.to_dict(), tmp_path / "none.png")
-
-
-# ---- Table 7
-
-
-@pytest.mark.slow
-def test_timing_of_table7(shapes, tmp_path):
-    result = timing.time_table7(shapes, tmp_path / "out", "micro", "cpu", rounds=2, steps=1)
-    assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(json.dumps(result))
-    rows = {row["method"]: row for row in result["rows"]}
-    assert list(rows) == [row["method"] for row in result["paper"]["rows"]]
-    for row in rows.values():
-        for key in ("seconds", "fps"):
-            assert len(row["rounds"][key]) == 2 and min(row["rounds"][key]) > 0
-            assert row["medians"][key] == statistics.median(row["rounds"][key])
-            base = rows["Scratch (SyncBN)"]["rounds"][key]
-            assert row["to_sync"][key] == statistics.median(
-                a / b for a, b in zip(row["rounds"][key], base, strict=True)
-            )
-    assert rows["Scratch (SyncBN)"]["to_sync"] == {"seconds": 1.0, "fps": 1.0}
-    assert result["data_seconds"].keys() == {"pretrain", "finetune"} and min(result["data_seconds"].values()) > 0
-    assert result["hardware"] and result["versions"]["torch"] == torch.__version__
-    text = printed(timing.timing_table(result))
-    assert "One process: SyncBN has nobody to synchronise with" in text and timing.CAUTION in text
-    direct = next(line for line in text.splitlines() if "Direct" in line)
-    # the paper's 0.424 s and 8.6 fps, 0.88 of SyncBN's 0.483 s
-    assert "0.424" in direct and "0.88" in direct and direct.rstrip("│ ").endswith("8.6")
-
-
-def test_variants_of_table7_are_its_rows():
-    found = {
-        name: (phase.norm, phase.frozen_stages, model.get("norm", "bn"), phase.size)
-        for name, (phase, model) in timing.variants(MICRO).items()
-    }
-    assert found == {
-        "ImageNet": ("affine", 1, "bn", (64, 96)),
-        "Scratch (GN)": ("live", -1, "gn", (64, 96)),
-        "Scratch (SyncBN)": ("sync", -1, "bn", (64, 96)),
-        "Direct": ("fixed", 1, "bn", (64, 96)),
-    }
-
-
-def test_timing_needs_pictures_to_time_on(shapes, tmp_path):
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "train2017").symlink_to(shapes / "train2017")
-    name = "annotations/instances_train2017.json"
-    (tmp_path / name).write_text((shapes / name).read_text())
-    with pytest.raises(UserError, match="has no val split to take frame rates on"):
-        timing.time_table7(tmp_path, tmp_path / "out", "micro", "cpu")
-
-
-# ---- The picture
-
-
-def drawn(rows: list[dict], path: Path):
-    plan = {"experiment": "direct/scratch", "scale": "micro", "seed": 0, "budget_s": 90.0, "device": "cpu"}
-    draw_comparison(Comparison(path.parent, {**plan, "equal": "time"}, rows, True).to_dict(), path)
-    return cv2.imread(str(path)) if path.exists() else None
-
-
-def test_the_picture_has_a_bar_for_each_row(tmp_path):
-    def row(label: str, box_ap: float | None, paper: float | None) -> dict:
-        figures = {"paper": None if paper is None else {"box_ap": paper}}
-        return {"key": label, "label": label, **figures, **({} if box_ap is None else {"box_ap": box_ap})}
-
-    assert (
-        drawn([row("to come", None, 40.0), {**row("x", None, None), "skipped": "no weights"}], tmp_path / "no.png")
-        is None
-    )
-    rows = [row("first", 0.4, 41.5), row("second", 0.2, None), row("third", 0.0, 36.1)]
-    picture = drawn([*rows, row("to come", None, 40.0)], tmp_path / "three.png")
-
-    def painted(colour: str, image) -> list[int]:
-        """Widths of the bars of a colour, in the rows of pixels where it changes."""
-        wanted = [int(colour[i : i + 2], 16) for i in (5, 3, 1)]
-        widths = (abs(image.astype(int) - wanted).max(2) < 8).sum(1)
-        return [int(w) for w, before in zip(widths[1:], widths[:-1], strict=True) if w != before and w > 5]
-
-    ours, paper = painted("#1f6f8b", picture), painted("#b9c3c9", picture)
-    assert max(ours) == pytest.approx(2 * sorted(set(ours))[0], rel=0.03)  # 40 beside 20; 0 has no bar
-    assert max(paper) / sorted(set(paper))[0] == pytest.approx(41.5 / 36.1, rel=0.03)
-    one = drawn(rows[1:2], tmp_path / "one.png")  # no figure of the paper at all
-    assert one.shape[0] < picture.shape[0] and one.std() > 5
