@@ -76,7 +76,7 @@ def test_settings_reach_one_phase_or_both():
         ("epochs=1e999", "is not a whole number"),
         ("scale=0,0", "0 is not above 0"),
         ("scale=1,0.5", "not a range"),
-        ("pretrain.size=224,320", "not a square"),
+        ("pretrain.size=224,320", "not square"),
         ("eval_size=100", "multiples of 32"),
         ("model.nms=7", "not between 0 and 1; the nearest is 1"),
         ("model.smooth_l1_beta=-1", "not at least 0; the nearest is 0"),

@@ -17,7 +17,7 @@ from directdet.recipes.recipe import Phase, Recipe
 from directdet.recipes.scratchdet import SCRATCHDET_RECIPES
 from directdet.recipes.settings import apply_settings
 from directdet.recipes.show import describe_recipe
-from directdet.recipes.table_rows import ROWS, paper_table, results_of
+from directdet.recipes.table_rows import TABLES, published_results
 from directdet.train.optim import learning_rate
 
 SSDS = [name for name, build in SCRATCHDET_RECIPES.items() if build().detector == "ssd"]
@@ -28,7 +28,7 @@ COCO = "ssd300_root_resnet34_coco"
 
 
 def test_table1_is_the_papers():
-    names, rows = iter(ROWS["ScratchDet 1"]), iter(paper_table("ScratchDet 1").rows)
+    names, rows = iter(TABLES["scratchdet/table1"].recipes), iter(TABLES["scratchdet/table1"].published().rows)
     for imagenet, backbone, head, figures in TABLE1:
         for rate, figure in zip(RATES, figures, strict=True):
             name = next(names)
@@ -38,7 +38,7 @@ def test_table1_is_the_papers():
             assert recipe.model == wanted and recipe.init == ("imagenet" if imagenet else "random"), name
             images = 32 if imagenet else 32 * GPUS  # section 4.1
             assert learning_rate(recipe.phases[0], images) == rate, name
-            (shown,) = results_of(name)
+            (shown,) = published_results(name)
             assert shown.startswith("ScratchDet, Table 1, ") and f"learning rate {rate:g}: " in shown
             assert shown.endswith("did not converge" if figure is None else f": mAP {figure}")
             assert ("ImageNet" in shown) == imagenet
@@ -46,7 +46,7 @@ def test_table1_is_the_papers():
 
 
 def test_table2_is_the_papers():
-    names, rows = ROWS["ScratchDet 2"], paper_table("ScratchDet 2").rows
+    names, rows = TABLES["scratchdet/table2"].recipes, TABLES["scratchdet/table2"].published().rows
     for name, row, (stride, convs, kernel, fps, figure) in zip(names, rows, TABLE2, strict=True):
         recipe = get_recipe(name)
         root = SSD_BACKBONES[recipe.model["backbone"]](8)
@@ -55,7 +55,7 @@ def test_table2_is_the_papers():
         assert (row.fps, row.ap) == (fps, figure), name
         words = ("one", "two", "three", "four", "five")[convs - 1]
         assert row.method.startswith(f"stride {stride}, {words} {kernel}x{kernel}"), name
-        assert results_of(name) == [f"ScratchDet, Table 2, {row.method}: mAP {figure}; {fps} fps"]
+        assert published_results(name) == [f"ScratchDet, Table 2, {row.method}: mAP {figure}; {fps} fps"]
         assert recipe.model["extras"] == "residual" and learning_rate(recipe.phases[0], 128) == 0.05
 
 
@@ -163,7 +163,7 @@ def test_sources_of_a_network_do_not_contradict_it(name):
     ] == config.extras
     assert ("VGG-16" in says["backbone"]) == (config.backbone == "vgg16")
     assert ("DSOD" in says["backbone"]) == (config.backbone == "dsod")
-    assert ("Table 2" in says["backbone"]) == (name in ROWS["ScratchDet 2"])
+    assert ("Table 2" in says["backbone"]) == (name in TABLES["scratchdet/table2"].recipes)
     assert f"{config.candidates} at a time" in says["candidates"]
 
 
@@ -177,5 +177,5 @@ def test_pixels_cannot_be_divided_by_nothing(value):
 
 
 def test_warp_needs_one_size_for_training_and_evaluation():
-    with pytest.raises(UsageProblem, match=r"eval_size: .* must be \(320, 320\), the size"):
+    with pytest.raises(UsageProblem, match=r"eval_size: .* must equal scratch\.size, \(320, 320\), with resize=warp"):
         apply_settings(get_recipe("ssd300_resnet18"), ["size=320"])

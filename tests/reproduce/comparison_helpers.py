@@ -6,7 +6,9 @@ import pytest
 from rich.console import Console
 from slim_models import MICRO
 
-from directdet.reproduce.experiments import EXPERIMENTS, Scale, Trial
+from directdet.reproduce.experiments import EXPERIMENTS, Trial
+from directdet.reproduce.run import ReproduceOptions
+from directdet.reproduce.scales import Scale
 
 DIRECT_NAMES = [name for name in EXPERIMENTS if name.startswith("direct/")]
 
@@ -21,6 +23,11 @@ def only(monkeypatch: pytest.MonkeyPatch, name: str, *keys: str) -> None:
     whole = EXPERIMENTS[name]
     rows = replace(whole, trials=lambda scale: [trial for trial in whole.trials(scale) if trial.key in keys])
     monkeypatch.setitem(EXPERIMENTS, name, rows)
+
+
+def micro_options(budget: float = 1200.0, **changes) -> ReproduceOptions:
+    """Of networks that take a fraction of a second a step, on the CPU."""
+    return ReproduceOptions(budget, "micro", "cpu", **changes)
 
 
 def printed(renderable: object) -> str:

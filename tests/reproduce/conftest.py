@@ -6,7 +6,8 @@ from slim_models import MICRO
 
 from directdet.reproduce import budget
 from directdet.reproduce import run as module
-from directdet.reproduce.experiments import SCALES
+from directdet.reproduce.budget import Pace
+from directdet.reproduce.scales import SCALES
 
 
 @pytest.fixture(autouse=True)
@@ -19,14 +20,14 @@ def micro(monkeypatch):
 @pytest.fixture
 def unmeasured(monkeypatch):
     """Steps take a second and evaluations nothing: a budget says how many steps there are."""
-    monkeypatch.setattr(budget, "_seconds", lambda *_: {"step": 1.0, "evaluation": 0.0})
+    monkeypatch.setattr(budget, "_seconds", lambda *_: Pace(1.0, 0.0))
     monkeypatch.setattr(budget, "FEWEST_STEPS", 2)
 
 
 @pytest.fixture
 def paced(monkeypatch):
     """Steps of ten seconds and evaluations of none, not measured: a budget then says how many steps there are."""
-    monkeypatch.setattr(budget, "_seconds", lambda *_: {"step": 10.0, "evaluation": 0.0})
+    monkeypatch.setattr(budget, "_seconds", lambda *_: Pace(10.0, 0.0))
     monkeypatch.setattr(budget, "FEWEST_STEPS", 2)
 
 

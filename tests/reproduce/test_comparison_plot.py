@@ -5,8 +5,8 @@ from pathlib import Path
 import cv2
 import pytest
 
+from directdet.reproduce.comparison import Comparison
 from directdet.reproduce.comparison_plot import draw_comparison
-from directdet.reproduce.run import Comparison
 
 
 def drawn(rows: list[dict], path: Path):

@@ -10,8 +10,9 @@ from slim_models import MICRO
 from directdet.data.dataset import load_dataset
 from directdet.models.build import build_model
 from directdet.recipes.recipe import PARTS
-from directdet.recipes.table_rows import paper_table
-from directdet.reproduce.experiments import EXPERIMENTS, SCALES, SHARED
+from directdet.recipes.table_rows import TABLES
+from directdet.reproduce.experiments import EXPERIMENTS, SHARED
+from directdet.reproduce.scales import SCALES
 from directdet.train.loop import Trainer
 from directdet.train.prepare import apply_norm
 
@@ -29,15 +30,15 @@ def test_rows_are_well_formed(name, scale):
         assert all(phase.eval_every == 0 for phase in trial.recipe.phases[:-1])
         assert trial.recipe.phases[-1].eval_every > 1000  # at the end alone
     if EXPERIMENTS[name].equal == "steps":  # of what they share there is one
-        assert all(trial.shares for trial in trials)
+        assert all(trial.shares_pretrain for trial in trials)
         assert len({(str(trial.recipe.phases[0]), str(trial.recipe.model)) for trial in trials}) == 1
     else:
-        assert not any(trial.shares for trial in trials)
+        assert not any(trial.shares_pretrain for trial in trials)
 
 
 @pytest.mark.parametrize("name", DIRECT_NAMES)
 def test_figures_beside_the_rows_are_the_papers(name):
-    rows = paper_table(EXPERIMENTS[name].table).rows + paper_table("1").rows
+    rows = TABLES[EXPERIMENTS[name].table].published().rows + TABLES["direct/table1"].published().rows
     found = [
         {"box_ap": row.ap_box, "mask_ap": row.ap_mask, "days": row.total_cost_days, "s_per_iter": row.s_per_iter}
         for row in rows

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from comparison_helpers import only, printed
+from comparison_helpers import micro_options, only, printed
 from slim_models import backbone_file, without_masks
 
 from directdet.models.checkpoint import load_checkpoint
-from directdet.reproduce import run as module
 from directdet.reproduce import time_limit
+from directdet.reproduce.comparison import CAUTION
 from directdet.reproduce.comparison_plot import draw_comparison
 from directdet.reproduce.run import reproduce
 from directdet.train import loop
@@ -69,7 +69,7 @@ class Clock:
 def test_stopped_by_the_time_limit_and_gone_on_with(shapes, tmp_path, monkeypatch, name, budget, runs, stops):
     monkeypatch.setattr(loop, "LOG_EVERY", 1)  # a row of the log is a mean since the one before it
     only(monkeypatch, name, *{run.partition("/")[0] for run in runs})
-    given = {"data": shapes, "budget": budget, "scale": "micro", "device": "cpu", "time_limit": 1000.0}
+    given = {"data": shapes, "options": micro_options(budget), "time_limit": 1000.0}
     whole = reproduce(name, out=tmp_path / "whole", **given)
     assert whole.finished
     (tmp_path / "parts").mkdir()
@@ -89,7 +89,7 @@ def test_stopped_by_the_time_limit_and_gone_on_with(shapes, tmp_path, monkeypatc
     for run in runs:
         parts = state_of(tmp_path / "parts", run)
         assert all(torch.equal(value, parts[key]) for key, value in state_of(tmp_path / "whole", run).items())
-    assert "Not finished: the same command goes on." in printed(found[0].table())
+    assert "Not finished: run the same command again to continue." in printed(found[0].table())
     assert [row["key"] for row in found[0].rows] == [row["key"] for row in whole.rows]
     again = reproduce(name, out=tmp_path / "parts", **given)  # nothing is left to do
     assert again.rows == found[-1].rows
@@ -99,7 +99,7 @@ def test_stopped_by_the_time_limit_and_gone_on_with(shapes, tmp_path, monkeypatc
 def check_results(out: Path, name: str) -> None:
     """results.json says what ran, on what, when, and that it is not the paper's AP."""
     result = json.loads((out / "results.json").read_text())
-    assert result["caution"] == module.CAUTION and result["finished"] is True
+    assert result["caution"] == CAUTION and result["finished"] is True
     assert result["plan"] == json.loads((out / "plan.json").read_text())
     assert result["plan"]["experiment"] == name and result["plan"]["images"] == [12, 4]
     assert datetime.fromisoformat(result["date"]).utcoffset() is not None
@@ -116,7 +116,7 @@ def check_results(out: Path, name: str) -> None:
 @pytest.mark.slow
 def test_ctrl_c_is_no_time_limit(shapes, tmp_path, monkeypatch):
     only(monkeypatch, "direct/scratch", "scratch_bn")
-    given = ("direct/scratch", shapes, tmp_path, 4.0, "micro", "cpu")
+    given = ("direct/scratch", shapes, tmp_path, micro_options(4.0))
     stopped_at(monkeypatch, {2}, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         reproduce(*given, time_limit=1000.0)
@@ -128,11 +128,11 @@ def test_ctrl_c_is_no_time_limit(shapes, tmp_path, monkeypatch):
 def test_an_imagenet_row_starts_from_its_file(shapes, tmp_path, monkeypatch):
     only(monkeypatch, "direct/table1", "imagenet")
     file = backbone_file(tmp_path / "r18.pth")
-    given = {"data": shapes, "out": tmp_path / "out", "budget": 3.0, "scale": "micro", "device": "cpu"}
+    given = ("direct/table1", shapes, tmp_path / "out", micro_options(3.0, imagenet=str(file)))
     stopped_at(monkeypatch, {2}, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        reproduce("direct/table1", imagenet=str(file), **given)
-    assert reproduce("direct/table1", imagenet=str(file), **given).finished
+        reproduce(*given)
+    assert reproduce(*given).finished
     weights, state = torch.load(file, weights_only=True), state_of(tmp_path / "out", "imagenet/finetune")
     for name, value in weights.items():
         if name.startswith(("conv1", "bn1", "layer1")):  # frozen
@@ -145,7 +145,7 @@ def test_an_imagenet_row_starts_from_its_file(shapes, tmp_path, monkeypatch):
 def test_data_without_masks_runs(shapes, tmp_path, monkeypatch):
     only(monkeypatch, "direct/table5", "box", "mask")
     data = without_masks(shapes, tmp_path / "data")
-    found = reproduce("direct/table5", data, tmp_path / "out", 6.0, "micro", "cpu")
+    found = reproduce("direct/table5", data, tmp_path / "out", micro_options(6.0))
     assert found.finished and [row["key"] for row in found.rows] == ["box"]
     assert found.rows[0]["mask_ap"] is None and found.rows[0]["segm"] is None and found.rows[0]["box_ap"] >= 0
 
@@ -161,12 +161,12 @@ def test_a_loss_that_is_not_finite_ends_its_row_alone(shapes, tmp_path, monkeypa
 
     monkeypatch.setattr(Trainer, "step", broken)
     only(monkeypatch, "direct/scratch", "scratch_bn", "scratch_gn")
-    given = ("direct/scratch", shapes, tmp_path / "a", 4.0, "micro", "cpu")
+    given = ("direct/scratch", shapes, tmp_path / "a", micro_options(4.0))
     for _ in range(2):  # and the second time nothing is tried again
         found = reproduce(*given)
         assert found.finished and ["diverged" in row for row in found.rows] == [True, False]
     only(monkeypatch, "direct/table2", "sync", "fixed")
-    found = reproduce("direct/table2", shapes, tmp_path / "b", 7.0, "micro", "cpu")
+    found = reproduce("direct/table2", shapes, tmp_path / "b", micro_options(7.0))
     assert found.finished and all("diverged" in row for row in found.rows)  # what they share did not come about
     assert not (tmp_path / "b" / "sync").exists()
     draw_comparison(found.to_dict(), tmp_path / "none.png")

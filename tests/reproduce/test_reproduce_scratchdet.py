@@ -4,14 +4,15 @@ import json
 
 import cv2
 import pytest
-from comparison_helpers import only, printed
+from comparison_helpers import micro_options, only, printed
 from scratchdet_tables import RATES, TABLE1, TABLE2
 
 from directdet.recipes.by_name import get_recipe
-from directdet.recipes.table_rows import ROWS
+from directdet.recipes.table_rows import TABLES
 from directdet.reproduce.comparison_plot import draw_comparison
-from directdet.reproduce.experiments import EXPERIMENTS, SCALES
+from directdet.reproduce.experiments import EXPERIMENTS
 from directdet.reproduce.run import reproduce
+from directdet.reproduce.scales import SCALES
 from directdet.train.loop import Trainer
 from directdet.train.optim import learning_rate
 
@@ -25,13 +26,13 @@ def test_trials_of_scratchdet1_are_the_rows_that_start_from_scratch():
         assert learning_rate(phase, SCALES["small"].ssd_batch) == rate and trial.label.endswith(f", {rate:g}")
         assert trial.recipe.model["norm"] == ("bn" if backbone else "none")
         assert trial.recipe.model["head_norm"] == head
-        assert trial.paper == {"map": figure} and trial.recipe.init == "random" and not trial.shares
+        assert trial.paper == {"map": figure} and trial.recipe.init == "random" and not trial.shares_pretrain
         assert (phase.batch_size, trial.recipe.model["width"]) == (16, 16)
 
 
 def test_trials_of_scratchdet2_are_the_roots():
     trials = EXPERIMENTS["scratchdet/table2"].trials(SCALES["paper"])
-    for trial, name, (*_, fps, figure) in zip(trials, ROWS["ScratchDet 2"], TABLE2, strict=True):
+    for trial, name, (*_, fps, figure) in zip(trials, TABLES["scratchdet/table2"].recipes, TABLE2, strict=True):
         whole = get_recipe(name)
         assert trial.paper == {"map": figure, "fps": fps}
         assert trial.recipe.model == {**whole.model, "width": None}
@@ -53,7 +54,7 @@ def test_a_row_that_is_not_finite_is_nan_and_the_others_go_on(shapes, tmp_path, 
 
     monkeypatch.setattr(Trainer, "step", broken)
     only(monkeypatch, "scratchdet/table1", "none_lr05", "head_lr01", "both_lr05")
-    given = ("scratchdet/table1", shapes, tmp_path, 6.0, "micro", "cpu")
+    given = ("scratchdet/table1", shapes, tmp_path, micro_options(6.0))
     for _ in range(2):  # and the second time nothing is tried again
         found = reproduce(*given)
         assert found.finished

@@ -30,7 +30,7 @@ def test_timing_of_table7(shapes, tmp_path):
     assert result["data_seconds"].keys() == {"pretrain", "finetune"} and min(result["data_seconds"].values()) > 0
     assert result["hardware"] and result["versions"]["torch"] == torch.__version__
     text = printed(timing.timing_table(result))
-    assert "One process: SyncBN has nobody to synchronise with" in text and timing.CAUTION in text
+    assert "One process: SyncBN has no other process to synchronise with" in text and timing.CAUTION in text
     direct = next(line for line in text.splitlines() if "Direct" in line)
     # the paper's 0.424 s and 8.6 fps, 0.88 of SyncBN's 0.483 s
     assert "0.424" in direct and "0.88" in direct and direct.rstrip("│ ").endswith("8.6")
@@ -54,5 +54,5 @@ def test_timing_needs_pictures_to_time_on(shapes, tmp_path):
     (tmp_path / "train2017").symlink_to(shapes / "train2017")
     name = "annotations/instances_train2017.json"
     (tmp_path / name).write_text((shapes / name).read_text())
-    with pytest.raises(UserError, match="has no val split to take frame rates on"):
+    with pytest.raises(UserError, match="has no val split to measure frame rates on"):
         timing.time_table7(tmp_path, tmp_path / "out", "micro", "cpu")

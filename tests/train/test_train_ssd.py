@@ -16,8 +16,9 @@ from directdet.recipes.by_name import get_recipe
 from directdet.recipes.recipe import Recipe
 from directdet.recipes.settings import apply_settings
 from directdet.train import loop
-from directdet.train.loop import Trainer, make_phase_loader
-from directdet.train.run import load_splits, train
+from directdet.train.data import load_splits, make_phase_loader
+from directdet.train.loop import Trainer
+from directdet.train.run import train
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def last(run: Path) -> Path:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (["model.size=512"], "model.size=512: such a network takes pictures of 512x512 alone"),
+        (["model.size=512"], "model.size=512: this network takes images of 512x512 only"),
         (["size=320", "eval_size=320"], r"model\.size=300: .*--set scratch.size=300 "),
         (["resize=edges"], "--set scratch.resize=warp"),
         (["resize=direct"], "--set scratch.resize=warp"),
@@ -106,5 +107,5 @@ def test_another_size_is_taken_where_it_is_given_everywhere(shapes, slim, tmp_pa
 
 def test_warping_for_a_pyramid_needs_multiples_of_32(shapes, tiny, tmp_path):
     warped = apply_settings(tiny, ["pretrain.resize=warp", "pretrain.size=100", "pretrain.eval_size=100"])
-    with pytest.raises(UserError, match="pretrain: size: height and width must be multiples of 32, not 100 and 100"):
+    with pytest.raises(UserError, match=r"pretrain\.size: height and width must be multiples of 32, not 100 and 100"):
         train(warped, shapes, tmp_path / "run", dry_run=True)
