@@ -36,7 +36,7 @@ def unpack(part: Path, data: Path) -> None:
 
 def run(arguments: argparse.Namespace) -> bool:
     """Run one slice and return whether everything is finished."""
-    from directdet.reproduce.run import reproduce
+    from directdet.reproduce.run import ReproduceOptions, reproduce
     from directdet.reproduce.timing import time_table7
 
     end = time.monotonic() + arguments.slice
@@ -50,10 +50,15 @@ def run(arguments: argparse.Namespace) -> bool:
             if not (out / "results.json").is_file():
                 time_table7(arguments.data, out, arguments.scale, arguments.device)
         else:
-            options = {"scale": arguments.scale, "device": arguments.device, "time_limit": left}
-            options |= {"rows": arguments.rows, "steps": arguments.steps, "ssd_batch": arguments.ssd_batch}
-            budget = COMPARISONS[name] * arguments.shorten
-            finished = reproduce(name, arguments.data, out, budget, **options).finished
+            options = ReproduceOptions(
+                COMPARISONS[name] * arguments.shorten,
+                arguments.scale,
+                arguments.device,
+                rows=arguments.rows,
+                steps=arguments.steps,
+                ssd_batch=arguments.ssd_batch,
+            )
+            finished = reproduce(name, arguments.data, out, options, time_limit=left).finished
         if arguments.copy_to:  # unfinished ones as well: there may be no time for another slice
             arguments.copy_to.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(out / "results.json", arguments.copy_to / f"{name.replace('/', '_')}.json")

@@ -14,9 +14,9 @@ from pathlib import Path
 from measure import in_process, milliseconds, parser, write_results
 
 from directdet.recipes.published import SpeedRow, scratchdet_table2
-from directdet.recipes.scratchdet import TABLE2
+from directdet.recipes.scratchdet import TABLE2_BACKBONES
 
-CELLS = [f"{runtime}:{name}" for name in TABLE2 for runtime in ("torch", "onnxruntime")]
+CELLS = [f"{runtime}:{name}" for name in TABLE2_BACKBONES for runtime in ("torch", "onnxruntime")]
 
 
 def measure(cell: str, threads: int, runs: int) -> dict[str, float]:
@@ -64,10 +64,10 @@ def main() -> None:
             print(f"round {number + 1}: {cell:32s} {times[cell][-1]:8.1f} ms", file=sys.stderr)
     rows = {}
     paper = [(row.method, row.fps) for row in scratchdet_table2().rows if isinstance(row, SpeedRow) and row.fps]
-    for name, (method, fps) in zip(TABLE2, paper, strict=True):
+    for name, (method, fps) in zip(TABLE2_BACKBONES, paper, strict=True):
         rows[name] = {"first_layer": method, "paper_fps": fps, "paper_ratio": fps / paper[0][1]}
         for runtime in ("torch", "onnxruntime"):
-            own, first = times[f"{runtime}:{name}"], times[f"{runtime}:{TABLE2[0]}"]
+            own, first = times[f"{runtime}:{name}"], times[f"{runtime}:{TABLE2_BACKBONES[0]}"]
             ratio = statistics.median(b / a for a, b in zip(own, first, strict=True))
             rows[name] |= {f"{runtime}_ms": statistics.median(own), f"{runtime}_ratio": ratio}
         print(

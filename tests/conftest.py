@@ -32,3 +32,30 @@ def pytest_configure(config):
     """A shell starts what runs in the background deaf to Ctrl-C; some tests send it, also to what they start."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# What follows is imported by those who use it, after the environment is set.
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> Path:
+    """A COCO dataset of 12 train and 4 val pictures."""
+    from directdet.data.synthetic import make_synthetic
+
+    return make_synthetic(tmp_path_factory.mktemp("shapes"), images_train=12, images_val=4, size=(64, 96))
+
+
+@pytest.fixture
+def artefact(tmp_path: Path) -> Path:
+    """Artefact of batch 1 with masks, input 96 x 128."""
+    from tiny_artefact import write_artefact
+
+    return write_artefact(tmp_path / "artefact")
+
+
+@pytest.fixture
+def tiny_dataset(tmp_path: Path):
+    """Three images of 192 x 256 on which the tiny artefact is right: its boxes, doubled, are the ground truth."""
+    from tiny_artefact import write_dataset
+
+    return write_dataset(tmp_path)

@@ -30,11 +30,11 @@ def micro(monkeypatch):
     import torch
 
     from directdet.reproduce import budget
-    from directdet.reproduce.experiments import SCALES, Scale
+    from directdet.reproduce.scales import SCALES, Scale
 
     torch.set_num_threads(1)
     monkeypatch.setitem(SCALES, "micro", Scale("micro", (64, 96), 0.15, {"rcnn": MODEL}, workers=0))
-    monkeypatch.setattr(budget, "_seconds", lambda *_: {"step": 1.0, "evaluation": 0.0})
+    monkeypatch.setattr(budget, "_seconds", lambda *_: budget.Pace(1.0, 0.0))
     monkeypatch.setattr(budget, "FEWEST_STEPS", 2)
 
 
@@ -66,14 +66,14 @@ def test_what_is_no_time(times, text):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["direct/table9"], 2, "direct/table9: unknown; there are direct/table1"),
-        (["table2"], 2, "table2: unknown"),
-        (["direct/table2", "--scale", "huge"], 2, "--scale huge: there are smoke, tiny"),
-        (["direct/table7", "--scale", "huge"], 2, "--scale huge: there are smoke, tiny"),
+        (["direct/table9"], 2, "direct/table9: unknown comparison; choose one of direct/table1"),
+        (["table2"], 2, "table2: unknown comparison"),
+        (["direct/table2", "--scale", "huge"], 2, "--scale huge: unknown; choose one of smoke, tiny"),
+        (["direct/table7", "--scale", "huge"], 2, "--scale huge: unknown; choose one of smoke, tiny"),
         (["direct/table2", "--budget", "20"], 2, "is not a time"),
         (["direct/table2", "--time-limit", "soon"], 2, "is not a time"),
         (["direct/table2", "--steps", "0"], 2, "--steps"),
-        (["direct/scratch", "--scale", "micro", "--steps", "3"], 2, "get equal time: give a --budget"),
+        (["direct/scratch", "--scale", "micro", "--steps", "3"], 2, "get equal time, not steps; give a --budget"),
         (["direct/table2", "--scale", "micro", "--budget", "5s"], 1, "give at least 1m"),
         (["direct/table1", "--scale", "micro", "--imagenet", "nowhere.pth"], 1, "nowhere.pth: no such checkpoint"),
     ],

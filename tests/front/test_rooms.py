@@ -32,8 +32,8 @@ TORCH_ROOMS = {"models", "train", "export"}
 TORCH_FILES = {
     "data/loader.py",
     "reproduce/budget.py",
+    "reproduce/comparison.py",
     "reproduce/landscape.py",
-    "reproduce/run.py",
     "reproduce/timing.py",
 }
 ONE_SCREEN = 16  # files of a folder

@@ -1,4 +1,4 @@
-"""A tiny artefact whose detections are known."""
+"""A tiny artefact whose detections are known, and images on which they are right."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import hashlib
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from directdet.data.dataset import Dataset
+from directdet.data.records import AnnotatedObject, make_record
 from directdet.infer.preprocess import Preprocess
 
 CLASSES = ("person", "traffic light", "dog")
@@ -113,3 +116,24 @@ def write_artefact(
     }
     (folder / "meta.json").write_text(json.dumps(meta))
     return folder
+
+
+def write_dataset(folder: Path) -> Dataset:
+    """Three images of 192 x 256 on which the artefact is right: its boxes, doubled, are the ground truth."""
+    rng = np.random.default_rng(0)
+    records = []
+    for number in range(1, 4):
+        path = folder / "images" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), rng.integers(0, 256, (192, 256, 3), dtype=np.uint8))
+        objects = [
+            AnnotatedObject(
+                annotation_id=10 * number + row,
+                label=int(LABELS[row]),
+                box=[2 * float(value) for value in BOXES[row]],
+                area=float(4 * np.prod(BOXES[row, 2:] - BOXES[row, :2])),
+            )
+            for row in range(2)
+        ]
+        records.append(make_record(number, path, 256, 192, objects))
+    return Dataset(folder, "val", "coco", CLASSES, CATEGORY_IDS, tuple(records))

@@ -14,7 +14,7 @@ from directdet.models.backbones.builders import SSD_BACKBONES
 from directdet.models.backbones.resnet import BasicBlock
 from directdet.models.backbones.root_resnet import SSD_RESNETS, SSDResNet
 from directdet.models.parts.fold import conv_norm_pairs, fold_batch_norm
-from directdet.recipes.scratchdet import TABLE2
+from directdet.recipes.scratchdet import TABLE2_BACKBONES
 
 WIDTH = 4  # of slim networks, a sixteenth of the published ones
 # Sides of the maps at 300 pixels: behind the root's convolutions, its max-pool, stages 1 to 4.
@@ -94,7 +94,7 @@ def test_every_trunk_is_in_the_table_and_an_ssd_backbone() -> None:
 
 
 def test_table_2_has_the_papers_rows() -> None:
-    rows = [ROOTS[name][2::-1] for name in TABLE2]  # (stride, convolutions, kernel)
+    rows = [ROOTS[name][2::-1] for name in TABLE2_BACKBONES]  # (stride, convolutions, kernel)
     assert rows[:4] == [(2, 1, 7), (2, 1, 3), (2, 2, 3), (2, 3, 3)]
     assert rows[4:] == [(1, 1, 7), (1, 1, 3), (1, 2, 3), (1, 3, 3), (1, 4, 3), (1, 5, 3)]
 

@@ -1,10 +1,9 @@
-"""A small dataset and a tiny recipe, so that a step takes a fraction of a second."""
+"""A tiny recipe, so that a step takes a fraction of a second."""
 
 from dataclasses import replace
 
 import pytest
 
-from directdet.data.synthetic import make_synthetic
 from directdet.recipes.by_name import get_recipe
 from directdet.recipes.recipe import Recipe
 
@@ -25,12 +24,6 @@ TINY_MODEL = {
     "mask_slots": 8,
     "candidates": 64,
 }
-
-
-@pytest.fixture(scope="session")
-def shapes(tmp_path_factory):
-    """12 train and 4 val pictures."""
-    return make_synthetic(tmp_path_factory.mktemp("shapes"), images_train=12, images_val=4, size=(64, 96))
 
 
 @pytest.fixture

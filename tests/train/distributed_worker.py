@@ -25,6 +25,7 @@ from directdet.front.cli import main
 from directdet.models.parts.norm import sync_batch_norm
 from directdet.recipes.recipe import Recipe
 from directdet.train import distributed, loop
+from directdet.train.interrupt import Interrupt
 from directdet.train.loop import Trainer
 from directdet.train.run import train
 
@@ -218,7 +219,7 @@ def script(fault: str, at: str, folder: str, *arguments: str) -> int:
     In `folder` a process that waits has made a file "waits", and each keeps one "steps" with how many it made; to both
     names the rank is added.
     """
-    step, handle, came = Trainer.step, loop._Interrupt._handle, threading.Event()
+    step, handle, came = Trainer.step, Interrupt._handle, threading.Event()
 
     def noted(self: Any, *arguments: Any) -> None:
         came.set()
@@ -238,7 +239,7 @@ def script(fault: str, at: str, folder: str, *arguments: str) -> int:
         (Path(folder) / f"steps{rank}").write_text(str(self.position.step + 1))
         return result
 
-    handler = patch.object(loop._Interrupt, "_handle", noted)
+    handler = patch.object(Interrupt, "_handle", noted)
     with patch.object(Trainer, "step", faulty), patch.object(loop, "LOG_EVERY", 5), handler:
         return main(arguments)
 

@@ -19,7 +19,7 @@ from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
 from directdet.recipes.settings import apply_settings
 from directdet.train import loop
-from directdet.train.log import read_log
+from directdet.train.log import RunLog, read_log
 from directdet.train.loop import Trainer
 from directdet.train.prepare import load_weights
 from directdet.train.run import train
@@ -74,7 +74,7 @@ def test_frozen_stages_do_not_change(shapes, tiny, tmp_path):
     ("setting", "says"),
     [
         ("finetune.batch_size=13", "12 images do not fill one batch of 13"),
-        ("finetune.accumulate=9", "accumulate: 9 batches make a step"),
+        ("finetune.accumulate=9", "accumulate: a step takes 9 batches, but the data has only 3"),
         ("finetune.parts=fpn,rpn", "fixed batch normalisation would freeze layers that still hold random weights"),
     ],
 )
@@ -174,7 +174,7 @@ def test_dry_run_writes_nothing(shapes, tiny, tmp_path, capsys):
     train(tiny, shapes, tmp_path / "run", dry_run=True)
     assert not (tmp_path / "run").exists()
     shown = capsys.readouterr().out
-    assert "20 batch normalisations, live, over 4 images" in shown and "fixed" in shown and "linear scaling" in shown
+    assert "20 live batch normalisations over 4 images" in shown and "fixed" in shown and "linear scaling" in shown
 
 
 def test_resume_of_nothing_is_refused(shapes, tiny, tmp_path):
@@ -194,7 +194,7 @@ def test_dry_run_refuses_what_the_run_would(shapes, tiny, tmp_path):
 def test_refusals_write_nothing(shapes, tiny, tmp_path):
     train(tiny, shapes, tmp_path / "run", phase="pretrain")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         train(apply_settings(tiny, ["base_lr=0.5"]), shapes, tmp_path / "run", phase="pretrain")
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     train(tiny, shapes, tmp_path / "run", phase="pretrain", resume=True)
@@ -226,7 +226,7 @@ def test_other_data_do_not_resume(shapes, tiny, tmp_path):
     recipe = apply_settings(tiny, ["iterations=3", "eval_every=0"])
     train(recipe, shapes, tmp_path / "run", phase="pretrain")
     more = make_synthetic(tmp_path / "more", images_train=13, images_val=1, size=(64, 96))
-    with pytest.raises(UserError, match="was started on 12 images, here are 13"):
+    with pytest.raises(UserError, match="was started on 12 images, but --data has 13"):
         train(recipe, more, tmp_path / "run", phase="pretrain", resume=True)
 
 
@@ -263,13 +263,13 @@ def test_training_pixels_are_those_of_evaluation(warp, std, atol):
 
 
 def test_log_keeps_only_what_was_trained(tmp_path):
-    with loop.RunLog(tmp_path, "pretrain", None) as log:
+    with RunLog(tmp_path, "pretrain", None) as log:
         for step in (10, 20, 30):
             log.write("step", step, {"loss": 1.0})
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"kind": "step", "st')  # killed while writing
     assert [row["step"] for row in read_log(tmp_path / "log.jsonl")] == [10, 20, 30]
-    with loop.RunLog(tmp_path, "pretrain", 20) as log:
+    with RunLog(tmp_path, "pretrain", 20) as log:
         log.write("step", 30, {"loss": 2.0})
     assert [(row["step"], row["loss"]) for row in read_log(tmp_path / "log.jsonl")] == [(10, 1.0), (20, 1.0), (30, 2.0)]
 

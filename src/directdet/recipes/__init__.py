@@ -1,1 +1,1 @@
-"""What can be trained: phases, recipes with their sources, and what the papers published. Imports no torch."""
+"""What can be trained: phases, recipes with their sources, and the tables of the two papers. Does not import torch."""

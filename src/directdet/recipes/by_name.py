@@ -1,22 +1,22 @@
-"""The recipes by name: ours for small datasets, then the papers'. Code from outside the package adds its own."""
+"""All recipes by name: our own for small datasets, then those of the two papers. Plug-ins add to this dictionary."""
 
 from collections.abc import Callable
 
 from directdet.common.plugins import load_plugins
 from directdet.common.settings import SettingError, nearest
-from directdet.recipes.direct import PAPER_RECIPES
+from directdet.recipes.direct import DIRECT_RECIPES
 from directdet.recipes.recipe import Recipe
 from directdet.recipes.scratchdet import SCRATCHDET_RECIPES
 from directdet.recipes.slim import SLIM_RECIPES
 
-RECIPES: dict[str, Callable[[], Recipe]] = {**SLIM_RECIPES, **PAPER_RECIPES, **SCRATCHDET_RECIPES}
+RECIPES: dict[str, Callable[[], Recipe]] = {**SLIM_RECIPES, **DIRECT_RECIPES, **SCRATCHDET_RECIPES}
 
 
 def get_recipe(name: str) -> Recipe:
     """The recipe called `name`.
 
     Raises:
-        SettingError: there is none; with the nearest name.
+        SettingError: there is no such recipe; the message suggests the nearest name.
     """
     if name not in RECIPES:
         load_plugins()

@@ -1,21 +1,24 @@
-"""The paper's recipes. Every constant of the paper stands here once; paper_sources says where it comes from.
+"""The recipes of the direct pre-training paper. Each of its constants is written here once, with its source.
 
 Direct pre-training at low resolution with live batch normalisation, then fine-tuning at full resolution with batch
-normalisation totally fixed; and the baselines that the paper compares it with. Which row of which table a recipe
-trains is said in table_rows.
+normalisation totally fixed; and the baselines that the paper compares it with. "The paper", its sections and tables
+mean this paper here. Which recipe trains which row of its tables is in table_rows.py.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from directdet.recipes.direct_sources import IMAGENET_SOURCES, SCRATCH_SOURCES, SHORT_EDGES, SOURCES
-from directdet.recipes.recipe import PARTS, Phase, Recipe
+from directdet.recipes.recipe import PARTS, Init, Norm, Part, Phase, Recipe
 
 
-def direct(times: int = 1, batch: int = 8, length: int = 448) -> Phase:
-    """Direct pre-training P`times`x. The steps stay the same whatever the batch (section 3.1: fixed steps K)."""
+def pretrain(times: int = 1, batch: int = 8, length: int = 448) -> Phase:
+    """Direct pre-training, P`times`x: images of length x length pixels, `batch` of them on each GPU.
+
+    The number of steps does not depend on the batch (section 3.1: fixed steps K).
+    """
     return Phase(
         name="pretrain",
         resize="direct",
@@ -31,7 +34,7 @@ def direct(times: int = 1, batch: int = 8, length: int = 448) -> Phase:
 
 
 def finetune(times: int = 1, **changes: Any) -> Phase:
-    """Fine-tuning at (1333, 800), `times`x, with batch normalisation totally fixed unless `changes` say otherwise."""
+    """Fine-tuning at (1333, 800), `times`x, with batch normalisation totally fixed; `changes` are fields of Phase."""
     phase = Phase(
         name="finetune",
         resize="edges",
@@ -47,28 +50,28 @@ def finetune(times: int = 1, **changes: Any) -> Phase:
 
 
 MULTI_SCALE = (640, 672, 704, 736, 768, 800)
-# Epochs and milestones of the baselines from scratch.
+# Epochs and milestones of the baselines from scratch, by the name of the schedule (3 is 3x).
 SCRATCH_SCHEDULES = {3: (36, (28, 34)), 4: (48, (40, 46)), 6: (73, (65, 71))}
 
 
-def scratch(times: int, norm: str, **changes: Any) -> Phase:
-    """Training from random weights at (1333, 800) all along: the baselines of Tables 1, 3, 6 and 7."""
+def scratch(times: int, norm: Norm, **changes: Any) -> Phase:
+    """Training from random weights at (1333, 800) throughout: the baselines of Tables 1, 3, 6 and 7."""
     epochs, milestones = SCRATCH_SCHEDULES[times]
     phase = finetune(epochs=epochs, milestones=milestones, norm=norm, frozen_stages=-1, norm_weight_decay=False)
     return replace(phase, name="scratch", warmup_factor=0.1, **changes)
 
 
-def paper(
+def direct_recipe(
     name: str,
     summary: str,
     phases: tuple[Phase, ...],
-    init: str = "random",
+    init: Init = "random",
     detector: str = "rcnn",
     sources: dict[str, str] | None = None,
     data_fraction: float = 1.0,
     **model: Any,
 ) -> Recipe:
-    """A recipe of the paper, with its sources."""
+    """A recipe of the paper; `sources` are its own, in addition to those that all recipes have."""
     own = dict(SOURCES)
     if phases[0].name == "scratch":
         own |= SCRATCH_SOURCES
@@ -80,10 +83,10 @@ def paper(
     return Recipe(name, summary, phases, detector, model, init, data_fraction, own)
 
 
-MASK_R50 = partial(paper, backbone="resnet50", masks=True)
-FASTER_R50 = partial(paper, backbone="resnet50", masks=False)
-CASCADE_R50 = partial(paper, detector="cascade", backbone="resnet50", masks=False)
-RETINANET_R50 = partial(paper, detector="retinanet", backbone="resnet50")
+MASK_R50 = partial(direct_recipe, backbone="resnet50", masks=True)
+FASTER_R50 = partial(direct_recipe, backbone="resnet50", masks=False)
+CASCADE_R50 = partial(direct_recipe, detector="cascade", backbone="resnet50", masks=False)
+RETINANET_R50 = partial(direct_recipe, detector="retinanet", backbone="resnet50")
 
 
 def baseline(times: int = 1, **changes: Any) -> Phase:
@@ -91,20 +94,30 @@ def baseline(times: int = 1, **changes: Any) -> Phase:
     return finetune(times, **{"norm": "affine", **changes})
 
 
+@dataclass(frozen=True)
+class Variant:
+    """One setting of Mask R-CNN R50-FPN: a description, and what direct_recipe() takes."""
+
+    words: str
+    phases: tuple[Phase, ...]
+    init: Init = "random"
+    model: dict[str, Any] = field(default_factory=dict)
+
+
 def _mask_rcnn() -> dict[str, Callable[[], Recipe]]:
     """Mask R-CNN R50-FPN in every setting of Tables 1 to 7 and 10, by the end of its name."""
     two = "direct pre-training {}, fine-tuning {}"
 
-    def pair(p: int, f: int, note: str = "", parts: tuple[str, ...] = PARTS, **changes: Any) -> tuple:
+    def pair(p: int, f: int, note: str = "", parts: tuple[Part, ...] = PARTS, **changes: Any) -> Variant:
         words = two.format(f"P{p}x", f"{f}x") + note
-        return words, (direct(p), finetune(f, parts=parts, **changes)), "random", {}
+        return Variant(words, (pretrain(p), finetune(f, parts=parts, **changes)))
 
-    def grid(batch: int, length: int) -> tuple:
+    def grid(batch: int, length: int) -> Variant:
         words = two.format(f"P3x at {length} with {batch} images per GPU", "1x")
-        return words, (direct(3, batch, length), finetune()), "random", {}
+        return Variant(words, (pretrain(3, batch, length), finetune()))
 
-    stitched = replace(direct(), resize="edges", size=(800, 1333), shrink=2.0)
-    dropblock = replace(direct(), name="scratch", size=(640, 640), epochs=36, milestones=(24, 33), norm="sync")
+    stitched = replace(pretrain(), resize="edges", size=(800, 1333), shrink=2.0)
+    dropblock = replace(pretrain(), name="scratch", size=(640, 640), epochs=36, milestones=(24, 33), norm="sync")
     settings = {
         "": pair(1, 1),
         "_p1x_2x": pair(1, 2),
@@ -116,29 +129,28 @@ def _mask_rcnn() -> dict[str, Callable[[], Recipe]]:
         "_p1x_2x_affine": pair(1, 2, " with affine BN", norm="affine"),
         "_p1x_2x_sync": pair(1, 2, " with SyncBN", norm="sync"),
         "_p1x_2x_ms": pair(1, 2, " multi-scale", short_edges=MULTI_SCALE),
-        "_p4x_1x_backbone": pair(4, 1, ", of which the backbone is loaded", PARTS[:1]),
-        "_p4x_1x_fpn": pair(4, 1, ", of which backbone and FPN are loaded", PARTS[:2]),
-        "_p4x_1x_rpn": pair(4, 1, ", of which backbone, FPN and RPN are loaded", PARTS[:3]),
-        "_p4x_1x_box": pair(4, 1, ", of which all but the mask head is loaded", PARTS[:4]),
+        "_p4x_1x_backbone": pair(4, 1, ", loading only the backbone", PARTS[:1]),
+        "_p4x_1x_fpn": pair(4, 1, ", loading backbone and FPN", PARTS[:2]),
+        "_p4x_1x_rpn": pair(4, 1, ", loading backbone, FPN and RPN", PARTS[:3]),
+        "_p4x_1x_box": pair(4, 1, ", loading all but the mask head", PARTS[:4]),
         "_p3x_1x_b2": grid(2, 448),
         "_p3x_1x_b4": grid(4, 448),
         "_p3x_1x_b4_320": grid(4, 320),
         "_p3x_1x_b4_640": grid(4, 640),
-        "_stitcher": (two.format("P1x in Stitcher style", "1x"), (stitched, finetune()), "random", {}),
-        "_imagenet_1x": ("from ImageNet, 1x", (baseline(),), "imagenet", {}),
-        "_imagenet_2x": ("from ImageNet, 2x", (baseline(2),), "imagenet", {}),
-        "_imagenet_2x_fixed": ("from ImageNet, 2x with fixed BN", (baseline(2, norm="fixed"),), "imagenet", {}),
-        "_imagenet_2x_ms": ("from ImageNet, 2x multi-scale", (baseline(2, short_edges=MULTI_SCALE),), "imagenet", {}),
-        "_scratch_bn_4x": ("from scratch with plain BN, 4x", (scratch(4, "live"),), "random", {}),
-        "_scratch_sync_6x": ("from scratch with SyncBN, 6x", (scratch(6, "sync"),), "random", {}),
-        "_scratch_sync_3x_ms": (
-            "from scratch with SyncBN, 3x multi-scale",
-            (scratch(3, "sync", short_edges=MULTI_SCALE),),
-            "random",
-            {},
+        "_stitcher": Variant(two.format("P1x in Stitcher style", "1x"), (stitched, finetune())),
+        "_imagenet_1x": Variant("from ImageNet, 1x", (baseline(),), "imagenet"),
+        "_imagenet_2x": Variant("from ImageNet, 2x", (baseline(2),), "imagenet"),
+        "_imagenet_2x_fixed": Variant("from ImageNet, 2x with fixed BN", (baseline(2, norm="fixed"),), "imagenet"),
+        "_imagenet_2x_ms": Variant(
+            "from ImageNet, 2x multi-scale", (baseline(2, short_edges=MULTI_SCALE),), "imagenet"
         ),
-        "_scratch_gn_6x": ("from scratch with GN, 6x", (scratch(6, "live"),), "random", {"norm": "gn"}),
-        "_dropblock_3x": ("DropBlock-style training: 640x640 all along, SyncBN, 3x", (dropblock,), "random", {}),
+        "_scratch_bn_4x": Variant("from scratch with plain BN, 4x", (scratch(4, "live"),)),
+        "_scratch_sync_6x": Variant("from scratch with SyncBN, 6x", (scratch(6, "sync"),)),
+        "_scratch_sync_3x_ms": Variant(
+            "from scratch with SyncBN, 3x multi-scale", (scratch(3, "sync", short_edges=MULTI_SCALE),)
+        ),
+        "_scratch_gn_6x": Variant("from scratch with GN, 6x", (scratch(6, "live"),), model={"norm": "gn"}),
+        "_dropblock_3x": Variant("DropBlock-style training: 640x640 throughout, SyncBN, 3x", (dropblock,)),
     }
     sources = {
         "_stitcher": {
@@ -183,37 +195,42 @@ def _mask_rcnn() -> dict[str, Callable[[], Recipe]]:
         f"mask_rcnn_r50_fpn{end}": partial(
             MASK_R50,
             f"mask_rcnn_r50_fpn{end}",
-            f"Mask R-CNN R50-FPN: {words}",
-            phases,
-            init=init,
+            f"Mask R-CNN R50-FPN: {variant.words}",
+            variant.phases,
+            variant.init,
             sources=sources.get(end),
-            **model,
+            **variant.model,
         )
-        for end, (words, phases, init, model) in settings.items()
+        for end, variant in settings.items()
     }
 
 
 def _retinanet() -> dict[str, Callable[[], Recipe]]:
-    """RetinaNet of Table 8. The authors pre-trained it at half the others' learning rate."""
+    """RetinaNet of Table 8. The authors pre-trained it at half the learning rate of the other detectors."""
     sources = {
         "pretrain.base_lr": "authors' code: 0.04 for 64 images",
         "pretrain.warmup_iterations": "authors' code: 1000",
         "finetune.base_lr": "authors' code: 0.02 for 16 images (mmdet's own RetinaNet: 0.01)",
     }
-    pretrain = replace(direct(), base_lr=0.01, warmup_iterations=1000)
+    slow_pretrain = replace(pretrain(), base_lr=0.01, warmup_iterations=1000)
     name, label = "retinanet_r50_fpn", "RetinaNet R50-FPN"
     mmdet = {"finetune.base_lr": "mmdet: 0.01 for 16 images"}
-    slow = baseline(base_lr=0.01)
+    baseline_1x = baseline(base_lr=0.01)
     return {
         name: partial(
             RETINANET_R50,
             name,
             f"{label}: direct pre-training P1x, fine-tuning 1x",
-            (pretrain, finetune()),
+            (slow_pretrain, finetune()),
             sources=sources,
         ),
         f"{name}_imagenet_1x": partial(
-            RETINANET_R50, f"{name}_imagenet_1x", f"{label}: from ImageNet, 1x", (slow,), "imagenet", sources=mmdet
+            RETINANET_R50,
+            f"{name}_imagenet_1x",
+            f"{label}: from ImageNet, 1x",
+            (baseline_1x,),
+            "imagenet",
+            sources=mmdet,
         ),
     }
 
@@ -224,10 +241,10 @@ def _swin() -> dict[str, Callable[[], Recipe]]:
         "optimizer": "section 7.1: AdamW, betas 0.9 and 0.999",
         "momentum": "authors' code: beta1 0.9",
         "weight_decay": "authors' code: 0.05",
-        "norm_weight_decay": "authors' code: none on normalisations and position biases",
-        "channels_last": "ours: a transformer's tokens hold their channels last already",
+        "norm_weight_decay": "authors' code: none for normalisation layers and position biases",
+        "channels_last": "ours: a transformer's tokens already have their channels last",
         "pretrain.norm": "section 4.7: layer normalisation, live",
-        "pretrain.norm_weight_decay": "authors' code: none on normalisations and position biases",
+        "pretrain.norm_weight_decay": "authors' code: none for normalisation layers and position biases",
         "precision": "section 7.1: mixed precision (apex O1 there, fp16 autocast here)",
         "pretrain.base_lr": "authors' code: 4e-4 for 64 images",
         "finetune.base_lr": "authors' code: 1e-4 for 16 images",
@@ -243,9 +260,9 @@ def _swin() -> dict[str, Callable[[], Recipe]]:
         "channels_last": False,
     }
     tune = finetune(norm="live", frozen_stages=-1, **adamw)
-    swin = partial(paper, detector="rcnn", backbone="swin_t", masks=True, sources=sources)
+    swin = partial(direct_recipe, detector="rcnn", backbone="swin_t", masks=True, sources=sources)
     name, label = "mask_rcnn_swin_t_fpn", "Mask R-CNN Swin-T-FPN"
-    pair = (replace(direct(), **adamw), tune)
+    pair = (replace(pretrain(), **adamw), tune)
     return {
         name: partial(swin, name, f"{label}: direct pre-training P1x, fine-tuning 1x", pair),
         f"{name}_imagenet_1x": partial(
@@ -254,7 +271,7 @@ def _swin() -> dict[str, Callable[[], Recipe]]:
             f"{label}: from ImageNet, 1x",
             (tune,),
             "imagenet",
-            sources={**sources, "model.box_convs": "ours: 4conv1fc, the head of the row it is compared with"},
+            sources={**sources, "model.box_convs": "ours: 4conv1fc, the head in the row it is compared with"},
             box_convs=4,
         ),
     }
@@ -262,7 +279,7 @@ def _swin() -> dict[str, Callable[[], Recipe]]:
 
 def _two_stage(name: str, label: str, make: Callable[..., Recipe], **model: Any) -> dict[str, Callable[[], Recipe]]:
     """A detector in P1x + 1x and from ImageNet in 1x, as Table 8 compares them."""
-    pair = (direct(), finetune())
+    pair = (pretrain(), finetune())
     return {
         name: partial(make, name, f"{label}: direct pre-training P1x, fine-tuning 1x", pair, **model),
         f"{name}_imagenet_1x": partial(
@@ -276,7 +293,7 @@ def _less_data() -> dict[str, Callable[[], Recipe]]:
 
     def by_steps(phase: Phase, iterations: int, **changes: Any) -> Phase:
         drops = (iterations * 2 // 3, iterations * 8 // 9)
-        evaluations = {"eval_every": iterations // 7500}  # some ten: a tenth of COCO is passed over every 740 steps
+        evaluations = {"eval_every": iterations // 7500}  # about ten: a pass over a tenth of COCO takes 740 steps
         return replace(phase, iterations=iterations, repeat=1, milestones=drops, **evaluations, **changes)
 
     by_iterations = {
@@ -294,7 +311,7 @@ def _less_data() -> dict[str, Callable[[], Recipe]]:
     }
     tenth = partial(MASK_R50, data_fraction=0.1, sources=coco)
     settings = {"base_lr": 0.04, "gamma": 0.02}
-    pretrain = replace(direct(), iterations=60_000, repeat=1, eval_every=30)
+    pretrain_60k = replace(pretrain(), iterations=60_000, repeat=1, eval_every=30)
     voc = {
         **by_iterations,
         "finetune.size": "mmdet, VOC: (1000, 600)",
@@ -317,7 +334,7 @@ def _less_data() -> dict[str, Callable[[], Recipe]]:
         warmup_iterations=0,
         eval_every=3,
     )
-    long = replace(direct(), base_lr=0.01, iterations=93_000, repeat=1, eval_size=(600, 1000), eval_every=30)
+    pretrain_93k = replace(pretrain(), base_lr=0.01, iterations=93_000, repeat=1, eval_size=(600, 1000), eval_every=30)
     from_imagenet = replace(tune, norm="affine")
     recipes = {
         "mask_rcnn_r50_fpn_coco10_imagenet": partial(
@@ -329,7 +346,7 @@ def _less_data() -> dict[str, Callable[[], Recipe]]:
         "mask_rcnn_r50_fpn_coco10": partial(
             tenth,
             summary="Mask R-CNN R50-FPN on a tenth of COCO: pre-training 60k, fine-tuning 30k iterations",
-            phases=(pretrain, by_steps(finetune(), 30_000, **settings)),
+            phases=(pretrain_60k, by_steps(finetune(), 30_000, **settings)),
         ),
         "faster_rcnn_r50_fpn_voc_imagenet": partial(
             FASTER_R50,
@@ -341,7 +358,7 @@ def _less_data() -> dict[str, Callable[[], Recipe]]:
         "faster_rcnn_r50_fpn_voc": partial(
             FASTER_R50,
             summary="Faster R-CNN R50-FPN on VOC 2007 + 2012: pre-training 93k, fine-tuning 12.4k iterations",
-            phases=(long, tune),
+            phases=(pretrain_93k, tune),
             sources=voc,
         ),
     }
@@ -356,7 +373,7 @@ _OTHER_BACKBONES = {
     "cascade_mask_rcnn_r50_fpn": ("Cascade Mask R-CNN R50-FPN", "cascade", {"backbone": "resnet50", "masks": True}),
 }
 
-PAPER_RECIPES: dict[str, Callable[[], Recipe]] = {
+DIRECT_RECIPES: dict[str, Callable[[], Recipe]] = {
     **_mask_rcnn(),
     **_two_stage("faster_rcnn_r50_fpn", "Faster R-CNN R50-FPN", FASTER_R50),
     **_two_stage("cascade_rcnn_r50_fpn", "Cascade R-CNN R50-FPN", CASCADE_R50),
@@ -365,10 +382,10 @@ PAPER_RECIPES: dict[str, Callable[[], Recipe]] = {
     **_less_data(),
     **{
         name: partial(
-            paper,
+            direct_recipe,
             name,
             f"{label}: direct pre-training P1x, fine-tuning 1x",
-            (direct(), finetune()),
+            (pretrain(), finetune()),
             detector=detector,
             **model,
         )

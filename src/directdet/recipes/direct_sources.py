@@ -1,6 +1,7 @@
-"""Where the constants of the paper's recipes come from, by "PHASE.setting", "setting" or "model.setting".
+"""Where the constants of direct.py's recipes come from, by "PHASE.setting", "setting" or "model.setting".
 
-"Section", "Table" and "Figure" are of the paper; what a recipe has of its own stands beside it in direct.
+"Section", "Table" and "Figure" are those of the direct pre-training paper. Sources that only one recipe has are in
+direct.py, next to the recipe.
 """
 
 SOURCES = {
@@ -27,12 +28,12 @@ SOURCES = {
     "finetune.warmup_iterations": "mmdet 1x schedule: linear, 500 iterations",
     "finetune.warmup_factor": "mmdet 1x schedule: from 0.1 %",
     "finetune.norm": "section 3.4, Table 2: statistics and affine parameters fixed",
-    "finetune.frozen_stages": "authors' code froze stem and stage 1 too, the paper does not say so; -1 trains all",
+    "finetune.frozen_stages": "authors' code: stem and stage 1, which the paper does not mention; -1 trains all stages",
     "finetune.parts": "section 4.1: the whole detector",
-    "model.mask_slots": "ours: packs the mask RoIs of a batch; 128 an image holds all that are sampled",
-    "model.candidates": "ours: mmdet limits the boxes that enter NMS by their score alone",
+    "model.mask_slots": "ours: packs the mask RoIs of a batch; 128 per image hold all that are sampled",
+    "model.candidates": "ours: mmdet limits the boxes that enter NMS only by their score",
     "model.box_convs": "section 4.1: 4conv1fc box head, without normalisation",
-    "skip_empty": "mmdet's default: pictures without objects are left out, 117k of COCO's 118k remain",
+    "skip_empty": "mmdet's default: images without objects are left out, 117k of COCO's 118k remain",
     "base_batch": "section 3.4: 2 images on each of 8 GPUs",
     "momentum": "mmdet schedule: 0.9",
     "weight_decay": "mmdet schedule: 1e-4",
@@ -44,7 +45,7 @@ SOURCES = {
     "workers": "ours",
     "channels_last": "ours: faster, the same numbers",
 }
-# Besides, where the first phase is "scratch".
+# In addition, where the first phase is "scratch".
 SCRATCH_SOURCES = {
     "scratch.resize": "section 3.2: the typical resizing",
     "scratch.size": "section 3.2: (1333, 800)",
@@ -57,11 +58,11 @@ SCRATCH_SOURCES = {
     "scratch.warmup_iterations": "mmdet 1x schedule: linear, 500 iterations",
     "scratch.norm": "Table 3: SyncBN, or GN (model.norm=gn); Table 1: plain BN",
 }
-# Besides, where it starts from ImageNet.
+# In addition, where training starts from ImageNet weights.
 IMAGENET_SOURCES = {
     "finetune.norm": "Table 2: statistics fixed, affine parameters learn, mmdet's default",
     "finetune.frozen_stages": "mmdet's default: stem and stage 1",
-    "finetune.parts": "ImageNet weights are of the backbone alone",
-    "model.box_convs": "the published baselines are of mmdet's two-layer head; model.box_convs=4 for 4conv1fc",
+    "finetune.parts": "ImageNet weights are the backbone's only",
+    "model.box_convs": "the published baselines have mmdet's two-layer head; model.box_convs=4 for 4conv1fc",
 }
 SHORT_EDGES = "section 4.5: short edge of 640 to 800 in steps of 32"

@@ -1,6 +1,6 @@
-"""The papers' own tables as data, to stand beside what is measured here.
+"""The tables of both papers as data, to show next to what is measured here.
 
-Figures as printed. A figure from other hardware is context, never a comparison: `comparable` is False for all of them,
+Figures are as printed. Figures from other hardware are context, not a comparison: `comparable` is False for all tables,
 since neither paper says which stages its frame rates include.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 DIRECT = "Rethinking Training from Scratch for Object Detection (direct pre-training)"
 SCRATCHDET = "ScratchDet"
@@ -17,19 +17,19 @@ _MASK_RCNN = "Mask R-CNN R50-FPN 4conv1fc"
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """Training and inference speed; None where the paper prints none."""
+    """Training and inference speed; None where the paper prints no figure."""
 
     method: str
     train_s_per_iter: float | None = None
     fps: float | None = None
     data_s: float | None = None
     ap: float | None = None  # as the table's `metric` says
-    recipe: str | None = None  # the project's recipe of this row, where a detector of the table is timed
+    recipe: str | None = None  # our recipe for this row, in tables whose detectors are timed
 
 
 @dataclass(frozen=True)
 class ApRow:
-    """Accuracy in per cent; None where the paper prints none. `fine_tune` may name both phases, as "P3x+1x"."""
+    """Accuracy in per cent; None where the paper prints no figure. `fine_tune` may name both phases: "P3x+1x"."""
 
     method: str
     ap_box: float
@@ -51,8 +51,11 @@ class ApRow:
     iterations: str | None = None
 
 
+RowT = TypeVar("RowT", bound=ApRow | SpeedRow, covariant=True)
+
+
 @dataclass(frozen=True)
-class PaperTable:
+class PaperTable(Generic[RowT]):
     """One table of a paper.
 
     Attributes:
@@ -61,14 +64,15 @@ class PaperTable:
         hardware: what the paper says it ran on.
         included: which stages a frame rate includes.
         rows: in the paper's order.
-        metric: what the accuracy is.
+        metric: what the accuracy figures are.
+        comparable: whether figures measured here may be compared with these.
     """
 
     source: str
     title: str
     hardware: str
     included: str
-    rows: tuple[SpeedRow | ApRow, ...]
+    rows: tuple[RowT, ...]
     metric: str = "COCO val2017 AP"
     comparable: bool = False
 
@@ -86,10 +90,10 @@ _UNSTATED = "not stated in the paper"
 _TRAINING = "8x RTX 2080Ti (training)"
 
 
-def table1() -> PaperTable:
+def direct_table1() -> PaperTable[ApRow]:
     """Direct pre-training, Table 1: batch size and resolution of the pre-training.
 
-    Three blocks that share rows. The row with batch 8 is the P3x of Table 3, which prints a lower cost for it.
+    Three blocks that share rows. The row with batch 8 is the P3x of Table 3, where its cost is printed lower.
     """
 
     def row(method: str, batch: int, size: str, schedule: str, cost: float | None, box: float, mask: float) -> ApRow:
@@ -109,7 +113,7 @@ def table1() -> PaperTable:
     return PaperTable(f"{DIRECT}, Table 1", "batch size and resolution", _TRAINING, _UNSTATED, rows)
 
 
-def table2() -> PaperTable:
+def direct_table2() -> PaperTable[ApRow]:
     """Direct pre-training, Table 2: what batch normalisation does in fine-tuning (2x schedule)."""
 
     def row(start: str, norm: str, seconds: float, box: float, mask: float) -> ApRow:
@@ -125,8 +129,8 @@ def table2() -> PaperTable:
     return PaperTable(f"{DIRECT}, Table 2", "BN in fine-tuning", _TRAINING, _UNSTATED, rows)
 
 
-def table3() -> PaperTable:
-    """Direct pre-training, Table 3: main results. P3x and P4x print lower costs than P1x and P2x; so does the paper."""
+def direct_table3() -> PaperTable[ApRow]:
+    """Direct pre-training, Table 3: main results. The costs of P3x and P4x, lower than P2x's, are as printed."""
 
     def row(
         method: str, fine_tune: str, pre: float | None, total: float, box: float, mask: float | None = None
@@ -147,7 +151,7 @@ def table3() -> PaperTable:
     return PaperTable(f"{DIRECT}, Table 3", "main results", _TRAINING, _UNSTATED, rows)
 
 
-def table4() -> PaperTable:
+def direct_table4() -> PaperTable[ApRow]:
     """Direct pre-training, Table 4: lengths of the two phases."""
     figures = (
         ("P1x", "1x", 40.0, 35.8),
@@ -162,7 +166,7 @@ def table4() -> PaperTable:
     return PaperTable(f"{DIRECT}, Table 4", "schedules", _TRAINING, _UNSTATED, rows)
 
 
-def table5() -> PaperTable:
+def direct_table5() -> PaperTable[ApRow]:
     """Direct pre-training, Table 5: which parts are loaded, each row one more; the schedule is not printed.
 
     The last row is the P4x+1x of Table 4, the first the ImageNet 1x of Table 3.
@@ -179,7 +183,7 @@ def table5() -> PaperTable:
     return PaperTable(f"{DIRECT}, Table 5", "gain of each part that is loaded", _TRAINING, _UNSTATED, rows)
 
 
-def table6() -> PaperTable:
+def direct_table6() -> PaperTable[ApRow]:
     """Direct pre-training, Table 6: multi-scale fine-tuning ("ms")."""
     figures = (
         ("ImageNet", "2x", 39.2, 35.4),
@@ -194,7 +198,7 @@ def table6() -> PaperTable:
     return PaperTable(f"{DIRECT}, Table 6", title, _TRAINING, _UNSTATED, rows)
 
 
-def table7() -> PaperTable:
+def direct_table7() -> PaperTable[SpeedRow]:
     """Direct pre-training, Table 7: training and inference time."""
     rows = (
         SpeedRow("ImageNet", 0.478, 8.6, None, recipe="mask_rcnn_r50_fpn_imagenet_1x"),
@@ -206,7 +210,7 @@ def table7() -> PaperTable:
     return PaperTable(f"{DIRECT}, Table 7", f"time, {_MASK_RCNN}, (1333,800)", hardware, _UNSTATED, rows)
 
 
-def table8() -> PaperTable:
+def direct_table8() -> PaperTable[ApRow]:
     """Direct pre-training, Table 8: other detectors, ImageNet against Direct(P1x)."""
 
     def row(detector: str, start: str, *values: float) -> ApRow:
@@ -226,11 +230,11 @@ def table8() -> PaperTable:
     return PaperTable(f"{DIRECT}, Table 8", "other detectors", _TRAINING, _UNSTATED, rows)
 
 
-def table9() -> PaperTable:
+def direct_table9() -> PaperTable[ApRow]:
     """Direct pre-training, Table 9: less data.
 
     The text of section 4.8 gives 120k iterations for Direct on 1/10 COCO where the table has P60k+30k. The VOC figures
-    stand in the table's column of box AP; mmdet's setting for VOC, which the paper followed, measures AP50.
+    are in the table's column for box AP; mmdet's setting for VOC, which the paper followed, measures AP50.
     """
     coco, voc = "1/10 COCO", "VOC 2007 + 2012"
     rows = (
@@ -243,7 +247,7 @@ def table9() -> PaperTable:
     return PaperTable(f"{DIRECT}, Table 9", "less data", _TRAINING, _UNSTATED, rows, metric)
 
 
-def table10() -> PaperTable:
+def direct_table10() -> PaperTable[ApRow]:
     """Direct pre-training, Table 10: against the training of DropBlock. Direct is the P2x+1x of Table 3.
 
     The two costs are days of different GPUs; section 7.2 calls the RTX 6000 slightly faster.
@@ -258,13 +262,13 @@ def table10() -> PaperTable:
     return PaperTable(f"{DIRECT}, Table 10", "against DropBlock-style training", hardware, _UNSTATED, rows)
 
 
-def section_3_2() -> PaperTable:
-    """Direct pre-training, section 3.2: two ways to make pre-training pictures small; schedules are not printed."""
+def direct_section_3_2() -> PaperTable[ApRow]:
+    """Direct pre-training, section 3.2: two ways to shrink pre-training images; schedules are not printed."""
     rows = (ApRow("ImageNet style", 40.0, batch_per_gpu=8), ApRow("Stitcher style", 39.4, batch_per_gpu=8))
     return PaperTable(f"{DIRECT}, section 3.2", "resizing while pre-training", _TRAINING, _UNSTATED, rows)
 
 
-def scratchdet_table1() -> PaperTable:
+def scratchdet_table1() -> PaperTable[SpeedRow]:
     """ScratchDet, Table 1: where batch normalisation is, and the learning rate; SSD300 VGG-16, VOC 2007 test mAP.
 
     None stands for the table's "NaN": training did not converge.
@@ -287,7 +291,7 @@ def scratchdet_table1() -> PaperTable:
     return PaperTable(f"{SCRATCHDET}, Table 1", title, "4x Tesla P40 (training)", _UNSTATED, rows, "VOC 2007 test mAP")
 
 
-def scratchdet_table2() -> PaperTable:
+def scratchdet_table2() -> PaperTable[SpeedRow]:
     """ScratchDet, Table 2: first layer of ResNet-18 SSD300, frame rate and mAP on VOC 2007 test."""
     figures = (
         ("stride 2, one 7x7 (ResNet-18)", 59.5, 73.1, "resnet18"),
@@ -307,12 +311,25 @@ def scratchdet_table2() -> PaperTable:
     )
 
 
-def speed_tables() -> tuple[PaperTable, ...]:
-    """The tables with frame rates, which stand beside what a benchmark measures."""
-    return table7(), scratchdet_table2()
+def speed_tables() -> tuple[PaperTable[SpeedRow], ...]:
+    """The tables with frame rates, which are shown next to what a benchmark measures."""
+    return direct_table7(), scratchdet_table2()
 
 
-def all_tables() -> Sequence[PaperTable]:
-    """Every table kept here: direct pre-training's in their order, its figures from the text, ScratchDet's."""
-    direct = (table1(), table2(), table3(), table4(), table5(), table6(), table7(), table8(), table9(), table10())
-    return (*direct, section_3_2(), scratchdet_table1(), scratchdet_table2())
+def all_tables() -> Sequence[PaperTable[ApRow | SpeedRow]]:
+    """Every table: those of direct pre-training in order, then the figures in its section 3.2, then ScratchDet's."""
+    return (
+        direct_table1(),
+        direct_table2(),
+        direct_table3(),
+        direct_table4(),
+        direct_table5(),
+        direct_table6(),
+        direct_table7(),
+        direct_table8(),
+        direct_table9(),
+        direct_table10(),
+        direct_section_3_2(),
+        scratchdet_table1(),
+        scratchdet_table2(),
+    )

@@ -1,8 +1,7 @@
-"""What a recipe is: frozen dataclasses that check themselves, so that one recipe is made from another with
-dataclasses.replace."""
+"""What a recipe is: frozen dataclasses that validate themselves; dataclasses.replace makes one from another."""
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from directdet.common.settings import (
     MANY,
@@ -20,47 +19,56 @@ from directdet.common.settings import (
 from directdet.infer.preprocess import STD
 from directdet.models.configs import make_config
 
-# The parts of a detector that can be taken from a checkpoint one by one, in the order of the paper's Table 5. "box" is
-# the head of a one-stage detector, too.
-Part = Literal["backbone", "fpn", "rpn", "box", "mask"]
+# The parts of a detector that can be loaded from a checkpoint separately, in the order of Table 5 of the direct
+# pre-training paper. "box" is also the head of a one-stage detector.
+Part: TypeAlias = Literal["backbone", "fpn", "rpn", "box", "mask"]
 PARTS: tuple[Part, ...] = get_args(Part)
-PhaseName = Literal["pretrain", "finetune", "scratch"]
+PhaseName: TypeAlias = Literal["pretrain", "finetune", "scratch"]
+Norm: TypeAlias = Literal["live", "sync", "affine", "fixed"]
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+Init: TypeAlias = Literal["random", "imagenet"]
 Pixels = Annotated[int, Between(32, MANY)]
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase of training.
+    """One phase of training. Sections and tables are those of the direct pre-training paper.
 
     Attributes:
-        name: "pretrain" and "finetune", in this order, or "scratch": all at once from random weights.
-        resize: "direct": resize by alpha in `scale`, crop or pad to `size` (paper section 3.2); "edges": short and long
-            edge, `size` = (short, long), padded to a multiple of 32; "warp": SSD's augmentation, then exactly `size`
-            whatever the proportions, while training and evaluating.
-        size: pixels, see resize.
-        scale: the range of alpha.
-        std: what pixels are divided by, their mean subtracted.
-        shrink: edges: the resized picture is made so many times smaller (the Stitcher style of section 3.2).
-        short_edges: edges: the short edge is drawn among these (multi-scale training, Table 6); none: size[0].
-        skip_empty: leave out pictures without objects.
+        name: "pretrain" or "finetune" (run in this order), or "scratch": one phase from random weights.
+        resize: "direct": resize by a factor alpha from `scale`, then crop or pad to `size` (section 3.2); "edges":
+            resize to a short and a long edge, `size` = (short, long), and pad to a multiple of 32; "warp": SSD's
+            augmentation, then stretch to exactly `size` regardless of the aspect ratio, in training and evaluation.
+        size: in pixels; see resize.
+        scale: the range of alpha, (low, high).
+        std: per channel, what pixels are divided by after their mean is subtracted.
+        shrink: with "edges", the factor by which the resized image is then made smaller (Stitcher style, section 3.2).
+        short_edges: with "edges", the short edge is drawn at random from these (multi-scale training, Table 6); if
+            empty, it is size[0].
+        skip_empty: leave out images without objects.
         batch_size: images per device and forward pass.
         accumulate: forward passes per step; batch normalisation still sees `batch_size` images.
-        epochs, repeat: passes over the dataset are epochs * repeat; evaluation and milestones count epochs.
-        iterations: the length in steps instead of epochs; milestones then count steps, too.
-        max_steps: stop after so many steps, whatever the schedule says; None: no such limit.
+        epochs, repeat: the phase makes epochs * repeat passes over the dataset; evaluation and milestones count epochs.
+        iterations: the length in steps, instead of epochs; milestones then count steps as well.
+        max_steps: stop after this many steps, whatever the schedule says; None for no limit.
+        optimizer: SGD with momentum, or AdamW whose beta1 is `momentum`.
         base_lr, base_batch: the linear scaling rule: learning rate = base_lr * images per step / base_batch.
-        norm_weight_decay: whether weight decay applies to normalisations and position biases.
-        milestones, gamma: epochs after which the learning rate is multiplied by gamma; none: constant.
-        warmup_iterations, warmup_factor: the learning rate rises linearly from factor * lr.
-        norm: batch normalisation: "live" (statistics of each device's batch), "sync" (of all devices'), "affine" (fixed
-            statistics) or "fixed" (statistics and affine parameters, Table 2).
-        frozen_stages: -1 none; 0 the stem; n the stem and the first n stages.
-        parts: what is taken from the weights that the phase starts from (Table 5).
-        clip_norm: the gradient's largest L2 norm, or None.
-        precision: "fp32", "bf16" (autocast) or "fp16" (autocast with a scaled loss; on a CPU
-            computed in fp32).
-        eval_size: as `size`; evaluation resizes by edges, or onto a fixed canvas where eval_fixed.
-        eval_every: epochs between evaluations, the end being always evaluated; 0: none at all.
+        norm_weight_decay: whether weight decay applies to normalisation layers and position biases.
+        milestones, gamma: epochs after which the learning rate is multiplied by gamma; if empty, it is constant.
+        warmup_iterations, warmup_factor: the learning rate rises linearly from warmup_factor times its full value.
+        norm: batch normalisation: "live" (statistics of each device's batch), "sync" (statistics over all devices),
+            "affine" (fixed statistics) or "fixed" (fixed statistics and affine parameters; Table 2).
+        frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages.
+        parts: what is loaded from the weights that the phase starts from (Table 5).
+        clip_norm: the largest L2 norm of the gradient, or None for no clipping.
+        precision: "fp32", "bf16" (autocast) or "fp16" (autocast with a scaled loss; on a CPU, computed in fp32).
+        channels_last: keep images and weights in the channels-last memory format.
+        workers: processes that read data; no more than there are CPU cores are started.
+        eval_size: like `size`; evaluation resizes by edges, or onto a canvas of exactly this size if eval_fixed.
+        eval_every: epochs between evaluations, with one more at the end of the phase; 0 for no evaluation at all.
+
+    Raises:
+        SettingError: a value is not allowed, alone or with the others; the message names the nearest allowed one.
     """
 
     name: PhaseName
@@ -87,11 +95,11 @@ class Phase:
     gamma: Share = 0.1
     warmup_iterations: ZeroOrMore = 500
     warmup_factor: Share = 0.001
-    norm: Literal["live", "sync", "affine", "fixed"] = "live"
+    norm: Norm = "live"
     frozen_stages: Annotated[int, Between(-1, 4)] = -1
     parts: tuple[Part, ...] = PARTS
     clip_norm: Annotated[float, Between(1e-6, 1e9)] | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     channels_last: bool = True
     workers: ZeroOrMore = 2
     eval_size: tuple[Pixels, Pixels] = (800, 1333)
@@ -102,34 +110,42 @@ class Phase:
         check_word("phase", self.name, get_args(PhaseName))
         check_fields(self, f"{self.name}.")
         if self.scale[0] > self.scale[1]:
-            raise SettingError(f"{self.name}.scale: {self.scale} is not a range (low, high); swap them")
+            raise SettingError(f"{self.name}.scale: {self.scale} is not a range (low, high); swap the two numbers")
         if self.resize != "edges" and self.size[0] != self.size[1]:
             raise SettingError(
-                f"{self.name}.size: {self.size} is not a square, as {self.resize} resizing makes; give one number"
+                f"{self.name}.size: {self.size} is not square, and resize={self.resize} makes square images; give one "
+                "number"
             )
         if self.resize == "warp":
             if self.eval_size != self.size:
                 raise SettingError(
-                    f"{self.name}.eval_size: {self.eval_size} must be {self.size}, the size, with resize=warp"
+                    f"{self.name}.eval_size: {self.eval_size} must equal {self.name}.size, {self.size}, with "
+                    "resize=warp"
                 )
         elif self.eval_fixed and any(side % 32 for side in self.eval_size):
             near = tuple(max(32, round(side / 32) * 32) for side in self.eval_size)
             raise SettingError(
-                f"{self.name}.eval_size: {self.eval_size} are not multiples of 32, as a canvas must be; the nearest "
-                f"are {near}"
+                f"{self.name}.eval_size: {self.eval_size} must be multiples of 32 with eval_fixed; the nearest are "
+                f"{near}"
             )
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named recipe.
+    """What to train and how.
 
     Attributes:
-        phases: in order, each starting from what the one before it ends with.
-        detector: a detector by name; `model` holds those of its settings that differ from their defaults.
-        init: what the first phase starts from: "random", or "imagenet" for a backbone trained on ImageNet.
-        data_fraction: the share of the training images that is used (Table 9).
-        sources: where constants come from, by "PHASE.setting", "setting" or "model.setting".
+        name: what the command line calls it.
+        summary: one line for the list of recipes.
+        phases: in order; each starts from the weights at the end of the one before.
+        detector: the name of a detector.
+        model: the detector's settings that differ from their defaults.
+        init: what the first phase starts from: "random" weights, or "imagenet" for a backbone trained on ImageNet.
+        data_fraction: the share of the training images that is used (Table 9 of the direct pre-training paper).
+        sources: where each constant comes from, by "PHASE.setting", "setting" or "model.setting".
+
+    Raises:
+        SettingError: a value is not allowed.
     """
 
     name: str
@@ -137,7 +153,7 @@ class Recipe:
     phases: tuple[Phase, ...]
     detector: str = "rcnn"
     model: dict[str, Any] = field(default_factory=dict)
-    init: Literal["random", "imagenet"] = "random"
+    init: Init = "random"
     data_fraction: Annotated[float, Between(0, 1, above=True)] = 1.0
     sources: dict[str, str] = field(default_factory=dict)
 
@@ -146,12 +162,20 @@ class Recipe:
         make_config(self.detector, 1, self.model)
 
     def phase(self, name: str) -> Phase:
-        """The phase of that name; SettingError if there is none."""
+        """The phase called `name`.
+
+        Raises:
+            SettingError: the recipe has no such phase.
+        """
         check_word("phase", name, [phase.name for phase in self.phases])
         return next(phase for phase in self.phases if phase.name == name)
 
     def with_phase(self, name: str, **changes: Any) -> "Recipe":
-        """This recipe with settings of one phase changed."""
+        """A copy of this recipe with settings of one phase changed.
+
+        Raises:
+            SettingError: no such phase or setting, or a value that is not allowed.
+        """
         self.phase(name)
         known = [f.name for f in fields(Phase)]
         for key in changes:

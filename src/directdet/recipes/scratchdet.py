@@ -1,5 +1,8 @@
-"""ScratchDet's recipes: SSD300 trained from scratch, its normalisation, learning rates and first layers; and the one
-two-stage detector that the paper trains from scratch."""
+"""The recipes of the ScratchDet paper: SSD300 trained from scratch with its normalisation, learning rates and first
+layers, and the one two-stage detector that the paper trains from scratch.
+
+"Section", "Table" and "Figure" are those of the ScratchDet paper.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from directdet.infer.preprocess import STD
-from directdet.recipes.recipe import Phase, Recipe
+from directdet.recipes.recipe import Init, Phase, Recipe
 from directdet.recipes.scratchdet_two_stage import TWO_STAGE_RECIPES
 
 SOURCES = {
@@ -22,28 +25,28 @@ SOURCES = {
     "scratch.weight_decay": "section 4.1: 0.0005",
     "scratch.momentum": "section 4.1: 0.9",
     "scratch.warmup_iterations": "authors' code: none",
-    "scratch.norm_weight_decay": "authors' code: of the backbone's, not of the head's",
+    "scratch.norm_weight_decay": "authors' code: on those of the backbone, not of the head",
     "gamma": "section 4.2.2: divided by 10",
     "optimizer": "section 4.1: SGD",
     "clip_norm": "authors' code: none",
     "precision": "authors' code: fp32",
-    "eval_every": "ours: some ten to forty evaluations in all",
-    "workers": "ours: as many as four GPUs may need",
-    "channels_last": "ours: on a CPU PyTorch 2.15 has crashed in the backward pass of channels-last SSDs",
+    "eval_every": "ours: ten to forty evaluations in all",
+    "workers": "ours: enough for four GPUs",
+    "channels_last": "ours: PyTorch 2.15 has crashed on CPUs in the backward pass of channels-last SSDs",
     "model.size": "section 4.1: 300x300",
     "model.priors": "section 4.1: the original SSD's, for VOC",
     "model.l2_norm": "section 4.1: removed",
     "model.last_map_3x3": "caption of Figure 3: the last map is 1x1; 3x3 in the authors' PyTorch code",
     "model.candidates": "ours: 400 at a time, in three rounds; authors' code: 400 of each class",
 }
-# Of networks whose schedule the paper does not give.
+# For networks whose schedule the paper does not state.
 SAME_SCHEDULE = {
     "scratch.iterations": "ours: as in section 4.2.2, 100k",
     "scratch.milestones": "ours: as in section 4.2.2, after 45k, 75k and 95k",
     "gamma": "ours: as in section 4.2.2, divided by 10",
 }
 
-VOC = Phase(
+VOC_PHASE = Phase(
     name="scratch",
     resize="warp",
     size=(300, 300),
@@ -60,7 +63,7 @@ VOC = Phase(
     eval_size=(300, 300),
     eval_every=20,
 )
-COCO = replace(VOC, iterations=325_000, milestones=(150_000, 250_000, 310_000), eval_every=10)
+COCO_PHASE = replace(VOC_PHASE, iterations=325_000, milestones=(150_000, 250_000, 310_000), eval_every=10)
 COCO_SOURCES = {
     "scratch.base_lr": "authors' COCO script: 0.05 for 128 images",
     "scratch.iterations": "authors' COCO script: 325k",
@@ -69,31 +72,31 @@ COCO_SOURCES = {
     "model.priors": "section 4.1: the original SSD's, for COCO",
 }
 IMAGENET_SOURCES = {
-    "finetune.std": "torchvision's ImageNet weights were trained with it; 1, where weights of Caffe are given",
+    "finetune.std": "torchvision's ImageNet weights were trained with it; use 1 for Caffe weights",
     "finetune.batch_size": "section 4.1: 32 images with pre-trained weights",
     "finetune.base_batch": "section 4.1: 32 images",
 }
 
 
-def ssd(
+def ssd_recipe(
     name: str,
     summary: str,
     sources: dict[str, str],
-    phase: Phase = VOC,
-    init: str = "random",
+    phase: Phase = VOC_PHASE,
+    init: Init = "random",
     **model: Any,
 ) -> Recipe:
-    """A recipe of SSD300; `sources` besides SOURCES, for a phase "scratch"."""
+    """A recipe of SSD300; `sources` are added to SOURCES, and name the phase "scratch" even where it is "finetune"."""
     sources = SOURCES | sources
     if init == "imagenet":
-        # Whole batches of 32 images, one GPU's share, in a phase that starts from trained weights.
+        # A phase that starts from trained weights, with batches of 32 images: the share of one GPU.
         phase = replace(phase, name="finetune", base_batch=32, std=STD)
         sources = {key.replace("scratch.", "finetune."): text for key, text in sources.items()} | IMAGENET_SOURCES
     return Recipe(name, f"SSD300 {summary}", (phase,), "ssd", model, init, sources=sources)
 
 
 RATES = {"lr001": 0.001, "lr01": 0.01, "lr05": 0.05}
-# Where batch normalisation is: (norm of the backbone, of the head), words.
+# Where batch normalisation is: (the backbone's norm, the head's norm, a description).
 PLACES = {
     "none": ("none", False, "without BN"),
     "head": ("none", True, "with BN in the head"),
@@ -119,14 +122,14 @@ def _table1() -> dict[str, Callable[[], Recipe]]:
                 "model.norm": f"Table 1: {'BN' if norm == 'bn' else 'no BN'} in the backbone, extra layers included",
                 "model.head_norm": f"Table 1: {'BN' if head else 'no BN'} in the detection head",
             }
-            phase = replace(VOC, base_lr=value)
+            phase = replace(VOC_PHASE, base_lr=value)
             model = {"backbone": "vgg16", "norm": norm, "head_norm": head}
-            recipes[name] = partial(ssd, name, summary, sources, phase, init, **model)
+            recipes[name] = partial(ssd_recipe, name, summary, sources, phase, init, **model)
     return recipes
 
 
-# ResNets by the stride of their first convolution and their root, as Table 2 lists them.
-TABLE2 = (
+# ResNets by the stride of their first convolution and their root, in the order of Table 2.
+TABLE2_BACKBONES = (
     "resnet18",
     "resnet18_s2_1x3x3",
     "resnet18_s2_2x3x3",
@@ -138,9 +141,9 @@ TABLE2 = (
     "resnet18_s1_4x3x3",
     "resnet18_s1_5x3x3",
 )
-OTHERS = {
+OTHER_BACKBONES = {
     "resnet18_a": "Figure 3: ResNet-18 without its max-pool",
-    "resnet34": "ours: beside Root-ResNet-34",
+    "resnet34": "ours: to compare with Root-ResNet-34",
     "resnet101": "section 3.2: the truncated ResNet-101 of the original SSD",
     "root_resnet34": "section 4.1: Root-ResNet-34, to compare with the state of the art",
 }
@@ -153,19 +156,24 @@ RESNET_SOURCES = {
 
 
 def _resnets() -> dict[str, Callable[[], Recipe]]:
-    """ResNets with four residual blocks after them and BN everywhere, on VOC; the deepest on COCO too."""
+    """ResNets followed by four residual blocks, with BN everywhere, on VOC; the deepest also on COCO."""
     recipes = {}
-    for backbone in (*TABLE2, *OTHERS):
+    for backbone in (*TABLE2_BACKBONES, *OTHER_BACKBONES):
         name = f"ssd300_{backbone}"
-        sources = {**RESNET_SOURCES, "model.backbone": OTHERS.get(backbone, "Table 2: first layers of ResNet-18")}
-        recipes[name] = partial(ssd, name, f"{backbone} from scratch", sources, backbone=backbone, extras="residual")
+        sources = {
+            **RESNET_SOURCES,
+            "model.backbone": OTHER_BACKBONES.get(backbone, "Table 2: first layers of ResNet-18"),
+        }
+        recipes[name] = partial(
+            ssd_recipe, name, f"{backbone} from scratch", sources, backbone=backbone, extras="residual"
+        )
     name = "ssd300_root_resnet34_coco"
     recipes[name] = partial(
-        ssd,
+        ssd_recipe,
         name,
         "root_resnet34 from scratch on COCO",
-        {**RESNET_SOURCES, "model.backbone": OTHERS["root_resnet34"], **COCO_SOURCES},
-        COCO,
+        {**RESNET_SOURCES, "model.backbone": OTHER_BACKBONES["root_resnet34"], **COCO_SOURCES},
+        COCO_PHASE,
         backbone="root_resnet34",
         extras="residual",
         priors="coco",
@@ -177,7 +185,7 @@ def _dsod() -> dict[str, Callable[[], Recipe]]:
     """DSOD300 with and without BN (section 4.2.1)."""
     sources = {
         **SAME_SCHEDULE,
-        "scratch.base_lr": "ours: 0.05 for 128 images, Table 1's best; section 4.2.1 gives none",
+        "scratch.base_lr": "ours: 0.05 for 128 images, the best of Table 1; section 4.2.1 states none",
         "model.backbone": "section 4.2.1: DSOD",
         "model.extras": "DSOD's own",
     }
@@ -185,7 +193,7 @@ def _dsod() -> dict[str, Callable[[], Recipe]]:
     without = dict.fromkeys(("model.norm", "model.head_norm"), "section 4.2.1: no BN at all")
     return {
         name: partial(
-            ssd, name, f"DSOD {words}", sources | own, backbone="dsod", extras="dsod", norm=norm, head_norm=head
+            ssd_recipe, name, f"DSOD {words}", sources | own, backbone="dsod", extras="dsod", norm=norm, head_norm=head
         )
         for name, words, own, norm, head in (
             ("dsod300", "with BN", with_bn, "bn", True),

@@ -1,7 +1,7 @@
 """ScratchDet's two-stage detector: VGG-16 Faster R-CNN from scratch, with and without BN (section 4.2.1).
 
-The paper gives the two results and no setting, so the settings are those of Faster R-CNN (Ren et al., 2015) and of its
-authors' Python code, but for the schedule.
+The paper gives the two results but no settings, so the settings are those of Faster R-CNN (Ren et al., 2015) and of its
+authors' Python code, except for the schedule.
 """
 
 from collections.abc import Callable
@@ -23,23 +23,23 @@ SOURCES = {
     "scratch.momentum": "Faster R-CNN, section 3.1.3: 0.9",
     "gamma": "Faster R-CNN, section 3.1.3: divided by 10",
     "optimizer": "Faster R-CNN, section 3.1.3: SGD",
-    "eval_every": "ours: some ten evaluations in all",
-    "workers": "ours: as many as eight GPUs may need",
+    "eval_every": "ours: about ten evaluations in all",
+    "workers": "ours: enough for eight GPUs",
     "channels_last": "ours: faster, the same numbers",
     "model": "Faster R-CNN's code",
     "model.backbone": "section 4.2.1: VGG-16; Faster R-CNN: proposals and RoIs on conv5_3",
-    "model.masks": "Faster R-CNN: boxes alone",
+    "model.masks": "Faster R-CNN: boxes only",
     "model.pyramid": "Faster R-CNN: a single map",
     "model.box_convs": "Faster R-CNN: fc6 and fc7",
     "model.box_features": "Faster R-CNN: fc6 and fc7 of 4096; ours: no dropout",
     "model.anchor_scales": "Faster R-CNN, section 3.3: 128, 256 and 512 pixels, at stride 16",
-    "model.test_pre_nms": "ours: as many as TensorRT's top-k takes; Faster R-CNN's code: 6000",
+    "model.test_pre_nms": "ours: the most that TensorRT's top-k takes; Faster R-CNN's code: 6000",
 }
 NORM_SOURCES = {
     "bn": "section 4.2.1: with BN; ours: in the backbone",
     "none": "section 4.2.1: without BN",
 }
-VOC = Phase(
+VOC_PHASE = Phase(
     name="scratch",
     resize="edges",
     size=(600, 1000),
@@ -70,8 +70,8 @@ MODEL = {
     "smooth_l1_beta": 1.0,
     "nms": 0.3,
 }
-# Normalisation and what the paper says of it.
-ROWS = {
+# Normalisation of the backbone, and what the paper says about it.
+VARIANTS = {
     "faster_rcnn_vgg16_scratch": ("bn", "with BN (in the paper: 67.2 mAP; pre-trained: 73.2)"),
     "faster_rcnn_vgg16_scratch_no_bn": ("none", "without BN (in the paper: cannot converge; pre-trained: 73.2 mAP)"),
 }
@@ -80,9 +80,9 @@ TWO_STAGE_RECIPES: dict[str, Callable[[], Recipe]] = {
         Recipe,
         name,
         f"Faster R-CNN VGG-16 from scratch on VOC 2007 + 2012, {words}",
-        (VOC,),
+        (VOC_PHASE,),
         model={**MODEL, "norm": norm},
         sources={**SOURCES, "model.norm": NORM_SOURCES[norm]},
     )
-    for name, (norm, words) in ROWS.items()
+    for name, (norm, words) in VARIANTS.items()
 }

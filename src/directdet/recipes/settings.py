@@ -1,4 +1,4 @@
-"""Settings of a recipe changed by words, as the command line takes them: "finetune.size=320,448"."""
+"""Changes to a recipe written as text, the way the command line takes them: "finetune.size=320,448"."""
 
 import ast
 import types
@@ -17,12 +17,11 @@ OF_RECIPE = ("init", "data_fraction")
 def apply_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     """The recipe with `settings` applied, each "key=value".
 
-    A key is a field of Phase (for every phase), one with the name of a phase and a dot before it (for that one),
-    "init", "data_fraction", or "model." and a field of the network's configuration. What the values may be is the
-    matter of the types that hold them.
+    A key is "FIELD" (a field of Phase, set in every phase), "PHASE.FIELD" (set in one phase), "init", "data_fraction",
+    or "model.FIELD" (a field of the detector's configuration). The dataclasses check the values themselves.
 
     Raises:
-        SettingError: an unknown key, or a value that cannot be; with the nearest that would do.
+        SettingError: an unknown key, or a value that is not allowed; the message suggests the nearest valid one.
     """
     names = [phase.name for phase in recipe.phases]
     phases: dict[str, dict[str, Any]] = {name: {} for name in names}
@@ -34,7 +33,7 @@ def apply_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         key, equals, text = setting.partition("=")
         key = key.strip()
         if not equals:
-            raise SettingError(f"--set {setting}: write it as key=value")
+            raise SettingError(f"--set {setting}: expected key=value")
         where, _, name = key.rpartition(".")
         if where == "model":
             check_key(f"--set {key}", name, of_model)
@@ -56,12 +55,12 @@ def apply_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
 
 
 def parse(key: str, text: str, wanted: Any) -> Any:
-    """`text` as a value of the type `wanted`, whose rules are checked by whoever holds the value.
+    """`text` converted to the type `wanted`; the dataclass that receives the value checks its range.
 
-    A number alone serves for every place of a tuple of fixed length: size=320 is size=320,320.
+    A single number fills a tuple of fixed length: size=320 means size=320,320.
 
     Raises:
-        SettingError: it is none.
+        SettingError: the text does not describe a value of this type.
     """
     text, kind = text.strip(), _without_rules(wanted)
     if typing.get_origin(kind) in (typing.Union, types.UnionType):

@@ -1,4 +1,4 @@
-"""Recipes as tables for a terminal: all of them by the papers' tables, and one with every setting and its source."""
+"""Recipes as tables for a terminal: all of them, by the tables of the two papers, or one with all its settings."""
 
 from dataclasses import fields
 from typing import Any
@@ -10,25 +10,27 @@ from directdet.common.plugins import load_plugins
 from directdet.models.configs import config_of
 from directdet.recipes.by_name import RECIPES
 from directdet.recipes.recipe import Phase, Recipe
-from directdet.recipes.table_rows import paper_groups, results_of
+from directdet.recipes.table_rows import TABLES, published_results, rows_of
 
 
 def recipe_groups() -> Group:
-    """Every recipe, grouped by the paper's tables, with the paper's result and cost beside it."""
+    """Every recipe, grouped by the tables of the two papers, with the paper's result and cost."""
     load_plugins()
     groups = []
     longest = max(map(len, RECIPES))
 
     def names() -> Column:
-        return Column("recipe", width=longest, overflow="fold")  # to be copied: never cut, however narrow it gets
+        return Column("recipe", width=longest, overflow="fold")  # to be copied, so never truncated
 
-    for title, rows in paper_groups():
+    placed = set()
+    for trained in TABLES.values():
+        title = f"{trained.place}: {trained.published().title}"
         table = Table(names(), "row of the table", "in the paper", title=title, title_justify="left")
-        for row in rows:
+        for row in rows_of(trained):
+            placed.add(row.recipe)
             table.add_row(row.recipe or f"(no recipe: {row.why_not})", row.label, row.result)
         groups.append(table)
-    placed = {row.recipe for _, rows in paper_groups() for row in rows}
-    others = Table(names(), "what it is", title="Beside the tables", title_justify="left")
+    others = Table(names(), "what it is", title="Not in a table of the papers", title_justify="left")
     for name, build in RECIPES.items():
         if name not in placed:
             others.add_row(name, build().summary)
@@ -36,7 +38,7 @@ def recipe_groups() -> Group:
 
 
 def describe_recipe(recipe: Recipe) -> Group:
-    """Every setting of a recipe with where it comes from, and the command that runs it."""
+    """Every setting of a recipe with its source, and the command that runs it."""
     names = [phase.name for phase in recipe.phases]
     table = Table(Column("setting", no_wrap=True), *names, Column("source", overflow="fold"), title=recipe.summary)
     for setting in fields(Phase):
@@ -65,7 +67,7 @@ def describe_recipe(recipe: Recipe) -> Group:
     facts = [f"First phase starts from: {recipe.init} weights"]
     if recipe.data_fraction < 1:
         facts.append(f"Share of the training images: {recipe.data_fraction:g} ({recipe.sources['data_fraction']})")
-    facts += [f"In the paper: {text}" for text in results_of(recipe.name)]
+    facts += [f"In the paper: {text}" for text in published_results(recipe.name)]
     return Group(table, model, *facts, f"Run it: directdet train {recipe.name} --data DATA --out RUN")
 
 

@@ -1,20 +1,20 @@
-"""Our own recipes: slim networks for small datasets and CPUs."""
+"""Our own recipes, from neither paper: slim networks for small datasets and CPUs."""
 
 from collections.abc import Callable
 from dataclasses import replace
 
 from directdet.recipes.recipe import Phase, Recipe
-from directdet.recipes.scratchdet import VOC
+from directdet.recipes.scratchdet import VOC_PHASE
 
 SLIM_SOURCES = {
     "model": "ours: slim and with small RoI budgets, for CPUs",
-    "pretrain": "the paper's phase, scaled down by us for small datasets on CPUs",
-    "finetune": "the paper's phase, scaled down by us for small datasets on CPUs",
+    "pretrain": "direct pre-training's phase, scaled down by us for small datasets on CPUs",
+    "finetune": "direct pre-training's phase, scaled down by us for small datasets on CPUs",
 }
 
 
 def mask_rcnn_r18_slim() -> Recipe:
-    """For a few hundred images and a CPU: half the width, few RoIs, half an hour or so."""
+    """For a few hundred images and a CPU: half the width and few RoIs; trains in about half an hour."""
     pretrain = Phase(
         name="pretrain",
         resize="direct",
@@ -64,7 +64,7 @@ def mask_rcnn_r18_slim() -> Recipe:
     }
     return Recipe(
         "mask_rcnn_r18_slim",
-        "Mask R-CNN, slim ResNet-18-FPN: a small dataset, learnt from scratch on a CPU in half an hour",
+        "Mask R-CNN, slim ResNet-18-FPN: learns a small dataset from scratch on a CPU in half an hour",
         (pretrain, tune),
         model=model,
         sources=SLIM_SOURCES,
@@ -72,24 +72,24 @@ def mask_rcnn_r18_slim() -> Recipe:
 
 
 def retinanet_r18_slim() -> Recipe:
-    """The same two phases for a one-stage detector."""
+    """The two phases of mask_rcnn_r18_slim for a one-stage detector."""
     slim = mask_rcnn_r18_slim()
     model = {"backbone": "resnet18", "width": 32, "fpn_channels": 64, "head_convs": 2}
-    for phase in slim.phases:  # half of Mask R-CNN's learning rate, as in the paper's recipes
+    for phase in slim.phases:  # half of Mask R-CNN's, as in the recipes of the paper
         slim = slim.with_phase(phase.name, base_lr=phase.base_lr / 2)
     return replace(
         slim,
         name="retinanet_r18_slim",
-        summary="RetinaNet, slim ResNet-18-FPN: a small dataset, learnt from scratch on a CPU in minutes",
+        summary="RetinaNet, slim ResNet-18-FPN: learns a small dataset from scratch on a CPU in minutes",
         detector="retinanet",
         model={**model, "test_pre_nms": 300, "candidates": 300},
     )
 
 
 def ssd300_vgg16_slim() -> Recipe:
-    """ScratchDet's SSD300 with batch normalisation in backbone and head, half as wide."""
+    """ScratchDet's SSD300 with batch normalisation in backbone and head, at half the width."""
     phase = replace(
-        VOC,
+        VOC_PHASE,
         batch_size=16,
         iterations=1200,
         milestones=(900, 1100),
@@ -103,7 +103,7 @@ def ssd300_vgg16_slim() -> Recipe:
     )
     return Recipe(
         "ssd300_vgg16_slim",
-        "SSD300, slim VGG-16 with batch normalisation: a small dataset, learnt from scratch",
+        "SSD300, slim VGG-16 with batch normalisation: learns a small dataset from scratch",
         (phase,),
         "ssd",
         {"backbone": "vgg16", "width": 32, "norm": "bn", "head_norm": True},
@@ -115,7 +115,7 @@ def ssd300_vgg16_slim() -> Recipe:
 
 
 def demo() -> Recipe:
-    """What `directdet demo` trains: minutes on two CPU cores."""
+    """What `directdet demo` trains; takes minutes on two CPU cores."""
     slim = mask_rcnn_r18_slim()
     recipe = slim.with_phase("pretrain", size=(128, 128), epochs=12, eval_size=(192, 192), eval_every=4)
     recipe = recipe.with_phase(

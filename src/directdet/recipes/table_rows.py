@@ -1,17 +1,42 @@
-"""Which recipe trains which row of the paper's tables."""
+"""Which recipe trains which row of the two papers' tables."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from directdet.recipes import published
 from directdet.recipes.published import ApRow, PaperTable, SpeedRow
-from directdet.recipes.scratchdet import PLACES, RATES, TABLE2
+from directdet.recipes.scratchdet import PLACES, RATES, TABLE2_BACKBONES
 
 _R50 = "mask_rcnn_r50_fpn"
-# Recipes of each table's rows, in the table's order; an entry that is not a recipe says why there is none.
-ROWS: dict[str, tuple[str, ...]] = {
-    "1": tuple(
-        f"{_R50}{end}"
-        for end in (
+
+
+def _r50(*ends: str) -> tuple[str, ...]:
+    """Recipes of Mask R-CNN R50-FPN by the ends of their names."""
+    return tuple(f"{_R50}{end}" for end in ends)
+
+
+@dataclass(frozen=True)
+class TrainedTable:
+    """A table of a paper and the recipes of its rows.
+
+    Attributes:
+        place: paper and table, for people.
+        published: the table with its figures.
+        recipes: one for each row, in the table's order. An entry with spaces is not a recipe but says why there is
+            none.
+    """
+
+    place: str
+    published: Callable[[], PaperTable[ApRow | SpeedRow]]
+    recipes: tuple[str, ...]
+
+
+# Each key starts with the paper's short name, as in `directdet reproduce`.
+TABLES = {
+    "direct/table1": TrainedTable(
+        "Direct pre-training, Table 1",
+        published.direct_table1,
+        _r50(
             "_p3x_1x_b2",
             "_p3x_1x_b4",
             "_p3x_1x",
@@ -21,61 +46,86 @@ ROWS: dict[str, tuple[str, ...]] = {
             "_imagenet_1x",
             "_scratch_bn_4x",
             "_p3x_1x_b2",
-        )
+        ),
     ),
-    "2": tuple(
-        f"{_R50}{end}" for end in ("_imagenet_2x", "_imagenet_2x_fixed", "_p1x_2x_affine", "_p1x_2x_sync", "_p1x_2x")
+    "direct/table2": TrainedTable(
+        "Direct pre-training, Table 2",
+        published.direct_table2,
+        _r50("_imagenet_2x", "_imagenet_2x_fixed", "_p1x_2x_affine", "_p1x_2x_sync", "_p1x_2x"),
     ),
-    "3": (
-        f"{_R50}_imagenet_1x",
-        "quoted by the paper from another, not trained",
-        _R50,
-        f"{_R50}_p2x_1x",
-        f"{_R50}_imagenet_2x",
-        f"{_R50}_scratch_sync_6x",
-        f"{_R50}_scratch_gn_6x",
-        f"{_R50}_p3x_1x",
-        f"{_R50}_p4x_1x",
+    "direct/table3": TrainedTable(
+        "Direct pre-training, Table 3",
+        published.direct_table3,
+        (
+            f"{_R50}_imagenet_1x",
+            "quoted from another paper, not trained",
+            *_r50("", "_p2x_1x", "_imagenet_2x", "_scratch_sync_6x", "_scratch_gn_6x", "_p3x_1x", "_p4x_1x"),
+        ),
     ),
-    "4": tuple(f"{_R50}{end}" for end in ("", "_p1x_2x", "_p2x_1x", "_p2x_2x", "_p3x_1x", "_p3x_2x", "_p4x_1x")),
-    "5": tuple(
-        f"{_R50}{end}"
-        for end in ("_imagenet_1x", "_p4x_1x_backbone", "_p4x_1x_fpn", "_p4x_1x_rpn", "_p4x_1x_box", "_p4x_1x")
+    "direct/table4": TrainedTable(
+        "Direct pre-training, Table 4",
+        published.direct_table4,
+        _r50("", "_p1x_2x", "_p2x_1x", "_p2x_2x", "_p3x_1x", "_p3x_2x", "_p4x_1x"),
     ),
-    "6": tuple(
-        f"{_R50}{end}"
-        for end in ("_imagenet_2x", "", "_p1x_2x", "_imagenet_2x_ms", "_scratch_sync_3x_ms", "_p1x_2x_ms")
+    "direct/table5": TrainedTable(
+        "Direct pre-training, Table 5",
+        published.direct_table5,
+        _r50("_imagenet_1x", "_p4x_1x_backbone", "_p4x_1x_fpn", "_p4x_1x_rpn", "_p4x_1x_box", "_p4x_1x"),
     ),
-    "7": tuple(f"{_R50}{end}" for end in ("_imagenet_1x", "_scratch_gn_6x", "_scratch_sync_6x", "_p3x_1x")),
-    "8": tuple(
-        f"{detector}{end}"
-        for detector in ("retinanet_r50_fpn", "faster_rcnn_r50_fpn", "cascade_rcnn_r50_fpn", "mask_rcnn_swin_t_fpn")
-        for end in ("_imagenet_1x", "")
+    "direct/table6": TrainedTable(
+        "Direct pre-training, Table 6",
+        published.direct_table6,
+        _r50("_imagenet_2x", "", "_p1x_2x", "_imagenet_2x_ms", "_scratch_sync_3x_ms", "_p1x_2x_ms"),
     ),
-    "9": (
-        f"{_R50}_coco10_imagenet",
-        f"{_R50}_coco10",
-        "faster_rcnn_r50_fpn_voc_imagenet",
-        "faster_rcnn_r50_fpn_voc",
+    "direct/table7": TrainedTable(
+        "Direct pre-training, Table 7",
+        published.direct_table7,
+        _r50("_imagenet_1x", "_scratch_gn_6x", "_scratch_sync_6x", "_p3x_1x"),
     ),
-    "10": (f"{_R50}_p2x_1x", f"{_R50}_dropblock_3x"),
-    "3.2": (_R50, f"{_R50}_stitcher"),
-    "ScratchDet 1": tuple(
-        f"ssd300_vgg16_{start}_{rate}" for start in (*PLACES, "imagenet_none", "imagenet_both") for rate in RATES
+    "direct/table8": TrainedTable(
+        "Direct pre-training, Table 8",
+        published.direct_table8,
+        tuple(
+            f"{detector}{end}"
+            for detector in ("retinanet_r50_fpn", "faster_rcnn_r50_fpn", "cascade_rcnn_r50_fpn", "mask_rcnn_swin_t_fpn")
+            for end in ("_imagenet_1x", "")
+        ),
     ),
-    "ScratchDet 2": tuple(f"ssd300_{backbone}" for backbone in TABLE2),
-}
-_TABLES = {
-    **{str(n): getattr(published, f"table{n}") for n in range(1, 11)},
-    "3.2": published.section_3_2,
-    "ScratchDet 1": published.scratchdet_table1,
-    "ScratchDet 2": published.scratchdet_table2,
+    "direct/table9": TrainedTable(
+        "Direct pre-training, Table 9",
+        published.direct_table9,
+        (*_r50("_coco10_imagenet", "_coco10"), "faster_rcnn_r50_fpn_voc_imagenet", "faster_rcnn_r50_fpn_voc"),
+    ),
+    "direct/table10": TrainedTable(
+        "Direct pre-training, Table 10", published.direct_table10, _r50("_p2x_1x", "_dropblock_3x")
+    ),
+    "direct/section3.2": TrainedTable(
+        "Direct pre-training, section 3.2", published.direct_section_3_2, _r50("", "_stitcher")
+    ),
+    "scratchdet/table1": TrainedTable(
+        "ScratchDet, Table 1",
+        published.scratchdet_table1,
+        tuple(
+            f"ssd300_vgg16_{start}_{rate}" for start in (*PLACES, "imagenet_none", "imagenet_both") for rate in RATES
+        ),
+    ),
+    "scratchdet/table2": TrainedTable(
+        "ScratchDet, Table 2",
+        published.scratchdet_table2,
+        tuple(f"ssd300_{backbone}" for backbone in TABLE2_BACKBONES),
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table: the recipe that trains it (or why none does), what it is, and what the paper reached."""
+    """One row of a table.
+
+    Attributes:
+        recipe: the recipe that trains it, or None; then `why_not` says why there is none.
+        label: what the row is.
+        result: what the paper reached.
+    """
 
     recipe: str | None
     why_not: str
@@ -83,37 +133,24 @@ class Row:
     result: str
 
 
-def paper_table(key: str) -> PaperTable:
-    """The table behind a key of ROWS."""
-    return _TABLES[key]()
+def rows_of(table: TrainedTable) -> list[Row]:
+    """The rows of one table, in its order."""
+    figures, rows = table.published(), []
+    for name, row in zip(table.recipes, figures.rows, strict=True):
+        trained = " " not in name
+        rows.append(Row(name if trained else None, "" if trained else name, label(row), result(figures, row)))
+    return rows
 
 
-def paper_groups() -> list[tuple[str, list[Row]]]:
-    """Every table with its rows."""
-    groups = []
-    for key, names in ROWS.items():
-        table, rows = paper_table(key), []
-        for name, row in zip(names, table.rows, strict=True):
-            trained = " " not in name
-            rows.append(Row(name if trained else None, "" if trained else name, label(row), result(table, row)))
-        number = f"Table {key}"
-        if key == "3.2":
-            number = "Section 3.2"
-        elif key.startswith("ScratchDet"):
-            number = key.replace(" ", ", Table ")
-        groups.append((f"{number}: {table.title}", rows))
-    return groups
-
-
-def results_of(recipe: str) -> list[str]:
-    """What the paper reached with a recipe, one line for each place where it says so."""
-    found = [(title, row) for title, rows in paper_groups() for row in rows if row.recipe == recipe]
-    lines = [f"{title.partition(':')[0]}, {row.label}: {row.result}" for title, row in found]
-    return list(dict.fromkeys(lines))  # Table 1 prints some rows twice
+def published_results(recipe: str) -> list[str]:
+    """What the papers report for a recipe, one line for each table or section that has it."""
+    found = [(table.place, row) for table in TABLES.values() for row in rows_of(table) if row.recipe == recipe]
+    lines = [f"{place}, {row.label}: {row.result}" for place, row in found]
+    return list(dict.fromkeys(lines))  # Table 1 of direct pre-training prints some rows twice
 
 
 def label(row: ApRow | SpeedRow) -> str:
-    """What a row is, in words."""
+    """A short description of a row."""
     parts = [row.method]
     if isinstance(row, ApRow):
         if not row.detector.startswith("Mask R-CNN R50"):
@@ -124,7 +161,7 @@ def label(row: ApRow | SpeedRow) -> str:
 
 
 def result(table: PaperTable, row: ApRow | SpeedRow) -> str:
-    """What the paper reached with a row, and what it cost."""
+    """The paper's accuracy or speed for a row, and its cost."""
     if isinstance(row, SpeedRow):
         if table.metric.startswith("VOC"):
             reached = "did not converge" if row.ap is None else f"mAP {row.ap}"

@@ -1,4 +1,4 @@
-"""How many steps each row of a comparison makes: equal shares of a budget, from what a step takes here."""
+"""How many steps each row of a comparison makes: equal shares of a budget, from the time that a step takes here."""
 
 import json
 import math
@@ -6,7 +6,8 @@ import os
 import statistics
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,79 +26,109 @@ from directdet.reproduce.timing import timed_steps
 from directdet.train.loop import Trainer
 from directdet.train.prepare import apply_norm, load_weights
 
-PRETRAIN_SHARE = 0.7  # of a row's time, as P3x of P3x + 1x (Table 3)
+PRETRAIN_SHARE = 0.7  # of a row's time, as in P3x + 1x (direct pre-training, Table 3)
 SHARED_SHARE = 0.4  # of the whole time, for a pre-training that all rows share
 FEWEST_STEPS = 10
 TIMED_STEPS = 4  # after one that warms up
 
 
-def make_plan(
-    path: Path,
-    asked: dict[str, Any],
-    experiment: Experiment,
-    trials: list[Trial],
-    dataset: Dataset,
-    val: Dataset,
-    device: torch.device,
-    imagenet: str | None,
-) -> dict[str, Any]:
-    """Steps of every phase of every row: those of plan.json, as asked for, or by what a step takes here."""
+@dataclass(frozen=True)
+class Setup:
+    """What all rows of a comparison share.
+
+    Attributes:
+        data: folder of the dataset.
+        train, val: its splits.
+        out: folder of the comparison.
+        device, seed: as in train.run.train.
+        imagenet: "imagenet" or a file with a backbone's weights, for the rows that start from them; None for none.
+    """
+
+    data: str | Path
+    train: Dataset
+    val: Dataset
+    out: Path
+    device: torch.device
+    seed: int
+    imagenet: str | None
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of one training step, and of one evaluation of the whole val split."""
+
+    step: float
+    evaluation: float
+
+
+Paces = Mapping[str, Mapping[str, Pace]]  # by row and phase, in the order of the rows and phases
+Steps = dict[str, dict[str, int]]  # by row and phase
+
+
+def make_plan(asked: dict[str, Any], experiment: Experiment, trials: list[Trial], setup: Setup) -> dict[str, Any]:
+    """The steps of every phase of every row: from plan.json if it exists, else as asked for, or from measurements.
+
+    Args:
+        asked: the settings of the comparison, as plan.json keeps them.
+
+    Raises:
+        UserError: plan.json is of other settings, the budget is too small, or ImageNet weights fit no row.
+    """
+    path = setup.out / "plan.json"
     if path.is_file():
         plan = json.loads(path.read_text(encoding="utf-8"))
         other = [key for key, value in asked.items() if plan.get(key) != value]
         if other:
             raise UserError(f"{path}: {other[0]}: was {plan.get(other[0])!r}; give the same, or another --out")
         return plan
-    running = _startable(trials, dataset, imagenet)
+    running = _startable(trials, setup)
     if asked["phase_steps"]:
         found = {"steps": _fixed_steps(running, asked["phase_steps"])}
     else:
-        found = _measured_steps(experiment, running, asked["budget_s"], dataset, val, device)
+        found = _measured_steps(experiment, running, asked["budget_s"], setup)
     plan = {**asked, "equal": experiment.equal, **found}
     write_json_atomic(path, plan)
     return plan
 
 
-def _measured_steps(
-    experiment: Experiment, trials: list[Trial], budget: float, dataset: Dataset, val: Dataset, device: torch.device
-) -> dict[str, Any]:
+def _measured_steps(experiment: Experiment, trials: list[Trial], budget: float, setup: Setup) -> dict[str, Any]:
     """Measure what a step of every phase takes here: "seconds_per_step", and the "steps" that fill the budget.
 
     Raises UserError if they are too few.
     """
     Console().print(f"measuring {len(trials)} rows, to give each its share of {budget / 60:.0f} minutes")
-    pace: dict[str, dict[str, float]] = {}
-    shared: dict[str, float] | None = None
+    paces: dict[str, dict[str, Pace]] = {}
+    shared: Pace | None = None
     for trial in trials:
-        pace[trial.key] = {}
+        paces[trial.key] = {}
         for phase in trial.recipe.phases:
-            if trial.shares and phase.name == "pretrain":
-                shared = shared or _seconds(trial.recipe, phase, dataset, val, device)
+            if trial.shares_pretrain and phase.name == "pretrain":
+                shared = shared or _seconds(trial.recipe, phase, setup.train, setup.val, setup.device)
                 continue
-            pace[trial.key][phase.name] = _seconds(trial.recipe, phase, dataset, val, device)
-    evaluation = {key: rows[list(rows)[-1]]["evaluation"] for key, rows in pace.items()}
-    steps, needed = _steps(experiment, trials, budget, pace, shared, evaluation)
+            paces[trial.key][phase.name] = _seconds(trial.recipe, phase, setup.train, setup.val, setup.device)
+    steps, needed = _steps(experiment, trials, budget, paces, shared)
     if min(min(row.values()) for row in steps.values()) < FEWEST_STEPS:
         raise UserError(
             f"--budget: {budget / 60:.1f} minutes are too few for {len(trials)} rows here; give at least "
             f"{math.ceil(needed / 60)}m, or a smaller --scale"
         )
-    return {"seconds_per_step": pace, "steps": steps}
+    measured = {key: {name: asdict(pace) for name, pace in row.items()} for key, row in paces.items()}
+    return {"seconds_per_step": measured, "steps": steps}
 
 
-def _startable(trials: list[Trial], dataset: Dataset, imagenet: str | None) -> list[Trial]:
-    """The rows that can run: all but those that need ImageNet weights of a backbone which `imagenet` has none of.
+def _startable(trials: list[Trial], setup: Setup) -> list[Trial]:
+    """The rows that can run: all except those that need ImageNet weights which `imagenet` does not have.
 
-    Raises UserError if it has none of any: that is to be told before the work, not hours later.
+    Raises UserError if it has none for any row, so that the user learns it before the work and not hours later.
     """
     running, errors = [], []
     for trial in trials:
-        if trial.needs_imagenet and imagenet is None:
-            continue
         if trial.needs_imagenet:
-            model = {"detector": trial.recipe.detector, "num_classes": len(dataset.classes), **trial.recipe.model}
+            if setup.imagenet is None:
+                continue
+            model = {"detector": trial.recipe.detector, "num_classes": len(setup.train.classes), **trial.recipe.model}
             try:
-                load_weights(build_model(model), imagenet, dataset.classes)
+                load_weights(build_model(model), setup.imagenet, setup.train.classes)
             except UserError as error:
                 errors.append(error)
                 continue
@@ -107,55 +138,68 @@ def _startable(trials: list[Trial], dataset: Dataset, imagenet: str | None) -> l
     return running
 
 
-def _fixed_steps(trials: list[Trial], count: int) -> dict[str, dict[str, int]]:
-    """`count` steps for every phase of every row, and for what they share."""
-    steps = {}
+def _fixed_steps(trials: list[Trial], count: int) -> Steps:
+    """`count` steps for every phase of every row, and for the pre-training that rows share."""
+    steps: Steps = {}
     for trial in trials:
         steps[trial.key] = {phase.name: count for phase in trial.recipe.phases}
-        if trial.shares:
+        if trial.shares_pretrain:
             steps[SHARED] = {"pretrain": steps[trial.key].pop("pretrain")}
     return steps
 
 
 def _steps(
-    experiment: Experiment,
-    trials: list[Trial],
-    budget: float,
-    pace: dict[str, dict[str, Any]],
-    shared: dict[str, float] | None,
-    evaluation: dict[str, float],
-) -> tuple[dict[str, dict[str, int]], float]:
+    experiment: Experiment, trials: list[Trial], budget: float, paces: Paces, shared: Pace | None
+) -> tuple[Steps, float]:
     """Steps by row and phase, and a budget that would give each phase at least FEWEST_STEPS.
 
-    Rows that share their pre-training make equal steps; others get equal time, split as the paper's P3x + 1x.
+    `shared` is the pace of the pre-training that all rows share, if they do. Each row is evaluated once, at its end.
     """
-    training = budget - sum(evaluation.values())
-    if experiment.equal == "steps" and shared is None:
-        row_step = sum(next(iter(pace[trial.key].values()))["step"] for trial in trials)
-        steps = {trial.key: dict.fromkeys(pace[trial.key], int(training / row_step)) for trial in trials}
-        return steps, FEWEST_STEPS * row_step + sum(evaluation.values())
-    if experiment.equal == "steps":
-        row_step = sum(pace[trial.key]["finetune"]["step"] for trial in trials)
-        first = int(training * SHARED_SHARE / shared["step"])
-        rest = int(training * (1 - SHARED_SHARE) / row_step)
-        needed = FEWEST_STEPS * max(shared["step"] / SHARED_SHARE, row_step / (1 - SHARED_SHARE))
-        steps = {SHARED: {"pretrain": first}, **{trial.key: {"finetune": rest} for trial in trials}}
-        return steps, needed + sum(evaluation.values())
-    steps, needed, each = {}, 0.0, training / len(trials)
+    evaluating = sum(list(row.values())[-1].evaluation for row in paces.values())
+    training = budget - evaluating
+    if experiment.equal == "time":
+        steps, needed = _equal_times(trials, training, paces)
+    elif shared is None:
+        steps, needed = _equal_steps(trials, training, paces)
+    else:
+        steps, needed = _equal_steps_after(shared, trials, training, paces)
+    return steps, needed + evaluating
+
+
+def _equal_times(trials: list[Trial], training: float, paces: Paces) -> tuple[Steps, float]:
+    """Equal time for every row; where it has two phases, split like the paper's P3x + 1x."""
+    steps: Steps = {}
+    needed, each = 0.0, training / len(trials)
     for trial in trials:
         steps[trial.key] = {}
         shares = (1.0,) if len(trial.recipe.phases) == 1 else (PRETRAIN_SHARE, 1 - PRETRAIN_SHARE)
         for phase, share in zip(trial.recipe.phases, shares, strict=True):
-            seconds = pace[trial.key][phase.name]["step"]
+            seconds = paces[trial.key][phase.name].step
             steps[trial.key][phase.name] = int(each * share / seconds)
             needed = max(needed, FEWEST_STEPS * seconds / share)
-    return steps, needed * len(trials) + sum(evaluation.values())
+    return steps, needed * len(trials)
 
 
-def _seconds(recipe: Recipe, phase: Phase, dataset: Dataset, val: Dataset, device: torch.device) -> dict[str, float]:
-    """Seconds of a training step with its share of reading, and of the evaluation of the whole val split, measured.
+def _equal_steps(trials: list[Trial], training: float, paces: Paces) -> tuple[Steps, float]:
+    """Equal steps for every row, each of one phase."""
+    seconds = sum(next(iter(paces[trial.key].values())).step for trial in trials)
+    steps = {trial.key: dict.fromkeys(paces[trial.key], int(training / seconds)) for trial in trials}
+    return steps, FEWEST_STEPS * seconds
 
-    Data is read here by this process, in training by the phase's workers, which share the work.
+
+def _equal_steps_after(shared: Pace, trials: list[Trial], training: float, paces: Paces) -> tuple[Steps, float]:
+    """Equal steps for every row, after a pre-training that all rows share."""
+    seconds = sum(paces[trial.key]["finetune"].step for trial in trials)
+    first = int(training * SHARED_SHARE / shared.step)
+    rest = int(training * (1 - SHARED_SHARE) / seconds)
+    needed = FEWEST_STEPS * max(shared.step / SHARED_SHARE, seconds / (1 - SHARED_SHARE))
+    return {SHARED: {"pretrain": first}, **{trial.key: {"finetune": rest} for trial in trials}}, needed
+
+
+def _seconds(recipe: Recipe, phase: Phase, dataset: Dataset, val: Dataset, device: torch.device) -> Pace:
+    """Measure a training step with its share of reading, and the evaluation of the whole val split.
+
+    This process reads the data here; in training, the phase's workers share that work.
     """
     torch.manual_seed(0)
     model = build_model({"detector": recipe.detector, "num_classes": len(dataset.classes), **recipe.model})
@@ -171,4 +215,4 @@ def _seconds(recipe: Recipe, phase: Phase, dataset: Dataset, val: Dataset, devic
         started = time.perf_counter()
         detect(detector, val, val.records[1:4])
         evaluation = (time.perf_counter() - started) / max(1, len(val.records[1:4])) * len(val)
-    return {"step": statistics.median(times[1:] or times), "evaluation": evaluation}
+    return Pace(statistics.median(times[1:] or times), evaluation)

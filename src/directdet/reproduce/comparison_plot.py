@@ -1,12 +1,14 @@
-"""A comparison's picture: what each row reached here, beside what the paper reports for it."""
+"""The chart of a comparison: what each row reached here, next to what the paper reports for it."""
 
 from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -16,7 +18,11 @@ _OURS, _PAPER = "#1f6f8b", "#b9c3c9"
 
 
 def draw_comparison(result: dict[str, Any], path: Path) -> None:
-    """Write a PNG with two panels: AP here and in the paper, each on its own scale."""
+    """Write a PNG with two panels, AP here and in the paper, each on its own scale; nothing if no row has a result.
+
+    Args:
+        result: as Comparison.to_dict() makes it.
+    """
     rows = [row for row in result["rows"] if "box_ap" in row or "diverged" in row]
     if not rows:
         return
@@ -33,26 +39,26 @@ def draw_comparison(result: dict[str, Any], path: Path) -> None:
     _bars(there, places, [_printed(row["paper"] or {}, "map" if voc else "box_ap") for row in rows], _PAPER)
     there.set_title(f"in the paper ({'VOC' if voc else 'COCO'})", fontsize=10)
     here.set_yticks(list(places), labels)
-    here.set_ylim(len(rows) - 0.5, -0.5)  # from the top down, and as high where a row has no bar
+    here.set_ylim(len(rows) - 0.5, -0.5)  # from the top down, and the same height where a row has no bar
     figure.suptitle(f"{plan['experiment']}: {'VOC mAP' if voc else 'box AP'}, equal {plan['equal']}", fontsize=11)
     figure.supxlabel("compare rows with each other, not the two panels", fontsize=9)
     write_bytes_atomic(path, _png(figure))
 
 
 def _reached(row: dict[str, Any], voc: bool) -> float:
-    """Per cent; NaN for a row whose loss did not stay finite."""
+    """AP in per cent; NaN for a row whose loss did not stay finite."""
     if "diverged" in row:
         return math.nan
     return 100 * (row["voc"]["mAP_11point"] if voc else row["box_ap"])
 
 
-def _printed(paper: dict[str, float | None], key: str) -> float | None:
-    """The paper's figure: None where it has none, NaN where it prints that."""
+def _printed(paper: Mapping[str, float | None], key: str) -> float | None:
+    """The paper's figure: None if it has none, NaN if it prints "NaN"."""
     return math.nan if key in paper and paper[key] is None else paper.get(key)
 
 
-def _bars(axes: Any, places: range, values: list[float | None], colour: str) -> None:
-    """Horizontal bars with their numbers, "NaN" for that; nothing where there is no value."""
+def _bars(axes: Axes, places: range, values: Sequence[float | None], colour: str) -> None:
+    """Horizontal bars with their values ("NaN" for NaN); none where there is no value."""
     known = {place: value for place, value in zip(places, values, strict=True) if value is not None}
     lengths = [0.0 if math.isnan(value) else value for value in known.values()]
     bars = axes.barh(list(known), lengths, color=colour, height=0.6)

@@ -1,90 +1,21 @@
-"""The paper's comparisons, scaled down: which rows a table has, and the recipe that each of them trains.
+"""The comparisons of both papers, scaled down: the rows of each table, and the recipe that each row trains.
 
-A row keeps the paper's structure (phases, batch sizes, normalisation, what is loaded) and takes its pixels, network and
-length from a Scale, so that rows compare with each other in minutes. Such figures are not the paper's AP.
+A row keeps the paper's structure (phases, batch sizes, normalisation, what is loaded), and takes its image sizes and
+its network from a Scale and its length from a budget, so that rows can be compared with each other within minutes. The
+results are not the paper's AP.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from directdet.recipes.published import scratchdet_table2
-from directdet.recipes.recipe import PARTS, Phase, Recipe
-from directdet.recipes.scratchdet import PLACES, RATES, TABLE2, VOC
+from directdet.recipes.recipe import PARTS, Norm, Phase, Recipe
+from directdet.recipes.scratchdet import PLACES, RATES, TABLE2_BACKBONES, VOC_PHASE
+from directdet.reproduce.scales import Scale
 
-SHARED = "shared"
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How small a comparison is.
-
-    Attributes:
-        full: (short, long) edge that stands for (800, 1333).
-        factor: what the paper's pre-training lengths are multiplied by, to the nearest multiple of 32.
-        models: settings of each detector that differ from the paper's.
-        base_lr, base_batch, clip_norm: as in Phase.
-        ssd_width, ssd_batch: channels of SSD's stem, and its images per step; its input is always 300x300.
-    """
-
-    name: str
-    full: tuple[int, int]
-    factor: float
-    models: dict[str, dict[str, Any]]
-    base_lr: float = 0.02
-    base_batch: int = 8
-    clip_norm: float | None = 10.0
-    precision: str = "fp32"
-    workers: int = 2
-    ssd_width: int | None = None
-    ssd_batch: int = 128
-
-    def length(self, paper: int) -> int:
-        """A length of the paper, scaled."""
-        return max(64, round(paper * self.factor / 32) * 32)
-
-
-_SMALL_HEADS = {"fpn_channels": 64, "box_features": 256, "mask_channels": 64, "mask_convs": 2}
-_FEW_ROIS = {
-    "train_pre_nms": 500,
-    "train_proposals": 250,
-    "test_pre_nms": 300,
-    "test_proposals": 200,
-    "roi_samples": 64,
-    "mask_slots": 16,
-    "candidates": 300,
-}
-_SLIM = {"backbone": "resnet18", "width": 32}
-SLIM_MODELS = {
-    "rcnn": {**_SLIM, **_SMALL_HEADS, **_FEW_ROIS, "box_convs": 2},
-    "cascade": {**_SLIM, **_SMALL_HEADS, **_FEW_ROIS},
-    "retinanet": {**_SLIM, "fpn_channels": 64, "head_convs": 2, "test_pre_nms": 300, "candidates": 300},
-    "swin": {**_SMALL_HEADS, **_FEW_ROIS, "backbone": "swin_t", "width": 32, "box_convs": 2},
-}
-R50_MODELS = {
-    "rcnn": {"backbone": "resnet50"},
-    "cascade": {"backbone": "resnet50"},
-    "retinanet": {"backbone": "resnet50"},
-    "swin": {"backbone": "swin_t"},
-}
-_TINIEST = {"fpn_channels": 16, "box_features": 16, "mask_channels": 8, "mask_convs": 1, **_FEW_ROIS, "roi_samples": 16}
-_TINIEST |= {"train_proposals": 32, "test_proposals": 32, "mask_slots": 4}
-SMOKE_MODELS = {
-    "rcnn": {**_TINIEST, "backbone": "resnet18", "width": 8, "box_convs": 1},
-    "cascade": {**_TINIEST, "backbone": "resnet18", "width": 8},
-    "retinanet": {"backbone": "resnet18", "width": 8, "fpn_channels": 16, "head_convs": 1, "candidates": 100},
-    "swin": {**_TINIEST, "backbone": "swin_t", "width": 32, "box_convs": 1},
-}
-SCALES = {
-    "smoke": Scale(
-        "smoke", (64, 96), 0.15, SMOKE_MODELS, ssd_width=8, ssd_batch=2
-    ),  # seconds; to see that it runs, it learns nothing
-    "tiny": Scale("tiny", (160, 224), 0.28, SLIM_MODELS, ssd_width=8, ssd_batch=8),
-    "small": Scale("small", (320, 448), 0.5, SLIM_MODELS, ssd_width=16, ssd_batch=16),
-    # For a GPU and pictures of some 360 pixels.
-    "medium": Scale("medium", (288, 384), 0.5, R50_MODELS, base_batch=16, precision="bf16", workers=12),
-    "paper": Scale("paper", (800, 1333), 1.0, R50_MODELS, base_batch=16, clip_norm=None, workers=4),
-}
+SHARED = "shared"  # folder of the pre-training that all rows of a comparison share
+AT_THE_END = 1_000_000  # epochs between evaluations: more than there are
 
 
 @dataclass(frozen=True)
@@ -92,19 +23,19 @@ class Trial:
     """One row of a comparison.
 
     Attributes:
-        key: its folder.
+        key: the name of its folder.
         label: what it is.
-        recipe: what it trains; the lengths of its phases are still to be set.
-        shares: it starts from the pre-training that all rows share, and trains its last phase only.
-        paper: what the paper reached, or None where it has no such row; a value of None is the paper's "NaN".
+        recipe: what it trains; the lengths of its phases are set later.
+        shares_pretrain: it starts from the pre-training that all rows share, and trains only its last phase.
+        paper: the paper's figures, or None if the paper has no such row; a figure of None is the paper's "NaN".
         needs_imagenet: it starts from ImageNet weights.
     """
 
     key: str
     label: str
     recipe: Recipe
-    shares: bool = False
-    paper: dict[str, float | None] | None = None
+    shares_pretrain: bool = False
+    paper: Mapping[str, float | None] | None = None
     needs_imagenet: bool = False
 
 
@@ -114,17 +45,17 @@ class Experiment:
 
     Attributes:
         title: what it compares.
-        table: key of the paper's table, see recipes.table_rows.
-        equal: "time": every row trains for as long; "steps": every row makes as many steps.
-        trials: the rows, for a Scale.
-        metric: "coco", COCO's AP; "voc", VOC's mAP by the 11-point rule.
+        table: the key of the paper's table in recipes.table_rows.TABLES.
+        equal: what all rows get the same of: "time" or "steps".
+        trials: makes the rows, for a Scale.
+        metric: "coco" is COCO's AP, "voc" VOC's mAP by the 11-point rule.
     """
 
     title: str
     table: str
-    equal: str
+    equal: Literal["time", "steps"]
     trials: Callable[[Scale], list[Trial]] = field(repr=False)
-    metric: str = "coco"
+    metric: Literal["coco", "voc"] = "coco"
 
 
 def pretrain(scale: Scale, batch: int = 8, length: int = 448) -> Phase:
@@ -158,13 +89,13 @@ def finetune(scale: Scale, **changes: Any) -> Phase:
         norm_weight_decay=True,
         norm="fixed",
         frozen_stages=1,
-        eval_every=1_000_000,  # at the end
+        eval_every=AT_THE_END,
     )
     return replace(phase, **changes)
 
 
-def scratch(scale: Scale, norm: str = "live") -> Phase:
-    """From random weights at the full size."""
+def scratch(scale: Scale, norm: Norm = "live") -> Phase:
+    """Training from random weights at the full size, scaled."""
     return finetune(scale, name="scratch", norm=norm, frozen_stages=-1, norm_weight_decay=False)
 
 
@@ -178,7 +109,7 @@ def _recipe(
     return Recipe("reproduce", "", phases, name, settings)
 
 
-def _table1(scale: Scale) -> list[Trial]:
+def _direct_table1(scale: Scale) -> list[Trial]:
     def direct(batch: int, length: int, box: float, mask: float, cost: float) -> Trial:
         phases = (pretrain(scale, batch, length), finetune(scale))
         label = f"Direct, {scale.length(length)}, batch {batch} (paper: {length})"
@@ -202,10 +133,11 @@ def _table1(scale: Scale) -> list[Trial]:
     ]
 
 
-def _table2(scale: Scale) -> list[Trial]:
-    def row(norm: str, label: str, box: float, mask: float, seconds: float) -> Trial:
+def _direct_table2(scale: Scale) -> list[Trial]:
+    def row(norm: Norm, label: str, box: float, mask: float, seconds: float) -> Trial:
         recipe = _recipe(scale, (pretrain(scale), finetune(scale, norm=norm)))
-        return Trial(norm, label, recipe, True, {"box_ap": box, "mask_ap": mask, "s_per_iter": seconds})
+        paper = {"box_ap": box, "mask_ap": mask, "s_per_iter": seconds}
+        return Trial(norm, label, recipe, shares_pretrain=True, paper=paper)
 
     return [
         row("affine", "Direct, affine", 37.8, 33.9, 0.479),
@@ -214,17 +146,18 @@ def _table2(scale: Scale) -> list[Trial]:
     ]
 
 
-def _table5(scale: Scale) -> list[Trial]:
+def _direct_table5(scale: Scale) -> list[Trial]:
     figures = ((39.0, 34.7), (39.4, 35.2), (39.3, 35.1), (41.7, 36.8), (41.7, 37.3))
     labels = ("Backbone", "+ FPN", "+ RPN", "+ box head", "+ mask head")
     trials = []
     for number, (label, (box, mask)) in enumerate(zip(labels, figures, strict=True), 1):
         recipe = _recipe(scale, (pretrain(scale), finetune(scale, parts=PARTS[:number])))
-        trials.append(Trial(PARTS[number - 1], label, recipe, True, {"box_ap": box, "mask_ap": mask}))
+        paper = {"box_ap": box, "mask_ap": mask}
+        trials.append(Trial(PARTS[number - 1], label, recipe, shares_pretrain=True, paper=paper))
     return trials
 
 
-def _table8(scale: Scale) -> list[Trial]:
+def _direct_table8(scale: Scale) -> list[Trial]:
     figures = {
         "retinanet": ("RetinaNet", 36.5, 37.1),
         "rcnn": ("Faster R-CNN", 37.4, 39.3),
@@ -262,7 +195,7 @@ def _table8(scale: Scale) -> list[Trial]:
     return trials
 
 
-def _scratch(scale: Scale) -> list[Trial]:
+def _direct_scratch(scale: Scale) -> list[Trial]:
     direct = _recipe(scale, (pretrain(scale), finetune(scale)))
     return [
         Trial("direct", "Direct, then fixed BN", direct, paper={"box_ap": 41.5, "mask_ap": 37.0, "days": 1.52}),
@@ -283,20 +216,20 @@ def _scratch(scale: Scale) -> list[Trial]:
 
 def _ssd(scale: Scale, rate: float, **model: Any) -> Recipe:
     phase = replace(
-        VOC,
+        VOC_PHASE,
         batch_size=scale.ssd_batch,
         base_batch=scale.ssd_batch,
         base_lr=rate,
         precision=scale.precision,
-        channels_last=scale.precision == "bf16",  # on a GPU, where it is faster and has not crashed
+        channels_last=scale.precision == "bf16",  # on a GPU, where it is faster; on CPUs it has crashed
         workers=scale.workers,
-        eval_every=1_000_000,
+        eval_every=AT_THE_END,
     )
     return Recipe("reproduce", "", (phase,), "ssd", {"width": scale.ssd_width, **model})
 
 
-def _scratchdet1(scale: Scale) -> list[Trial]:
-    """The rows of Table 1 that start from random weights; the learning rates are the paper's whatever the batch."""
+def _scratchdet_table1(scale: Scale) -> list[Trial]:
+    """The rows of Table 1 that start from random weights, at the paper's learning rates whatever the batch."""
     figures = {
         "none": (67.6, None, None),
         "head": (71.0, 75.6, None),
@@ -313,9 +246,9 @@ def _scratchdet1(scale: Scale) -> list[Trial]:
     return trials
 
 
-def _scratchdet2(scale: Scale) -> list[Trial]:
+def _scratchdet_table2(scale: Scale) -> list[Trial]:
     """The ten first layers of Table 2."""
-    rows = zip(TABLE2, scratchdet_table2().rows, strict=True)
+    rows = zip(TABLE2_BACKBONES, scratchdet_table2().rows, strict=True)
     return [
         Trial(
             name,
@@ -327,14 +260,23 @@ def _scratchdet2(scale: Scale) -> list[Trial]:
     ]
 
 
+# By paper and table. direct/scratch takes rows of the paper's Tables 1 and 3.
 EXPERIMENTS = {
-    "direct/table1": Experiment("batch size and resolution of direct pre-training", "1", "time", _table1),
-    "direct/table2": Experiment("batch normalisation in fine-tuning", "2", "steps", _table2),
-    "direct/table5": Experiment("which parts of the pre-trained detector are loaded", "5", "steps", _table5),
-    "direct/table8": Experiment("other detectors", "8", "time", _table8),
-    "direct/scratch": Experiment("from scratch against direct pre-training, for the same time", "3", "time", _scratch),
-    "scratchdet/table1": Experiment(
-        "where batch normalisation is, and the learning rate", "1", "steps", _scratchdet1, "voc"
+    "direct/table1": Experiment(
+        "batch size and resolution of direct pre-training", "direct/table1", "time", _direct_table1
     ),
-    "scratchdet/table2": Experiment("the first layer of ResNet-18", "2", "steps", _scratchdet2, "voc"),
+    "direct/table2": Experiment("batch normalisation in fine-tuning", "direct/table2", "steps", _direct_table2),
+    "direct/table5": Experiment(
+        "which parts of the pre-trained detector are loaded", "direct/table5", "steps", _direct_table5
+    ),
+    "direct/table8": Experiment("other detectors", "direct/table8", "time", _direct_table8),
+    "direct/scratch": Experiment(
+        "from scratch against direct pre-training, for the same time", "direct/table3", "time", _direct_scratch
+    ),
+    "scratchdet/table1": Experiment(
+        "where batch normalisation is, and the learning rate", "scratchdet/table1", "steps", _scratchdet_table1, "voc"
+    ),
+    "scratchdet/table2": Experiment(
+        "the first layer of ResNet-18", "scratchdet/table2", "steps", _scratchdet_table2, "voc"
+    ),
 }

@@ -1,8 +1,8 @@
 """`directdet landscape`: ScratchDet's Figures 1 and 7, training loss and gradient with and without normalisation.
 
-Every variant sees the same data in the same order from the same seed. At each step three numbers are kept: the loss,
-the L2 norm of the gradient of all parameters, and its fluctuation, which the paper does not define; here it is
-|norm(t) - norm(t - 1)|, in the picture smoothed by a moving average as the paper's is said to be.
+Every variant sees the same data in the same order from the same seed. Three numbers are kept at each step: the loss,
+the L2 norm of the gradient of all parameters, and its fluctuation. The paper does not define the last; here it is
+|norm(t) - norm(t - 1)|, smoothed in the figure by a moving average, as the paper says of its own.
 """
 
 import itertools
@@ -18,26 +18,55 @@ from torch import nn
 
 from directdet.common.errors import UsageProblem
 from directdet.common.files import require_writable, write_json_atomic
+from directdet.data.records import Dataset
 from directdet.infer.machine import hardware, versions
 from directdet.infer.preprocess import Preprocess
 from directdet.models.build import build_model
-from directdet.recipes.scratchdet import PLACES, VOC
-from directdet.train.loop import make_phase_loader
+from directdet.recipes.scratchdet import PLACES, VOC_PHASE
+from directdet.train.data import load_splits, make_phase_loader
 from directdet.train.optim import learning_rate
-from directdet.train.run import choose_device, load_splits
-from directdet.train.step import Stepper
+from directdet.train.run import choose_device
+from directdet.train.step import Stepper, total
 
 SMOOTHING = 15  # steps of the moving average
-# Panels: Figure 1 has normalisation in the head, Figure 7 in the backbone. (place, times the base learning rate).
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One curve of a figure.
+
+    Attributes:
+        place: where batch normalisation is, a key of scratchdet.PLACES.
+        times: what the base learning rate is multiplied by.
+    """
+
+    place: str
+    times: int
+
+    @property
+    def name(self) -> str:
+        """As landscape.json calls it: "head_10x"."""
+        return f"{self.place}_{self.times}x"
+
+
+# Figure 1 has normalisation in the head, Figure 7 in the backbone.
 FIGURES = {
-    "Figure 1": (("none", 1), ("head", 1), ("head", 10)),
-    "Figure 7": (("none", 1), ("backbone", 1), ("backbone", 10)),
+    "Figure 1": (Variant("none", 1), Variant("head", 1), Variant("head", 10)),
+    "Figure 7": (Variant("none", 1), Variant("backbone", 1), Variant("backbone", 10)),
 }
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large a landscape is: side of the input, images per step, stem channels of VGG-16, steps."""
+    """How large a landscape is.
+
+    Attributes:
+        side: of the input, in pixels.
+        batch: images per step.
+        width: channels of VGG-16's stem; None for the full width.
+        steps: of each variant.
+        workers: processes that read data.
+    """
 
     side: int
     batch: int
@@ -59,28 +88,32 @@ def landscape(
     seed: int = 0,
     base_lr: float = BASE_RATE,
 ) -> dict[str, Any]:
-    """Train every variant of FIGURES briefly on `data` and write OUT/landscape.json.
+    """Train every variant of FIGURES briefly on `data`; writes OUT/landscape.json and returns its content.
+
+    A variant whose loss is no longer finite stops there; its "stopped" is the step.
 
     Args:
         size: a key of SIZES; None is "paper" on a GPU and "small" on a CPU.
-        steps: instead of the size's own.
-        base_lr: the learning rate that is taken once and ten times, whatever the batch.
+        steps: of each variant, instead of the size's.
+        device, seed: as in train.run.train.
+        base_lr: the learning rate of the variants at 1x, whatever the batch.
 
-    A variant whose loss is no longer finite stops there; the figures say at which step.
+    Raises:
+        UserError: the dataset cannot be used. UsageProblem: an unknown size.
     """
     place = choose_device(device)
     size = size or ("paper" if place.type == "cuda" else "small")
     if size not in SIZES:
-        raise UsageProblem(f"--size {size}: there are {', '.join(SIZES)}")
+        raise UsageProblem(f"--size {size}: unknown; choose one of {', '.join(SIZES)}")
     require_writable(Path(out), folder=True)
     chosen = SIZES[size] if steps is None else replace(SIZES[size], steps=steps)
     dataset, _ = load_splits(data)
     wanted = dict.fromkeys(variant for figure in FIGURES.values() for variant in figure)
     runs = []
-    for where, times in track(list(wanted), description="training"):
-        runs.append(_run(where, times, chosen, dataset, place, seed, base_lr))
+    for variant in track(list(wanted), description="training"):
+        runs.append(_run(variant, chosen, dataset, place, seed, base_lr))
     result = {
-        "figures": {name: [_name(*variant) for variant in figure] for name, figure in FIGURES.items()},
+        "figures": {name: [variant.name for variant in figure] for name, figure in FIGURES.items()},
         "fluctuation": f"|norm(t) - norm(t - 1)|, smoothed over {SMOOTHING} steps",
         "size": {**chosen.__dict__, "name": size},
         "base_lr": base_lr,
@@ -96,20 +129,17 @@ def landscape(
     return result
 
 
-def _name(where: str, times: int) -> str:
-    return f"{where}_{times}x"
-
-
 def _run(
-    where: str, times: int, size: Size, dataset: Any, device: torch.device, seed: int, base_lr: float
+    variant: Variant, size: Size, dataset: Dataset, device: torch.device, seed: int, base_lr: float
 ) -> dict[str, Any]:
-    """One variant: its three curves."""
-    norm, head_norm, words = PLACES[where]
+    """Train one variant; its three curves."""
+    norm, head_norm, words = PLACES[variant.place]
+    rate = base_lr * variant.times
     phase = replace(
-        VOC,
+        VOC_PHASE,
         batch_size=size.batch,
         base_batch=size.batch,
-        base_lr=base_lr * times,
+        base_lr=rate,
         iterations=size.steps,
         milestones=(),
         workers=size.workers,
@@ -128,22 +158,23 @@ def _run(
         loader.set_epoch(len(losses) // loader.batches_per_epoch)
         for batch in loader:
             found, _ = stepper.step([batch], len(losses), loader.batches_per_epoch)
-            losses.append(float(sum(found.values())))
+            losses.append(float(total(found.values())))
             norms.append(_gradient_norm(model))
             if not (math.isfinite(losses[-1]) and math.isfinite(norms[-1])):
-                losses.pop(), norms.pop()
+                losses.pop()
+                norms.pop()
                 stopped = len(losses)
                 break
             if len(losses) >= size.steps:
                 break
     loader.close()
     fluctuation = [abs(b - a) for a, b in itertools.pairwise(norms)]
-    label = f"SSD {words}, learning rate {base_lr * times:g}"
+    label = f"SSD {words}, learning rate {rate:g}"
     curves = {"loss": losses, "norm": norms, "fluctuation": fluctuation}
-    return {"name": _name(where, times), "label": label, "learning_rate": base_lr * times, "stopped": stopped, **curves}
+    return {"name": variant.name, "label": label, "learning_rate": rate, "stopped": stopped, **curves}
 
 
 def _gradient_norm(model: nn.Module) -> float:
-    """L2 norm of the gradient of all parameters together, as the last step left it."""
+    """The L2 norm of the gradient of all parameters together, as the last step left it."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     return float(nn.utils.get_total_norm(gradients))

@@ -7,17 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from directdet.common.files import write_bytes_atomic
 
-_COLOURS = ("#2b6cb0", "#c53030", "#2f855a")  # as the paper: blue original, red with normalisation, green at 10x
+_COLOURS = ("#2b6cb0", "#c53030", "#2f855a")  # as in the paper: blue without, red with normalisation, green at 10x
 _PANELS = {"loss": "training loss", "norm": "L2 norm of the gradient", "fluctuation": "its fluctuation, smoothed"}
 
 
 def draw_landscape(result: dict[str, Any], path: Path, smoothing: int) -> None:
-    """Write the picture: a row for each figure of the paper, a column for each panel."""
+    """Write a PNG with a row for each figure of the paper and a column for each panel.
+
+    Args:
+        result: as landscape() returns it.
+        smoothing: steps of the fluctuation's moving average.
+    """
     runs = {run["name"]: run for run in result["runs"]}
     figures = result["figures"]
     figure = Figure(figsize=(13, 3.6 * len(figures)), layout="constrained")
@@ -38,9 +44,9 @@ def draw_landscape(result: dict[str, Any], path: Path, smoothing: int) -> None:
     write_bytes_atomic(path, buffer.getvalue())
 
 
-def _curve(axes: Any, run: dict[str, Any], key: str, colour: str, smoothing: int) -> None:
+def _curve(axes: Axes, run: dict[str, Any], key: str, colour: str, smoothing: int) -> None:
     values = np.asarray(run[key], float)
-    steps = np.arange(len(values)) + (key == "fluctuation")  # which is from the step before to this one
+    steps = np.arange(len(values)) + (key == "fluctuation")  # which is the change from the step before
     label = run["label"] + (f" (not finite at step {run['stopped']})" if run["stopped"] is not None else "")
     if key == "fluctuation":
         values = smoothed(values, smoothing)
@@ -51,6 +57,6 @@ def _curve(axes: Any, run: dict[str, Any], key: str, colour: str, smoothing: int
 
 
 def smoothed(values: np.ndarray, width: int) -> np.ndarray:
-    """Mean of the last `width` values, or of as many as there are."""
-    # Each by itself: of running sums, one value of a loss that explodes would leave nothing but rounding.
+    """The mean of the last `width` values at each step, or of as many as there are."""
+    # Each mean by itself: in a running sum, one huge value of a diverging loss would leave only rounding errors.
     return np.array([values[max(0, last - width) : last].mean() for last in range(1, len(values) + 1)])

@@ -1,4 +1,4 @@
-"""A time limit for what would otherwise be stopped by hand."""
+"""A time limit on work that saves itself when it is interrupted."""
 
 import os
 import signal
@@ -10,9 +10,9 @@ class TimeIsUp(Exception):
 
 
 class StopAfter:
-    """Stop what runs inside after so many seconds, as Ctrl-C would; TimeIsUp says that it was.
+    """Interrupt the block after a number of seconds, as Ctrl-C would, and raise TimeIsUp; None sets no limit.
 
-    A run in there saves itself at the end of a step.
+    Training in the block saves itself at the end of a step.
     """
 
     def __init__(self, seconds: float | None):
@@ -25,7 +25,7 @@ class StopAfter:
 
     def __enter__(self) -> None:
         if self.timer is not None:
-            if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what runs in the background
+            if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts background jobs
                 signal.signal(signal.SIGINT, signal.default_int_handler)
             self.timer.daemon = True
             self.timer.start()

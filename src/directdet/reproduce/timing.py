@@ -1,6 +1,6 @@
 """`directdet reproduce direct/table7`: seconds per iteration of fine-tuning and frames per second, by normalisation.
 
-The four variants take turns, so that a machine that is slower for a while is slower for all of them; ratios are medians
+The four variants take turns, so that a machine that is slow for a while is slow for all of them; ratios are medians
 over the rounds.
 """
 
@@ -17,26 +17,29 @@ from rich.console import Group
 from rich.progress import track
 from rich.table import Table
 
-from directdet.common.errors import UsageProblem, UserError
+from directdet.common.errors import UserError
 from directdet.common.files import require_writable, write_json_atomic
 from directdet.data.records import Dataset
 from directdet.infer.accuracy.evaluate import detect
 from directdet.infer.machine import hardware, versions
 from directdet.infer.runtimes.torch_runtime import TorchPredictor
 from directdet.models.build import build_model
-from directdet.recipes.published import table7
+from directdet.recipes.published import direct_table7
 from directdet.recipes.recipe import Phase
-from directdet.reproduce.experiments import SCALES, Scale, finetune, pretrain, scratch
+from directdet.reproduce.experiments import finetune, pretrain, scratch
+from directdet.reproduce.scales import Scale, choose_scale
+from directdet.train.data import load_splits
 from directdet.train.loop import Trainer
 from directdet.train.prepare import apply_norm
-from directdet.train.run import choose_device, load_splits
+from directdet.train.run import choose_device
+from directdet.train.step import total
 
-CAUTION = "Ratios compare the rows with each other; seconds are of this machine and this scale."
+CAUTION = "The ratios compare the rows with each other; the seconds are those of this machine and this scale."
 FPS_IMAGES = 20
 
 
 def variants(scale: Scale) -> dict[str, tuple[Phase, dict[str, Any]]]:
-    """The rows of Table 7: the phase that is timed, and settings of the network."""
+    """The rows of Table 7: the phase that is timed, and changes to the network's settings."""
     return {
         "ImageNet": (finetune(scale, norm="affine"), {}),
         "Scratch (GN)": (scratch(scale), {"norm": "gn"}),
@@ -48,19 +51,25 @@ def variants(scale: Scale) -> dict[str, tuple[Phase, dict[str, Any]]]:
 def time_table7(
     data: str | Path, out: str | Path, scale: str | None = None, device: str = "auto", rounds: int = 5, steps: int = 4
 ) -> dict[str, Any]:
-    """Time every variant `steps` iterations a round on the dataset in `data`; writes OUT/results.json and returns it.
+    """Time every variant on the dataset in `data`; writes OUT/results.json and returns its content.
 
-    A single process has nobody to synchronise with: its SyncBN row times live batch normalisation, and says so.
+    A single process has no other to synchronise with: its SyncBN row times live batch normalisation, and says so.
+
+    Args:
+        scale: a key of SCALES; None is "medium" on a GPU and "small" on a CPU.
+        device: as in train.run.train.
+        rounds: how often every variant is timed.
+        steps: iterations of a round.
+
+    Raises:
+        UserError: the dataset cannot be used. UsageProblem: an unknown scale.
     """
     place = choose_device(device)
-    scale = scale or ("medium" if place.type == "cuda" else "small")
-    if scale not in SCALES:
-        raise UsageProblem(f"--scale {scale}: there are {', '.join(SCALES)}")
+    chosen = choose_scale(scale, place.type == "cuda")
     require_writable(Path(out), folder=True)
     train_set, val = load_splits(data)
     if val is None:
-        raise UserError(f"{data}: has no val split to take frame rates on")
-    chosen = SCALES[scale]
+        raise UserError(f"{data}: has no val split to measure frame rates on; add one")
     rows: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         trainers = {
@@ -77,10 +86,10 @@ def time_table7(
     result = {
         "experiment": "direct/table7",
         "caution": CAUTION,
-        "scale": scale,
+        "scale": chosen.name,
         "rows": [_summary(name, rows) for name in rows],
         "data_seconds": data_seconds,
-        "paper": table7().to_dict(),
+        "paper": direct_table7().to_dict(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware(),
         "versions": {**versions(), "torch": torch.__version__},
@@ -99,7 +108,7 @@ def _trainer(phase: Phase, model: dict[str, Any], dataset: Dataset, device: torc
 
 
 def timed_steps(trainer: Trainer, count: int) -> list[tuple[float, float]]:
-    """Seconds to read a batch and of the step with it, of `count` training steps; fewer where the data ends."""
+    """(seconds to read a batch, seconds of the step) of `count` training steps; fewer if a pass over the data ends."""
     trainer.model.train()
     batches, found = iter(trainer.loader), []
     for _ in range(count):
@@ -109,13 +118,13 @@ def timed_steps(trainer: Trainer, count: int) -> list[tuple[float, float]]:
             break
         read = time.perf_counter()
         losses, _ = trainer.step([batch])
-        float(sum(losses.values()))  # waits for the device
+        float(total(losses.values()))  # waits for the device
         found.append((read - started, time.perf_counter() - read))
     return found
 
 
 def _round(trainer: Trainer, val: Dataset, steps: int) -> dict[str, float]:
-    """Mean seconds of an iteration without its data, and frames per second with preprocessing."""
+    """Mean seconds of an iteration without reading its data, and frames per second with preprocessing."""
     trainer.loader.set_epoch(0)
     seconds = [step for _, step in timed_steps(trainer, steps)]
     train = trainer.train
@@ -131,7 +140,7 @@ def _round(trainer: Trainer, val: Dataset, steps: int) -> dict[str, float]:
 def _data_seconds(
     scale: Scale, dataset: Dataset, batches: int, folder: Path, device: torch.device, model: dict[str, Any]
 ) -> dict[str, float]:
-    """Seconds to read, resize and pad the pictures of one iteration, of each phase of direct pre-training."""
+    """Seconds to read, resize and pad the images of one iteration, for each phase of direct pre-training."""
     found = {}
     for phase in (pretrain(scale), finetune(scale)):
         trainer = _trainer(phase, model, dataset, device, folder)
@@ -155,13 +164,13 @@ def _summary(name: str, rows: dict[str, dict[str, list[float]]]) -> dict[str, An
 
 
 def timing_table(result: dict[str, Any]) -> Group:
-    """Ours beside the paper's, as ratios to the SyncBN row."""
+    """Our figures next to the paper's, as ratios to the SyncBN row."""
     rows = {row["method"]: row for row in result["paper"]["rows"]}
     base = rows["Scratch (SyncBN)"]
     title = f"direct/table7: time by normalisation; scale {result['scale']}"
     table = Table("", title=title, title_justify="left", padding=(0, 0, 0, 1))
-    beside = "to\nSyncBN"
-    for name in ("s/iter", beside, "paper's\ns/iter", beside, "fps", beside, "paper's\nfps"):
+    ratio = "to\nSyncBN"
+    for name in ("s/iter", ratio, "paper's\ns/iter", ratio, "fps", ratio, "paper's\nfps"):
         table.add_column(name, justify="right")
     for row in result["rows"]:
         paper, ours = rows[row["method"]], row["medians"]
@@ -175,8 +184,7 @@ def timing_table(result: dict[str, Any]) -> Group:
             f"{row['to_sync']['fps']:.2f}",
             f"{paper['fps']}",
         )
-    alone = "One process: SyncBN has nobody to synchronise with here, its row is live batch normalisation."
-    notes = [CAUTION, alone]
+    alone = "One process: SyncBN has no other process to synchronise with, so its row is live BN."
     seconds = ", ".join(f"{name} {value:.3f} s" for name, value in result["data_seconds"].items())
-    notes.append(f"Data of one iteration, read by this process alone: {seconds} (paper: 0.014 direct, 0.029 scratch).")
-    return Group(table, *notes)
+    data = f"Reading the data of one iteration in one process: {seconds} (paper: 0.014 direct, 0.029 scratch)."
+    return Group(table, CAUTION, alone, data)

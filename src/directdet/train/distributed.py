@@ -1,4 +1,4 @@
-"""Several processes, one for each GPU, as `torchrun` starts them; where there is one, nothing here does anything."""
+"""Training in several processes, one per GPU, as `torchrun` starts them; with one process, nothing here acts."""
 
 import datetime
 import os
@@ -16,15 +16,19 @@ TIMEOUT = datetime.timedelta(minutes=30)  # one process evaluates or reads while
 
 
 def start(device: torch.device) -> torch.device:
-    """Join the other processes, if torchrun started some; the device of this one. UserError if it has no GPU left."""
+    """Join the other processes that torchrun started, if any, and return the device of this one.
+
+    Raises:
+        UserError: there are more processes than GPUs.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         if device.index >= torch.cuda.device_count():
             raise UserError(
-                f"torchrun: process {device.index + 1} of this machine has no GPU, torch sees "
-                f"{torch.cuda.device_count()}; start so many with --nproc-per-node"
+                f"torchrun: process {device.index + 1} of this machine has no GPU, since torch sees only "
+                f"{torch.cuda.device_count()}; give that number to --nproc-per-node"
             )
         torch.cuda.set_device(device)
     if not dist.is_initialized():
@@ -39,12 +43,12 @@ def stop() -> None:
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """The number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -54,12 +58,12 @@ def is_main() -> bool:
 
 
 def wrap(module: nn.Module) -> nn.Module:
-    """The module with gradients averaged over all processes; buffers stay each process's own, as in mmdet."""
+    """The module with gradients averaged over all processes; each process keeps its own buffers, as in mmdet."""
     if world_size() == 1:
         return module
     device = next(module.parameters()).device
     devices = [device.index] if device.type == "cuda" else None
-    with warnings.catch_warnings():  # newer releases of torch have another name for it, older ones not yet
+    with warnings.catch_warnings():  # newer releases of torch have another name for it, older ones do not yet
         warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
@@ -73,12 +77,12 @@ def mean(values: Tensor) -> Tensor:
 
 
 def any_of(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in any process; waits for all of them."""
+    """Whether the flag is set in any process; waits for all processes."""
     return flag if world_size() == 1 else bool(mean(torch.tensor(float(flag), device=device)) > 0)
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all processes, in order, in the main one; nothing in the others."""
+    """In the main process, the values of all processes in order; an empty list in the others."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size() if is_main() else []
@@ -87,7 +91,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def from_main(value: Any) -> Any:
-    """The main process's value, in every process."""
+    """The value of the main process, in every process."""
     if world_size() == 1:
         return value
     values = [value]
@@ -96,16 +100,16 @@ def from_main(value: Any) -> Any:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give every process the main one's buffers, i.e. the statistics of batch normalisation."""
+    """Copy the main process's buffers, i.e. the statistics of batch normalisation, to all processes."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
 
 def own_keys(shape: torch.Size, device: torch.device) -> Tensor:
-    """Uniform keys for random sampling (see models.targets): this process's rows of what one process would draw.
+    """Uniform keys for random sampling (see models.parts.targets): this process's rows of what one process would draw.
 
-    All processes seed alike, so that sampling does not depend on how a batch is spread over them.
+    All processes use the same seed, so that sampling does not depend on how a batch is spread over them.
     """
     count = shape[0]
     keys = torch.rand((count * world_size(), *shape[1:]), device=device)

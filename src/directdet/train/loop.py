@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,15 +13,19 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor
 
 from directdet.common.errors import UserError
-from directdet.data.augment.ssd_transforms import SSDTransform
-from directdet.data.augment.transforms import EdgesTransform, PretrainTransform
-from directdet.data.loader import BatchLoader, Padding, make_loader
 from directdet.data.records import Dataset
-from directdet.data.sampling import Sampling
 from directdet.infer.accuracy.evaluate import Metrics, detect, score_detections
 from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes.torch_runtime import TorchPredictor
@@ -33,18 +34,21 @@ from directdet.models.checkpoint import load_checkpoint, save_checkpoint
 from directdet.models.parts.network import Network
 from directdet.recipes.recipe import Phase
 from directdet.train import distributed
+from directdet.train.data import make_phase_loader
+from directdet.train.interrupt import Interrupt
 from directdet.train.log import RunLog
 from directdet.train.optim import learning_rate
-from directdet.train.step import Batch, Stepper
+from directdet.train.prepare import check_sizes
+from directdet.train.step import Batch, Losses, Stepper
 
 LOG_EVERY = 10  # steps; the host waits for the device only then
 CHECKPOINT_SECONDS = 300.0
-SAVING_SHARE = 0.05  # of the time at most, for the checkpoints after a pass: small datasets have many passes
+SAVING_SHARE = 0.05  # of the time at most, for the checkpoints after a pass: small datasets make many passes
 
 
 @dataclass
 class Position:
-    """Where a phase stands: steps done, the best box AP so far, and the step it was last measured at."""
+    """How far a phase is: steps done, the best box AP so far (-1 for none), and the step of the last evaluation."""
 
     step: int = 0
     best: float = -1.0
@@ -52,56 +56,38 @@ class Position:
 
 
 class Diverged(UserError):
-    """The loss is no longer finite: an answer where learning rates are compared, else a mistake in the settings."""
+    """The loss is no longer finite: a result where learning rates are compared, otherwise a wrong setting."""
 
 
-class _Interrupt:
-    """Ctrl-C while steps are running waits for the end of the step: half a step would not be the same run when resumed.
+@dataclass(frozen=True)
+class _Output:
+    """Where a running phase reports: the log, and its line in the progress bar."""
 
-    A second Ctrl-C, and one outside of deferred(), interrupts at once.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._deferring = False
-        self._before: object = None
-
-    def __enter__(self) -> _Interrupt:
-        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            self._before = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _handle(self, *_: object) -> None:
-        if not self._deferring or self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Ctrl-C in here is raised at the end."""
-        self._deferring = True
-        try:
-            yield
-        finally:
-            self._deferring = False
-        if self.asked:
-            raise KeyboardInterrupt
+    log: RunLog
+    bar: Progress
+    task: TaskID
 
 
 class Trainer:
-    """One phase of one run: a model, its data, its optimiser, and where it stands.
+    """One phase of one run: a model, its data, its optimiser, and how far it is.
 
-    Where there are several processes each has its share of every batch and of the evaluation; the main one writes.
+    With several processes, each has its share of every batch and of the evaluation; the main process writes.
+
+    Args:
+        model: on the device that is trained on.
+        train, val: the splits; val None means no evaluation.
+        folder: of the phase, for its checkpoints and its log.
+        recipe: its name.
+        seed: of the order of the data, its augmentation and random sampling.
+
+    Raises:
+        UserError: the network cannot take images of the phase's size, or the dataset does not fill one step.
     """
 
     def __init__(
         self, model: Network, phase: Phase, train: Dataset, val: Dataset | None, folder: Path, recipe: str, seed: int
     ):
-        check_pixels(model, phase)
+        check_sizes(model, phase)
         self.model, self.phase, self.train, self.val = model, phase, train, val
         self.folder, self.recipe, self.seed = folder, recipe, seed
         self.device = next(model.parameters()).device
@@ -111,8 +97,8 @@ class Trainer:
         self.steps_per_pass = self.loader.batches_per_epoch // phase.accumulate
         if not self.steps_per_pass:
             raise UserError(
-                f"{phase.name}: accumulate: {phase.accumulate} batches make a step, the data has "
-                f"{self.loader.batches_per_epoch}; lower it"
+                f"{phase.name}.accumulate: a step takes {phase.accumulate} batches, but the data has only "
+                f"{self.loader.batches_per_epoch}; lower accumulate or batch_size"
             )
         self.steps_per_epoch = self.steps_per_pass * phase.repeat
         whole = phase.iterations or self.steps_per_epoch * phase.epochs
@@ -126,26 +112,31 @@ class Trainer:
         self._saved, self._saving = -math.inf, 0.0  # when last.pt was written, and how long that took
 
     def run(self, resumed: bool) -> Metrics | None:
-        """Train to the end of the phase; returns the last evaluation, if there was one.
+        """Train to the end of the phase, and return the last evaluation, if there was one.
 
-        On Ctrl-C the step in progress is finished and saved before KeyboardInterrupt is raised.
+        On Ctrl-C, the step in progress is finished and saved before KeyboardInterrupt is raised.
+
+        Raises:
+            Diverged: the loss is no longer finite.
         """
         metrics = None
         with (
             RunLog(self.folder, self.phase.name, self.position.step if resumed else None, distributed.is_main()) as log,
             _progress() as bar,
-            _Interrupt() as interrupt,
+            Interrupt() as interrupt,
         ):
             task = bar.add_task(self.phase.name, total=self.steps, completed=self.position.step, note="")
+            output = _Output(log, bar, task)
             while True:
-                if self._evaluation_is_due():  # first: a resumed run may have been stopped while it evaluated
+                # First, since a resumed run may have been stopped during its evaluation.
+                if self.val is not None and self._evaluation_is_due():
                     bar.update(task, note="evaluating")
-                    metrics = self._evaluate(log)
+                    metrics = self._evaluate(self.val, log)
                 if self.position.step >= self.steps:
                     return metrics
                 with interrupt.deferred():
-                    self._one_pass(log, bar, task, interrupt)
-                    if interrupt.asked or self._saving_is_due():
+                    self._one_pass(output, interrupt)
+                    if interrupt.requested or self._saving_is_due():
                         self.save("last.pt")
 
     def _evaluation_is_due(self) -> bool:
@@ -156,12 +147,12 @@ class Trainer:
         return step == self.steps or (rest == 0 and epoch % every == 0)
 
     def _saving_is_due(self) -> bool:
-        """Whether last.pt is to be written after a pass."""
+        """Whether to write last.pt after a pass."""
         ends = self.position.step >= self.steps or self._evaluation_is_due()
         return ends or time.perf_counter() - self._saved > self._saving / SAVING_SHARE
 
-    def _one_pass(self, log: RunLog, bar: Progress, task: int, interrupt: _Interrupt) -> None:
-        """One pass over the dataset, or what is left of it, or what comes before an interrupt."""
+    def _one_pass(self, output: _Output, interrupt: Interrupt) -> None:
+        """One pass over the dataset, or the rest of it, or as much as comes before an interrupt."""
         self.model.train()
         accumulate, number = self.phase.accumulate, self.position.step // self.steps_per_pass
         self.loader.set_epoch(number, self.position.step % self.steps_per_pass * accumulate)
@@ -178,25 +169,25 @@ class Trainer:
             self.position.step += 1
             step = self.position.step
             last = step % self.steps_per_pass == 0 or step == self.steps
-            # Several processes have to stop at the same step, which they agree about only where they log.
-            last = last or (interrupt.asked and distributed.world_size() == 1)
+            # Several processes have to stop at the same step, and agree on it only where they log.
+            last = last or (interrupt.requested and distributed.world_size() == 1)
             if step % LOG_EVERY == 0 or last:  # before anything is saved: a loss that is not finite is found here
                 names = [*losses, *counts]
                 means = dict(zip(names, distributed.mean(totals / since).tolist(), strict=True))
                 loss = self._check_finite(means, losses, step)
                 seconds = (time.perf_counter() - started) / since
-                self._report(log, bar, task, loss, means, seconds, data_seconds / since)
+                self._report(output, loss, means, seconds, data_seconds / since)
                 totals, since, data_seconds, started = None, 0, 0.0, time.perf_counter()
-                interrupt.asked = distributed.any_of(interrupt.asked, self.device)
-                last = last or interrupt.asked
+                interrupt.requested = distributed.any_of(interrupt.requested, self.device)
+                last = last or interrupt.requested
                 if time.perf_counter() - max(self._saved, begun) > CHECKPOINT_SECONDS:
                     self.save("last.pt")
             if last:
                 break
             waiting = time.perf_counter()
 
-    def step(self, batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """One optimisation step over so many batches as the phase accumulates."""
+    def step(self, batches: list[Batch]) -> Losses:
+        """One optimisation step over `batches`, as many as the phase accumulates; see Stepper.step."""
         return self.stepper.step(batches, self.position.step, self.steps_per_epoch)
 
     def _check_finite(self, means: dict[str, float], losses: dict[str, Tensor], step: int) -> float:
@@ -205,15 +196,15 @@ class Trainer:
             return loss
         bad = ", ".join(name for name in losses if not math.isfinite(means[name]))
         phase, kept = self.phase, self.folder / "checkpoints" / "last.pt"
-        start = f", from {kept} by --init" if kept.is_file() else ""
+        start = f", from {kept} with --init" if kept.is_file() else ""
         raise Diverged(
-            f"{phase.name}: the loss became {loss} ({bad}) by step {step}; try again with another --out{start}: a "
+            f"{phase.name}: the loss became {loss} ({bad}) by step {step}; try again with another --out{start} and a "
             f"lower rate (--set {phase.name}.base_lr={phase.base_lr / 2:g}), a longer warm-up (--set {phase.name}."
             f"warmup_iterations={max(phase.warmup_iterations * 2, 100)}) or --set {phase.name}.clip_norm=10"
         )
 
     def _report(
-        self, log: RunLog, bar: Progress, task: int, loss: float, means: dict, seconds: float, data_seconds: float
+        self, output: _Output, loss: float, means: dict[str, float], seconds: float, data_seconds: float
     ) -> None:
         step = self.position.step
         dropped = means.pop("mask_dropped", 0.0)
@@ -223,28 +214,28 @@ class Trainer:
         row |= {"positives": positives, "mask_dropped": dropped}
         if self.device.type == "cuda":
             row["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
-        log.write("step", step, {**row, "seconds_per_step": seconds, "data_seconds": data_seconds})
+        output.log.write("step", step, {**row, "seconds_per_step": seconds, "data_seconds": data_seconds})
         note = f"loss {loss:.3f}  lr {rate:.2g}  {seconds:.2f} s/step"
         if dropped:
             note += f"  {dropped:.0f} of {positives:.0f} mask RoIs dropped: raise model.mask_slots"
-        bar.update(task, completed=step, note=note)
+        output.bar.update(output.task, completed=step, note=note)
 
-    def _evaluate(self, log: RunLog) -> Metrics:
-        """Every picture once, each by one process, all with the main one's statistics of batch normalisation."""
+    def _evaluate(self, val: Dataset, log: RunLog) -> Metrics:
+        """AP on `val`: each image by one process, all with the main process's statistics of batch normalisation."""
         distributed.share_buffers(self.model)
         detector = TorchPredictor.from_model(
             self.model, self.preprocess, self.train.classes, self.train.category_ids, self.device
         )
         started = time.perf_counter()
-        mine = self.val.records[distributed.rank() :: distributed.world_size()]
-        found = distributed.gather(detect(detector, self.val, mine))
+        mine = val.records[distributed.rank() :: distributed.world_size()]
+        found = distributed.gather(detect(detector, val, mine))
         metrics = None
         if distributed.is_main():
-            metrics = score_detections(itertools.chain.from_iterable(found), self.val)
+            metrics = score_detections(itertools.chain.from_iterable(found), val)
             metrics.seconds = time.perf_counter() - started
         metrics = distributed.from_main(metrics)
         row = {"epoch": self.position.step // self.steps_per_epoch, "bbox": metrics.bbox, "voc": metrics.voc}
-        row["images_per_second"] = len(self.val) / max(metrics.seconds, 1e-9)
+        row["images_per_second"] = len(val) / max(metrics.seconds, 1e-9)
         if metrics.segm:
             row["segm"] = metrics.segm
         log.write("eval", self.position.step, row)
@@ -256,7 +247,7 @@ class Trainer:
         return metrics
 
     def save(self, name: str) -> None:
-        """Write everything that a run needs to go on, and that inference needs to start."""
+        """Write everything that resuming and inference need to FOLDER/checkpoints/`name`."""
         if not distributed.is_main():
             return
         started = time.perf_counter()
@@ -284,59 +275,26 @@ class Trainer:
             self._saving = self._saved - started
 
     def resume(self, path: Path) -> None:
-        """Continue from a checkpoint of the same phase: weights, optimiser, position."""
+        """Continue from a checkpoint of the same phase: weights, optimiser and position.
+
+        Raises:
+            UserError: the checkpoint is of another phase, network or schedule.
+        """
         checkpoint = load_checkpoint(path, str(self.device))
         if checkpoint.get("phase") != self.phase.name or "optimizer" not in checkpoint:
             raise UserError(f"{path}: is of the phase {checkpoint.get('phase')!r}, not {self.phase.name!r}")
         before = tuple(checkpoint.get(key) for key in ("steps", "seed", "images_per_step"))
         if before != (self.steps, self.seed, self.images_per_step):
             raise UserError(
-                f"{path}: was trained for {before[0]} steps of {before[2]} images with seed {before[1]}, now asked for "
-                f"{self.steps} of {self.images_per_step} with seed {self.seed}; resume with the same settings, data "
-                "and number of processes"
+                f"{path}: was trained for {before[0]} steps of {before[2]} images with seed {before[1]}, but these "
+                f"settings make {self.steps} steps of {self.images_per_step} images with seed {self.seed}; resume with "
+                "the same settings, data and number of processes"
             )
         if describe_model(self.model.config) != checkpoint["model_config"]:
             raise UserError(f"{path}: holds another network; resume with the same settings")
         self.model.load_state_dict(checkpoint["model"])
         self.stepper.load_state(checkpoint)
         self.position = Position(checkpoint["step"], checkpoint["best"], checkpoint["evaluated"])
-
-
-def check_pixels(model: Network, phase: Phase) -> None:
-    """UserError unless the network can take the phase's pictures; "direct" and "edges" pad to 32 by themselves."""
-    own = model.input_size()
-    if own is not None and (phase.resize, phase.size, phase.eval_size) != ("warp", own, own):
-        side = own[0]
-        raise UserError(
-            f"{phase.name}: model.size={side}: such a network takes pictures of {side}x{side} alone; give "
-            f"--set {phase.name}.resize=warp --set {phase.name}.size={side} --set {phase.name}.eval_size={side}"
-        )
-    if own is None and phase.resize == "warp":
-        try:
-            model.check_size(phase.size)
-        except ValueError as error:
-            raise UserError(f"{phase.name}: size: {error}") from None
-
-
-def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pin_memory: bool) -> BatchLoader:
-    """The training batches of a phase, this process's share of them."""
-    if phase.resize == "direct":
-        transform = PretrainTransform(phase.size[0], phase.scale)
-    elif phase.resize == "warp":
-        transform = SSDTransform(phase.size[0])
-    else:
-        transform = EdgesTransform(*phase.size, shrink=phase.shrink, short_edges=phase.short_edges)
-    sampling = Sampling(
-        phase.batch_size,
-        seed=seed,
-        group_aspect=phase.resize == "edges",
-        skip_empty=phase.skip_empty,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
-    padding = Padding(divisor=1 if phase.resize == "warp" else 32, masks=masks)
-    workers = min(phase.workers, os.cpu_count() or 1)
-    return make_loader(dataset, transform, sampling, padding, workers=workers, pin_memory=pin_memory)
 
 
 @contextlib.contextmanager

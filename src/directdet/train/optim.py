@@ -7,7 +7,7 @@ from directdet.recipes.recipe import Phase
 
 
 def learning_rate(phase: Phase, images_per_step: int) -> float:
-    """The full learning rate by the linear scaling rule (paper section 3.4)."""
+    """The full learning rate by the linear scaling rule (direct pre-training paper, section 3.4)."""
     return phase.base_lr * images_per_step / phase.base_batch
 
 
@@ -24,7 +24,7 @@ def factor_at(phase: Phase, step: int, steps_per_epoch: int) -> float:
 def build_optimizer(model: nn.Module, phase: Phase, rate: float) -> torch.optim.Optimizer:
     """SGD or AdamW over the trainable parameters.
 
-    Normalisations and the position biases of attention go without weight decay where the phase says so.
+    With norm_weight_decay=False, there is no weight decay on normalisation layers and the position biases of attention.
     """
     norms = {
         id(p)

@@ -1,4 +1,4 @@
-"""A model made ready for a phase: weights loaded, batch normalisation set, stages frozen."""
+"""Preparing a model for a phase: input size, weights, batch normalisation, frozen stages."""
 
 import itertools
 from dataclasses import dataclass
@@ -24,19 +24,25 @@ IMAGENET = "imagenet"
 
 @dataclass(frozen=True)
 class Loaded:
-    """What came out of the weights a phase starts from: by part, tensors taken and (name, why) of those left."""
+    """What was loaded from the weights that a phase starts from.
+
+    Attributes:
+        source: the file, or "imagenet".
+        taken: tensors loaded, by part.
+        left: (name, reason) of the tensors that kept their values, by part.
+    """
 
     source: str
     taken: dict[str, int]
     left: dict[str, tuple[tuple[str, str], ...]]
 
     def count(self) -> int:
-        """Tensors taken."""
+        """The number of tensors loaded."""
         return sum(self.taken.values())
 
     def table(self) -> Table:
-        """Part by part: how many were loaded, how many were left as they were, and why."""
-        table = Table("part", "loaded", "left", "why", title=f"weights from {self.source}")
+        """For each part, how many tensors were loaded, how many were not, and why not."""
+        table = Table("part", "loaded", "not loaded", "why not", title=f"weights from {self.source}")
         for part, taken in self.taken.items():
             reasons = [why for _, why in self.left[part]]
             counts = ", ".join(f"{reasons.count(why)} {why}" for why in dict.fromkeys(reasons))
@@ -47,11 +53,15 @@ class Loaded:
 def load_weights(
     model: Network, source: str | Path, classes: tuple[str, ...], parts: tuple[Part, ...] = PARTS
 ) -> Loaded:
-    """Load `parts` of a detector's weights into `model`, by name and shape; what does not fit is left and reported.
+    """Load `parts` of a detector's weights into `model`, by name and shape; what does not fit is kept and reported.
 
-    `source` is a checkpoint of ours, a file with the state of a torchvision backbone, or "imagenet" for torchvision's
-    ImageNet weights. The backbone has to fit entirely: half a backbone is a mistake, other `classes` are not. Then the
-    layers that have outputs of each class stay as they are, even where their number happens to be the same.
+    The backbone must fit completely: half a backbone is a mistake. Other `classes` are not: the layers that have
+    outputs for each class then keep their values, even where the number of classes happens to be the same.
+
+    Args:
+        source: a checkpoint of ours, a file with the state of a torchvision backbone, or "imagenet" for torchvision's
+            ImageNet weights.
+        classes: names of the classes that the model is for.
 
     Raises:
         UserError: the source cannot be read, or it holds another backbone.
@@ -63,9 +73,9 @@ def load_weights(
     for name, value in own.items():
         part = model.part_of(name)
         if part not in parts:
-            why = "not asked for"
+            why = "not requested"
         elif name not in state:
-            why = "not in it"
+            why = "missing"
         elif state[name].shape != value.shape:
             why = "of another shape"
         elif known is not None and known != tuple(classes) and model.is_of_classes(name):
@@ -84,14 +94,14 @@ def load_weights(
 def _require_backbone(
     model: Network, source: str | Path, state: dict[str, Tensor], left: list[tuple[str, str]]
 ) -> None:
-    """UserError unless the state holds the model's backbone, the whole of it and nothing else of a backbone."""
+    """UserError unless the backbone in the state is the model's: all of its tensors, and no others."""
     optional = tuple(f"backbone.{prefix}" for prefix in model.backbone.unpublished())
     wrong = [
         f"{name} is {why}"
         for name, why in left
         if not name.endswith("num_batches_tracked") and not (optional and name.startswith(optional))
     ]
-    own = model.state_dict()  # a deeper network's layers fit, too, as far as there are any here
+    own = model.state_dict()  # the first layers of a deeper network would fit, too
     wrong += [
         f"{name} is not in this recipe's network" for name in state if name.startswith("backbone.") and name not in own
     ]
@@ -100,7 +110,7 @@ def _require_backbone(
 
 
 def _read(path: Path, model: Network) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
-    """The weights in a file, by our names, and the classes they are of (None: a backbone's, of no classes)."""
+    """The weights in a file, by our names, and their classes; None for a backbone, which has no classes."""
     try:
         checkpoint = load_checkpoint(path)
     except CheckpointError:
@@ -112,10 +122,10 @@ def _read(path: Path, model: Network) -> tuple[dict[str, Tensor], tuple[str, ...
 
 
 def _backbone_file(path: Path, model: Network) -> dict[str, Tensor] | None:
-    """A plain state_dict, taken for one of torchvision's backbone, by our names; None if the file is something else."""
+    """A plain state_dict, assumed to be of a torchvision backbone, by our names; None if the file is something else."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # damaged or not torch's: load_checkpoint's own error says so
+    except Exception:  # damaged or not written by torch: the error of load_checkpoint says so
         return None
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         return None
@@ -123,34 +133,63 @@ def _backbone_file(path: Path, model: Network) -> dict[str, Tensor] | None:
 
 
 def _imagenet(model: Network) -> tuple[dict[str, Tensor], None]:
-    """torchvision's ImageNet weights of the model's backbone; UserError where there are none or no network."""
+    """torchvision's ImageNet weights of the model's backbone.
+
+    Raises:
+        UserError: torchvision has none for this backbone, or they cannot be downloaded.
+    """
     published = model.backbone.imagenet
     if published is None:
         name = model.config.backbone
-        raise UserError(f"--init {IMAGENET}: there are no ImageNet weights of {name}; give a file with --init FILE")
-    weights = torchvision.models.get_model_weights(published).IMAGENET1K_V1  # as the paper: torchvision's first ones
+        raise UserError(
+            f"--init {IMAGENET}: torchvision has no ImageNet weights of {name}; give a file with --init FILE"
+        )
+    weights = torchvision.models.get_model_weights(published)["IMAGENET1K_V1"]  # the older ones, as in the papers
     try:
         state = weights.get_state_dict(progress=distributed.is_main())
     except (URLError, OSError) as error:
         raise UserError(
-            f"--init {IMAGENET}: {weights.url} could not be fetched ({error}); fetch it elsewhere and give the file "
+            f"--init {IMAGENET}: {weights.url} could not be fetched ({error}); download it elsewhere and give the file "
             "with --init FILE"
         ) from None
     return _by_our_names(model, state), None
 
 
 def _by_our_names(model: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's state of a backbone by the names used here; most have the same."""
+    """A torchvision backbone's state by our names; most names are the same."""
     return {f"backbone.{name}": value for name, value in (model.backbone.from_torchvision(state) or state).items()}
+
+
+def check_sizes(model: Network, phase: Phase) -> None:
+    """Check that the network takes images of the phase's size; "direct" and "edges" pad to multiples of 32.
+
+    Raises:
+        UserError: it does not; the message gives the settings that fit.
+    """
+    own = model.input_size()
+    if own is not None and (phase.resize, phase.size, phase.eval_size) != ("warp", own, own):
+        side = own[0]
+        raise UserError(
+            f"{phase.name}: model.size={side}: this network takes images of {side}x{side} only; give "
+            f"--set {phase.name}.resize=warp --set {phase.name}.size={side} --set {phase.name}.eval_size={side}"
+        )
+    if own is None and phase.resize == "warp":
+        try:
+            model.check_size(phase.size)
+        except ValueError as error:
+            raise UserError(f"{phase.name}.size: {error}") from None
 
 
 def apply_norm(model: Network, phase: Phase, trained: bool, known: bool = True) -> None:
     """Set batch normalisation and freeze stages as the phase says.
 
-    trained: the backbone's weights were loaded. Not `known`: a plan of a run, whose weights are yet to come.
+    Args:
+        trained: the backbone's weights were loaded.
+        known: False if the weights are not there yet, in a dry run: freezing random weights is then no error.
 
-    Raises UserError where that would freeze weights that are still random: such a network cannot learn, and does not
-    say so.
+    Raises:
+        UserError: random weights would be frozen, so that the network could not learn, without any sign of it; or the
+            batch is too small for live batch normalisation.
     """
     fixed = phase.norm in ("fixed", "affine")
     norms = any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
@@ -158,13 +197,13 @@ def apply_norm(model: Network, phase: Phase, trained: bool, known: bool = True) 
         what = f"{phase.norm} batch normalisation" if fixed and norms else f"frozen_stages={phase.frozen_stages}"
         if known and (not trained or (norms and not has_statistics(model))):
             raise UserError(
-                f"{phase.name}: {what} would freeze layers that still hold random weights; give trained ones with "
+                f"{phase.name}: {what} would freeze layers that still hold random weights; give trained weights with "
                 "--init FILE, or run the pretrain phase first"
             )
     if norms and not fixed and phase.batch_size < model.fewest_live_images:
         raise UserError(
-            f"{phase.name}.batch_size: {phase.batch_size} is too few: live batch normalisation of this network needs "
-            f"{model.fewest_live_images} images at least, as its last map is a single cell"
+            f"{phase.name}.batch_size: {phase.batch_size} is too small: live batch normalisation needs at least "
+            f"{model.fewest_live_images} images in this network, whose last feature map is a single cell"
         )
     if fixed:
         fix_batch_norm(model, affine=phase.norm == "affine")
@@ -177,24 +216,24 @@ def apply_norm(model: Network, phase: Phase, trained: bool, known: bool = True) 
 
 
 def describe_norm(model: nn.Module, phase: Phase) -> str:
-    """Normalisation and its batch in words, for the start banner."""
+    """A description of the normalisation layers and of what their statistics are computed over, for the banner."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     fixed = [m for m in norms if isinstance(m, FixedBatchNorm2d)]
     affine = sum(m.weight.requires_grad for m in fixed)
     parts = []
     if affine:
-        parts.append(f"{affine} batch normalisations, statistics fixed, affine parameters learn")
+        parts.append(f"{affine} batch normalisations with fixed statistics, affine parameters learned")
     if len(fixed) - affine:
-        parts.append(f"{len(fixed) - affine} batch normalisations, statistics and affine parameters fixed")
+        parts.append(f"{len(fixed) - affine} batch normalisations with fixed statistics and affine parameters")
     if live := len(norms) - len(fixed):
         images = phase.batch_size * (distributed.world_size() if phase.norm == "sync" else 1)
-        over = "all devices" if phase.norm == "sync" else "one device"
-        parts.append(f"{live} batch normalisations, live, over {images} images of {over}")
+        over = "on all devices" if phase.norm == "sync" else "on one device"
+        parts.append(f"{live} live batch normalisations over {images} images {over}")
         if images < SMALL_BN_BATCH:
             parts[-1] += f" (fewer than {SMALL_BN_BATCH}: expect noisy statistics; gradient accumulation does not help)"
         elif phase.accumulate > 1:
-            parts[-1] += f" (not over the {phase.accumulate} batches that are accumulated)"
+            parts[-1] += f" (not over the {phase.accumulate} accumulated batches)"
     for kind in (nn.GroupNorm, nn.LayerNorm):
         if count := sum(isinstance(m, kind) for m in model.modules()):
-            parts.append(f"{count} {'group' if kind is nn.GroupNorm else 'layer'} normalisations, live")
+            parts.append(f"{count} live {'group' if kind is nn.GroupNorm else 'layer'} normalisations")
     return "; ".join(parts)

@@ -1,37 +1,72 @@
-"""`directdet train`: from a recipe and a dataset to checkpoints, one phase or both."""
+"""`directdet train`: from a recipe and a dataset to checkpoints, in one phase or several."""
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
-from torch import nn
 
 from directdet.common.errors import UsageProblem, UserError
 from directdet.common.files import require_writable, write_json_atomic
-from directdet.data.dataset import check_same_classes, find_splits, load_dataset
 from directdet.data.records import Dataset
 from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
+from directdet.models.parts.network import Network
 from directdet.recipes.recipe import Phase, Recipe
 from directdet.train import distributed
+from directdet.train.banner import banner, describe_start
+from directdet.train.data import load_splits
 from directdet.train.loop import Trainer
-from directdet.train.prepare import IMAGENET, Loaded, apply_norm, describe_norm, load_weights
-from directdet.train.step import reduced_precision
+from directdet.train.prepare import apply_norm, load_weights
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came of a run: for every phase its name, best box AP (None without a val split), checkpoint and seconds.
+    """The result of a run.
 
-    Of several processes the main one tells; in the others there are no phases.
+    Attributes:
+        out: its folder.
+        phases: for each phase "name", "best_ap" (box AP, None without a val split), "checkpoint" and "seconds". With
+            several processes, only the main one has them.
     """
 
     out: Path
     phases: list[dict]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all phases of a run share."""
+
+    recipe: Recipe
+    data: str
+    dataset: Dataset
+    val: Dataset | None
+    out: Path
+    device: torch.device
+    seed: int
+    resume: bool
+    dry_run: bool
+
+    def settings(self) -> dict[str, Any]:
+        """What run.json keeps, so that a run is resumed as the same run."""
+        facts = {"recipe": asdict(self.recipe), "data": self.data, "seed": self.seed}
+        return {**facts, "classes": list(self.dataset.classes), "images": len(self.dataset)}
+
+    def network(self) -> Network:
+        """The recipe's network for the classes of the data; UsageProblem if its settings do not go together."""
+        recipe = self.recipe
+        try:
+            return build_model({"detector": recipe.detector, "num_classes": len(self.dataset.classes), **recipe.model})
+        except ValueError as error:  # settings that are valid alone, but not together
+            raise UsageProblem(f"{recipe.name}: model: {error}") from None
+
+    def trainer(self, model: Network, phase: Phase) -> Trainer:
+        """What trains `model` in this phase."""
+        return Trainer(model, phase, self.dataset, self.val, self.out / phase.name, self.recipe.name, self.seed)
 
 
 def train(
@@ -45,86 +80,66 @@ def train(
     seed: int = 0,
     dry_run: bool = False,
 ) -> RunResult:
-    """Train `recipe` on the dataset in `data`, into the run folder `out`.
+    """Train `recipe` on the dataset in `data`, and write checkpoints and logs to the run folder `out`.
 
-    Started by torchrun, every process calls this; each trains on its share of every batch, the main one writes.
+    Under torchrun, every process calls this function; each trains on its share of every batch, and the main process
+    writes.
 
     Args:
-        phase: one of the recipe's; None is all of them, each starting from the one before's last checkpoint.
-        init: what the first phase that runs starts from: a checkpoint or a torchvision backbone's file, "imagenet" or
-            "random". None is the recipe's own start; a finetune phase that runs alone starts from OUT/pretrain.
-        resume: go on from OUT/PHASE/checkpoints/last.pt; phases that are finished are left alone.
-        dry_run: print the banner of every phase and stop before the first step.
+        phase: one of the recipe's phases; None runs all of them, each from the last checkpoint of the one before.
+        init: what the first phase starts from: a checkpoint, a file with a torchvision backbone, "imagenet" or
+            "random". None takes the recipe's own start; a finetune phase that runs alone starts from OUT/pretrain.
+        resume: continue from OUT/PHASE/checkpoints/last.pt; finished phases are left as they are.
+        device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
+        seed: of weights, the order of the data, augmentation and sampling.
+        dry_run: print the banner of every phase and stop before the first step; nothing is written.
 
     Raises:
-        UserError: the data, a checkpoint or the settings do not do; the loss became infinite. UsageProblem: a wrong
-            combination of arguments.
+        UserError: the dataset, a checkpoint or a setting cannot be used, or the loss is no longer finite.
+        UsageProblem: arguments that do not go together.
     """
     out, place = Path(out), choose_device(device)
     if resume and init is not None:
-        raise UsageProblem("--resume goes on from the run's own checkpoint, --init starts a new one: give one of them")
+        raise UsageProblem("--init starts a new run, --resume continues one; give one of them")
     chosen = [p for p in recipe.phases if phase in (None, p.name)]
     if seed < 0:
-        raise UsageProblem(f"--seed {seed}: at least 0")
+        raise UsageProblem(f"--seed {seed}: must be at least 0")
     if not chosen:
         names = " and ".join(p.name for p in recipe.phases)
-        raise UsageProblem(f"--phase {phase}: {recipe.name} has {names}")
+        raise UsageProblem(f"--phase {phase}: {recipe.name} has no such phase; it has {names}")
     require_writable(out, folder=True)
     phases = [out / p.name / "checkpoints" / "last.pt" for p in chosen]
     if resume and not any(path.is_file() for path in (*phases, out / "pretrain" / "checkpoints" / "last.pt")):
-        raise UserError(f"{out}: --resume finds no run there (no checkpoint of {' or '.join(p.name for p in chosen)})")
+        names = " or ".join(p.name for p in chosen)
+        raise UserError(
+            f"{out}: --resume finds no run there (no checkpoint of {names}); leave --resume out to start one"
+        )
     dataset, val = load_splits(data, recipe.data_fraction)
-    asked = {"recipe": asdict(recipe), "data": str(data), "seed": seed, "classes": list(dataset.classes)}
-    asked["images"] = len(dataset)
+    run = _Run(recipe, str(data), dataset, val, out, place, seed, resume, dry_run)
     for later in chosen[1:]:
-        _check_later(recipe, later, dataset, out)
-    place = distributed.start(place)
-    result = _train_phases(recipe, chosen, dataset, val, out, init, resume, place, seed, dry_run, asked)
-    distributed.stop()  # not after an error: the others may be waiting for this process, and on GPUs it then for them
+        _check_later(run, later)
+    result = _train_phases(replace(run, device=distributed.start(place)), chosen, init)
+    distributed.stop()  # not after an error: other processes may wait for this one, and on GPUs it would wait for them
     return result
 
 
-def _check_later(recipe: Recipe, phase: Phase, dataset: Dataset, out: Path) -> None:
-    """UserError for settings that a phase cannot run with, before the hours that the phase before it takes."""
-    model = _network(recipe, dataset)
-    # Of weights that are yet to be trained only this is known: whether the backbone's will be taken.
+def _check_later(run: _Run, phase: Phase) -> None:
+    """UserError for settings that a later phase cannot run with, before the hours that the phases before it take."""
+    model = run.network()
+    # Of weights that are not trained yet, only this is known: whether the backbone's will be loaded.
     apply_norm(model, phase, trained=False, known="backbone" not in phase.parts)
-    Trainer(model, phase, dataset, None, out / phase.name, recipe.name, seed=0)
+    run.trainer(model, phase)
 
 
-def _network(recipe: Recipe, dataset: Dataset) -> nn.Module:
-    """The recipe's network for the classes of the data; UsageProblem if its settings do not go together."""
-    try:
-        return build_model({"detector": recipe.detector, "num_classes": len(dataset.classes), **recipe.model})
-    except ValueError as error:  # settings that are each allowed, but not together
-        raise UsageProblem(f"{recipe.name}: model: {error}") from None
-
-
-def _train_phases(
-    recipe: Recipe,
-    chosen: list[Phase],
-    dataset: Dataset,
-    val: Dataset | None,
-    out: Path,
-    init: str | Path | None,
-    resume: bool,
-    device: torch.device,
-    seed: int,
-    dry_run: bool,
-    asked: dict,
-) -> RunResult:
+def _train_phases(run: _Run, chosen: list[Phase], init: str | Path | None) -> RunResult:
     done: list[dict] = []
-    start = init if init is not None else recipe.init
-    for current in chosen:
-        folder = out / current.name
-        if start == "random" and init is None and current.name == "finetune":
-            start = _pretrained(out) or start
-        planned = dry_run and bool(done)  # what it starts from is yet to be trained
-        done.append(
-            _train_phase(recipe, current, dataset, val, folder, start, resume, device, seed, dry_run, asked, planned)
-        )
-        start = "random" if dry_run else folder / "checkpoints" / "last.pt"
-    return RunResult(out, done if distributed.is_main() else [])
+    start: str | Path = init if init is not None else run.recipe.init
+    for phase in chosen:
+        if start == "random" and init is None and phase.name == "finetune":
+            start = _pretrained(run.out) or start
+        done.append(_train_phase(run, phase, start, planned=run.dry_run and bool(done)))
+        start = "random" if run.dry_run else run.out / phase.name / "checkpoints" / "last.pt"
+    return RunResult(run.out, done if distributed.is_main() else [])
 
 
 def _pretrained(out: Path) -> Path | None:
@@ -141,131 +156,55 @@ def _pretrained(out: Path) -> Path | None:
     return path
 
 
-def _train_phase(
-    recipe: Recipe,
-    phase: Phase,
-    dataset: Dataset,
-    val: Dataset | None,
-    folder: Path,
-    start: str | Path,
-    resume: bool,
-    device: torch.device,
-    seed: int,
-    dry_run: bool,
-    asked: dict,
-    planned: bool,
-) -> dict:
-    """Run one phase; returns its line of the RunResult. `planned`: a dry run of the phase before it came first."""
+def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> dict:
+    """Run one phase and return its entry in the RunResult.
+
+    `planned`: in a dry run, a phase after the first, so that the weights it will start from do not exist yet.
+    """
+    folder = run.out / phase.name
     last = folder / "checkpoints" / "last.pt"
-    if last.exists() and not resume and not dry_run:
-        raise UserError(f"{folder}: holds a run already; go on with --resume, or choose another --out")
-    torch.manual_seed(seed)
-    model = _network(recipe, dataset)
-    resumed = resume and last.is_file()
-    if resumed:
-        _check_asked(folder / "run.json", asked)
+    if last.exists() and not run.resume and not run.dry_run:
+        raise UserError(f"{folder}: already holds a run; continue it with --resume, or choose another --out")
+    torch.manual_seed(run.seed)
+    model = run.network()
+    resumed = run.resume and last.is_file()
     loaded = None
     if resumed:
-        loaded = load_weights(model, last, dataset.classes)
+        _check_same_run(folder / "run.json", run.settings())
+        loaded = load_weights(model, last, run.dataset.classes)
     elif str(start) != "random":
-        loaded = load_weights(model, start, dataset.classes, phase.parts)
+        loaded = load_weights(model, start, run.dataset.classes, phase.parts)
     apply_norm(model, phase, trained=loaded is not None and loaded.taken["backbone"] > 0, known=not planned)
-    trainer = Trainer(model.to(device), phase, dataset, val, folder, recipe.name, seed)
+    trainer = run.trainer(model.to(run.device), phase)
     if resumed:
         trainer.resume(last)
     if distributed.is_main():
-        words = "what the pretrain phase ends with" if planned else describe_start(loaded, start)
+        words = "the weights at the end of the pretrain phase" if planned else describe_start(loaded, start)
         Console().print(banner(trainer, f"{words}; resumed at step {trainer.position.step}" if resumed else words))
         if loaded is not None and not resumed:
             Console().print(loaded.table())
     result = {"name": phase.name, "best_ap": None, "checkpoint": str(last), "seconds": 0.0}
-    if dry_run:
+    if run.dry_run:
         return result
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         facts = {"init": str(last if resumed else start), "torch": torch.__version__}
-        write_json_atomic(folder / "run.json", {**asked, **facts, "processes": distributed.world_size()})
+        write_json_atomic(folder / "run.json", {**run.settings(), **facts, "processes": distributed.world_size()})
     started = time.perf_counter()
     metrics = trainer.run(resumed)
     if metrics is not None and distributed.is_main():
         Console().print(metrics.table())
-    distributed.from_main(None)  # nobody reads the phase's checkpoint before it is written
+    distributed.from_main(None)  # no process reads the phase's checkpoint before it is written
     best = trainer.position.best
     return {**result, "best_ap": best if best >= 0 else None, "seconds": time.perf_counter() - started}
 
 
-def describe_start(loaded: Loaded | None, start: str | Path) -> str:
-    """Where the weights came from, in words."""
-    if loaded is None:
-        return "random weights"
-    name = "ImageNet (torchvision)" if str(start) == IMAGENET else loaded.source
-    left = sum(len(names) for names in loaded.left.values())
-    return f"{name}: {loaded.count()} tensors" + (f", {left} left as they were" if left else "")
-
-
-def banner(trainer: Trainer, start: str) -> Table:
-    """What is about to run, with the facts that decide whether training from scratch works."""
-    phase, model = trainer.phase, trainer.model
-    total = sum(p.numel() for p in model.parameters())
-    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    size = f"{phase.size[0]}x{phase.size[1]}"
-    if phase.resize == "edges":
-        size = f"edges {phase.size}, padded to 32"
-        size += f", divided by {phase.shrink:g}" if phase.shrink != 1 else ""
-        size += f", short edge of {', '.join(map(str, phase.short_edges))}" if phase.short_edges else ""
-    whole = phase.iterations or trainer.steps_per_epoch * phase.epochs
-    unit = "epochs" if phase.iterations is None else "steps"
-    table = Table(title=f"{trainer.recipe}: {phase.name}", show_header=False)
-    for name, value in {
-        "data": f"{len(trainer.train)} train images, {len(trainer.val) if trainer.val else 'no'} val images, "
-        f"{len(trainer.train.classes)} classes{_left_out(trainer.train)}",
-        "start": start,
-        "input": f"{size}, {_images(trainer)}, {_precision(trainer)}, {trainer.device}",
-        "normalisation": describe_norm(model, phase),
-        "parameters": f"{total / 1e6:.2f} M, of them frozen {frozen / 1e6:.2f} M (stages frozen: "
-        f"{phase.frozen_stages if phase.frozen_stages >= 0 else 'none'})",
-        "learning rate": f"{trainer.rate:g} = {phase.base_lr:g} x {trainer.images_per_step} / {phase.base_batch} "
-        f"images (linear scaling), warm-up {phase.warmup_iterations} steps, x{phase.gamma:g} after {unit} "
-        f"{', '.join(map(str, phase.milestones)) or '(never)'}",
-        "steps": f"{trainer.steps}{f' (max_steps) of {whole}' if trainer.steps < whole else ''}, "
-        f"{whole / trainer.steps_per_pass:.4g} passes of {trainer.steps_per_pass}",
-    }.items():
-        table.add_row(name, value)
-    return table
-
-
-def _precision(trainer: Trainer) -> str:
-    """The precision that is computed in, and the one asked for where they differ."""
-    asked = trainer.phase.precision
-    same = asked != "fp16" or reduced_precision(trainer.phase, trainer.device) is not None
-    return asked if same else f"fp32 ({asked} is for GPUs)"
-
-
-def _images(trainer: Trainer) -> str:
-    """How the images of a step come together."""
-    phase, processes = trainer.phase, distributed.world_size()
-    text = f"{trainer.images_per_step} images per step"
-    if processes > 1 or phase.accumulate > 1:
-        text += f" ({phase.batch_size}"
-        text += f" on each of {processes} devices" if processes > 1 else ""
-        text += f", {phase.accumulate} times" if phase.accumulate > 1 else ""
-        text += ")"
-    return text
-
-
-def _left_out(dataset: Dataset) -> str:
-    """What reading the annotations had to drop, in words."""
-    dropped = [p for p in dataset.problems if p.action == "dropped"]
-    if not dropped:
-        return ""
-    first = dropped[0]
-    return (
-        f"; {len(dropped)} objects left out, the first: {first.file}: annotation {first.annotation_id}: {first.message}"
-    )
-
-
 def choose_device(device: str) -> torch.device:
-    """ "auto" is the GPU if there is one. UserError for a GPU that is not there."""
+    """The device of that name; "auto" is a GPU if there is one.
+
+    Raises:
+        UserError: torch sees no GPU, and one was asked for.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
@@ -273,28 +212,17 @@ def choose_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def load_splits(data: str | Path, fraction: float = 1.0) -> tuple[Dataset, Dataset | None]:
-    """The train split or a fixed share of it, and the val split if there is one, with the same classes."""
-    dataset = load_dataset(data, "train")
-    if fraction < 1:
-        dataset = dataset.subset(fraction, seed=0)
-    if "val" not in find_splits(data):
-        return dataset, None
-    val = load_dataset(data, "val")
-    check_same_classes(dataset, val)
-    return dataset, val
-
-
-def _check_asked(path: Path, asked: dict) -> None:
-    """UserError if the run that `path` (run.json) describes was started with another recipe or other settings."""
+def _check_same_run(path: Path, settings: dict[str, Any]) -> None:
+    """UserError if the run that `path` (run.json) describes was started with another recipe or other data."""
     if not path.is_file():
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    if before.get("recipe") != json.loads(json.dumps(asked["recipe"])):
+    if before.get("recipe") != json.loads(json.dumps(settings["recipe"])):
         raise UserError(f"{path}: was started with other settings; resume with the same recipe and --set")
-    if before.get("classes") != asked["classes"]:
+    if before.get("classes") != settings["classes"]:
         raise UserError(f"{path}: was started on data with other classes; resume with the same --data")
-    if before.get("images", asked["images"]) != asked["images"]:  # older files do not tell
+    if before.get("images", settings["images"]) != settings["images"]:  # older files do not have the number
         raise UserError(
-            f"{path}: was started on {before['images']} images, here are {asked['images']}; resume with the same --data"
+            f"{path}: was started on {before['images']} images, but --data has {settings['images']}; resume with the "
+            "same --data"
         )

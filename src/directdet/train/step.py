@@ -1,12 +1,14 @@
-"""One optimisation step: from a batch of the loader to changed weights."""
+"""One optimisation step: from batches of the loader to updated weights."""
 
 import contextlib
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from directdet.infer.preprocess import Preprocess
 from directdet.models.build import losses_of
+from directdet.models.parts.network import Network
 from directdet.models.parts.targets import Targets
 from directdet.recipes.recipe import Phase
 from directdet.train import distributed
@@ -18,17 +20,20 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def reduced_precision(phase: Phase, device: torch.device) -> torch.dtype | None:
-    """What autocast computes in, None for float32. On a CPU fp16 is float32: CPUs gain nothing from it."""
+    """The type that autocast computes in, None for float32. On a CPU, fp16 is float32: CPUs gain nothing from it."""
     return None if device.type == "cpu" and phase.precision == "fp16" else AUTOCAST.get(phase.precision)
 
 
 class Criterion(nn.Module):
-    """Network and losses in one forward pass, so that several processes can wrap them.
+    """Network and losses in one forward pass, so that DistributedDataParallel can wrap them.
 
     forward(images uint8 [N, 3, H, W], Targets) -> (losses by name, counts to watch).
     """
 
-    def __init__(self, model: nn.Module, phase: Phase, preprocess: Preprocess):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Network, phase: Phase, preprocess: Preprocess):
         super().__init__()
         self.model, self.phase = model, phase
         device = next(model.parameters()).device
@@ -45,31 +50,38 @@ class Criterion(nn.Module):
 
 
 class Stepper:
-    """The model of a phase with its optimiser, and the scale of the loss in fp16."""
+    """The model of a phase with its optimiser and, for fp16, the scale of the loss.
 
-    def __init__(self, model: nn.Module, phase: Phase, preprocess: Preprocess, rate: float, seed: int):
+    Args:
+        rate: the full learning rate; the phase's schedule multiplies it.
+        seed: with the step's number, what random sampling starts from.
+    """
+
+    def __init__(self, model: Network, phase: Phase, preprocess: Preprocess, rate: float, seed: int):
         self.model, self.phase, self.rate, self.seed = model, phase, rate, seed
         self.device = next(model.parameters()).device
         self.optimizer = build_optimizer(model, phase, rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=phase.precision == "fp16")
         self.criterion = distributed.wrap(Criterion(model, phase, preprocess))
 
-    def step(self, batches: list[Batch], number: int, steps_per_epoch: int) -> Losses:
-        """Step `number` (0-based) of the phase over the batches it accumulates; their mean losses and counts, detached,
-        still on the device.
+    def step(self, batches: Sequence[Batch], number: int, steps_per_epoch: int) -> Losses:
+        """Step `number` (0-based) of the phase over the batches that it accumulates.
 
-        Every batch draws from its own seed, so a run continued at any step is the same run.
+        Each batch is seeded by its own number, so a run that continues at any step is the same run.
+
+        Returns:
+            Losses and counts by name, each the mean over the batches, detached and still on the device.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * factor_at(self.phase, number, steps_per_epoch)
         self.optimizer.zero_grad(set_to_none=True)
-        seen = []
+        seen: list[Losses] = []
         for index, (images, targets) in enumerate(batches):
             torch.manual_seed(self.seed * 1_000_003 + number * len(batches) + index)
             moved = Targets(**{name: value.to(self.device, non_blocking=True) for name, value in targets.items()})
             with self._unsynchronised(index < len(batches) - 1):
                 losses, counts = self.criterion(images.to(self.device, non_blocking=True), moved)
-                self.scaler.scale(sum(losses.values()) / len(batches)).backward()
+                self.scaler.scale(total(losses.values()) / len(batches)).backward()
             seen.append(
                 ({k: v.detach() for k, v in losses.items()}, {k: v.detach().float() for k, v in counts.items()})
             )
@@ -78,29 +90,36 @@ class Stepper:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.phase.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        losses, counts = (
-            {k: sum(one[k] for one in part) / len(part) for k in part[0]} for part in zip(*seen, strict=True)
-        )
-        return losses, counts
+        return _means([losses for losses, _ in seen]), _means([counts for _, counts in seen])
 
     def _unsynchronised(self, wanted: bool) -> contextlib.AbstractContextManager:
-        """Gradients are averaged over the processes once a step, not with every batch of it."""
+        """Gradients are averaged over the processes once per step, not with each of its batches."""
         if wanted and isinstance(self.criterion, nn.parallel.DistributedDataParallel):
             return self.criterion.no_sync()
         return contextlib.nullcontext()
 
     def state(self) -> dict:
-        """What resuming needs besides the weights."""
+        """What resuming needs in addition to the weights."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state(self, state: dict) -> None:
-        """Go on from what state() gave."""
+        """Continue from what state() returned."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state.get("scaler") or {})
 
 
+def total(values: Iterable[Tensor]) -> Tensor:
+    """The sum of the values, of which there is at least one."""
+    first, *rest = values
+    return sum(rest, start=first)
+
+
+def _means(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: total(one[name] for one in batches) / len(batches) for name in batches[0]}
+
+
 def normalise(images: Tensor, sizes: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 [N, 3, H, W] -> float32, normalised; 0 outside each picture (sizes [N, 2]), as Preprocess pads."""
+    """uint8 [N, 3, H, W] -> float32, normalised; 0 outside each image (sizes [N, 2]), as Preprocess pads."""
     rows = torch.arange(images.shape[2], device=images.device) < sizes[:, 0:1]  # [N, H]
     columns = torch.arange(images.shape[3], device=images.device) < sizes[:, 1:2]
     inside = rows[:, None, :, None] & columns[:, None, None, :]

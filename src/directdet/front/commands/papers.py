@@ -60,11 +60,11 @@ def reproduce(
         click.echo(f"written: {out / 'results.json'}")
         return
     from directdet.reproduce.comparison_plot import draw_comparison
-    from directdet.reproduce.run import reproduce
+    from directdet.reproduce.run import ReproduceOptions, reproduce
 
     keys = [key.strip() for key in rows.split(",") if key.strip()]
-    options = {"imagenet": imagenet, "time_limit": time_limit, "rows": keys, "steps": steps, "ssd_batch": ssd_batch}
-    found = reproduce(comparison, data, out, budget, scale, device, seed, **options)
+    options = ReproduceOptions(budget, scale, device, seed, imagenet, keys, steps, ssd_batch)
+    found = reproduce(comparison, data, out, options, time_limit)
     draw_comparison(found.to_dict(), out / "comparison.png")
     Console().print(found.table())
     click.echo(f"written: {out / 'results.json'}")

@@ -68,11 +68,12 @@ def plan(
     if json_file is not None:
         require_writable(json_file)
     chosen = apply_settings(get_recipe(recipe), list(settings))
-    from directdet.train.plan import COCO_IMAGES, parse_memory, plan
+    from directdet.train.plan import COCO_IMAGES, Grid, Workload, parse_memory, plan
 
     limit = parse_memory(memory)
     model = {"detector": chosen.detector, "num_classes": classes, **chosen.model}
-    found = plan(model, chosen.phases[0], limit, lengths, batches, gpus, images or COCO_IMAGES, on_gpu=measure)
+    grid, workload = Grid(lengths, batches), Workload(gpus, images or COCO_IMAGES)
+    found = plan(model, chosen.phases[0], limit, grid, workload, on_gpu=measure)
     Console().print(found.table())
     if json_file is not None:
         write_json_atomic(json_file, found.to_dict())

@@ -12,8 +12,9 @@ from directdet.common.errors import UserError
 from directdet.infer.preprocess import Preprocess
 from directdet.models.build import build_model
 from directdet.recipes.recipe import Phase
-from directdet.train import memory
-from directdet.train.memory import BLOCK, Ledger, device_name, measure, step_cost
+from directdet.train import ledger as module
+from directdet.train.ledger import BLOCK, Ledger
+from directdet.train.memory import device_name, measure, step_cost
 from directdet.train.step import Stepper
 
 SLIM = {
@@ -183,8 +184,8 @@ def real_peak(phase: Phase, scratch: tuple[str, ...] = ()) -> int:
 )
 def test_the_estimate_is_what_a_real_step_takes(changes, scratch, monkeypatch):
     """Within 0.2 %: the profiler also sees the kilobytes that the CPU's operators hold for themselves."""
-    inside = {op: held for op, held in memory.INSIDE.items() if op._overloadpacket.__name__ not in scratch}
-    monkeypatch.setattr(memory, "INSIDE", inside)
+    inside = {op: held for op, held in module.INSIDE.items() if op._overloadpacket.__name__ not in scratch}
+    monkeypatch.setattr(module, "INSIDE", inside)
     phase = replace(PHASE, **changes)
     expected = pytest.approx(real_peak(phase, scratch), rel=0.002)
     assert step_cost(SLIM, phase, SIZE, BATCH, objects=OBJECTS).peak == expected

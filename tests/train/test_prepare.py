@@ -74,7 +74,7 @@ def test_a_prefix_of_the_parts_loads_just_that(number, tmp_path):
     assert {part: len(names) for part, names in loaded.left.items()} == {
         part: sizes[part] * (part not in PARTS[:number]) for part in PARTS
     }
-    assert reasons(loaded) == {part: set() if part in PARTS[:number] else {"not asked for"} for part in PARTS}
+    assert reasons(loaded) == {part: set() if part in PARTS[:number] else {"not requested"} for part in PARTS}
 
 
 def test_what_does_not_fit_is_left_and_told(tmp_path):
@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_left_and_told(tmp_path):
         "fpn": set(),
         "rpn": set(),
         "box": {"of another shape"},
-        "mask": {"not in it"},
+        "mask": {"missing"},
     }
     for part in ("box", "mask"):
         for name, _ in loaded.left[part]:
@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_left_and_told(tmp_path):
     box = len(loaded.left["box"])
     assert ["box", str(loaded.taken["box"]), str(box), f"{box} of another shape"] in lines
     assert ["backbone", str(loaded.taken["backbone"]), "0", ""] in lines
-    assert ["mask", "0", str(len(loaded.left["mask"])), f"{len(loaded.left['mask'])} not in it"] in lines
+    assert ["mask", "0", str(len(loaded.left["mask"])), f"{len(loaded.left['mask'])} missing"] in lines
 
 
 @pytest.mark.parametrize("detector", ["rcnn", "cascade", "retinanet"])
@@ -127,7 +127,7 @@ def test_a_cascade_hands_on_what_it_has_in_common_with_mask_rcnn(tmp_path):
     loaded = load_weights(mask_rcnn(), saved(lived_in(source), tmp_path / "last.pt"), CLASSES)
     assert not loaded.left["backbone"] and not loaded.left["fpn"] and not loaded.left["rpn"]
     assert loaded.taken["box"] == loaded.taken["mask"] == 0
-    assert reasons(loaded)["box"] == reasons(loaded)["mask"] == {"not in it"}
+    assert reasons(loaded)["box"] == reasons(loaded)["mask"] == {"missing"}
 
 
 # ---- Backbones trained on ImageNet
@@ -142,7 +142,7 @@ def test_a_backbone_of_torchvision(tmp_path):
         before = copied(model)
         loaded = load_weights(model, tmp_path / "resnet18.pth", CLASSES)
         assert loaded.taken == {"backbone": 120, "fpn": 0, "rpn": 0, "box": 0, "mask": 0}
-        assert reasons(loaded) == {part: {"not in it"} if part != "backbone" else set() for part in PARTS}
+        assert reasons(loaded) == {part: {"missing"} if part != "backbone" else set() for part in PARTS}
         for name, value in model.state_dict().items():
             own = name.removeprefix("backbone.")
             assert torch.equal(value, before[name] if own == name else oracle[own]), name
@@ -194,7 +194,7 @@ def test_half_a_backbone_is_refused(found, wanted, tmp_path):
     [
         ({"backbone": "resnet18", "width": 8}, {"backbone": "resnet18", "width": 16}, "is of another shape"),
         ({"norm": "gn"}, {}, "is not in this recipe's network"),
-        ({}, {"norm": "gn"}, "running_mean is not in it"),
+        ({}, {"norm": "gn"}, "running_mean is missing"),
     ],
 )
 def test_another_detectors_backbone_is_refused(own, found, says, tmp_path):

@@ -20,8 +20,9 @@ from directdet.recipes.by_name import get_recipe
 from directdet.recipes.direct import MULTI_SCALE
 from directdet.recipes.recipe import Phase, Recipe
 from directdet.train import loop
+from directdet.train.data import make_phase_loader
 from directdet.train.log import read_log
-from directdet.train.loop import Trainer, make_phase_loader
+from directdet.train.loop import Trainer
 from directdet.train.optim import build_optimizer, factor_at
 from directdet.train.prepare import apply_norm
 from directdet.train.run import train
@@ -73,7 +74,9 @@ def test_steps_and_rate(pictures, tmp_path, settings, steps_per_epoch, steps, im
 
 
 def test_more_batches_to_a_step_than_there_are(pictures, tmp_path):
-    with pytest.raises(UserError, match="pretrain: accumulate: 7 batches make a step, the data has 6; lower it"):
+    with pytest.raises(
+        UserError, match=r"pretrain\.accumulate: a step takes 7 batches, but the data has only 6; lower accumulate"
+    ):
         trainer_of(phase_of(accumulate=7), pictures, tmp_path)
 
 

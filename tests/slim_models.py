@@ -9,7 +9,7 @@ from torch import nn
 from directdet.models.backbones.builders import BACKBONES
 from directdet.models.build import build_model, describe_model
 from directdet.models.checkpoint import save_checkpoint
-from directdet.reproduce.experiments import Scale
+from directdet.reproduce.scales import Scale
 
 CLASSES = ("cat", "dog", "bird")
 HEADS = {"fpn_channels": 16, "box_features": 16, "mask_convs": 1, "mask_channels": 8, "box_convs": 1}

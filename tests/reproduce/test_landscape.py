@@ -229,7 +229,7 @@ def test_the_command_writes_curves_and_picture(shapes, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--size", "huge"], 2, "--size huge: there are small, paper"),
+        (["--size", "huge"], 2, "--size huge: unknown; choose one of small, paper"),
         (["--steps", "1"], 2, "1 is not in the range"),
         (["--base-lr", "0"], 2, "0.0 is not in the range"),
         (["--size", "paper"], 1, "12 images do not fill one batch of 128; choose a smaller batch"),

@@ -14,14 +14,15 @@ from directdet.train.memory import Measured, StepCost, step_cost
 from directdet.train.plan import (
     PAPER_MODEL,
     PAPER_PHASE,
-    Plan,
-    Setting,
+    Grid,
+    Workload,
     choose,
     interpolate,
     paper_costs,
     parse_memory,
     plan,
 )
+from directdet.train.plan_result import Plan, Setting
 
 SMALL = {
     "detector": "retinanet",
@@ -32,6 +33,7 @@ SMALL = {
     "head_convs": 1,
 }
 PHASE = Phase("pretrain", "direct", (96, 96), epochs=2, repeat=3)
+ONE = Grid((96,), (2,))
 # Of the paper's network at (448, 8): so many FLOPs take the paper's 0.795 s.
 PAPER = {448: StepCost(8 * 10**9, 8 * 10**12, {}), 640: StepCost(11 * 10**9, 10**13, {})}
 
@@ -58,7 +60,7 @@ def traces() -> None:
 
 @pytest.fixture
 def small(costs) -> Plan:
-    return plan(SMALL, PHASE, 15_000_000, (128, 96), (2, 8, 4), gpus=2, images=100, progress=False)
+    return plan(SMALL, PHASE, 15_000_000, Grid((128, 96), (2, 8, 4)), Workload(2, 100), progress=False)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_rows_are_the_grid_in_order(small):
 @pytest.mark.slow
 def test_what_lies_between_is_within_one_per_cent_of_its_trace(traces):
     """A batch of 4 is interpolated from 2 and 8."""
-    found = plan(SMALL, PHASE, 10**9, (96,), (2, 4, 8), gpus=2, progress=False)
+    found = plan(SMALL, PHASE, 10**9, Grid((96,), (2, 4, 8)), Workload(2), progress=False)
     traced = step_cost(SMALL, PHASE, (96, 96), 4, processes=2)
     assert found.settings[1].peak == pytest.approx(traced.peak, rel=0.01)
     assert found.settings[1].flops == pytest.approx(traced.flops / 4, rel=0.01)
@@ -124,12 +126,12 @@ def test_rate_and_time_of_a_setting(small):
 def test_accumulated_batches_make_one_step():
     phase = replace(PHASE, accumulate=4, iterations=500)
     one, four = (
-        plan(SMALL, p, 10**12, (96,), (2,), images=100, progress=False).settings[0]
+        plan(SMALL, p, 10**12, ONE, Workload(images=100), progress=False).settings[0]
         for p in (replace(phase, accumulate=1), phase)
     )
     assert (four.rate, four.seconds) == pytest.approx((4 * one.rate, 4 * one.seconds))
     assert four.iterations == one.iterations == 500  # the phase counts steps
-    asked = plan(SMALL, phase, 10**12, (96,), (2,), images=100, passes=3, progress=False)
+    asked = plan(SMALL, phase, 10**12, ONE, Workload(images=100, passes=3), progress=False)
     assert asked.settings[0].iterations == 3 * (100 // 8)
 
 
@@ -142,12 +144,12 @@ def shown(found: Plan) -> str:
 def test_table_says_what_it_rests_on(small):
     text, chosen = shown(small), small.chosen
     assert f"--set pretrain.size={chosen.length} --set pretrain.batch_size={chosen.batch}" in text
-    assert "learning rate" in text and "Table 3" in text and "Table 10" in text and "Rule (ours" in text
+    assert "learning rate" in text and "Table 3" in text and "Table 10" in text and "Rule (our own" in text
     assert "parameters" in text
 
 
 def test_nothing_fits():
-    found = plan(SMALL, PHASE, 1000, (96,), (2,), progress=False)
+    found = plan(SMALL, PHASE, 1000, ONE, progress=False)
     assert found.chosen is None and found.parts == {}
     assert "Nothing fits: 96 with 2" in shown(found)
     assert json.loads(json.dumps(found.to_dict()))["chosen"] is None
@@ -165,31 +167,31 @@ def test_measurements_decide_where_there_are_any(monkeypatch):
     answers = {2: Measured(6_000_000, 0.5), 4: None}
     monkeypatch.setattr(planner, "device_name", lambda: "Some GPU")
     monkeypatch.setattr(planner, "measure", lambda config, phase, size, batch: answers[batch])
-    found = plan(SMALL, PHASE, 10**9, (96,), (2, 4), on_gpu=True, progress=False)
+    found = plan(SMALL, PHASE, 10**9, Grid((96,), (2, 4)), on_gpu=True, progress=False)
     two, four = found.settings
     assert (two.fits, two.seconds, two.measured) == (True, 0.5, answers[2])
     assert not four.fits and four.measured is None
     assert found.chosen is two
     text = shown(found)
     assert "out of memory" in text and "measured on one Some GPU" in text
-    tight = plan(SMALL, PHASE, 5_900_000, (96,), (2,), on_gpu=True, progress=False)
+    tight = plan(SMALL, PHASE, 5_900_000, ONE, on_gpu=True, progress=False)
     assert tight.settings[0].peak < 5_900_000 and tight.chosen is None
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("kind", "changes", "words"),
     [
-        ({"lengths": (100,)}, "--lengths 100"),
-        ({"lengths": ()}, "--lengths"),
-        ({"batches": (0, 2)}, "--batches 0"),
-        ({"batches": ()}, "--batches"),
-        ({"gpus": 0}, "--gpus 0"),
-        ({"images": 0}, "--images 0"),
+        (Grid, {"lengths": (100,)}, "--lengths 100"),
+        (Grid, {"lengths": ()}, "--lengths"),
+        (Grid, {"batches": (0, 2)}, "--batches 0"),
+        (Grid, {"batches": ()}, "--batches"),
+        (Workload, {"gpus": 0}, "--gpus 0"),
+        (Workload, {"images": 0}, "--images 0"),
     ],
 )
-def test_senseless_grids_are_refused(changes, words):
+def test_senseless_grids_are_refused(kind, changes, words):
     with pytest.raises(UsageProblem, match=words):
-        plan(SMALL, PHASE, 10**9, progress=False, **changes)
+        kind(**changes)
 
 
 def test_only_direct_pre_training_is_planned():
@@ -199,7 +201,7 @@ def test_only_direct_pre_training_is_planned():
 
 def test_settings_that_do_not_go_together(traces):
     with pytest.raises(UsageProblem, match=r"model\.head_convs: 5 is not between 0 and 4"):
-        plan({**SMALL, "head_convs": 5}, PHASE, 10**9, (96,), (2,), progress=False)
+        plan({**SMALL, "head_convs": 5}, PHASE, 10**9, ONE, progress=False)
 
 
 def test_measuring_without_a_gpu_is_refused_at_once(monkeypatch):
@@ -218,7 +220,9 @@ def test_interpolation_meets_both_ends():
 @pytest.mark.slow
 def test_the_papers_memory_and_its_choice():
     """Table 10 within 5 %, and from its whole grid the paper's setting at 11 GB."""
-    found = plan(PAPER_MODEL, replace(PAPER_PHASE, repeat=4), parse_memory("11GB"), gpus=8, progress=False)
+    found = plan(
+        PAPER_MODEL, replace(PAPER_PHASE, repeat=4), parse_memory("11GB"), workload=Workload(8), progress=False
+    )
     assert [abs(check.error) < 0.05 for check in found.checks] == [True, True]
     assert (found.chosen.length, found.chosen.batch) == (448, 8)
     assert found.chosen.rate == pytest.approx(0.08)

@@ -13,7 +13,7 @@ from directdet.infer.preprocess import Preprocess
 from directdet.models.parts.norm import FixedBatchNorm2d, SyncBatchNorm2d, conv_norm, fix_batch_norm
 from directdet.recipes.recipe import Phase
 from directdet.train import distributed
-from directdet.train.loop import make_phase_loader
+from directdet.train.data import make_phase_loader
 from directdet.train.prepare import apply_norm, describe_norm
 from directdet.train.step import Stepper
 
@@ -151,43 +151,43 @@ def test_random_weights_are_not_frozen(network):
 @pytest.mark.parametrize(
     ("network", "settings", "text"),
     [
-        ("bn", {"norm": "live", "batch_size": 8}, "20 batch normalisations, live, over 8 images of one device"),
+        ("bn", {"norm": "live", "batch_size": 8}, "20 live batch normalisations over 8 images on one device"),
         (
             "bn",
             {"norm": "live", "batch_size": 8, "accumulate": 4},
-            "20 batch normalisations, live, over 8 images of one device (not over the 4 batches that are accumulated)",
+            "20 live batch normalisations over 8 images on one device (not over the 4 accumulated batches)",
         ),
         (
             "bn",
             {"norm": "live", "batch_size": 2, "accumulate": 4},
-            "20 batch normalisations, live, over 2 images of one device (fewer than 8: expect noisy statistics; "
+            "20 live batch normalisations over 2 images on one device (fewer than 8: expect noisy statistics; "
             "gradient accumulation does not help)",
         ),
         (
             "bn",
             {"norm": "sync", "batch_size": 2},
-            "20 batch normalisations, live, over 2 images of all devices (fewer than 8: expect noisy statistics; "
+            "20 live batch normalisations over 2 images on all devices (fewer than 8: expect noisy statistics; "
             "gradient accumulation does not help)",
         ),
-        ("bn", {"norm": "affine"}, "20 batch normalisations, statistics fixed, affine parameters learn"),
-        ("bn", {"norm": "fixed"}, "20 batch normalisations, statistics and affine parameters fixed"),
+        ("bn", {"norm": "affine"}, "20 batch normalisations with fixed statistics, affine parameters learned"),
+        ("bn", {"norm": "fixed"}, "20 batch normalisations with fixed statistics and affine parameters"),
         (
             "bn",
             {"norm": "affine", "frozen_stages": 1},
-            "15 batch normalisations, statistics fixed, affine parameters learn; "
-            "5 batch normalisations, statistics and affine parameters fixed",
+            "15 batch normalisations with fixed statistics, affine parameters learned; "
+            "5 batch normalisations with fixed statistics and affine parameters",
         ),
         (
             "bn",
             {"norm": "sync", "frozen_stages": 0, "batch_size": 8},
-            "1 batch normalisations, statistics and affine parameters fixed; "
-            "19 batch normalisations, live, over 8 images of all devices",
+            "1 batch normalisations with fixed statistics and affine parameters; "
+            "19 live batch normalisations over 8 images on all devices",
         ),
         # Backbone 20; pyramid 4 + 4; box head 1; mask head 1.
-        ("gn", {"norm": "live"}, "30 group normalisations, live"),
-        ("gn", {"norm": "fixed"}, "30 group normalisations, live"),
+        ("gn", {"norm": "live"}, "30 live group normalisations"),
+        ("gn", {"norm": "fixed"}, "30 live group normalisations"),
         # Patch embedding 1; two in each of 12 blocks; three mergings; four levels.
-        ("swin", {"norm": "live"}, "32 layer normalisations, live"),
+        ("swin", {"norm": "live"}, "32 live layer normalisations"),
     ],
 )
 def test_the_banners_words(network, settings, text):
@@ -198,7 +198,7 @@ def test_the_banners_words(network, settings, text):
 
 def test_the_banner_counts_every_devices_images_only_where_they_are_shared(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 4)
-    for norm, text in (("sync", "over 8 images of all devices"), ("live", "over 2 images of one device (fewer than 8")):
+    for norm, text in (("sync", "over 8 images on all devices"), ("live", "over 2 images on one device (fewer than 8")):
         model, phase = mask_rcnn(), phase_of(norm=norm, batch_size=2)
         apply_norm(model, phase, trained=False)
         assert text in describe_norm(model, phase)

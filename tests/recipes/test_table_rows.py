@@ -10,15 +10,15 @@ from directdet.front.cli import main
 from directdet.models.build import DETECTORS
 from directdet.recipes import published
 from directdet.recipes.by_name import RECIPES, get_recipe
-from directdet.recipes.direct import PAPER_RECIPES
+from directdet.recipes.direct import DIRECT_RECIPES
 from directdet.recipes.published import ApRow
 from directdet.recipes.recipe import PARTS, Phase, Recipe
 from directdet.recipes.show import describe_recipe, recipe_groups
-from directdet.recipes.table_rows import ROWS, paper_groups, paper_table, results_of
+from directdet.recipes.table_rows import TABLES, published_results, rows_of
 from directdet.train.optim import learning_rate
 
 COCO_TRAIN = 117266  # pictures of train2017 with objects
-GPUS = 8  # the paper's server
+GPUS = 8  # the server of the direct pre-training paper
 DETECTORS_OF_ROWS = {
     "Mask R-CNN R50-FPN 4conv1fc": ("rcnn", "resnet50", True),
     "RetinaNet": ("retinanet", "resnet50", False),
@@ -27,25 +27,26 @@ DETECTORS_OF_ROWS = {
     "Mask R-CNN Swin-T": ("rcnn", "swin_t", True),
 }
 LOADED = {"Backbone": 1, "+ FPN": 2, "+ RPN": 3, "+ box head": 4, "+ mask head": 5}
-KEYS = [key for key in ROWS if paper_table(key).source.startswith(published.DIRECT)]
+KEYS = [key for key in TABLES if TABLES[key].published().source.startswith(published.DIRECT)]
 ROWS_WITH_RECIPES = [
     pytest.param(recipe, row, id=f"{key}-{number}")
     for key in KEYS
-    for number, (recipe, row) in enumerate(zip(ROWS[key], paper_table(key).rows, strict=True))
+    for number, (recipe, row) in enumerate(zip(TABLES[key].recipes, TABLES[key].published().rows, strict=True))
     if " " not in recipe
 ]
 AP_ROWS = [param for param in ROWS_WITH_RECIPES if isinstance(param.values[1], ApRow)]
 
 
 def test_every_table_is_there_with_every_row():
-    assert [paper_table(key) for key in KEYS] == [
+    assert [key for key in TABLES if key.startswith("direct/")] == KEYS
+    assert [TABLES[key].published() for key in KEYS] == [
         t for t in published.all_tables() if t.source.startswith(published.DIRECT)
     ]
     assert len(KEYS) == 11
-    rows = [row for _, rows in paper_groups() for row in rows]
+    rows = [row for table in TABLES.values() for row in rows_of(table)]
     without = [(row.label, row.why_not) for row in rows if row.recipe is None]
-    assert ("Montage (normalised), 1x", "quoted by the paper from another, not trained") in without
-    assert len([name for key in KEYS for name in ROWS[key] if " " in name]) == 1
+    assert ("Montage (normalised), 1x", "quoted from another paper, not trained") in without
+    assert len([name for key in KEYS for name in TABLES[key].recipes if " " in name]) == 1
     assert all((row.recipe in RECIPES) != bool(row.why_not) for row in rows)
 
 
@@ -56,9 +57,10 @@ def steps(phase: Phase) -> int:
 
 def test_the_speed_tables_name_the_recipes_of_their_rows():
     """A benchmark sets a timed model beside the row whose recipe trained it."""
-    for key, table in zip(("7", "ScratchDet 2"), published.speed_tables(), strict=True):
-        assert table == paper_table(key)
-        assert tuple(row.recipe for row in table.rows) == ROWS[key] and set(ROWS[key]) <= set(RECIPES)
+    for key, table in zip(("direct/table7", "scratchdet/table2"), published.speed_tables(), strict=True):
+        recipes = TABLES[key].recipes
+        assert table == TABLES[key].published()
+        assert tuple(row.recipe for row in table.rows) == recipes and set(recipes) <= set(RECIPES)
 
 
 @pytest.mark.parametrize(("name", "row"), AP_ROWS)
@@ -149,7 +151,7 @@ def test_constants_of_the_other_detectors():
     assert voc.milestones[0] / voc.iterations == 0.75
 
 
-@pytest.mark.parametrize("name", PAPER_RECIPES)
+@pytest.mark.parametrize("name", DIRECT_RECIPES)
 def test_evaluations_are_few(name):
     """Evaluating COCO takes as long as thousands of steps: about once in one of the paper's epochs."""
     recipe = get_recipe(name)
@@ -161,21 +163,21 @@ def test_evaluations_are_few(name):
 
 @pytest.mark.parametrize(("name", "row"), ROWS_WITH_RECIPES)
 def test_figures_beside_a_recipe_are_the_papers(name, row):
-    shown = "; ".join(results_of(name))
+    shown = "; ".join(published_results(name))
     if isinstance(row, ApRow):
         assert re.search(rf"box {row.ap_box}\b", shown)
         assert row.ap_mask is None or f"box {row.ap_box}, mask {row.ap_mask}" in shown
         assert row.total_cost_days is None or f"{row.total_cost_days} days" in shown
     else:
         assert f"{row.train_s_per_iter} s per iteration, {row.fps} fps" in shown
-    assert len(set(results_of(name))) == len(results_of(name))
+    assert len(set(published_results(name))) == len(published_results(name))
 
 
 def said_of(recipe: Recipe, phase: Phase, key: str) -> str | None:
     return recipe.sources.get(f"{phase.name}.{key}", recipe.sources.get(key))
 
 
-@pytest.mark.parametrize("name", PAPER_RECIPES)
+@pytest.mark.parametrize("name", DIRECT_RECIPES)
 def test_every_setting_that_differs_has_a_source_and_every_source_a_use(name):
     recipe = get_recipe(name)
     for phase in recipe.phases:
@@ -194,7 +196,7 @@ def test_every_setting_that_differs_has_a_source_and_every_source_a_use(name):
         assert recipe.sources["data_fraction"]
 
 
-@pytest.mark.parametrize("name", PAPER_RECIPES)
+@pytest.mark.parametrize("name", DIRECT_RECIPES)
 def test_sources_do_not_contradict_the_values(name):
     recipe = get_recipe(name)
     convs = recipe.model.get("box_convs", 4)
@@ -242,8 +244,8 @@ def test_a_recipe_is_shown_whole(name):
     for setting in fields(DETECTORS[recipe.detector].config):
         assert setting.name == "num_classes" or re.search(rf"│ {setting.name} +│", text), setting.name
     assert f"starts from: {recipe.init} weights" in text and f"directdet train {name} --data" in text
-    assert all(result in text for result in results_of(name))
-    if name in PAPER_RECIPES:  # nothing that differs from the defaults is passed off as a default, or left unsaid
+    assert all(result in text for result in published_results(name))
+    if name in DIRECT_RECIPES:  # nothing that differs from the defaults is passed off as a default, or left unsaid
         assert not re.search(r"│ ours +│", text)
 
 
@@ -260,7 +262,7 @@ def test_the_command_line_lists_and_shows_every_recipe(capsys, monkeypatch):
         for name in RECIPES:  # whole, to be copied
             assert re.search(rf"│ {name} +│", listed), name
     names = " ".join(line.split("│")[1].strip() for line in listed.splitlines() if line.startswith("│"))
-    assert "(no recipe: quoted by the paper from another, not trained)" in names
+    assert "(no recipe: quoted from another paper, not trained)" in names
     for name in ("demo", "cascade_rcnn_r50_fpn", "retinanet_r50_fpn_imagenet_1x", "mask_rcnn_swin_t_fpn"):
         assert main(["recipes", name]) == 0
         assert get_recipe(name).summary in " ".join(capsys.readouterr().out.split())

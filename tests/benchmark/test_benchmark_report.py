@@ -16,7 +16,7 @@ from directdet.benchmark.published_speed import compare_with
 from directdet.benchmark.report import render
 from directdet.benchmark.tables import tables
 from directdet.pages.page import Picture
-from directdet.recipes.published import scratchdet_table2, table1, table7
+from directdet.recipes.published import direct_table1, direct_table7, scratchdet_table2
 
 
 def test_the_page_is_whole_and_escaped():
@@ -57,7 +57,7 @@ def test_without_ap_or_matplotlib_the_page_says_so(monkeypatch):
 def test_ours_are_next_to_the_row_of_their_recipe_as_ratios():
     gn, direct = "mask_rcnn_r50_fpn_scratch_gn_6x", "mask_rcnn_r50_fpn_p3x_1x"
     cells = [cell(30, direct), cell(20, gn), cell(90, direct, runtime="openvino"), cell(99, "demo")]
-    table = compare_with(table7(), cells).to_dict()
+    table = compare_with(direct_table7(), cells).to_dict()
     rows = {row["method"]: row for row in table["rows"]}
     assert table["reference"] == "Scratch (GN)" and not table["comparable"]  # the first row that was timed
     assert rows["Direct"]["ratio"] == pytest.approx(8.6 / 7.6) and rows["Scratch (GN)"]["ratio"] == 1
@@ -78,4 +78,4 @@ def test_ours_are_next_to_the_row_of_their_recipe_as_ratios():
 
 def test_a_table_without_frame_rates_is_refused():
     with pytest.raises(ValueError, match="prints no frame rate"):
-        compare_with(table1(), [])
+        compare_with(direct_table1(), [])

@@ -1,0 +1,143 @@
+"""The results of a comparison: what the logs of its runs say, as rows for results.json and as a table."""
+
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Group
+from rich.table import Table
+
+from directdet.common.files import write_json_atomic
+from directdet.infer.machine import hardware, versions
+from directdet.reproduce.experiments import EXPERIMENTS, SHARED, Trial
+from directdet.train.log import read_log
+
+DIVERGED = "diverged.json"  # in a row's folder, if its loss did not stay finite
+CAUTION = "Scaled down: these figures compare rows with each other, not with the paper's AP."
+
+Row = dict[str, Any]  # as in results.json
+
+
+@dataclass
+class Comparison:
+    """What a comparison has found so far.
+
+    Attributes:
+        out: its folder.
+        plan: the content of plan.json.
+        rows: in the experiment's order: "key", "label", "paper", and once a row is done its figures, or "skipped" or
+            "diverged".
+        finished: whether every row is done.
+    """
+
+    out: Path
+    plan: dict[str, Any]
+    rows: list[Row]
+    finished: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        metric = EXPERIMENTS[self.plan["experiment"]].metric
+        return {"caution": CAUTION, "finished": self.finished, "metric": metric, "plan": self.plan, "rows": self.rows}
+
+    def table(self) -> Group:
+        """Our figures next to the paper's."""
+        experiment = EXPERIMENTS[self.plan["experiment"]]
+        about = f"{self.plan['experiment']}: {experiment.title}; scale {self.plan['scale']}, seed {self.plan['seed']}"
+        table = Table(title=about, title_justify="left")
+        table.add_column("")
+        measured = ("box AP", "AP50", "mask AP") if experiment.metric == "coco" else ("mAP", "fps", "loss")
+        for name in (*measured, "steps", "s/step", "min"):
+            table.add_column(name, justify="right")
+        table.add_column("in the paper")
+        for row in self.rows:
+            table.add_row(row["label"], *_cells(row, experiment.metric), _paper_words(row["paper"]))
+        notes = [f"{CAUTION} Every row gets equal {experiment.equal}."]
+        if any(row["key"] == "sync" for row in self.rows):
+            notes.append("One process: SyncBN has no other process to synchronise with, so its row is live BN.")
+        notes += [] if self.finished else ["Not finished: run the same command again to continue."]
+        return Group(table, *notes)
+
+    def write(self) -> None:
+        """Write OUT/results.json."""
+        facts = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "hardware": hardware()}
+        facts["versions"] = {**versions(), "torch": torch.__version__}
+        write_json_atomic(self.out / "results.json", {**self.to_dict(), **facts})
+
+
+def read_comparison(out: Path, plan: dict[str, Any], trials: list[Trial]) -> Comparison:
+    """The state of a comparison, from the logs of its runs."""
+    rows = [_read_row(out, plan, trial) for trial in trials]
+    return Comparison(out, plan, rows, all(map(is_done, rows)))
+
+
+def is_done(row: Row) -> bool:
+    """Whether nothing is left to do for a row."""
+    return any(key in row for key in ("box_ap", "skipped", "diverged"))
+
+
+def _read_row(out: Path, plan: dict[str, Any], trial: Trial) -> Row:
+    row: Row = {"key": trial.key, "label": trial.label, "paper": trial.paper}
+    if trial.key not in plan["steps"]:
+        return {**row, "skipped": f"needs ImageNet weights of {trial.recipe.model['backbone']}: --imagenet FILE"}
+    ends = [out / key / DIVERGED for key in ((SHARED, trial.key) if trial.shares_pretrain else (trial.key,))]
+    if end := next(filter(Path.is_file, ends), None):
+        return {**row, "diverged": json.loads(end.read_text(encoding="utf-8"))["after_step"]}
+    names = [phase.name for phase in trial.recipe.phases]
+    folders = [out / (SHARED if trial.shares_pretrain and name == "pretrain" else trial.key) / name for name in names]
+    logs = [read_log(folder / "log.jsonl") if (folder / "log.jsonl").is_file() else [] for folder in folders]
+    found = [entry for entry in logs[-1] if entry["kind"] == "eval"]
+    if found and found[-1]["step"] == plan["steps"][trial.key][names[-1]]:
+        last, segm = found[-1], found[-1].get("segm")
+        row |= {"box_ap": last["bbox"]["AP"], "box_ap50": last["bbox"]["AP50"]}
+        row |= {"mask_ap": segm["AP"] if segm else None, "bbox": last["bbox"], "segm": segm}
+        row |= {"voc": last.get("voc"), "images_per_second": last.get("images_per_second")}
+        row["phases"] = [_phase_facts(name, log) for name, log in zip(names, logs, strict=True)]
+        row["recipe"] = asdict(trial.recipe)
+    return row
+
+
+def _phase_facts(name: str, log: list[dict[str, Any]]) -> dict[str, Any]:
+    """Steps, seconds and memory of a phase from its log."""
+    steps = [entry for entry in log if entry["kind"] == "step"]
+    before = [0, *(entry["step"] for entry in steps)]
+    seconds = sum(
+        entry["seconds_per_step"] * (entry["step"] - first) for first, entry in zip(before, steps, strict=False)
+    )
+    facts = {"name": name, "steps": steps[-1]["step"], "seconds": seconds, "last_loss": steps[-1]["loss"]}
+    facts["seconds_per_step"] = statistics.median(entry["seconds_per_step"] for entry in steps)
+    facts["data_seconds"] = statistics.median(entry["data_seconds"] for entry in steps)
+    if "memory_gib" in steps[-1]:
+        facts["memory_gib"] = max(entry["memory_gib"] for entry in steps)
+    return facts
+
+
+def _cells(row: Row, metric: str) -> list[str]:
+    if "skipped" in row:
+        return [f"({row['skipped']})", *[""] * 5]
+    if "diverged" in row:
+        return ["NaN", "", f"after step {row['diverged']}", *[""] * 3]
+    if "box_ap" not in row:
+        return ["to come", *[""] * 5]
+    mask = "-" if row["mask_ap"] is None else f"{100 * row['mask_ap']:.1f}"
+    steps = "+".join(str(phase["steps"]) for phase in row["phases"])
+    pace = " + ".join(f"{phase['seconds_per_step']:.3f}" for phase in row["phases"])
+    minutes = sum(phase["seconds"] for phase in row["phases"]) / 60
+    found = [f"{100 * row['box_ap']:.1f}", f"{100 * row['box_ap50']:.1f}", mask]
+    if metric == "voc":
+        loss = row["phases"][-1]["last_loss"]
+        found = [f"{100 * row['voc']['mAP_11point']:.1f}", f"{row['images_per_second']:.1f}", f"{loss:.2f}"]
+    return [*found, steps, pace, f"{minutes:.1f}"]
+
+
+def _paper_words(paper: Mapping[str, float | None] | None) -> str:
+    if paper is None:
+        return "-"
+    names = {"box_ap": "box {}", "mask_ap": "mask {}", "s_per_iter": "{} s/iter", "days": "{} days"}
+    names |= {"map": "mAP {}", "fps": "{} fps"}
+    return ", ".join(names[key].format("NaN" if value is None else value) for key, value in paper.items())
