@@ -124,7 +124,7 @@ class Layers(nn.Module):
         raw = self.model(images)
         found: tuple[Tensor, ...] = (raw.logits, raw.deltas)
         if isinstance(self.model, RCNN):
-            found += self.model.boxes_of(pooled[0])
+            found += self.model.predict_boxes(pooled[0])
             if len(pooled) > 1:
                 found += (self.model.mask_predictor(self.model.mask_head(pooled[1])),)
         return found

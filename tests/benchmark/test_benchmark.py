@@ -117,8 +117,8 @@ def test_benchmark_refuses_nonsense(artefact, tiny_dataset):
         ({"warmup": -1}, "warmup at least 0"),
         ({"threads": 0}, "threads: 0; give at least 1"),
         ({"ap_images": -1}, "ap_images: -1; give 0"),
-        ({"runtimes": ["ncnn"]}, "runtime 'ncnn' is not known; choose from onnxruntime, openvino"),
-        ({"precision": ["fp32", "fp61"]}, "precision 'fp61' is not known; choose from fp32, tf32, bf16, fp16"),
+        ({"runtimes": ["ncnn"]}, "^runtime: 'ncnn' is not one of onnxruntime, openvino, tensorrt"),
+        ({"precision": ["fp32", "fp61"]}, "^precision: 'fp61' is not one of fp32, tf32, bf16, fp16; .*mean 'fp16'"),
     ):
         with pytest.raises(UsageProblem, match=message):
             BenchmarkOptions(**settings)

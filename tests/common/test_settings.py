@@ -1,4 +1,4 @@
-"""Every setting of every dataclass refuses what cannot be, at once, and names the nearest value that would do."""
+"""Every setting of every dataclass rejects invalid values immediately and names the nearest valid one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def without_none(kind: Any) -> Any:
 
 
 def rules_of(kind: Any) -> list[Any]:
-    """The words or ranges that a type states, of a tuple those of its places."""
+    """The words or ranges that a type declares; for a tuple, those of its items."""
     kind = without_none(kind)
     if typing.get_origin(kind) is Annotated:
         return [rule for rule in typing.get_args(kind)[1:] if isinstance(rule, Between)]
@@ -58,7 +58,7 @@ def cases() -> list[Any]:
 
 
 def put(built: Any, name: str, kind: Any, wrong: Any) -> dict[str, Any]:
-    """The change that sets a field to `wrong`, or the last place of a tuple."""
+    """The change that sets a field, or the last item of a tuple, to `wrong`."""
     value = getattr(built, name)
     if typing.get_origin(without_none(kind)) is not tuple:
         return {name: wrong}
@@ -87,7 +87,7 @@ def test_what_cannot_be_is_refused_with_the_nearest_that_can(built, prefix, name
 
 @pytest.mark.parametrize("built", [built for built, _ in BUILT], ids=lambda built: type(built).__name__)
 def test_every_string_and_number_has_a_rule(built):
-    free = {"summary", "name", "detector", "backbone"}  # words of one's own, or looked up where they are defined
+    free = {"summary", "name", "detector", "backbone"}  # free text, or checked where the names are defined
     for name, kind in field_types(type(built)).items():
         plain = without_none(kind)
         if name not in free and name in {field.name for field in fields(built)}:
@@ -118,7 +118,7 @@ def test_a_recipe_changed_from_python(change, says):
 
 
 def test_it_is_a_wrong_use_and_a_wrong_value():
-    """The command line ends with 2; and `except ValueError` works, as Python has it."""
+    """The command line exits with code 2; and `except ValueError` works, as usual in Python."""
     assert issubclass(SettingError, UsageProblem) and issubclass(SettingError, ValueError)
     with pytest.raises(SettingError, match="phase: 'fine' is not one of pretrain, finetune; did you mean 'finetune'"):
         get_recipe("demo").phase("fine")
@@ -140,7 +140,7 @@ class Settings:
 
 
 def test_what_is_allowed_is_taken():
-    assert Settings(share=1, word="two", sizes=[1, 2]).sizes == (1, 2)  # whole numbers for numbers, lists for tuples
+    assert Settings(share=1, word="two", sizes=[1, 2]).sizes == (1, 2)  # integers for numbers, lists for tuples
     assert Settings().word is None and Settings(pair=(1, 0.1)).pair == (1, 0.1)
     for wrong in ({"share": "much"}, {"word": 1}, {"sizes": (0,)}, {"sizes": 3}, {"pair": (1.0,)}, {"pair": None}):
         with pytest.raises(SettingError):

@@ -43,12 +43,12 @@ def test_wrong_batches(value):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "onx"}, "--format onx: did you mean onnx"),
-        ({"format": "tensor-rt"}, "did you mean tensorrt"),
-        ({"format": "tflite-x"}, "there are onnx, openvino, tensorrt, tensorrt-rtx"),
-        ({"precision": "fp61"}, "did you mean fp16"),
-        ({"precision": "FP16x"}, "did you mean fp16"),
-        ({"input": "uint"}, "did you mean uint8"),
+        ({"format": "onx"}, "^--format: 'onx' is not one of onnx, openvino, .*; did you mean 'onnx'"),
+        ({"format": "tensor-rt"}, "did you mean 'tensorrt'"),
+        ({"format": "coreml"}, "^--format: 'coreml' is not one of onnx, openvino, tensorrt, tensorrt-rtx$"),
+        ({"precision": "fp61"}, "^--precision: 'fp61' is not one of fp32, .*did you mean 'fp16'"),
+        ({"precision": "FP16x"}, "did you mean 'fp16'"),
+        ({"input": "uint"}, "^--input: 'uint' is not one of uint8, float32; did you mean 'uint8'"),
         ({"precision": "bf16"}, "--format onnx has fp32, fp16, int8; bf16 is for openvino"),
         ({"reduce_range": True}, "--reduce-range: only for --format onnx --precision int8"),
         ({"format": "openvino", "precision": "int8", "reduce_range": True}, "--reduce-range: only"),

@@ -1,4 +1,4 @@
-"""Detectors, pictures and targets that the tests of the models share. Small, so that the suite takes under a minute."""
+"""Detectors, images and targets shared by the tests of the models. Small, so that the suite takes under a minute."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from directdet.models.parts.targets import Targets
 from directdet.models.two_stage.config import RCNNConfig
 from directdet.models.two_stage.network import RCNN
 
-# torchvision's smooth L1 and its rule for the best anchor of an object; few boxes, and short heads.
+# torchvision's smooth L1 and its rule for the best anchor of an object; few boxes and small heads.
 SMALL = RCNNConfig(
     num_classes=5,
     backbone="resnet18",
@@ -51,31 +51,31 @@ def small() -> RCNNConfig:
 
 @pytest.fixture(scope="session")
 def conditioned() -> RCNN:
-    """A conditioned small Mask R-CNN, in evaluation mode; for reading only."""
+    """A conditioned small Mask R-CNN, in evaluation mode; read-only."""
     return conditioned_model(SMALL, (128, 128))
 
 
 @pytest.fixture
 def model(conditioned: RCNN) -> RCNN:
-    """A copy of the conditioned model, to do with what one likes."""
+    """A copy of the conditioned model that tests may modify."""
     return copy.deepcopy(conditioned)
 
 
 @pytest.fixture(scope="session")
 def conditioned_twin(conditioned: RCNN) -> FasterRCNN:
-    """torchvision's detector with the weights of `conditioned`; for reading only."""
+    """torchvision's detector with the weights of `conditioned`; read-only."""
     return build_twin(conditioned)
 
 
 @pytest.fixture
 def twin(conditioned_twin: FasterRCNN) -> FasterRCNN:
-    """A copy of the conditioned twin."""
+    """A copy of the conditioned twin that tests may modify."""
     return copy.deepcopy(conditioned_twin)
 
 
 @pytest.fixture(scope="session")
 def variant() -> Callable[..., RCNN]:
-    """variant(model, **settings): the same weights under settings that change no weight."""
+    """variant(model, **settings): the same weights with other settings, which must not affect any weight."""
 
     def make(model: RCNN, **settings: object) -> RCNN:
         other = copy.copy(model)
@@ -87,7 +87,7 @@ def variant() -> Callable[..., RCNN]:
 
 @pytest.fixture(scope="session")
 def targets_of() -> Callable[..., Targets]:
-    """targets_of(counts, sizes): random objects, counts[i] of them in image i, at scattered rows of the padding."""
+    """targets_of(counts, sizes): counts[i] random objects in image i, at random rows of the padding."""
     return make_targets
 
 

@@ -1,6 +1,6 @@
-"""What every detector on every backbone has to do, whoever wrote it: build, learn, freeze, fold, deploy, export.
+"""The contract of every detector on every backbone: build, learn, freeze, fold, deploy, export.
 
-A new backbone or detector is tested here by its name alone. The widths are slim; what is asked holds at any width.
+A new backbone or detector is tested here as soon as it is registered. The widths are small; the contract holds at any.
 """
 
 import copy
@@ -79,7 +79,7 @@ def targets(model: Network) -> Targets:
 
 
 def lived_in(model: Network) -> Network:
-    """Normalisations with statistics and affine parameters of all sizes, as training leaves them; evaluation mode."""
+    """Set random statistics and affine parameters in all normalisations, as after training; evaluation mode."""
     generator = torch.Generator().manual_seed(2)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -104,7 +104,7 @@ def test_it_says_what_it_is_made_of(detector: str, backbone: str) -> None:
     for name in model.state_dict():
         part = model.part_of(name)
         assert part in PARTS and (part == "backbone") == name.startswith("backbone."), name
-        if part != "backbone":  # what other classes make worthless lies in a head, and really depends on them
+        if part != "backbone":  # class layers are in the heads, and their shapes depend on the classes
             continue
         assert not model.is_of_classes(name)
     other = build_model({**describe_model(model.config), "num_classes": 7}).state_dict()
@@ -163,8 +163,8 @@ def test_nothing_is_left_to_normalise_after_folding(detector: str, backbone: str
     model = lived_in(build(detector, backbone))
     folded, folding, error = fold(model, size_of(model))
     assert norms_of(folded) == [] and error < 1e-4
-    assert folding.folded + len(folding.left) == len(norms_of(model))
-    assert backbone == "dsod" or folding.left == ()  # there alone normalisation comes before the convolution
+    assert folding.folded + len(folding.unfolded) == len(norms_of(model))
+    assert backbone == "dsod" or folding.unfolded == ()  # there alone normalisation comes before the convolution
 
 
 @pytest.mark.parametrize(("detector", "backbone"), CASES)

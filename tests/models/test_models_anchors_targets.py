@@ -1,4 +1,4 @@
-"""Anchors, matching and sampling against torchvision's, and their behaviour with padding."""
+"""Anchors, matching and sampling compared with torchvision, and their behaviour with padding."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def crowd(count: int, objects: int, seed: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("rescue", [None, 0.0])
 @pytest.mark.parametrize(("high", "low"), [(0.7, 0.3), (0.5, 0.5), (0.9, 0.4)])
 def test_matching_equals_torchvision(high: float, low: float, rescue: float | None) -> None:
-    # Whole coordinates make equal IoUs, so ties are met too. Padding rows are filled with a real box on purpose.
+    # Integer coordinates produce equal IoUs, so ties are tested as well. Padding rows deliberately hold real boxes.
     matcher = Matcher(high, low, allow_low_quality_matches=rescue is not None)
     for seed in range(5):
         boxes, objects = crowd(400, 7, seed)
@@ -63,8 +63,8 @@ def test_the_best_box_of_an_object_counts_only_from_the_least_iou_on() -> None:
     iou = torch.tensor([[[0.2, 0.0, 0.0], [0.1, 0.4, 0.0], [0.2, 0.35, 0.0]]])
     valid = torch.ones(1, 3, dtype=torch.bool)
     assert match(iou, valid, 0.7, 0.3, None)[1].tolist() == [[0, -1, -1]]
-    assert match(iou, valid, 0.7, 0.3, 0.3)[1].tolist() == [[0, 1, -1]]  # mmdet's rule: 0.2 is too little
-    # Both best boxes of object 0. An object that nothing overlaps rescues nothing (torchvision would take every box).
+    assert match(iou, valid, 0.7, 0.3, 0.3)[1].tolist() == [[0, 1, -1]]  # mmdet's rule: 0.2 is too low
+    # Both best boxes of object 0. An object without any overlap makes no box positive (torchvision would take all).
     assert match(iou, valid, 0.7, 0.3, 0.0)[1].tolist() == [[1, 1, 1]]
     assert match(iou[:, :2], valid, 0.7, 0.3, 0.0)[1].tolist() == [[1, 1]]
 
@@ -79,13 +79,13 @@ def test_an_image_without_objects_has_negatives_only() -> None:
 @pytest.mark.parametrize(
     ("positives", "negatives", "ignored", "expected"),
     [
-        (40, 200, 10, (16, 48)),  # plenty of both
+        (40, 200, 10, (16, 48)),  # enough of both
         (5, 200, 10, (5, 59)),  # filled up with negatives
         (0, 200, 0, (0, 64)),  # no objects
-        (40, 20, 100, (16, 20)),  # too few candidates: the rest stays empty
+        (40, 20, 100, (16, 20)),  # too few candidates: the remaining slots stay empty
         (3, 0, 0, (3, 0)),
         (0, 0, 100, (0, 0)),
-        (30, 10, 0, (16, 10)),  # fewer boxes than wanted: positives beyond their share are not used
+        (30, 10, 0, (16, 10)),  # fewer boxes than requested: positives beyond their limit are not used
     ],
 )
 def test_sample_counts(positives: int, negatives: int, ignored: int, expected: tuple[int, int]) -> None:
@@ -101,7 +101,7 @@ def test_sample_counts(positives: int, negatives: int, ignored: int, expected: t
     assert (chosen[filled & ~positive] == 0).all()
     assert not (positive & ~filled).any()
     for i in range(3):
-        assert len(index[i].unique()) == index.shape[1]  # nothing twice
+        assert len(index[i].unique()) == index.shape[1]  # no duplicates
         assert positive[i, : expected[0]].all()  # positives first
 
 

@@ -1,4 +1,4 @@
-"""Box arithmetic and static NMS against torchvision.ops."""
+"""Box operations and static NMS compared with torchvision.ops."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def random_boxes(*shape: int, spread: float = 200, side: float = 60, seed: int =
 
 
 def greedy(boxes: Tensor, threshold: float, valid: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-    """torchvision's NMS of sorted boxes [N, 4], class after class -> mask [N]."""
+    """torchvision's NMS of sorted boxes [N, 4], class by class -> mask [N]."""
     count = len(boxes)
     valid = torch.ones(count, dtype=torch.bool) if valid is None else valid
     labels = torch.zeros(count, dtype=torch.long) if labels is None else labels
@@ -137,7 +137,7 @@ def test_nms_with_labels_equals_torchvision(threshold: float, block: int | None)
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7])
 def test_nms_at_exactly_the_threshold_and_of_equal_boxes(threshold: float) -> None:
-    # Boxes with whole sides of 1..20 from one corner: thousands of pairs whose IoU is exactly 5/10 or 7/10.
+    # Boxes with integer sides 1..20 and a common corner: thousands of pairs with an IoU of exactly 5/10 or 7/10.
     sides = torch.cartesian_prod(torch.arange(1.0, 21), torch.arange(1.0, 21))
     order = torch.randperm(400, generator=torch.Generator().manual_seed(2))
     boxes = torch.cat([torch.zeros(400, 2), sides], 1)[order].repeat_interleave(2, 0)
@@ -162,7 +162,7 @@ def test_what_is_not_valid_is_dropped_and_suppresses_nothing() -> None:
 
 
 def chain(links: int) -> Tensor:
-    """Boxes each of which covers the next only: the slowest case for the fixed point."""
+    """Boxes each of which overlaps only the next: the slowest case for the fixed point."""
     x = torch.arange(links + 1) * 4.0
     return torch.stack([x, torch.zeros_like(x), x + 20, torch.full_like(x, 20)], 1)
 

@@ -1,4 +1,4 @@
-"""Cascade R-CNN against a plain loop over images and stages, of boolean indexing and torchvision's operators."""
+"""Cascade R-CNN compared with a plain loop over images and stages that uses torchvision's operators."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -33,13 +33,13 @@ TargetsOf = Callable[..., Targets]
 
 @pytest.fixture(scope="module")
 def trunk(small: RCNNConfig) -> RCNN:
-    """The loop runs our own layers, so that they need not be of torchvision's width."""
+    """The loop runs our own layers, so their width may differ from torchvision's."""
     return conditioned_model(replace(small, **NARROW), SIZE)
 
 
 @pytest.fixture(scope="module")
 def cascade(trunk: RCNN) -> Cascade:
-    """With masks; for reading only."""
+    """With masks; read-only."""
     return conditioned_cascade(trunk, SIZE)
 
 
@@ -65,7 +65,7 @@ def detect(model: Cascade, images: Tensor, portable: bool) -> tuple[Tensor, ...]
 
 
 def near_proposals(model: Cascade, images: Tensor, targets: Targets) -> Targets:
-    """The objects moved to where proposals nearly are, so that every stage has positives besides the objects' boxes."""
+    """Objects moved close to proposals, so that every stage has positives other than the ground-truth boxes."""
     with torch.no_grad():
         boxes, _ = training_proposals(model.config, model(images), targets)
     area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
@@ -106,14 +106,14 @@ def test_losses_and_gradients_equal_the_loop(
     ours = torch.autograd.grad(sum(losses.values()), parameters.values())
     expected = torch.autograd.grad(sum(theirs.values()), parameters.values(), materialize_grads=True)
     for name, gradient, reference in zip(parameters, ours, expected, strict=True):
-        # As in the tests of R-CNN's losses: rounding may turn a ReLU on or off; a wrong path shows as 1e-1 and more.
+        # As in the tests of R-CNN's losses: rounding may switch a ReLU; real errors are 1e-1 and more.
         assert (gradient - reference).norm() <= 5e-3 * reference.norm(), name
     assert counts["positives"] == sum((s["labels"] > 0).sum() for s in stages[0])
     assert counts.get("mask_dropped", 0) == 0 and ("mask_dropped" in counts) == masks
     assert all((value > 1e-4) == (sum(objects) > 0 or "class" in name) for name, value in losses.items())
     if not sum(objects):
         return
-    # The oracle is worth its name only if stages 2 and 3 sample, and meet objects' boxes and others that are positive.
+    # The comparison is meaningful only if stages 2 and 3 have positives, both ground-truth boxes and others.
     for samples in stages:
         assert any(s["candidates"] > len(s["rois"]) == model.config.roi_samples for s in samples)
         assert any(s["own"].any() for s in samples)
@@ -137,7 +137,7 @@ def test_nothing_found_is_all_zero(cascade: Cascade, variant: Callable[..., Casc
 
 
 def test_padding_takes_no_place_among_the_candidates(cascade: Cascade, variant: Callable[..., Cascade]) -> None:
-    """More proposals are asked for than there are, and few candidates let in: the best detections stay the same.
+    """With more proposals requested than exist, and few candidates, the best detections stay the same.
 
     On this picture the heads score an empty box, which padding is, higher than all candidates but one.
     """
@@ -189,7 +189,7 @@ def step(model: Cascade, images: Tensor, targets: Targets, draw: Callable[..., T
 
 
 class Given:
-    """Keys by shape: made at first use, so that a traced function that comes second draws nothing."""
+    """Keys by shape, created on first use, so that a function traced afterwards draws no random numbers."""
 
     def __init__(self) -> None:
         self.values: dict[tuple[int, ...], Tensor] = {}
@@ -214,7 +214,7 @@ def test_the_step_is_one_graph(cascade: Cascade, targets_of: TargetsOf, fresh_co
         expected = step(cascade, images, targets, keys)
         compiled = torch.compile(step, fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(cascade, images, targets, keys), expected, rtol=1e-5, atol=0)
-        # Other objects, the same graph: nothing is specialised on what the targets hold.
+        # Other objects, the same graph: it is not specialised for the values of the targets.
         with torch.compiler.set_stance("fail_on_recompile"):
             assert compiled(cascade, images, targets_of([0, 5], [SIZE] * 2), keys).isfinite()
 
@@ -233,7 +233,7 @@ def test_deployment_is_one_graph(cascade: Cascade, fresh_compiler: None) -> None
 def test_nothing_waits_for_the_host_and_every_parameter_learns(
     cascade: Cascade, targets_of: TargetsOf, variant: Callable[..., Cascade]
 ) -> None:
-    model = variant(cascade, rpn_samples=5000)  # all anchors: the two coarsest levels have few
+    model = variant(cascade, rpn_samples=5000)  # all anchors, since the two coarsest levels have few
     parameters = dict(model.named_parameters())
     targets = targets_of([6, 6], [SIZE] * 2)
     with NoHostWait():
@@ -252,13 +252,13 @@ def test_what_finds_no_mask_slot_is_counted_over_the_stages(
     with torch.no_grad():
         raw = cascade(smooth_images(2, SIZE, 26))
         losses, counts = cascade_losses(variant(cascade, mask_slots=1), raw, targets, Keys(1))
-    # Of six objects each stage has six positives at least, and eight at most; two find a slot.
+    # With six objects, each stage has six to eight positives; two of them get a slot.
     assert 3 * 4 <= counts["mask_dropped"] <= 3 * 6
     assert all(losses[f"mask{stage}"].isfinite() for stage in (1, 2, 3))
 
 
 def test_parameters_are_the_published_ones() -> None:
-    """mmdet counts 69.17 M and 77.10 M: what is trained, so without the stem and the first stage, which it freezes."""
+    """mmdet counts 69.17 M and 77.10 M trainable parameters: without the stem and the first stage, which it freezes."""
     frozen = 225_344
     with torch.device("meta"):
         plain, masked = (Cascade(CascadeConfig(num_classes=80, masks=masks)) for masks in (False, True))
@@ -266,7 +266,7 @@ def test_parameters_are_the_published_ones() -> None:
     stages = (plain.backbone.stages()[0], plain.backbone.stages()[1])
     assert frozen == sum(p.numel() for stage in stages for module in stage for p in module.parameters())
     assert count - frozen == 69_169_422
-    # Ours predict a mask of the background, too: 257 more in each of three heads.
+    # Ours also predict a background mask: 257 more in each of three heads.
     assert with_masks - frozen - 3 * 257 == 77_099_262
 
 
@@ -276,7 +276,7 @@ def test_defaults_are_published_and_descriptions_build_the_same(cascade: Cascade
     assert config.stage_loss_weights == tuple(weight for _, weight, _ in PUBLISHED)
     assert (config.train_proposals, config.roi_samples, config.rpn_smooth_l1_beta) == (2000, 512, 1 / 9)
     description = json.loads(json.dumps(describe_model(cascade.config)))
-    torch.manual_seed(0)  # few weights: another draw may be a tenth off
+    torch.manual_seed(0)  # few weights: other seeds may be off by a tenth
     again = build_model(description)
     assert again.config == cascade.config and isinstance(again, Cascade)
     for predictor in again.box_predictors:
@@ -304,7 +304,7 @@ def test_the_exported_graph_detects_the_same(exported: tuple[Cascade, Path]) -> 
 
     model, path = exported
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for seed in (5, 6):  # pictures that the graph was not traced with
+    for seed in (5, 6):  # images that the graph was not traced with
         images = smooth_images(1, (96, 160), seed)
         expected = [value.numpy() for value in detect(model, images, False)]
         found = session.run(None, {"images": images.numpy()})

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, and nothing in them is executed."""
+"""Checkpoints are written atomically, and loading executes nothing in them."""
 
 import os
 import pickle
@@ -68,7 +68,7 @@ def test_a_crash_while_saving_leaves_the_old_file(tmp_path: Path, monkeypatch: p
 
 
 class Touch:
-    """A pickle that would create a file when loaded."""
+    """An object whose pickle creates a file when loaded."""
 
     def __init__(self, path: str):
         self.path = path
@@ -85,7 +85,7 @@ def test_code_is_refused_and_not_run(tmp_path: Path, writer: str) -> None:
         path.write_bytes(pickle.dumps(evil))
     else:
         torch.save(evil, path, _use_new_zipfile_serialization=writer == "torch")
-    refused(path, "refused|broken")
+    refused(path, "not loaded|damaged")
     assert not trap.exists()
 
 
@@ -95,7 +95,7 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for size in [0, 1, 3, 4, 10, 100, *range(200, len(whole), 400), len(whole) - 1]:
         path.write_bytes(whole[:size])
-        refused(path, "broken or not a checkpoint")
+        refused(path, "damaged or not a checkpoint")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The deployed graph against torchvision's own path on the same weights."""
+"""The deployed graph compared with torchvision's own inference with the same weights."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ def detect(model: RCNN, images: Tensor, portable: bool) -> tuple[Tensor, ...]:
 
 
 def check(outputs: tuple[Tensor, ...], theirs: list[dict], config: RCNNConfig, least: int = 10) -> None:
-    """Every detection has its own partner of the same label, box, score and mask; all else is 0."""
+    """Every detection has exactly one counterpart with the same label, box, score and mask; the other rows are 0."""
     num, boxes, scores, labels, *masks = outputs
     assert num.dtype == labels.dtype == torch.int32
     assert num.shape == (len(theirs), 1)
@@ -112,7 +112,7 @@ def test_other_heads(settings: dict) -> None:
 def test_one_class_and_a_small_canvas_have_fewer_candidates_than_wanted() -> None:
     config = RCNNConfig(num_classes=1, backbone="resnet18", box_convs=1, mask_convs=1, box_features=64)
     model = conditioned_model(config, (64, 64))
-    images = smooth_images(1, (32, 32), 4)  # 1000 proposals are asked for; there are far fewer anchors
+    images = smooth_images(1, (32, 32), 4)  # 1000 proposals are requested, but there are far fewer anchors
     with torch.no_grad():
         theirs = twin_detections(build_twin(model), images)
     for portable in (False, True):
@@ -129,7 +129,7 @@ def test_nothing_found_is_all_zero(conditioned: RCNN, variant: Variant, portable
 
 
 def test_candidates_limit_only_the_worst(conditioned: RCNN, variant: Variant) -> None:
-    """The few best candidates give the same best detections."""
+    """A few of the best candidates lead to the same best detections."""
     images = smooth_images(1, (128, 128), 7)
     all_of_them = detect(conditioned, images, False)
     few = detect(variant(conditioned, candidates=60), images, False)

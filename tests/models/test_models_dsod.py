@@ -18,11 +18,11 @@ from directdet.models.parts.fold import ScaleShift, conv_norm_pairs, fold_batch_
 from directdet.models.parts.norm import fix_batch_norm
 from directdet.models.ssd.head import SSDHead
 
-WIDTH = 16  # of slim networks, a quarter of the published one
+WIDTH = 16  # of slim networks: a quarter of the published width
 
 
 def lived_in(module: nn.Module) -> nn.Module:
-    """`module` with statistics and affine parameters of all sizes in its normalisations, in evaluation mode."""
+    """`module` with random statistics and affine parameters in its normalisations, in evaluation mode."""
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.uniform_(norm.weight, 0.3, 1.2)
@@ -38,7 +38,7 @@ def seed() -> None:
 
 
 def close(ours: Tensor, expected: Tensor) -> None:
-    """Equal but for the rounding of float32 sums in another order."""
+    """Equal up to the rounding of float32 sums in a different order."""
     assert ours.shape == expected.shape
     assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
 
@@ -65,12 +65,12 @@ def test_the_layer_table() -> None:
     coarse = extras(maps["s16"])
     assert [tuple(value.shape[1:]) for value in coarse] == [(128, 10, 10), (64, 5, 5), (64, 3, 3), (64, 1, 1)]
     assert extras.channels == [128, 64, 64, 64]
-    # No ReLU behind them, as in the authors' code.
+    # No ReLU after them, as in the authors' code.
     assert all(value.min() < 0 for value in [*maps.values(), *coarse])
 
 
 def test_its_size_is_the_published_one() -> None:
-    """The authors state 14.8 M parameters for 20 classes, in a file of 59.2 MB: statistics of the norms included.
+    """The authors state 14.8 M parameters for 20 classes, in a file of 59.2 MB, including statistics of the norms.
 
     To those belong the scales of the L2 norms they put before each prediction, which ScratchDet does without.
     """
@@ -151,7 +151,7 @@ def test_trunk_and_extras_are_chained_as_in_the_authors_code() -> None:
 def test_map_sizes_are_those_of_the_maps(size: int) -> None:
     extras = DenseExtras(8, [4, 4, 4, 4], nn.BatchNorm2d).eval()
     assert extras.map_sizes(size) == [value.shape[3] for value in extras(torch.zeros(1, 8, size, size))]
-    assert extras.map_sizes(16)[-1] == 0  # 8, 4, 2: nothing for a 3x3 without a border
+    assert extras.map_sizes(16)[-1] == 0  # 8, 4, 2: too small for an unpadded 3x3
 
 
 def test_extras_refuse_what_they_have_not() -> None:
@@ -164,7 +164,7 @@ def test_a_scale_and_a_shift_are_as_precise_under_autocast_as_torchs_own() -> No
     x = (torch.randn(2, 16, 5, 5) * 3).bfloat16()
     ours, expected = ScaleShift(norm)(x).relu(), norm(x).relu()
     assert ours.dtype == torch.bfloat16
-    # Both are computed in float32; one rounding to bfloat16 (8 bits) may fall to either side.
+    # Both are computed in float32; the final rounding to bfloat16 (8 bits) may go either way.
     torch.testing.assert_close(ours, expected, rtol=2**-7, atol=0)
     assert (ours == expected).float().mean() > 0.99
 
@@ -184,8 +184,8 @@ class Maps(nn.Module):
 def folded_copy(model: Maps) -> Maps:
     folded = copy.deepcopy(model)
     folding = fold_batch_norm(folded, conv_norm_pairs(folded, torch.randn(1, 3, 264, 264)))
-    # The one before each dense layer and each transition (four in the trunk, five beyond it) follows no convolution.
-    assert (folding.folded, len(folding.left)) == (3 + sum(LAYERS) + 4, sum(LAYERS) + 4 + 4 + 5)
+    # The first norm of each dense layer and each transition (four in the trunk, five after it) follows no convolution.
+    assert (folding.folded, len(folding.unfolded)) == (3 + sum(LAYERS) + 4, sum(LAYERS) + 4 + 4 + 5)
     return folded
 
 
@@ -195,7 +195,7 @@ def test_folding_keeps_the_maps_and_no_batch_norm_runs(monkeypatch: pytest.Monke
     expected = model(images)
     folded = folded_copy(model)
     assert batch_norms(folded) == 0
-    monkeypatch.setattr(torch.nn.functional, "batch_norm", None)  # what nn.BatchNorm2d runs; a call would fail
+    monkeypatch.setattr(torch.nn.functional, "batch_norm", None)  # used by nn.BatchNorm2d; a call would fail
     for ours, value in zip(folded(images), expected, strict=True):
         close(ours, value)
 
@@ -211,7 +211,7 @@ def test_the_exported_graph_holds_no_batch_norm_and_gives_the_same_maps(tmp_path
     )
     with torch.no_grad():
         for ours, expected in zip(outputs, model(images), strict=True):
-            assert np.abs(ours - expected.numpy()).max() <= 1e-4 * expected.abs().max()  # sums in another order
+            assert np.abs(ours - expected.numpy()).max() <= 1e-4 * expected.abs().max()  # different summation order
 
 
 @pytest.mark.parametrize("norm", ["bn", "gn", "none"])

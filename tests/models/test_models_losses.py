@@ -1,4 +1,4 @@
-"""The five losses against torchvision's, with the sample forced; mask targets against exact rasterisation."""
+"""The five losses compared with torchvision's for the same samples; mask targets with exact rasterisation."""
 
 from collections.abc import Callable
 
@@ -16,19 +16,19 @@ from directdet.models.two_stage.mask_loss import project_masks
 from directdet.models.two_stage.network import RCNN
 
 TargetsOf = Callable[..., Targets]
-# The last three go through RoI pooling.
+# The last three depend on RoI pooling.
 RELATIVE = {"rpn_class": 1e-5, "rpn_box": 1e-5, "class": 1e-4, "box": 1e-4, "mask": 1e-4}
 
 
-# Of the norm of each parameter's gradient. Nearly always 1e-6 is reached; but rounding may turn a ReLU on or off, whose
-# gradient then differs altogether. A wrong path shows as 1e-1 and more.
+# Relative to the norm of each parameter's gradient. It is nearly always below 1e-6, but rounding may switch a ReLU,
+# whose gradient then differs completely. Real errors are 1e-1 and more.
 GRADIENT = 5e-3
 
 
 def check(
     model: RCNN, twin: FasterRCNN, images: Tensor, targets: Targets, patch: pytest.MonkeyPatch
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Losses and all their gradients equal torchvision's; returns our losses and counts."""
+    """Check that losses and all gradients equal torchvision's; returns our losses and counts."""
     model.train(), twin.train()
     losses, counts = rcnn_losses(model, model(images), targets, Keys(3))
     theirs = twin_losses(twin, images, targets, Keys(3), model.config.train_proposals, patch)
@@ -103,7 +103,7 @@ def test_losses_of_other_heads(
 
 
 def test_padding_changes_no_loss(conditioned: RCNN, targets_of: TargetsOf) -> None:
-    """Rows of padding, whatever they hold, are never met: not in a loss, not in a count."""
+    """The contents of padding rows affect neither losses nor counts."""
     targets = targets_of([3, 2], [(128, 128)] * 2)
     images = smooth_images(2, (128, 128), 25)
     garbage = ~targets.valid[..., None]
@@ -126,7 +126,7 @@ def test_mask_slots_are_shared_by_the_batch_and_what_finds_none_is_counted(
     with torch.no_grad():
         raw = conditioned(smooth_images(2, (128, 128), 26))
         _, plenty = rcnn_losses(conditioned, raw, targets, Keys(1))
-        # Four slots an image: the one without objects lends its own.
+        # Four slots per image: those of the image without objects are used by the other.
         full, enough = rcnn_losses(variant(conditioned, mask_slots=4), raw, targets, Keys(1))
         some, short = rcnn_losses(variant(conditioned, mask_slots=1), raw, targets, Keys(1))
     assert 6 <= plenty["positives"] <= 8
@@ -142,7 +142,7 @@ def test_a_mask_criterion_without_masks_says_so(conditioned: RCNN, targets_of: T
 
 
 def ellipse(y: Tensor, x: Tensor, angle: float) -> Tensor:
-    """Whether the points y [M, H], x [M, W] lie in a slanted ellipse that touches the unit square -> [M, H, W]."""
+    """Whether points y [M, H], x [M, W] are inside a slanted ellipse that touches the unit square -> [M, H, W]."""
     cos, sin = torch.cos(torch.tensor(angle)), torch.sin(torch.tensor(angle))
     x, y = x[:, None, :] - 0.5, y[:, :, None] - 0.5
     u, v = cos * x + sin * y, cos * y - sin * x
@@ -156,7 +156,7 @@ def centres(low: Tensor, high: Tensor, count: int) -> Tensor:
 
 
 def test_mask_targets_are_near_exact_rasterisation() -> None:
-    """Ellipses kept as 56x56 crops of their boxes, seen from shifted RoIs, against the ellipses themselves."""
+    """Ellipses stored as 56x56 crops of their boxes and cropped to shifted RoIs, compared with the exact ellipses."""
     generator = torch.Generator().manual_seed(0)
     boxes = torch.tensor([[20.0, 30, 120, 90], [0, 0, 15, 12], [50, 10, 80, 200], [5, 5, 500, 450]])
     wrong, inside = [], []
@@ -174,7 +174,7 @@ def test_mask_targets_are_near_exact_rasterisation() -> None:
             inside.append(exact.float().mean())
             assert (ours.bool() & exact).sum() / (ours.bool() | exact).sum() > 0.95
             assert set(ours.unique().tolist()) == {0, 1}
-    # Seen: 0.75 % of the cells, 1.2 % at most; all of them on the outline.
+    # Observed: 0.75 % of the cells on average and at most 1.2 %, all of them on the outline.
     assert torch.stack(wrong).mean() < 0.009
     assert torch.stack(wrong).max() < 0.013
     assert torch.stack(inside).mean() > 0.2

@@ -1,4 +1,4 @@
-"""Raw maps and proposals against the torchvision twin; and the detector's description."""
+"""Raw maps and proposals compared with the torchvision twin; and the detector's description."""
 
 import json
 
@@ -62,10 +62,10 @@ def their_proposals(twin: FasterRCNN, images: Tensor, sizes: list[tuple[int, int
     return twin.rpn(ImageList(images, sizes), twin.backbone(images))[0]
 
 
-@pytest.mark.parametrize("one_graph", [False, True])
+@pytest.mark.parametrize("single_nms", [False, True])
 @pytest.mark.parametrize("kind", ["pictures", "smaller than the canvas", "blank", "noisy"])
 def test_proposals_equal_torchvision(
-    conditioned: RCNN, conditioned_twin: FasterRCNN, kind: str, one_graph: bool
+    conditioned: RCNN, conditioned_twin: FasterRCNN, kind: str, single_nms: bool
 ) -> None:
     size, config = (160, 224), conditioned.config
     images = smooth_images(2, size, 11)
@@ -85,7 +85,7 @@ def test_proposals_equal_torchvision(
             config.test_pre_nms,
             config.test_proposals,
             config.rpn_nms,
-            one_graph,
+            single_nms,
         )
         theirs = their_proposals(conditioned_twin, images, sizes)
     for i, expected in enumerate(theirs):
@@ -100,8 +100,8 @@ def test_fewer_proposals_than_asked_for_are_padded(conditioned: RCNN, conditione
     images = smooth_images(2, (64, 64), 3)
     twin = conditioned_twin
     with torch.no_grad():
-        for one_graph in (False, True):
-            boxes, real = propose(conditioned(images), torch.full((2, 2), 64.0), 300, 1000, 0.5, one_graph)
+        for single_nms in (False, True):
+            boxes, real = propose(conditioned(images), torch.full((2, 2), 64.0), 300, 1000, 0.5, single_nms)
             twin.rpn.nms_thresh, nms = 0.5, twin.rpn.nms_thresh
             twin.rpn._post_nms_top_n["testing"], count = 1000, twin.rpn._post_nms_top_n["testing"]
             theirs = their_proposals(twin, images, [(64, 64)] * 2)

@@ -1,4 +1,4 @@
-"""Batch normalisation: live, fixed to the bit, folded away."""
+"""Batch normalisation: live, fixed exactly, and folded."""
 
 import copy
 
@@ -15,7 +15,7 @@ NORMS = {"resnet18": 20, "resnet50": 53}
 
 
 def lived_in(name: str, width: int = 8) -> ResNet:
-    """A slim backbone whose normalisations hold statistics and affine parameters of all sizes."""
+    """A slim backbone with random statistics and affine parameters in its normalisations."""
     torch.manual_seed(0)
     backbone = BACKBONES[name](width)
     for module in backbone.modules():
@@ -65,7 +65,7 @@ def test_live_normalisation_is_left_to_batch_norm() -> None:
 @pytest.mark.parametrize("name", NORMS)
 def test_fixed_means_not_one_bit_changes(name: str) -> None:
     backbone = lived_in(name)
-    # Gradients left over from pre-training must not let weight decay in by the back door.
+    # Gradients left over from pre-training must not cause weight decay to be applied.
     sum(v.mean() for v in backbone.train()(torch.randn(2, 3, 64, 64)).values()).backward()
     assert fix_batch_norm(backbone) == NORMS[name]
     before = {k: v.clone() for k, v in backbone.state_dict().items()}
@@ -114,11 +114,11 @@ def test_folding_leaves_no_normalisation_and_the_same_outputs(name: str, fixed: 
             fix_batch_norm(backbone)
         folded = copy.deepcopy(backbone)
         folding = fold_batch_norm(folded, conv_norm_pairs(folded, images))
-        assert folding.folded == NORMS[name] and not folding.left
+        assert folding.folded == NORMS[name] and not folding.unfolded
         assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
         close(folded(images), expected)
         assert conv_norm_pairs(folded, images) == []  # nothing left to fold
-        close(backbone(images), expected)  # the copy alone was folded
+        close(backbone(images), expected)  # only the copy was folded
 
 
 def test_folding_without_statistics_is_refused() -> None:

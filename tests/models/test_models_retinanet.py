@@ -1,4 +1,4 @@
-"""RetinaNet against torchvision's with the same weights: raw maps, losses, gradients and detections."""
+"""RetinaNet compared with torchvision's with the same weights: raw maps, losses, gradients and detections."""
 
 import copy
 import json
@@ -39,7 +39,7 @@ TargetsOf = Callable[..., Targets]
 
 @pytest.fixture(scope="module")
 def conditioned() -> RetinaNet:
-    """In evaluation mode; for reading only."""
+    """In evaluation mode; read-only."""
     return conditioned_model(SMALL, SIZE)
 
 
@@ -151,7 +151,7 @@ def test_losses_and_gradients_of_one_image_equal_torchvision(
         expected = dict(reference.named_parameters())
         for name, parameter in ours.named_parameters():
             gradient = torch.zeros_like(parameter) if expected[name].grad is None else expected[name].grad
-            # Not 1e-5: torchvision sums in another order, and a gradient through BN is a small rest of large terms.
+            # Not 1e-5: torchvision sums in another order, and gradients through BN are differences of large terms.
             assert (parameter.grad - gradient).norm() <= 1e-3 * gradient.norm(), name
 
 
@@ -197,7 +197,7 @@ def test_padding_changes_no_loss(conditioned: RetinaNet, targets_of: TargetsOf) 
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.5, 0.0), (0.75, 1.5), (0.25, 0.5)])
 def test_focal_loss_equals_torchvision(alpha: float, gamma: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    # float64: torchvision's 1 - p loses the digits that easy terms are made of.
+    # float64: torchvision's 1 - p loses the significant digits of easy terms.
     logits = (4 * torch.randn(2, 50, 6, dtype=torch.float64, generator=generator)).requires_grad_()
     labels = torch.randint(-1, 6, (2, 50), generator=generator)
     wanted = torch.nn.functional.one_hot(labels + 1, 7)[..., 1:].double()
@@ -249,14 +249,14 @@ def test_every_detection_is_torchvisions(
     images = pictures(kind)
     with torch.no_grad():
         theirs = twin_detections(conditioned_twin, images, SMALL.detections)
-    if kind != "blank":  # the oracle is worth its name: several classes, scores spread and none saturated
+    if kind != "blank":  # a meaningful comparison: several classes, varied scores, none saturated
         assert all(len(d["boxes"]) == 30 and len(d["labels"].unique()) >= 3 for d in theirs)
         assert all(d["scores"].max() < 0.9999 and d["scores"].max() - d["scores"].min() > 0.05 for d in theirs)
     same_detections(detect(conditioned, images), theirs)
 
 
 def test_detections_with_the_default_numbers() -> None:
-    """1000 of each level, 1000 candidates and 100 detections, from some 10,000 pairs above the threshold."""
+    """1000 pairs per level, 1000 candidates and 100 detections, from about 10,000 pairs above the threshold."""
     config = replace(SMALL, test_pre_nms=1000, detections=100)
     model, images = conditioned_model(config, SIZE, seed=1), smooth_images(1, SIZE, 5)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""RetinaNet's training step and deployment as graphs: static, no host wait, gradients everywhere, exportable."""
+"""RetinaNet's training step and deployment as graphs: static, no host waits, gradients everywhere, exportable."""
 
 import copy
 import importlib.util
@@ -24,14 +24,14 @@ from directdet.models.retinanet.loss import retinanet_losses
 from directdet.models.retinanet.network import RetinaNet
 
 SIZE = (128, 128)
-# All operations, on few channels.
+# All operations, with few channels.
 SLIM = RetinaNetConfig(5, backbone="resnet18", width=8, fpn_channels=16, head_convs=1, test_pre_nms=300, detections=30)
 TargetsOf = Callable[..., Targets]
 
 
 @pytest.fixture(scope="module")
 def slim() -> RetinaNet:
-    """In evaluation mode; for reading only."""
+    """In evaluation mode; read-only."""
     return conditioned_model(SLIM, SIZE)
 
 
@@ -91,7 +91,7 @@ def test_step_and_deployment_are_one_graph_each(slim: RetinaNet, targets_of: Tar
 @pytest.mark.parametrize("norm", ["bn", "gn"])
 def test_every_parameter_learns(targets_of: TargetsOf, norm: str) -> None:
     torch.manual_seed(0)
-    # 128 channels: P7 is a single cell here, and a group of one channel would normalise it to 0.
+    # 128 channels: P7 is a single cell here, which groups of one channel would normalise to 0.
     model = RetinaNet(replace(SLIM, norm=norm, fpn_channels=128, head_convs=4)).train()
     step(model, smooth_images(2, SIZE, 1), targets_of([6, 6], [SIZE] * 2, masks=False)).backward()
     for name, parameter in model.named_parameters():
@@ -127,13 +127,13 @@ def test_bfloat16_maps_give_float32_losses(slim: RetinaNet, targets_of: TargetsO
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["bn", "gn"])
 def test_exported_graph_is_the_model(tmp_path: Path, norm: str) -> None:
-    """ONNX Runtime on pictures other than the exporter's; and TensorRT-RTX takes the graph."""
+    """ONNX Runtime on images other than the exporter's; and TensorRT-RTX accepts the graph."""
     model, size, path = conditioned_model(replace(SLIM, norm=norm), (96, 160)), (96, 160), tmp_path / "model.onnx"
     facts = write_onnx(model, size, 2, path)
     assert facts.folded == (20 if norm == "bn" else 0)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     assert [o.name for o in session.get_outputs()] == ["num", "boxes", "scores", "labels"]
-    # A blank picture through group normalisation is 0 throughout, and all its scores are tied.
+    # With group normalisation all maps of a blank image are 0, and all its scores are tied.
     for images in [smooth_images(2, size, 9)] + [torch.zeros(2, 3, *size)] * (norm == "bn"):
         with torch.no_grad():
             num, *rows = RetinaNetDeploy(model, size)(images)

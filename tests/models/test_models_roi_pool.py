@@ -1,4 +1,4 @@
-"""Both forms of RoIAlign against torchvision's MultiScaleRoIAlign and roi_align."""
+"""Both forms of RoIAlign compared with torchvision's MultiScaleRoIAlign and roi_align."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def pyramid(size: tuple[int, int], images: int = 2, channels: int = 8) -> list[T
 
 
 def hard_boxes(size: tuple[int, int], seed: int = 0) -> Tensor:
-    """Boxes [40, 4] of every level, and the awkward ones."""
+    """Boxes [40, 4] of every level, and edge cases."""
     height, width = size
     generator = torch.Generator().manual_seed(seed)
     corners = torch.rand(30, 2, 2, generator=generator).sort(1).values * torch.tensor([width, height])
@@ -52,8 +52,8 @@ def test_both_forms_equal_torchvision(size: tuple[int, int], bins: int) -> None:
     image = torch.arange(2).repeat_interleave(boxes.shape[1])
     rows = pool_rois(features, STRIDES, boxes.flatten(0, 1), image, bins)
     portable = pool_rois(features, STRIDES, boxes.flatten(0, 1), image, bins, portable=True)
-    # White noise is the hardest input: a rounded coordinate shows in full. Hence 2e-5 of the largest value,
-    # and the rows are nearer to the result in float64 than torchvision is.
+    # White noise is the hardest input, with the full effect of rounded coordinates. Hence 2e-5 of the largest value;
+    # and our rows are closer to the float64 result than torchvision's.
     for pooled in (rows, portable):
         assert (pooled - expected).abs().max() <= 2e-5 * expected.abs().max()
     assert (rows - exact).abs().max() <= (expected - exact).abs().max()
@@ -64,7 +64,7 @@ def test_all_four_levels_are_met_and_chosen_as_torchvision_does() -> None:
     boxes = torch.stack([sides * 0, sides * 0, sides, sides], 1)
     level = level_of(boxes)
     assert level.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
-    # Maps that hold their level's number tell which one torchvision pooled from.
+    # Maps filled with the number of their level show which one torchvision pooled from.
     features = [torch.full((1, 1, 2048 // s, 2048 // s), float(i)) for i, s in enumerate(STRIDES)]
     assert theirs(features, boxes[None, 1:], 1, (2048, 2048)).flatten().tolist() == level[1:].tolist()
 

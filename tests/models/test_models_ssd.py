@@ -1,4 +1,4 @@
-"""SSD's network against torchvision's with the same weights, and against the papers."""
+"""SSD's network compared with torchvision's with the same weights, and with the papers."""
 
 import json
 from dataclasses import replace
@@ -17,14 +17,14 @@ from directdet.models.ssd.deploy import SSDDeploy
 from directdet.models.ssd.extras import EXTRAS
 from directdet.models.ssd.network import SSD
 
-# The original SSD, which is torchvision's, on few channels.
+# The original SSD, as in torchvision, with few channels.
 ORIGINAL = SSDConfig(5, width=8, norm="none", head_norm=False, l2_norm=True)
 RELATIVE = 1e-5
 
 
 @pytest.fixture(scope="module")
 def conditioned() -> SSD:
-    """In evaluation mode; for reading only."""
+    """In evaluation mode; read-only."""
     return conditioned_model(ORIGINAL)
 
 
@@ -38,7 +38,7 @@ def same_maps(model: SSD, images: Tensor) -> None:
     for ours, theirs in pairs:
         assert ours.shape == theirs.shape
         assert (ours - theirs).abs().max() <= RELATIVE * theirs.abs().max()
-    # Theirs are float32 shares of the input, rounded before they are multiplied by 300.
+    # Theirs are float32 fractions of the input, rounded before they are multiplied by 300.
     torch.testing.assert_close(raw.anchors, priors, rtol=0, atol=1e-4)
     assert sum(raw.level_sizes) == len(raw.anchors) == raw.logits.shape[1] == 8732
 
@@ -55,7 +55,7 @@ def test_raw_maps_of_the_published_width() -> None:
 
 
 def counted(config: SSDConfig) -> tuple[int, float]:
-    """Parameters, and multiplications and additions of one image in thousand millions."""
+    """Number of parameters, and multiply-adds of one image in billions."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         model = SSD(config).eval()
         model(torch.empty(1, 3, *SIZE))
@@ -69,7 +69,7 @@ def test_size_and_cost_are_the_published_ones() -> None:
     assert parameters == theirs["num_params"] == 35_641_826
     assert cost == pytest.approx(theirs["_ops"], abs=1e-3)
     assert counted(original) == (26_285_486, pytest.approx(31.374, abs=1e-3))
-    # 23 biases became scales and shifts in the backbone subnetwork, 12 in the head; and no scale of conv4_3.
+    # 23 biases became scales and shifts in the backbone subnetwork, 12 in the head; and conv4_3 has no scale.
     backbone = sum((64, 64, 128, 128, 256, 256, 256, *[512] * 6, 1024, 1024, 256, 512, *[128, 256] * 3))
     parameters, cost = counted(SSDConfig(20))
     assert parameters == 26_285_486 - 512 + backbone + 30 * (21 + 4) == 26_293_916
@@ -124,7 +124,7 @@ def test_residual_extras_are_figure_8() -> None:
             assert (block.conv1.conv.kernel_size, block.conv2.conv.kernel_size) == ((3, 3), (3, 3))
             assert block.shortcut.conv.kernel_size == (1, 1)
             inside = block.conv2(block.conv1(x))
-            # In evaluation mode a fresh normalisation is 1 / sqrt(1 + 1e-5).
+            # In evaluation mode a new normalisation multiplies by 1 / sqrt(1 + 1e-5).
             beside = x[..., ::2, ::2] if index < 3 else x.mean((2, 3), keepdim=True)
             beside = torch.einsum("oi,nihw->nohw", block.shortcut.conv.weight[..., 0, 0], beside) * (1 + 1e-5) ** -0.5
             torch.testing.assert_close(maps[index], torch.relu(inside + beside), rtol=1e-4, atol=1e-5)
@@ -144,7 +144,7 @@ def test_the_last_map_of_the_authors_code_is_3x3() -> None:
 @pytest.mark.parametrize("extras", ["ssd", "residual"])
 @pytest.mark.parametrize(("norm", "head_norm"), [("none", False), ("none", True), ("bn", False), ("bn", True)])
 def test_normalisation_covers_what_table_1_says(norm: str, head_norm: bool, extras: str) -> None:
-    """BN in the backbone subnetwork takes the extra layers in; the head's is a matter of its own."""
+    """BN in the backbone subnetwork includes the extra layers; that of the head is a separate setting."""
     with torch.device("meta"):
         model = SSD(replace(ORIGINAL, norm=norm, head_norm=head_norm, extras=extras))
     for part, normalised in ((model.backbone, norm == "bn"), (model.extras, norm == "bn"), (model.head, head_norm)):
@@ -185,7 +185,7 @@ def test_group_normalisation_leaves_the_single_cell_its_predictions() -> None:
         ({"extras": "none"}, r"model\.extras: 'none' is not one of ssd, residual, dsod"),
         ({"priors": "kitti"}, r"model\.priors: 'kitti' is not one of voc, coco"),
         ({"norm": "ln"}, r"model\.norm: 'ln' is not one of bn, gn, none"),
-        ({"last_map_3x3": True}, r"model\.last_map_3x3: true is for extras=residual, not for extras=ssd"),
+        ({"last_map_3x3": True}, r"model\.last_map_3x3: true requires extras=residual, not extras=ssd"),
         ({"size": 200}, r"model\.size: 200 is too small for extras=ssd"),
         ({"colour": 3}, r"model\.colour: unknown setting"),
     ],

@@ -16,10 +16,10 @@ from directdet.models.backbones.root_resnet import SSD_RESNETS, SSDResNet
 from directdet.models.parts.fold import conv_norm_pairs, fold_batch_norm
 from directdet.recipes.scratchdet import TABLE2_BACKBONES
 
-WIDTH = 4  # of slim networks, a sixteenth of the published ones
-# Sides of the maps at 300 pixels: behind the root's convolutions, its max-pool, stages 1 to 4.
+WIDTH = 4  # of slim networks: a sixteenth of the published width
+# Sides of the maps at 300 pixels: after the root's convolutions, its max-pool, stages 1 to 4.
 QUARTER, HALF, WHOLE = (150, 75, 75, 38, 19, 19), (150, 150, 150, 75, 38, 19), (300, 150, 150, 75, 38, 19)
-# Root: kernel, convolutions, stride of the first; sides of the maps; stage that gives 38x38.
+# Root: kernel, convolutions, stride of the first; sides of the maps; stage that outputs 38x38.
 ROOTS = {
     "resnet18": (7, 1, 2, QUARTER, 2),
     "resnet34": (7, 1, 2, QUARTER, 2),
@@ -40,7 +40,7 @@ KINDS = ("resnet18", "resnet101", "resnet18_a", "resnet18_b", "root_resnet18")  
 
 
 def lived_in(name: str, width: int = WIDTH, norm: str = "bn") -> SSDResNet:
-    """A trunk whose normalisations hold statistics and affine parameters of all sizes."""
+    """A trunk with random statistics and affine parameters in its normalisations."""
     torch.manual_seed(0)
     backbone = SSD_RESNETS[name](width, norm)
     for module in backbone.modules():
@@ -53,7 +53,7 @@ def lived_in(name: str, width: int = WIDTH, norm: str = "bn") -> SSDResNet:
 
 
 def close(ours: Tensor, expected: Tensor) -> None:
-    """Equal but for the rounding of float32 sums in another order."""
+    """Equal up to the rounding of float32 sums in a different order."""
     assert ours.shape == expected.shape
     assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
 
@@ -85,7 +85,7 @@ def test_the_layer_table(name: str) -> None:
         "s16": (1, backbone.channels["s16"], 19, 19),
     }
     assert backbone.strides == {"s8": 8, "s16": 16}
-    assert all(value.min() >= 0 for value in maps.values())  # behind the ReLU
+    assert all(value.min() >= 0 for value in maps.values())  # after the ReLU
 
 
 def test_every_trunk_is_in_the_table_and_an_ssd_backbone() -> None:
@@ -99,8 +99,8 @@ def test_table_2_has_the_papers_rows() -> None:
     assert rows[4:] == [(1, 1, 7), (1, 1, 3), (1, 2, 3), (1, 3, 3), (1, 4, 3), (1, 5, 3)]
 
 
-# Millions of parameters, thousands of millions of multiplications. Those of the Root-ResNets were worked out from the
-# authors' code before this was written; ResNet-18's follow from its layer table.
+# Millions of parameters, billions of multiplications. Those of the Root-ResNets were derived from the authors' code
+# beforehand; ResNet-18's follow from its layer table.
 COSTS = {"root_resnet18": (11.24, 19.11), "root_resnet34": (21.35, 32.61), "resnet18": (11.18, 5.58)}
 
 
@@ -137,7 +137,7 @@ def twin_of(backbone: SSDResNet, name: str, **settings: object) -> TorchvisionRe
 @pytest.mark.parametrize("name", ["resnet18", "resnet34"])
 @torch.no_grad()
 def test_the_original_gives_torchvisions_values_where_torchvision_has_any(name: str) -> None:
-    """Its last stage keeps the 7x7 map that torchvision's makes 4x4; every second position is torchvision's."""
+    """Its last stage keeps the 7x7 map, which torchvision halves to 4x4; every second position is equal."""
     backbone, images = lived_in(name, 64), torch.randn(1, 3, 104, 104)
     ours, stages = backbone(images), list(torchvision_maps(twin_of(backbone, name), images))
     close(ours["s8"], stages[1])
@@ -182,7 +182,7 @@ def test_folding_leaves_no_normalisation_and_the_same_maps(name: str) -> None:
     expected = backbone(images)
     folded = copy.deepcopy(backbone)
     folding = fold_batch_norm(folded, conv_norm_pairs(folded, images))
-    assert folding.folded == sum(isinstance(m, nn.BatchNorm2d) for m in backbone.modules()) and not folding.left
+    assert folding.folded == sum(isinstance(m, nn.BatchNorm2d) for m in backbone.modules()) and not folding.unfolded
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     ours = folded(images)
     for key, value in expected.items():
@@ -193,7 +193,7 @@ def test_folding_leaves_no_normalisation_and_the_same_maps(name: str) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_gradients_reach_every_parameter_under_every_normalisation(name: str, norm: str) -> None:
     torch.manual_seed(0)
-    backbone = SSD_RESNETS[name](16, norm).train()  # slimmer, group normalisation would see single values
+    backbone = SSD_RESNETS[name](16, norm).train()  # in slimmer networks, group normalisation would get single values
     convs = sum(isinstance(m, nn.Conv2d) for m in backbone.modules())
     kinds = {"bn": nn.BatchNorm2d, "gn": nn.GroupNorm, "none": nn.Identity}
     norms = sum(type(m) is kinds[norm] for m in backbone.modules() if m is not backbone.maxpool)

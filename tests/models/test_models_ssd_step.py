@@ -1,4 +1,4 @@
-"""SSD's training step and deployment as graphs: static, no host wait, gradients everywhere, foldable, exportable."""
+"""SSD's training step and deployment as graphs: static, no host waits, gradients everywhere, foldable, exportable."""
 
 import copy
 import importlib.util
@@ -31,7 +31,7 @@ TargetsOf = Callable[..., Targets]
 
 @pytest.fixture(scope="module")
 def slim() -> SSD:
-    """ScratchDet's network on few channels, in evaluation mode; for reading only."""
+    """ScratchDet's network with few channels, in evaluation mode; read-only."""
     return conditioned_model(SLIM)
 
 
@@ -104,7 +104,7 @@ def test_step_and_deployment_are_one_graph_each(targets_of: TargetsOf, fresh_com
 def test_every_parameter_learns(targets_of: TargetsOf, settings: dict) -> None:
     torch.manual_seed(0)
     model = SSD(replace(SLIM, **settings)).train()
-    # Three images: of two values, batch normalisation makes 1 and -1, whatever they are, and the last map has one each.
+    # Three images: batch normalisation turns any two values into 1 and -1, and the last map has one value per image.
     images, targets = pictures(3, 1), targets_of([6, 6, 6], [SIZE] * 3, masks=False)
     large = torch.tensor([5.0, 5, 295, 295])  # for the last map's priors
     targets.boxes[targets.valid.cumsum(1) == 1] = large
@@ -152,13 +152,13 @@ def test_bfloat16_maps_give_float32_losses(slim: SSD, targets_of: TargetsOf) -> 
 def test_folding_leaves_no_normalisation_and_the_same_maps(settings: dict, count: int) -> None:
     model = conditioned_model(replace(SLIM, **settings))
     folded, folding, error = fold(model, SIZE)
-    assert folding.folded == count and not folding.left and error < 1e-5
+    assert folding.folded == count and not folding.unfolded and error < 1e-5
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == count
 
 
 def test_the_pairs_are_what_the_network_applies() -> None:
-    """Each convolution's normalisation is the very next layer to run, with nothing between."""
+    """Each convolution's normalisation is the next layer to run, with nothing in between."""
     model = conditioned_model(replace(SLIM, extras="residual"))
     order: list[nn.Module] = []
     for module in model.modules():
@@ -188,7 +188,7 @@ def test_fixed_normalisation_gives_the_same_maps(slim: SSD, raw: RawMaps) -> Non
     ids=str,
 )
 def test_exported_graph_is_the_model(tmp_path: Path, settings: dict) -> None:
-    """ONNX Runtime on pictures other than the exporter's; and TensorRT-RTX takes the graph."""
+    """ONNX Runtime on images other than the exporter's; and TensorRT-RTX accepts the graph."""
     model, path = conditioned_model(replace(SLIM, **settings)), tmp_path / "model.onnx"
     facts = write_onnx(model, SIZE, 2, path)
     assert facts.folded == sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
@@ -201,7 +201,7 @@ def test_exported_graph_is_the_model(tmp_path: Path, settings: dict) -> None:
     names = ("boxes", "scores", "labels")
     expected = [dict(zip(names, (v[i, :n] for v in rows), strict=True)) for i, n in enumerate(num.flatten())]
     for one in expected:
-        one["labels"] = one["labels"] + 1  # as torchvision counts
+        one["labels"] = one["labels"] + 1  # torchvision counts from 1
     same_detections(found, expected, 200, score=1e-4)
     if importlib.util.find_spec("tensorrt_rtx"):
         build_engine("tensorrt-rtx", path, tmp_path / "model.engine", ("8.9",))

@@ -1,4 +1,4 @@
-"""SSD's matching, losses and detections against torchvision's from the same raw maps."""
+"""SSD's matching, losses and detections compared with torchvision's for the same raw maps."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,7 +29,7 @@ from directdet.models.ssd.deploy import SSDDeploy
 from directdet.models.ssd.loss import hard_negatives, match_priors, ssd_losses
 from directdet.models.ssd.network import SSD
 
-# The original SSD, which is torchvision's, on few channels.
+# The original SSD, as in torchvision, with few channels.
 ORIGINAL = SSDConfig(5, width=8, norm="none", head_norm=False, l2_norm=True)
 RELATIVE = 1e-5
 TargetsOf = Callable[..., Targets]
@@ -37,7 +37,7 @@ TargetsOf = Callable[..., Targets]
 
 @pytest.fixture(scope="module")
 def conditioned() -> SSD:
-    """In evaluation mode; for reading only."""
+    """In evaluation mode; read-only."""
     return conditioned_model(ORIGINAL)
 
 
@@ -68,7 +68,7 @@ def test_losses_and_gradients_equal_torchvision(raw: RawMaps, targets_of: Target
     for a, b in zip(ours, theirs, strict=True):
         assert a.grad.isfinite().all() and (a.grad - b.grad).abs().max() <= RELATIVE * b.grad.abs().max()
         for i, count in enumerate(counts):
-            assert a.grad[i].any() == (count > 0)  # an image without objects has no negatives either
+            assert a.grad[i].any() == (count > 0)  # an image without objects contributes no negatives either
 
 
 def objects(boxes: list[list[float]], labels: list[int]) -> Targets:
@@ -105,7 +105,7 @@ def test_hard_objects_are_matched_as_torchvision_does(raw: RawMaps, kind: str) -
 
 
 def test_an_object_s_best_prior_is_its_own() -> None:
-    """Of three priors the third is the best of both objects, and overlaps the first of them more."""
+    """The third of three priors is the best of both objects, and overlaps the first object more."""
     iou = torch.tensor([[[0.6, 0.1, 0.9], [0.2, 0.3, 0.9], [0.7, 0.4, 0.9]]])
     own, positive = match_priors(iou, torch.tensor([[True, True, False]]), 0.5)
     assert own.tolist() == [[0, 1, 1]] and positive.tolist() == [[True, False, True]]
@@ -127,7 +127,7 @@ def test_padding_changes_no_loss(raw: RawMaps, targets_of: TargetsOf) -> None:
 def test_negatives_are_the_hardest_of_their_image() -> None:
     entropy = torch.tensor([[5.0, 1, 4, 2, 3, 0.5], [9, 8, 7, 6, 5, 4], [9, 8, 7, 6, 5, 4]])
     positive = torch.tensor([[1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0]]).bool()
-    # The first three of four and a half; none without a positive; the third has four, and six would be its share.
+    # The three hardest for one positive; none without positives; all four of the third image, where six could count.
     assert hard_negatives(entropy, positive, 3) == (4 + 3 + 2) + 0 + (7 + 6 + 5 + 4)
     assert hard_negatives(entropy, positive, 1) == 4 + 0 + (7 + 6)
 
@@ -143,27 +143,27 @@ def expected_detections(model: SSD, raw: RawMaps) -> list[dict]:
 
 
 def with_maps(config: SSDConfig, raw: RawMaps) -> SSD:
-    """A detector that has these raw maps for every picture."""
+    """A detector that returns these raw maps for every image."""
     model = SSD(config).eval()
     model.forward = lambda images, anchors: raw
     return model
 
 
 def test_every_detection_is_torchvisions(conditioned: SSD) -> None:
-    """The whole of torchvision's path, its own network included."""
+    """torchvision's complete inference, including its own network."""
     images, twin = pictures(2, 33), build_twin(conditioned)
     with torch.no_grad():
         _, outputs, priors = twin_maps(twin, images)
         maps = RawMaps([], outputs["cls_logits"], outputs["bbox_regression"], priors, [])
         theirs = twin_detections(twin, maps, 200)
-    # The oracle is worth its name: several classes, scores spread and none saturated.
+    # A meaningful comparison: several classes, varied scores, none saturated.
     assert all(len(d["boxes"]) == 200 and len(d["labels"].unique()) >= 3 for d in theirs)
     assert all(d["scores"].max() < 0.9999 and d["scores"].max() - d["scores"].min() > 0.02 for d in theirs)
     same_detections(detect(conditioned, images), theirs, 200)
 
 
 def test_detections_of_a_blank_picture(conditioned: SSD) -> None:
-    """All cells of a map are tied there. With the ties broken, both choose the same of thousands alike."""
+    """All cells of a map are tied there. With the ties broken, both select the same detections."""
     images = torch.zeros(1, 3, *SIZE)
     outputs = detect(conditioned, images)
     assert outputs[0].item() == 200 and all(v.isfinite().all() for v in outputs)
@@ -172,20 +172,20 @@ def test_detections_of_a_blank_picture(conditioned: SSD) -> None:
     noise = 1e-3 * torch.randn(maps.logits.shape, generator=torch.Generator().manual_seed(0))
     maps = maps._replace(logits=maps.logits + noise)
     twin = bare_twin(ORIGINAL)
-    twin.topk_candidates = 8732  # its 400 of a class would not hold the best 200 of all
+    twin.topk_candidates = 8732  # its 400 per class would not contain the best 200 of all
     same_detections(detect(with_maps(ORIGINAL, maps), images), twin_detections(twin, maps, 200), 200)
 
 
 @pytest.mark.parametrize("classes", [20, 80])
 def test_every_detection_of_a_sure_network_is_torchvisions(classes: int) -> None:
-    """Up to fifteen objects, each with hundreds of sure priors, and the detections of all of them."""
+    """Up to fifteen objects, each with hundreds of confident priors; all of them are detected."""
     config = replace(ORIGINAL, num_classes=classes)
     model = SSD(config)
     maps = trained_maps(config, model.priors, model.level_sizes, [0, 1, 3, 8, 15])
     theirs = expected_detections(model, maps)
     counts = [len(d["boxes"]) for d in theirs]
     above = (torch.softmax(maps.logits, -1)[..., 1:] > config.score_threshold).sum((1, 2))
-    assert counts[0] == 0 and counts[-1] > 60 and 1500 < above[-1] <= ssd_deploy.POOL
+    assert counts[0] == 0 and counts[-1] > 60 and 1500 < above[-1] <= ssd_deploy.MAX_PAIRS
     outputs = detect(with_maps(config, maps), torch.zeros(5, 3, *SIZE))
     same_detections(outputs, theirs, 0)
 
@@ -211,7 +211,7 @@ def test_a_high_threshold_leaves_few_and_then_none(conditioned: SSD, raw: RawMap
 
 
 def test_fewer_candidates_than_wanted(raw: RawMaps) -> None:
-    """Ten priors of one class: there is less than one round, and than the detections asked for."""
+    """Ten priors of one class: fewer than a round, and fewer than the requested detections."""
     config = replace(ORIGINAL, num_classes=1)
     maps = RawMaps([], raw.logits[:, ::900, :2], raw.deltas[:, ::900], raw.anchors[::900], [])
     assert maps.logits.shape == (3, 10, 2)
@@ -223,7 +223,7 @@ def test_fewer_candidates_than_wanted(raw: RawMaps) -> None:
 
 @pytest.mark.parametrize(("candidates", "nms"), [(7, 0.45), (200, 1.0), (8732, 0.45)])
 def test_other_numbers_of_candidates(raw: RawMaps, candidates: int, nms: float) -> None:
-    """Rounds of 7, rounds that suppress nothing, and one that takes all 1095 pairs there are."""
+    """Rounds of 7, rounds that suppress nothing, and one that contains all 1095 pairs."""
     config = replace(ORIGINAL, candidates=candidates, nms=nms, detections=15)
     maps = RawMaps([], raw.logits[:, ::40], raw.deltas[:, ::40], raw.anchors[::40], [])
     model = with_maps(config, maps)

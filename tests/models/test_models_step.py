@@ -1,4 +1,4 @@
-"""The training step as a whole: one static graph, no waiting for the host, gradients everywhere, other precisions."""
+"""The whole training step: one static graph, no waiting for the host, gradients everywhere, other precisions."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -77,7 +77,7 @@ def test_deployment_never_waits_for_the_host(conditioned: RCNN, portable: bool) 
 
 
 class Given:
-    """Keys made beforehand, by shape, so that the traced function draws nothing."""
+    """Keys created in advance, by shape, so that the traced function draws no random numbers."""
 
     def __init__(self, model: RCNN, targets: Targets):
         images, padded = targets.valid.shape
@@ -96,7 +96,7 @@ class Given:
 
 @pytest.fixture(scope="module")
 def slim(small: RCNNConfig) -> RCNN:
-    """The same operations on few channels: what is traced counts here, not what it computes."""
+    """The same operations with few channels: only what is traced matters here, not the values."""
     narrow = replace(small, width=8, fpn_channels=16, box_features=32, mask_channels=16, train_pre_nms=200)
     return conditioned_model(narrow, SIZE)
 
@@ -126,7 +126,7 @@ def test_the_step_is_one_graph_forward_and_backward(
     for (name, ours), theirs in zip(model.named_parameters(), eager.parameters(), strict=True):
         if ours.requires_grad:
             assert (ours.grad - theirs.grad).abs().max() <= 1e-4 * theirs.grad.abs().max(), name
-    # Other objects, the same graph: nothing is specialised on what the targets hold.
+    # Other objects, the same graph: it is not specialised for the values of the targets.
     with torch.compiler.set_stance("fail_on_recompile"):
         assert compiled(model, images, targets_of([0, 5], [SIZE] * 2), Given(model, targets)).isfinite()
 
@@ -185,7 +185,7 @@ def test_bfloat16_autocast_runs_and_stays_close(slim: RCNN, targets_of: TargetsO
         expected, _ = rcnn_losses(model, exact, targets, Keys(2))
     with torch.autocast("cpu", torch.bfloat16):
         raw = model(images)
-        # Proposals and samples of the float32 maps, so that the same boxes are compared.
+        # Use proposals and samples from the float32 maps, so that the same boxes are compared.
         losses, _ = rcnn_losses(model, exact._replace(features=raw.features), targets, Keys(2))
         own, _ = rcnn_losses(model, raw, targets, Keys(2))
     assert raw.features[0].dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""Swin-T against torchvision's blocks with the same weights, and inside Mask R-CNN."""
+"""Swin-T compared with torchvision's blocks with the same weights, and inside Mask R-CNN."""
 
 import copy
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from directdet.models.two_stage.deploy import RCNNDeploy
 from directdet.models.two_stage.loss import rcnn_losses
 from directdet.models.two_stage.network import RCNN
 
-SIZE = (96, 160)  # maps 24x40, 12x20, 6x10 and 3x5: each is padded, and one window covers the last ones' height
+SIZE = (96, 160)  # maps 24x40, 12x20, 6x10 and 3x5: all are padded, and one window covers the last one's height
 SLIM = RCNNConfig(
     4,
     backbone="swin_t",
@@ -47,7 +47,7 @@ SLIM = RCNNConfig(
 
 
 def enliven(backbone: nn.Module) -> None:
-    """Weights as after training; fresh ones attend to all keys alike, and a wrong mask or bias would hardly show."""
+    """Weights as after training: new ones attend to all keys equally, which would hide a wrong mask or bias."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in backbone.named_parameters():
@@ -72,7 +72,7 @@ def ours(theirs: SwinTransformer) -> Swin:
     state = theirs.state_dict()
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert missing == [f"norm{level}.{name}" for level in range(2, 6) for name in ("weight", "bias")]
-    assert unexpected == ["norm.weight", "norm.bias", "head.weight", "head.bias"]  # of the classifier
+    assert unexpected == ["norm.weight", "norm.bias", "head.weight", "head.bias"]  # the classifier's
     for level in range(2, 6):
         nn.init.normal_(getattr(model, f"norm{level}").weight)
         nn.init.normal_(getattr(model, f"norm{level}").bias)
@@ -80,11 +80,11 @@ def ours(theirs: SwinTransformer) -> Swin:
 
 
 def oracle(theirs: SwinTransformer, ours: Swin, images: Tensor) -> dict[str, Tensor]:
-    """torchvision's modules one after the other, and a LayerNorm of ours on what each stage gives."""
+    """torchvision's modules in sequence, and our LayerNorm on the output of each stage."""
     levels, x = {}, images
     for index, module in enumerate(theirs.features):
         x = module(x)
-        if index % 2:  # 0 is the patch embedding, then stages and mergings take turns
+        if index % 2:  # 0 is the patch embedding; then stages and patch mergings alternate
             level = index // 2 + 2
             norm = getattr(ours, f"norm{level}")
             levels[f"c{level}"] = F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias).permute(0, 3, 1, 2)
@@ -107,7 +107,7 @@ def test_levels_are_torchvisions(theirs: SwinTransformer, ours: Swin, size: tupl
     for name, level in found.items():
         stride = ours.strides[name]
         assert level.shape == (2, ours.channels[name], size[0] // stride, size[1] // stride)
-        # The same operations in the same order; only the mask is made otherwise, and it holds 0 and -100 exactly.
+        # The same operations in the same order; only the mask is computed differently, with exact values 0 and -100.
         torch.testing.assert_close(level, expected[name], rtol=0, atol=1e-6)
     if not training:
         assert (found["c5"][0] - found["c5"][1]).abs().max() > 0.1
@@ -150,7 +150,7 @@ def test_stages_hold_all_but_the_levels_normalisations() -> None:
     assert len(held) == len({id(p) for p in held})
     rest = {name for name, p in model.named_parameters() if not any(p is other for other in held)}
     assert rest == {f"norm{level}.{name}" for level in range(2, 6) for name in ("weight", "bias")}
-    for modules in stages[:3]:  # the first two stages frozen: the third one's merging learns
+    for modules in stages[:3]:  # the first two stages are frozen; the patch merging before the third is trained
         for module in modules:
             module.requires_grad_(False)
     sum(level.square().mean() for level in model(smooth_images(1, (64, 64), 1)).values()).backward()
@@ -188,7 +188,7 @@ def test_layer_normalisation_stays_float32_under_autocast() -> None:
     assert norms == [torch.float32] * 32 and linears == [torch.bfloat16] * 51
     for name, level in levels.items():
         assert level.dtype == torch.float32
-        # 12 blocks of factors with 8 bits; a level has deviation 1, being normalised
+        # 12 blocks with 8-bit factors; levels are normalised to standard deviation 1
         assert (level - exact[name]).square().mean().sqrt() < 0.05
 
 
@@ -210,14 +210,14 @@ def test_every_parameter_of_mask_rcnn_gets_a_gradient(targets_of: Callable[..., 
     model = RCNN(SLIM).train()
     for module in model.modules():
         if isinstance(module, StochasticDepth):
-            module.eval()  # so that no branch is left out by chance
+            module.eval()  # so that no branch is dropped at random
     losses, counts = rcnn_losses(model, model(smooth_images(2, SIZE, 1)), targets_of([3, 2], [SIZE] * 2))
     assert set(losses) == {"rpn_class", "rpn_box", "class", "box", "mask"} and counts["positives"] >= 5
     sum(losses.values()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         if name.startswith("backbone."):
-            assert parameter.grad.any(), name  # elsewhere a pyramid level may have no box
+            assert parameter.grad.any(), name  # elsewhere, a pyramid level may have no boxes
 
 
 def test_number_of_parameters() -> None:
@@ -232,7 +232,7 @@ def test_number_of_parameters() -> None:
     def count(module: nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())
 
-    assert count(classic.backbone) == 27_517_818 + 2 * (96 + 192 + 384 + 768)  # torchvision's features, and the levels'
+    assert count(classic.backbone) == 27_517_818 + 2 * (96 + 192 + 384 + 768)  # features and norms
     assert count(classic) == 47_794_602 + 4_100 + 257
     # 4conv1fc: four convolutions instead of one fully connected layer of 1024
     assert count(paper) == count(classic) + 4 * (256 * 256 * 9 + 256) - (1024 * 1024 + 1024)
@@ -240,7 +240,7 @@ def test_number_of_parameters() -> None:
 
 @pytest.fixture(scope="module")
 def detector() -> RCNN:
-    """One that really detects, on top of a lively backbone."""
+    """A detector with real detections, on a backbone with non-trivial weights."""
 
     def lively(width: int | None, norm: str) -> Swin:
         backbone = swin_t(width, norm)
@@ -259,7 +259,7 @@ def graph(detector: RCNN, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("swin") / "model.onnx"
     facts = write_onnx(copy.deepcopy(detector), SIZE, 1, path)
     assert facts.folded == 0 and facts.operators["LayerNormalization"] == 32
-    assert "ScatterND" not in facts.operators  # which torchvision's mask would be written with
+    assert "ScatterND" not in facts.operators  # which torchvision's mask would be exported as
     return path
 
 

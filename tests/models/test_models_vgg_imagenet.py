@@ -1,4 +1,4 @@
-"""torchvision's ImageNet VGG-16 taken over into SSD's truncated one."""
+"""torchvision's ImageNet VGG-16 converted to SSD's truncated one."""
 
 import pytest
 import torch

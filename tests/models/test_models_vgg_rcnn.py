@@ -1,4 +1,4 @@
-"""Faster R-CNN on VGG-16's only map, with and without batch normalisation, against torchvision's."""
+"""Faster R-CNN on VGG-16's single map, with and without batch normalisation, compared with torchvision's."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ from directdet.models.two_stage.loss import rcnn_losses
 from directdet.models.two_stage.network import RCNN
 from directdet.models.two_stage.rpn import propose
 
-# torchvision's smooth L1 and its rule for the best anchor of an object; anchors that fit into small pictures.
+# torchvision's smooth L1 and its rule for the best anchor of an object; anchors that fit into small images.
 SLIM = RCNNConfig(
     num_classes=4,
     backbone="vgg16",
@@ -57,7 +57,7 @@ RELATIVE = 1e-5
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, RCNN]:
-    """Conditioned networks with and without batch normalisation, in evaluation mode; for reading only."""
+    """Conditioned networks with and without batch normalisation, in evaluation mode; read-only."""
     return {norm: conditioned_model(replace(SLIM, norm=norm), (128, 128)) for norm in NORMS}
 
 
@@ -66,7 +66,7 @@ def models() -> dict[str, RCNN]:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_map_is_conv5_3_of_torchvision(norm: str) -> None:
-    """With torchvision's own weights, as --init imagenet takes them over."""
+    """With torchvision's own weights, as loaded by --init imagenet."""
     torch.manual_seed(0)
     theirs = OneMap(8, norm == "bn").eval()
     for module in theirs.modules():
@@ -108,7 +108,7 @@ def test_convolutions_start_as_xavier_has_it() -> None:
 
 
 def test_the_published_network() -> None:
-    """VGG-16's own layers, fc6 and fc7 among them; three anchors of three sizes a cell."""
+    """VGG-16's own layers, including fc6 and fc7; three ratios times three sizes of anchors per cell."""
     with torch.device("meta"):
         config = RCNNConfig(20, "vgg16", norm="none", masks=False, pyramid=False, box_convs=0, box_features=4096)
         model, theirs = RCNN(replace(config, anchor_scales=(8.0, 16.0, 32.0))), torchvision.models.vgg16()
@@ -119,7 +119,7 @@ def test_the_published_network() -> None:
 
     assert count(model.backbone) == count(theirs.features)
     assert count(model.box_head) == count(theirs.classifier[0], theirs.classifier[3])
-    assert model.box_predictor.bbox_pred.out_features == 21 * 4  # a box for each class
+    assert model.box_predictor.bbox_pred.out_features == 21 * 4  # one box per class
     assert [tuple(f.shape) for f in raw.features] == [(1, 512, 38, 64)]
     assert raw.level_sizes == [38 * 64 * 9] and raw.logits.shape == (1, 38 * 64 * 9)
 
@@ -153,14 +153,14 @@ def test_raw_maps_equal_torchvision(models: dict[str, RCNN], norm: str, training
     assert raw.level_sizes == [6 * 10 * 9] == [len(anchors)]
 
 
-@pytest.mark.parametrize("one_graph", [False, True])
-def test_proposals_equal_torchvision(models: dict[str, RCNN], one_graph: bool) -> None:
+@pytest.mark.parametrize("single_nms", [False, True])
+def test_proposals_equal_torchvision(models: dict[str, RCNN], single_nms: bool) -> None:
     model, size, config = models["bn"], (160, 224), SLIM
     images, sizes = smooth_images(2, size, 11), [(151, 224), (129, 197)]
     with torch.no_grad():
         limit = torch.tensor(sizes, dtype=torch.float32)
         boxes, real = propose(
-            model(images), limit, config.test_pre_nms, config.test_proposals, config.rpn_nms, one_graph
+            model(images), limit, config.test_pre_nms, config.test_proposals, config.rpn_nms, single_nms
         )
         twin = build_twin(model)
         theirs = twin.rpn(ImageList(images, sizes), twin.backbone(images))[0]
@@ -181,7 +181,7 @@ def test_pooling_from_one_map_is_roi_align() -> None:
     expected = roi_align(features, torch.cat([image[:, None], boxes], 1), 7, 1 / 16, 2, aligned=False)
     for portable in (False, True):
         found = pool_rois([features], [16], boxes, image, 7, portable)
-        assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()  # as test_models_roi_pool says
+        assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()  # see test_models_roi_pool
 
 
 def test_a_level_that_is_not_there_is_the_last() -> None:
@@ -205,7 +205,7 @@ def test_losses_and_gradients_equal_torchvision(
     losses, counts = rcnn_losses(model, model(images), targets, Keys(3))
     theirs = twin_losses(twin, images, targets, Keys(3), SLIM.train_proposals, monkeypatch)
     assert losses.keys() == theirs.keys() == {"rpn_class", "rpn_box", "class", "box"}
-    for name, expected in theirs.items():  # class and box go through RoI pooling
+    for name, expected in theirs.items():  # class and box depend on RoI pooling
         assert (losses[name] - expected).abs() <= 1e-4 * expected.abs() and losses[name] > 1e-3, name
     assert counts["positives"] >= 5
     sum(losses.values()).backward()
@@ -214,7 +214,7 @@ def test_losses_and_gradients_equal_torchvision(
         expected = dict(reference.named_parameters())
         for name, parameter in ours.named_parameters():
             gradient = expected[name].grad
-            # As test_models_losses: rounding may turn a ReLU on or off; a wrong path shows as 1e-1 and more.
+            # As in test_models_losses: rounding may switch a ReLU; real errors are 1e-1 and more.
             assert (parameter.grad - gradient).norm() <= 5e-3 * gradient.norm(), (ours, name)
 
 
@@ -266,7 +266,7 @@ def test_the_exported_graph_detects_the_same(models: dict[str, RCNN], tmp_path: 
     from directdet.export.onnx_graph import write_onnx
 
     path, images = tmp_path / "model.onnx", smooth_images(1, (96, 160), 9)
-    facts = write_onnx(models[norm], (96, 160), 1, path)  # refuses what not every runtime takes
+    facts = write_onnx(models[norm], (96, 160), 1, path)  # refuses operators that some runtimes lack
     assert facts.folded == (13 if norm == "bn" else 0)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     outputs = tuple(map(torch.from_numpy, session.run(None, {"images": images.numpy()})))
@@ -306,9 +306,9 @@ def test_a_pyramid_on_one_map_pools_from_its_first() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"backbone": "resnet50", "norm": "none"}, r"model\.norm: 'none' is for vgg16, not for resnet50"),
-        ({"backbone": "swin_t", "pyramid": True, "norm": "none"}, r"model\.norm: 'none' is for vgg16, not for swin_t"),
-        ({"backbone": "resnet50", "norm": "bn"}, r"model\.pyramid: false is for vgg16, not for resnet50"),
+        ({"backbone": "resnet50", "norm": "none"}, r"model\.norm: 'none' requires vgg16, not resnet50"),
+        ({"backbone": "swin_t", "pyramid": True, "norm": "none"}, r"model\.norm: 'none' requires vgg16, not swin_t"),
+        ({"backbone": "resnet50", "norm": "bn"}, r"model\.pyramid: false requires vgg16, not resnet50"),
         ({"backbone": "vgg19"}, "'vgg19' is not one of resnet18, .*did you mean 'vgg16'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A backbone, a detector and a recipe in one file outside the package: trained, exported, verified and run by name."""
+"""A backbone, a detector and a recipe in a file outside the package: trained, exported, verified and run by name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHORT = (
 
 
 def directdet(*arguments: object, code: int = 0, **variables: str) -> str:
-    """What a command prints, in a process of its own: what is added to the package's dictionaries stays there."""
+    """The output of a command, run in a separate process to keep this one's dictionaries unchanged."""
     environment = {key: value for key, value in os.environ.items() if key != plugins.VARIABLE} | variables
     command = [sys.executable, "-m", "directdet", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
@@ -151,7 +151,7 @@ def test_an_installed_plug_in_is_found_by_its_entry_point(tmp_path: Path) -> Non
 
 def test_names_are_given_once() -> None:
     assert {kind: list(table) for kind, table in TABLES.items()} == NAMES
-    with pytest.raises(SettingError, match="'resnet18': there is one of that name already"):
+    with pytest.raises(SettingError, match="backbone 'resnet18': this name is already taken"):
         add_backbone("resnet18", resnet18)
-    with pytest.raises(SettingError, match="there is one of that name already"):
+    with pytest.raises(SettingError, match="backbone 'timm:resnet18': this name is already taken"):
         add_backbone("timm:resnet18", resnet18)

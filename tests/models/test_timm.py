@@ -1,4 +1,4 @@
-"""timm's feature backbones: ten families train, fold completely and export; what cannot be is refused in a sentence."""
+"""timm's feature backbones: ten families train, fold completely and export; the rest is refused with a message."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ def test_channels_and_strides_are_timms() -> None:
 
 @pytest.mark.parametrize(("name", "least"), [("densenet121", 50), ("repvgg_a0", 17)])
 def test_normalisation_without_a_convolution_is_told_apart(name: str, least: int) -> None:
-    """A DenseNet normalises what several layers see, RepVGG a shortcut: those become a product and a sum."""
+    """DenseNet normalises maps that several layers use, RepVGG a shortcut: those become a scale and a shift."""
     from directdet.export.onnx_graph import fold
 
     model = build(name).eval()
     folded, folding, error = fold(model, (64, 64))
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert len(folding.left) >= least and folding.folded + len(folding.left) == len(norms) and error < 1e-4
+    assert len(folding.unfolded) >= least and folding.folded + len(folding.unfolded) == len(norms) and error < 1e-4
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
 
 
@@ -98,7 +98,7 @@ def test_activations_inside_normalisations_come_after_them() -> None:
     ours = {name.replace(".0.", ".", 1): value for name, value in model.backbone.body.state_dict().items()}
     assert sum(value.numel() for value in ours.values()) == sum(v.numel() for v in reference.state_dict().values())
     assert all(type(m) is nn.BatchNorm2d for m in model.modules() if isinstance(m, nn.BatchNorm2d))
-    # In timm's order of tensors, which the split keeps, its own weights give its own maps.
+    # Copied in timm's order of tensors, which the split preserves, its weights must produce the same maps.
     values = list(reference.state_dict().values())
     model.backbone.body.load_state_dict(dict(zip(model.backbone.body.state_dict(), values, strict=True)))
     images = torch.randn(1, 3, 64, 64)
@@ -114,8 +114,8 @@ def test_activations_inside_normalisations_come_after_them() -> None:
     [
         ({"backbone": "timm:resnt18"}, r"timm has no network 'resnt18'; did you mean 'resnet18'"),
         ({"backbone": "timm:vit_tiny_patch16_224"}, "strides 16, 16"),
-        ({"backbone": "timm:resnet18", "width": 32}, r"model\.width: timm:resnet18 comes in its own width only"),
-        ({"backbone": "timm:resnet18", "norm": "gn"}, r"model\.norm: timm:resnet18 keeps the normalisation"),
+        ({"backbone": "timm:resnet18", "width": 32}, r"model\.width: timm:resnet18 has a fixed width"),
+        ({"backbone": "timm:resnet18", "norm": "gn"}, r"model\.norm: timm:resnet18 has its own normalisation"),
     ],
 )
 def test_what_cannot_be(change: dict, says: str) -> None:

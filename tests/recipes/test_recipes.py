@@ -84,7 +84,7 @@ def test_settings_reach_one_phase_or_both():
         ("model.anchor_scale=1e999", "inf is not above 0"),
         ("model.anchor_scale=0", "is not above 0"),
         ("model.anchor_ratios=1,0", "is not above 0"),
-        ("model.anchor_ratios=()", "one number at least"),
+        ("model.anchor_ratios=()", "must not be empty; give at least one number"),
         ("milestones=-4", "at least 1"),
         ("model.mask_slots=0", "at least 1"),
         ("batch_size=1.5", "is not a whole number"),

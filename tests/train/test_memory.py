@@ -213,7 +213,7 @@ def test_parts_add_up_to_the_peak(slim_cost):
     assert list(slim_cost.parts.values()) == sorted(slim_cost.parts.values(), reverse=True)
     weights = [*(model := build_model(SLIM)).parameters(), *model.buffers()]
     assert slim_cost.parts["parameters"] == sum(blocks(t.untyped_storage().nbytes()) for t in weights)
-    assert any(label.startswith("two_stage.network.RCNN.masks_of: ") for label in slim_cost.parts)
+    assert any(label.startswith("two_stage.network.RCNN.predict_masks: ") for label in slim_cost.parts)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from directdet.common.errors import UsageProblem
+from directdet.common.settings import check_word
 from directdet.infer.runtimes.names import PRECISIONS, TITLES
 
 QUICK = {"iterations": 30, "warmup": 5, "ap_images": 50}
@@ -54,11 +55,10 @@ class BenchmarkOptions:
         if self.ap_images is not None and self.ap_images < 0:
             raise UsageProblem(f"benchmark: ap_images: {self.ap_images}; give 0 for no AP, or a number of images")
         for name in self.runtimes or ():
-            if name not in TITLES:
-                raise UsageProblem(f"runtime {name!r} is not known; choose from {', '.join(TITLES)}")
+            check_word("runtime", name, TITLES)
         for name in self.precisions:
-            if name is not None and name not in _PRECISION_NAMES:
-                raise UsageProblem(f"precision {name!r} is not known; choose from {', '.join(_PRECISION_NAMES)}")
+            if name is not None:
+                check_word("precision", name, _PRECISION_NAMES)
 
     @property
     def batches(self) -> tuple[int, ...]:

@@ -26,10 +26,9 @@ from directdet.common.files import require_writable, write_json_atomic, write_te
 from directdet.data.dataset import Dataset
 from directdet.infer.machine import hardware, versions
 from directdet.infer.runtimes.load import model_kind
-from directdet.infer.runtimes.names import PRECISIONS, RUNTIMES
+from directdet.infer.runtimes.names import MODULES, PRECISIONS, RUNTIMES
 
 JSON_FILE, CSV_FILE = "benchmark.json", "benchmark.csv"
-_MODULES = {"tensorrt-rtx": "tensorrt_rtx"}
 
 
 def benchmark(
@@ -150,7 +149,7 @@ def _pairs(paths: Sequence[str | Path], runtimes: Sequence[str] | None) -> Itera
 
 
 def _installed(runtime: str) -> bool:
-    return importlib.util.find_spec(_MODULES.get(runtime, runtime)) is not None
+    return importlib.util.find_spec(MODULES[runtime]) is not None
 
 
 def _run(task: Task) -> Cell | Failure:

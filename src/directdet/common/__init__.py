@@ -1,1 +1,1 @@
-"""Shared by the whole package: the errors a user sees, and atomic file writing."""
+"""Shared by the whole package: user-facing errors, checked settings, atomic file writing, plug-in loading."""

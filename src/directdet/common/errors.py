@@ -1,11 +1,11 @@
-"""The exceptions meant for users of directdet; all are `UserError`."""
+"""The exceptions shown to users of directdet; all derive from `UserError`."""
 
 
 class UserError(Exception):
     """A mistake the user can correct: a missing file, a broken annotation, a mistyped name.
 
     The message is one line of the form ``file: field: what is wrong; what to do``. The command line prints it without a
-    traceback and exits with code 1. It has a single argument, so it survives pickling between processes.
+    traceback and exits with code 1. The single argument lets it be pickled between processes.
     """
 
     exit_code = 1
@@ -19,7 +19,7 @@ class UserError(Exception):
 
 
 class UsageProblem(UserError):
-    """A mistake in how a command was called that is found only after parsing the command line: exit code 2."""
+    """A mistake in how a command was called, found only after the command line was parsed: exit code 2."""
 
     exit_code = 2
 

@@ -14,7 +14,7 @@ from directdet.common.errors import UserError
 
 
 def write_bytes_atomic(path: str | os.PathLike[str], content: bytes) -> Path:
-    """Write ``content`` to ``path`` through a temporary file in the same folder. Missing folders are created.
+    """Write ``content`` to ``path`` through a temporary file in the same folder, creating missing folders.
 
     Raises:
         UserError: the folder or file cannot be written.
@@ -51,12 +51,12 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> Path:
 
 
 def write_json_atomic(path: str | os.PathLike[str], value: Any, indent: int | None = 2) -> Path:
-    """Write ``value`` as JSON; NaN and infinity raise ValueError, since JSON does not have them."""
+    """Write ``value`` as JSON; raises ValueError for NaN and infinity, which JSON cannot represent."""
     return write_text_atomic(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def require_writable(path: str | os.PathLike[str], folder: bool = False) -> None:
-    """Check that a future file or folder ``path`` can be written, so that hours of work do not fail at their end.
+    """Check in advance that a file or folder ``path`` can be written, so that hours of work do not fail at the end.
 
     Nothing is created or changed.
 

@@ -1,7 +1,7 @@
 """Code from outside the package: a user's own file with a backbone, a detector or a recipe, or an installed plug-in.
 
-Such code adds what it defines to the package's own dictionaries when it is imported (`BACKBONES["mine"] = mine`). It
-runs only where the user asks for it: checkpoints and artefacts name what they need, never where to get it from.
+On import, such code adds what it defines to the package's dictionaries (`BACKBONES["mine"] = mine`). It runs only when
+the user asks for it: checkpoints and artefacts name the parts they need, but never where to load them from.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from types import ModuleType
 
 from directdet.common.errors import UserError
 
-GROUP = "directdet.plugins"  # of entry points: NAME = "package.module"
-VARIABLE = "DIRECTDET_CODE"  # the files of this process, for those that it starts
+GROUP = "directdet.plugins"  # entry point group; each entry is NAME = "package.module"
+VARIABLE = "DIRECTDET_CODE"  # environment variable that passes the loaded files on to child processes
 
 
 def load_code(files: Iterable[str | Path]) -> None:
-    """Run Python files, each once, here and (through the environment) in the processes that this one starts.
+    """Run each Python file once, in this process and (through the environment) in its child processes.
 
     Raises:
-        UserError: there is no such file, or it fails; the message names the file and the line.
+        UserError: a file does not exist or fails; the message names the file and the line.
     """
     for file in files:
         path = Path(file).resolve()
@@ -38,12 +38,12 @@ def load_code(files: Iterable[str | Path]) -> None:
 
 @functools.cache
 def load_plugins() -> None:
-    """Load what is installed under the entry point group, and the files that the environment names.
+    """Load the installed entry points of the group and the files listed in the environment variable.
 
-    Called where a name is not known, and where all names are listed: whoever needs no plug-in does not wait for any.
+    Called only when a name is unknown or all names are listed, so that nobody waits for plug-ins they do not need.
 
     Raises:
-        UserError: one of them fails.
+        UserError: a plug-in fails to load.
     """
     load_code(name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name)
     for point in importlib.metadata.entry_points(group=GROUP):
@@ -62,9 +62,9 @@ def _run(path: Path) -> ModuleType:
         raise UserError(f"{path}: no such file; --code takes a Python file")
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise UserError(f"{path}: is not Python; --code takes a file that ends in .py")
+        raise UserError(f"{path}: not a Python file; --code takes a file whose name ends in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs, as import does: its classes can then be pickled
+    sys.modules[name] = module  # before it runs, as import does, so that its classes can be pickled
     try:
         spec.loader.exec_module(module)
     except BaseException as error:
@@ -76,7 +76,7 @@ def _run(path: Path) -> ModuleType:
 
 
 def _line(error: Exception, path: Path) -> int | None:
-    """The line of `path` that an error came from."""
+    """The line of `path` that raised the error."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return error.lineno
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]

@@ -1,7 +1,7 @@
-"""Settings that check themselves: a dataclass states in its types what each field may hold, and is held to it.
+"""Settings that validate themselves: the types of a dataclass state what each field may hold and are enforced.
 
-Words are `Literal["live", "sync"]`, numbers `Annotated[float, Between(0, 1)]`, and tuples and `None` what they say. A
-type checker reads the same types, so a wrong word is found before the program runs, too.
+Words are declared as `Literal["live", "sync"]`, numbers as `Annotated[float, Between(0, 1)]`, tuples and `None` in
+the usual way. Type checkers read the same declarations, so they find a wrong word before the program runs.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ MANY = 10**9
 
 
 class SettingError(UsageProblem, ValueError):
-    """A setting that cannot be: the message names it, what was given, and the nearest value that would do."""
+    """An invalid setting: the message names the setting, the value given, and the nearest valid value."""
 
 
 @dataclass(frozen=True)
 class Between:
-    """Numbers from `low` to `high`; with `above`, `low` itself is too little."""
+    """Numbers from `low` to `high`, both included; with `above`, `low` itself is excluded."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -43,7 +43,7 @@ class Between:
         return f"above {low} and at most {high}" if self.above else f"between {low} and {high}"
 
     def nearest(self, value: float) -> float | None:
-        """The value of the range that is nearest to one outside; None where the range has no last value there."""
+        """The valid value nearest to an invalid one; None if there is no such value (NaN, or an excluded bound)."""
         if not math.isfinite(value) or (self.above and value <= self.low):
             return None
         return min(max(value, self.low), self.high)
@@ -57,14 +57,14 @@ NotNegative: TypeAlias = Annotated[float, Between(0, 1e9)]
 
 
 def check_fields(settings: Any, prefix: str) -> None:
-    """Hold every field of a dataclass to its type; lists become tuples.
+    """Check every field of a dataclass against its declared type; lists are converted to tuples.
 
     Args:
         settings: a dataclass instance, frozen or not.
-        prefix: what the field's name is preceded by in messages, as it is written with --set ("pretrain.").
+        prefix: put before the field's name in messages, so that it reads as in --set ("pretrain.").
 
     Raises:
-        SettingError: a field holds something else.
+        SettingError: a field has an invalid value.
     """
     hints = field_types(type(settings))
     for field in fields(settings):
@@ -77,13 +77,13 @@ def check_fields(settings: Any, prefix: str) -> None:
 
 @functools.cache
 def field_types(kind: type) -> dict[str, Any]:
-    """The types of a dataclass's fields with their rules, by name."""
+    """The declared types of a dataclass's fields, by name, including their `Annotated` rules."""
     return typing.get_type_hints(kind, include_extras=True)
 
 
-def check_value(name: str, value: Any, wanted: Any) -> None:
-    """SettingError unless `value` is of the type `wanted` and within its rule."""
-    origin, parts = typing.get_origin(wanted), typing.get_args(wanted)
+def check_value(name: str, value: Any, expected: Any) -> None:
+    """Raise SettingError unless `value` matches the type `expected` and its rules."""
+    origin, parts = typing.get_origin(expected), typing.get_args(expected)
     if origin is Annotated:
         check_value(name, value, parts[0])
         for rule in parts[1:]:
@@ -93,63 +93,63 @@ def check_value(name: str, value: Any, wanted: Any) -> None:
                 raise SettingError(f"{name}: {value:g} is not {rule}{hint}")
     elif origin is Literal:
         if value not in parts:
-            raise SettingError(f"{name}: {value!r} is not one of {_listed(parts)}{nearest(value, parts)}")
+            raise SettingError(f"{name}: {value!r} is not one of {_join(parts)}{nearest(value, parts)}")
     elif origin in (typing.Union, types.UnionType):
         inner = [part for part in parts if part is not type(None)]
         if value is not None or len(inner) == len(parts):
             check_value(name, value, inner[0])
     elif origin is tuple:
         if not isinstance(value, tuple) or (parts[-1] is not Ellipsis and len(value) != len(parts)):
-            raise SettingError(f"{name}: {value!r} is not {describe_type(wanted)}")
+            raise SettingError(f"{name}: {value!r} is not {describe_type(expected)}")
         for one, kind in zip(value, parts[:1] * len(value) if parts[-1] is Ellipsis else parts, strict=True):
             check_value(name, one, kind)
-    elif not _is_a(value, wanted):
-        raise SettingError(f"{name}: {value!r} is not {describe_type(wanted)}")
+    elif not _is_instance(value, expected):
+        raise SettingError(f"{name}: {value!r} is not {describe_type(expected)}")
 
 
 def check_word(name: str, value: object, known: Iterable[str]) -> None:
-    """SettingError with the nearest of the `known` words unless `value` is one of them."""
+    """Raise SettingError, suggesting the most similar word, unless `value` is one of the `known` words."""
     words = tuple(known)
     if value not in words:
-        raise SettingError(f"{name}: {value!r} is not one of {_listed(words)}{nearest(value, words)}")
+        raise SettingError(f"{name}: {value!r} is not one of {_join(words)}{nearest(value, words)}")
 
 
 def check_key(name: str, key: str, known: Iterable[str]) -> None:
-    """SettingError with the nearest of the `known` settings unless `key` is one of them."""
+    """Raise SettingError, suggesting the most similar name, unless `key` is one of the `known` settings."""
     words = tuple(known)
     if key not in words:
-        raise SettingError(f"{name}: unknown setting{nearest(key, words, f'; there are {_listed(words)}')}")
+        raise SettingError(f"{name}: unknown setting{nearest(key, words, f'; the settings are {_join(words)}')}")
 
 
 def nearest(word: object, known: Iterable[object], otherwise: str = "") -> str:
-    """ ", did you mean 'x'?" with the nearest of the `known` words; `otherwise` where none is near."""
+    """The text "; did you mean 'x'?" with the most similar `known` word; `otherwise` if none is similar."""
     words = {str(one).lower(): str(one) for one in known}
     close = difflib.get_close_matches(str(word).lower(), words, n=1, cutoff=0.4)
     return f"; did you mean {words[close[0]]!r}?" if close else otherwise
 
 
-def describe_type(wanted: Any) -> str:
+def describe_type(expected: Any) -> str:
     """A type in words: "a whole number", "2 numbers", "words, each one of a, b"."""
-    origin, parts = typing.get_origin(wanted), typing.get_args(wanted)
+    origin, parts = typing.get_origin(expected), typing.get_args(expected)
     if origin is Annotated:
         return describe_type(parts[0])
     if origin is Literal:
-        return f"one of {_listed(parts)}"
+        return f"one of {_join(parts)}"
     if origin in (typing.Union, types.UnionType):
         return " or ".join("none" if part is type(None) else describe_type(part) for part in parts)
     if origin is tuple:
         kind = describe_type(parts[0])
         kinds = f"{kind.removeprefix('a ')}s" if kind.startswith("a ") else f"words, each {kind}"
         return kinds if parts[-1] is Ellipsis else f"{len(parts)} {kinds}"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}.get(wanted, str(wanted))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}.get(expected, str(expected))
 
 
-def _is_a(value: Any, wanted: Any) -> bool:
-    if wanted in (int, float):
-        kind = numbers.Integral if wanted is int else numbers.Real
+def _is_instance(value: Any, expected: Any) -> bool:
+    if expected in (int, float):
+        kind = numbers.Integral if expected is int else numbers.Real
         return isinstance(value, kind) and not isinstance(value, bool)
-    return not isinstance(wanted, type) or isinstance(value, wanted)
+    return not isinstance(expected, type) or isinstance(value, expected)
 
 
-def _listed(words: Iterable[object]) -> str:
+def _join(words: Iterable[object]) -> str:
     return ", ".join(map(str, words))

@@ -157,7 +157,7 @@ def write_onnx(
     found = [name for name in FORBIDDEN if name in operators]
     if found:
         raise UserError(f"{path}: the graph holds {', '.join(found)}, which not every runtime takes")
-    return GraphFacts(operators, folding.folded, error, tuple(kept), opset, folding.left)
+    return GraphFacts(operators, folding.folded, error, tuple(kept), opset, folding.unfolded)
 
 
 def _check_batch(graph: onnx.ModelProto, name: str | None, path: Path) -> None:

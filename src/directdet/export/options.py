@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from directdet.common.errors import UsageProblem
+from directdet.common.settings import check_word
 from directdet.export.formats import CALIBRATED, FORMATS, INPUTS, PRECISIONS
 
 LARGEST_BATCH = 1024
@@ -42,9 +42,9 @@ class ExportOptions:
     reduce_range: bool = False
 
     def __post_init__(self) -> None:
-        _check_name("--format", self.format, tuple(FORMATS))
-        _check_name("--precision", self.precision, PRECISIONS)
-        _check_name("--input", self.input, INPUTS)
+        check_word("--format", self.format, FORMATS)
+        check_word("--precision", self.precision, PRECISIONS)
+        check_word("--input", self.input, INPUTS)
         about = FORMATS[self.format]
         if self.precision not in about.precisions:
             raise UsageProblem(
@@ -104,10 +104,3 @@ def check_capability(text: str) -> str:
     if found is None:
         raise UsageProblem(f"--compute-capability {text}: write it as 8.9, several as 8.6,8.9")
     return f"{found[1]}.{found[2]}"
-
-
-def _check_name(option: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        near = difflib.get_close_matches(value.lower(), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UsageProblem(f"{option} {value}: {hint}there are {', '.join(known)}")

@@ -23,7 +23,7 @@ from directdet.export.onnx_graph import GraphFacts, write_onnx
 from directdet.export.openvino_model import write_openvino
 from directdet.export.options import ExportOptions
 from directdet.export.side_by_side import AP_IMAGES, SideBySide, VerificationSet, compare_runtimes
-from directdet.export.tensorrt import MODULES, EngineFacts, build_engine
+from directdet.export.tensorrt import ENGINES, EngineFacts, build_engine
 from directdet.export.verify import network_of, verification_pictures
 from directdet.infer.accuracy.evaluate import evaluate, match_classes
 from directdet.infer.artefact import META_FILE
@@ -180,7 +180,7 @@ def _engine(job: _Job, part: Path, graph: Path) -> tuple[EngineFacts, SideBySide
     return facts, replace(found, notes=(note, *found.notes))
 
 
-_BUILDERS = {"onnx": _onnx, "openvino": _openvino, **dict.fromkeys(MODULES, _engine)}
+_BUILDERS = {"onnx": _onnx, "openvino": _openvino, **dict.fromkeys(ENGINES, _engine)}
 
 
 def _compare(job: _Job, artefact: Path, kind: str, device: str = "cpu") -> SideBySide:
@@ -207,7 +207,7 @@ def _quantised_onnx(job: _Job, graph: Path) -> Path:
 
     job.say("quantising")
     target = graph.with_name("int8.onnx")
-    flavour = {"symmetric": job.options.format in MODULES, "reduce_range": job.options.reduce_range}
+    flavour = {"symmetric": job.options.format in ENGINES, "reduce_range": job.options.reduce_range}
     _record(job, quantise_onnx(graph, target, _calibration(job), _score(job, "onnx", graph), **flavour))
     return target
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from directdet.common.errors import MissingLibraryError, UsageProblem, UserError
 from directdet.common.files import write_bytes_atomic
+from directdet.infer.runtimes.names import MODULES
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+ENGINES = ("tensorrt", "tensorrt-rtx")  # the formats that are built here
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Networks, criteria and post-processing: tensors in, tensors out. Needs torch and torchvision only."""
+"""Networks, losses and post-processing: tensors in, tensors out. Needs only torch and torchvision."""

@@ -1,4 +1,4 @@
-"""Detectors by name: from a plain dictionary, as a checkpoint keeps it, to a network and what belongs to it."""
+"""Detectors by name: networks, losses and deployed forms, built from the plain dictionaries stored in checkpoints."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -31,11 +31,11 @@ from directdet.models.two_stage.network import RCNN
 class Architecture(NamedTuple):
     """The parts of a detector.
 
-    config: a frozen dataclass with num_classes, backbone, masks and the thresholds, which checks itself.
-    network(config): a models.parts.network.Network whose forward(images [N, 3, H, W]) gives raw maps.
-    losses(model, raw, targets, draw) -> (losses by name, counts to watch, "positives" among them).
-    deploy(model, (height, width), portable): what is evaluated and exported, see postprocess.
-    backbones: the kinds of backbone that it may be built on.
+    config: a frozen, self-validating dataclass with num_classes, backbone, masks and the thresholds.
+    network(config): a models.parts.network.Network whose forward(images [N, 3, H, W]) returns raw maps.
+    losses(model, raw, targets, draw) -> (losses by name, counts to monitor, including "positives").
+    deploy(model, (height, width), portable): the module that is evaluated and exported; see postprocess.
+    backbones: the kinds of backbone it can be built on.
     """
 
     config: type
@@ -54,22 +54,22 @@ DETECTORS = {
 
 
 def add_detector(name: str, architecture: Architecture) -> None:
-    """Make a detector known by a name of its own, from outside the package: Recipe(detector=NAME).
+    """Register a detector from outside the package under a new name, for Recipe(detector=NAME).
 
     Raises:
-        SettingError: the name is taken.
+        SettingError: the name is already taken.
     """
     if name in DETECTORS:
-        raise SettingError(f"detector {name!r}: there is one of that name already; choose another")
+        raise SettingError(f"detector {name!r}: this name is already taken; choose another")
     DETECTORS[name] = architecture
     CONFIGS[name] = architecture.config
 
 
 def build_model(description: Mapping[str, Any]) -> Network:
-    """The network that `description` tells of: {"detector": name, "num_classes": number, **settings}.
+    """Build the network described by {"detector": name, "num_classes": number, **settings}.
 
     Raises:
-        SettingError: an unknown detector, backbone or setting, or a value that cannot be; with the nearest that would.
+        SettingError: an unknown detector, backbone or setting, or an invalid value; suggests the nearest valid one.
     """
     settings = dict(description)
     name, classes = settings.pop("detector", None), settings.pop("num_classes", None)
@@ -78,27 +78,28 @@ def build_model(description: Mapping[str, Any]) -> Network:
 
 
 def describe_model(config: Any) -> dict:
-    """The dictionary build_model() takes, made of plain values that JSON and weights_only loading accept."""
+    """The dictionary that build_model() takes; its plain values can be stored as JSON and loaded with weights_only."""
     name = next(name for name, parts in DETECTORS.items() if parts.config is type(config))
     settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
     return {"detector": name, **settings}
 
 
 def architecture_of(model: Network) -> Architecture:
-    """The architecture that a network of build_model() is of."""
+    """The architecture of a network returned by build_model()."""
     return next(parts for parts in DETECTORS.values() if parts.config is type(model.config))
 
 
 def losses_of(
     model: Network, images: Tensor, targets: Targets, draw: RandomKeys = random_keys
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """One forward pass over normalised images [N, 3, H, W] and its losses; see Architecture.losses."""
+    """Run one forward pass over normalised images [N, 3, H, W] and compute its losses; see Architecture.losses."""
     return architecture_of(model).losses(model, model(images), targets, draw)
 
 
 def deploy_model(model: Network, size: tuple[int, int], portable: bool = False) -> nn.Module:
     """The deployed form of a network for inputs of `size` (height, width).
 
-    ValueError unless they are multiples of 32, or for an SSD its own size.
+    Raises:
+        ValueError: the network cannot take this size: not multiples of 32 or, for an SSD, not its fixed size.
     """
     return architecture_of(model).deploy(model, size, portable)

@@ -1,4 +1,4 @@
-"""Checkpoints: plain dictionaries of tensors and plain values, written atomically, read without executing anything."""
+"""Checkpoints: plain dictionaries of tensors and plain values, written atomically, read without executing code."""
 
 import os
 import pickle
@@ -14,11 +14,11 @@ REQUIRED = ("format", "model_config", "model", "classes", "category_ids", "prepr
 
 
 class CheckpointError(UserError):
-    """The file is not a checkpoint of this project; the message names the file and says why."""
+    """The file is not a valid directdet checkpoint; the message names the file and the reason."""
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Write `checkpoint` to `path`: whole or not at all."""
+    """Write `checkpoint` to `path` atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     try:
@@ -32,21 +32,25 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
 
 
 def load_checkpoint(path: str | Path, device: str = "cpu") -> dict:
-    """Read a checkpoint; CheckpointError if it is missing, broken or of another format. Nothing in it is executed."""
+    """Read a checkpoint without executing anything in it.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of another format.
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
-        if not zipfile.is_zipfile(path):  # torch.save writes zip files; a plain pickle is not even looked at
-            raise ValueError("not a file that torch.save wrote, or cut short")
+        if not zipfile.is_zipfile(path):  # torch.save writes zip files; never open a plain pickle
+            raise ValueError("not a file written by torch.save, or truncated")
         checkpoint = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: holds objects other than tensors and plain values; refused") from error
-    except Exception as error:  # what a damaged file makes torch raise has no end: assertions, index errors, ...
+        raise CheckpointError(f"{path}: contains objects other than tensors and plain values; not loaded") from error
+    except Exception as error:  # a damaged file can make torch raise almost anything: assertions, index errors, ...
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise CheckpointError(f"{path}: broken or not a checkpoint ({reason})") from error
+        raise CheckpointError(f"{path}: damaged or not a checkpoint ({reason})") from error
     if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in REQUIRED):
-        raise CheckpointError(f"{path}: not a directdet checkpoint (it lacks {', '.join(REQUIRED)})")
+        raise CheckpointError(f"{path}: not a directdet checkpoint, which has the keys {', '.join(REQUIRED)}")
     if checkpoint["format"] != FORMAT:
         raise CheckpointError(f"{path}: checkpoint format {checkpoint['format']}, this version reads {FORMAT}")
     return checkpoint

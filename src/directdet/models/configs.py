@@ -1,4 +1,4 @@
-"""The configurations of the detectors by name: what a recipe's `model` may hold. Imports no torch."""
+"""Detector configurations by name: the settings allowed in a recipe's `model`. Does not import torch."""
 
 from dataclasses import fields
 from typing import Any
@@ -19,26 +19,26 @@ CONFIGS: dict[str, type] = {
 
 
 def config_of(detector: str) -> type:
-    """The dataclass that configures a detector, a plug-in's too.
+    """The configuration dataclass of a detector, including detectors defined by plug-ins.
 
     Raises:
-        SettingError: there is no detector of that name; with the nearest.
+        SettingError: no detector has that name; suggests the most similar one.
     """
     if detector not in CONFIGS:
         load_plugins()
     if detector not in CONFIGS:
         raise SettingError(
-            f"detector: {detector!r} is not one of {', '.join(CONFIGS)}{nearest(detector, CONFIGS)}; a file that "
-            "defines another is given with --code FILE"
+            f"detector: {detector!r} is not one of {', '.join(CONFIGS)}{nearest(detector, CONFIGS)}; load a file "
+            "that defines another one with --code FILE"
         )
     return CONFIGS[detector]
 
 
 def make_config(detector: str, num_classes: int, settings: dict[str, Any]) -> Any:
-    """The configuration of a detector for so many classes; `settings` are those that differ from its defaults.
+    """The configuration of a detector for `num_classes` classes; `settings` override its defaults.
 
     Raises:
-        SettingError: an unknown detector or setting, or a value that cannot be; with the nearest that would do.
+        SettingError: an unknown detector or setting, or an invalid value; suggests the nearest valid one.
     """
     config = config_of(detector)
     known = [field.name for field in fields(config) if field.name != "num_classes"]

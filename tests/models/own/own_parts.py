@@ -1,6 +1,6 @@
-"""What a user writes in a file of his own: a small backbone, a one-stage detector on it, and a recipe for both.
+"""A file as a user would write it: a small backbone, a one-stage detector on it, and a recipe for both.
 
-It lies outside the package and is given with `--code own_parts.py`.
+It is outside the package and is loaded with `--code own_parts.py`.
 """
 
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from directdet.models.backbones.names import check_backbone
 from directdet.models.build import Architecture, add_detector
 from directdet.models.parts.boxes import clip_boxes, pairwise_iou
 from directdet.models.parts.network import Network
-from directdet.models.parts.postprocess import best_pairs, choose, packed
+from directdet.models.parts.postprocess import best_pairs, pack_detections, select_detections
 from directdet.models.parts.pyramid import RawMaps
 from directdet.models.parts.targets import RandomKeys, Targets, random_keys
 from directdet.recipes.by_name import RECIPES, get_recipe
@@ -25,7 +25,7 @@ from directdet.recipes.recipe import Recipe
 
 
 class Plain(Backbone):
-    """Five halvings, each a convolution with batch normalisation and a SiLU."""
+    """Five convolutions of stride 2, each with batch normalisation and a SiLU."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -57,7 +57,7 @@ def plain(width: int | None = None, norm: str = "bn") -> Plain:
 
 @dataclass(frozen=True)
 class CentreConfig:
-    """A detector that looks at one map only: every cell says what it is the middle of, and how large that is."""
+    """A detector on a single map: every cell predicts the class and size of the object it is inside."""
 
     num_classes: Count
     backbone: str = "plain"
@@ -78,7 +78,7 @@ class CentreConfig:
 
 
 class Centre(Network):
-    """forward(images) -> RawMaps of the map c3: logits [N, cells, classes], deltas [N, cells, 4] as l, t, r, b."""
+    """forward(images) -> RawMaps of the map c3: logits [N, cells, classes], deltas [N, cells, 4]: l, t, r, b."""
 
     def __init__(self, config: CentreConfig):
         super().__init__()
@@ -104,7 +104,7 @@ class Centre(Network):
 
 
 def centres(height: int, width: int, device: torch.device) -> Tensor:
-    """Middles of the cells [height * width, 4] as x, y, x, y in pixels, at stride 8."""
+    """Centres of the cells [height * width, 4] as x, y, x, y in pixels, at stride 8."""
     y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
     point = torch.stack([x, y], -1).reshape(-1, 2).float() * 8 + 4
     return torch.cat([point, point], 1)
@@ -117,7 +117,7 @@ def boxes_of(raw: RawMaps) -> Tensor:
 def centre_losses(
     model: Centre, raw: RawMaps, targets: Targets, draw: RandomKeys = random_keys
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Every cell whose middle lies in an object learns its class and sides; of several objects the smallest counts."""
+    """Cells whose centre is inside an object learn its class and sides; of several objects, the smallest."""
     point, boxes = raw.anchors[None, :, None, :2], targets.boxes[:, None]
     inside = ((point > boxes[..., :2]) & (point < boxes[..., 2:])).all(-1) & targets.valid[:, None]
     areas = (boxes[..., 2:] - boxes[..., :2]).prod(-1).masked_fill(~inside, torch.inf)
@@ -145,11 +145,11 @@ class CentreDeploy(nn.Module):
         logits, index, labels = best_pairs(raw.logits, self.model.config.candidates)
         boxes = torch.gather(boxes_of(raw), 1, index[..., None].expand(-1, -1, 4))
         boxes = clip_boxes(boxes, self.limit.to(boxes.device).expand(images.shape[0], -1))
-        return packed(*choose(self.model.config, boxes, torch.sigmoid(logits), labels))
+        return pack_detections(*select_detections(self.model.config, boxes, torch.sigmoid(logits), labels))
 
 
 def centre_plain() -> Recipe:
-    """Direct pre-training and fine-tuning of the plain detector, as short as the demo's."""
+    """Direct pre-training and fine-tuning of the plain detector, with the demo's schedule."""
     base = get_recipe("demo")
     return replace(base, name="centre_plain", summary="a detector of my own", detector="centre", model={"width": 8})
 

@@ -1,4 +1,4 @@
-"""The runtimes by name: which kinds of model each runs, its title, and the precisions it supports."""
+"""The runtimes by name: the kinds of model each runs, its title, its Python module, and its precisions."""
 
 # The runtimes of each kind of model; runtime="auto" takes the first.
 RUNTIMES = {
@@ -14,6 +14,14 @@ TITLES = {
     "tensorrt": "TensorRT",
     "tensorrt-rtx": "TensorRT-RTX",
     "torch": "PyTorch",
+}
+# The Python module of each runtime.
+MODULES = {
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx",
+    "torch": "torch",
 }
 # The precisions that each can be asked for; None is its own choice, and the only one for an engine.
 PRECISIONS: dict[str, tuple[str | None, ...]] = {

@@ -16,8 +16,7 @@ from directdet.infer.artefact import LAYOUTS, Artefact
 from directdet.infer.decode import OUTPUT_NAMES
 from directdet.infer.network_input import check_input
 from directdet.infer.runtimes.cuda_driver import CudaDriver, DeviceBuffer
-
-_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+from directdet.infer.runtimes.names import MODULES
 
 
 class TensorRTBackend:
@@ -47,7 +46,7 @@ class TensorRTBackend:
         except UserError as error:
             raise UserError(f"{artefact.folder}: a {artefact.kind} engine needs an NVIDIA GPU: {error}") from None
         library = self._import()
-        check_built_for(artefact, self._driver.compute_capability, _MODULES[self.runtime], library.__version__)
+        check_built_for(artefact, self._driver.compute_capability, MODULES[self.runtime], library.__version__)
         self._driver.open()
         self._logger = library.Logger(library.Logger.ERROR)
         self._runtime = library.Runtime(self._logger)
@@ -73,7 +72,7 @@ class TensorRTBackend:
         }
 
     def _import(self) -> Any:
-        name = _MODULES[self.runtime]
+        name = MODULES[self.runtime]
         try:
             return importlib.import_module(name)
         except ImportError as error:

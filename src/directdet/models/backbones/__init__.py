@@ -1,1 +1,1 @@
-"""Backbones: images in, feature maps by name out."""
+"""Backbones: from images to named feature maps."""

@@ -1,4 +1,4 @@
-"""What a detector asks of its backbone, with answers that serve most."""
+"""The interface between a detector and its backbone, with defaults that suit most backbones."""
 
 from collections.abc import Iterable
 
@@ -8,14 +8,15 @@ from directdet.common.settings import SettingError
 
 
 class Backbone(nn.Module):
-    """A network whose forward(images [N, 3, H, W], normalised) gives feature maps by name, finest first.
+    """A network whose forward(images [N, 3, H, W], normalised) returns feature maps by name, finest first.
 
-    A detector on a pyramid takes {"c2": [N, C, H/4, W/4], ..., "c5": [N, C, H/32, W/32]} and rounds sizes up; an SSD
-    takes {"s8": ..., "s16": ...}.
+    Detectors with a feature pyramid take {"c2": [N, C, H/4, W/4], ..., "c5": [N, C, H/32, W/32]}, sizes rounded up; an
+    SSD takes {"s8": ..., "s16": ...}.
 
     Attributes:
-        channels, strides: of each map, by the same names.
-        imagenet: the name of the ImageNet weights that torchvision publishes for it; None if there are none.
+        channels: number of channels of each map, by name.
+        strides: stride of each map in pixels, by name.
+        imagenet: the torchvision model whose ImageNet weights fit this backbone; None if there is none.
     """
 
     channels: dict[str, int]
@@ -26,20 +27,20 @@ class Backbone(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no forward()")
 
     def stages(self) -> list[list[nn.Module]]:
-        """The modules of stage 0 (stem), 1, ..., for freezing the first of them.
+        """The modules of stage 0 (stem), 1, ..., used to freeze the first stages.
 
         Raises:
-            SettingError: this backbone does not tell its stages apart.
+            SettingError: this backbone does not define stages.
         """
-        raise SettingError(f"frozen_stages: {type(self).__name__} cannot be frozen in stages; use -1")
+        raise SettingError(f"frozen_stages: {type(self).__name__} does not define stages to freeze; use -1")
 
-    def use_only(self, levels: Iterable[str]) -> None:
-        """Drop what only other maps need: parameters that never learn stop training on several devices."""
+    def keep_levels(self, levels: Iterable[str]) -> None:
+        """Drop the layers that only other maps need: unused parameters break training on several devices."""
 
     def from_torchvision(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A state_dict of the published network by the names used here, without its classifier."""
+        """Convert the state_dict of torchvision's network to the names used here, without its classifier."""
         return state
 
     def unpublished(self) -> tuple[str, ...]:
-        """Prefixes of the names of tensors that the published network does not have."""
+        """Name prefixes of the tensors that torchvision's network does not have."""
         return ()

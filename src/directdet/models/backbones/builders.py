@@ -1,6 +1,6 @@
-"""Backbones by name: each a function of (width, or None for the published one; norm, "bn" or "gn").
+"""Backbone builders by name. Each takes (width, or None for the published width; norm, "bn" or "gn").
 
-Those that SSD is built on, and the single map for two-stage detectors, also take norm="none".
+The backbones of SSD, and the single-map backbone of two-stage detectors, also take norm="none".
 """
 
 from collections.abc import Callable
@@ -24,16 +24,16 @@ TABLES: dict[Kind, dict[str, Build]] = {
     "single_map": {"vgg16": vgg16_conv5},
     "ssd": SSD_BACKBONES,
 }
-# The maps that are asked of timm, and their strides.
+# The maps requested from timm, and their strides.
 PYRAMID_LEVELS = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
 SSD_LEVELS = {"s8": 8, "s16": 16}
 
 
 def build_backbone(kinds: tuple[Kind, ...], name: str, width: int | None = None, norm: str = "bn") -> Backbone:
-    """The backbone of that name and one of these kinds; see names.Kind.
+    """Build the backbone called `name` that is of one of these kinds; see names.Kind.
 
     Raises:
-        SettingError: there is none, or it does not come in this width or with this normalisation.
+        SettingError: no such backbone, or it does not support this width or normalisation.
     """
     check_backbone("model.backbone", name, *kinds)
     if name.startswith(TIMM):
@@ -44,17 +44,17 @@ def build_backbone(kinds: tuple[Kind, ...], name: str, width: int | None = None,
 
 
 def add_backbone(name: str, build: Build, kind: Kind = "pyramid") -> None:
-    """Make a backbone known by a name of its own, from outside the package: `--set model.backbone=NAME`.
+    """Register a backbone from outside the package under a new name, for `--set model.backbone=NAME`.
 
     Args:
-        build: a function of (width, or None for its own; norm, "bn" or "gn") that gives a Backbone, and raises
-            SettingError for what it does not come in.
-        kind: what maps it gives; see names.Kind.
+        build: a function of (width, or None for the default; norm, "bn" or "gn") that returns a Backbone, and raises
+            SettingError for values it does not support.
+        kind: which maps it returns; see names.Kind.
 
     Raises:
-        SettingError: the name is taken.
+        SettingError: the name is already taken.
     """
     if name in TABLES[kind] or name.startswith(TIMM):
-        raise SettingError(f"backbone {name!r}: there is one of that name already; choose another")
+        raise SettingError(f"backbone {name!r}: this name is already taken; choose another")
     TABLES[kind][name] = build
     NAMES[kind].append(name)

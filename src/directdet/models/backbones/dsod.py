@@ -1,19 +1,20 @@
-"""DSOD300: SSD on a densely connected trunk (Shen et al., ICCV 2017), ScratchDet's example of what BatchNorm does.
+"""DSOD300: SSD on a densely connected trunk (Shen et al., ICCV 2017), ScratchDet's example for the effect of BN.
 
-Layers are those of the authors' code (`DSOD300_V3_Body`); at 300x300:
+The layers follow the authors' code (`DSOD300_V3_Body`); at 300x300:
 
     stem             3x3/2 64, 3x3 64, 3x3 128, each followed by norm and ReLU                   128@150
     dense block 1    2x2 max-pool; 6 layers (1x1 192, 3x3 48); 1x1 416                           416@75
     dense block 2    2x2 max-pool; 8 layers; 1x1 800                                             [800@38]
     dense block 3    2x2 max-pool; 8 layers; 1x1 1184                                            1184@19
-    dense block 4    8 layers; 1x1 256; and 256 of the map [800@38], down-sampled                [512@19]
-    dense extras     each half learned, half the map before, down-sampled   [512@10], [256@5], [256@3], [256@1]
+    dense block 4    8 layers; 1x1 256; plus 256 down-sampled from [800@38]                      [512@19]
+    dense extras     half learned, half the previous map, down-sampled      [512@10], [256@5], [256@3], [256@1]
 
-Every convolution but the stem's comes behind a normalisation and a ReLU (pre-activation); so the maps that are detected
-on (in brackets) are what convolutions give, negative values among them. All pools round up.
+Outside the stem, normalisation and ReLU precede each convolution (pre-activation), so the maps used for detection (in
+brackets) are raw convolution outputs and contain negative values. All pooling layers round sizes up.
 
-The last map: 3x3 halved is 2x2, and that is what the authors' layers give, though their comments, their priors (step
-300) and ScratchDet (section 3.2) say 1x1. Here the last halving has no border, takes in all of the 3x3, and gives 1x1.
+The last map: halving 3x3 gives 2x2, which is what the authors' layers produce, although their comments, their priors
+(step 300) and ScratchDet (section 3.2) say 1x1. Here the last layer has no padding and covers all of the 3x3,
+which gives 1x1.
 """
 
 import torch
@@ -21,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from directdet.models.backbones.backbone import Backbone
-from directdet.models.parts.layers import NORMS, PUBLISHED_WIDTH, ConvNorm, ExtraLayers, Norm, scaled
+from directdet.models.parts.layers import NORMS, PUBLISHED_WIDTH, ConvNorm, ExtraLayers, Norm, max_pool_2x2, scaled
 from directdet.models.parts.norm import conv_norm
 
-LAYERS = (6, 8, 8, 8)  # of the dense blocks
+LAYERS = (6, 8, 8, 8)  # per dense block
 
 
 class Transition(nn.Module):
@@ -40,7 +41,7 @@ class Transition(nn.Module):
 
 
 class DenseLayer(nn.Module):
-    """A 1x1 and a 3x3 convolution, each behind normalisation and ReLU: [N, in, H, W] -> [N, out, H/stride, W/stride].
+    """A 1x1 and a 3x3 convolution, each preceded by norm and ReLU: [N, in, H, W] -> [N, out, H/stride, W/stride].
 
     Parameter names are those of torchvision's DenseNet.
     """
@@ -65,7 +66,7 @@ class DenseLayer(nn.Module):
 
 
 class DenseBlock(nn.ModuleList):
-    """Dense layers, each seeing the outputs of all before it: [N, in, H, W] -> [N, in + layers * growth, H, W]."""
+    """Dense layers, each taking the outputs of all previous ones: [N, in, H, W] -> [N, in + layers * growth, H, W]."""
 
     def __init__(self, layers: int, in_channels: int, growth: int, norm: Norm | None):
         super().__init__(DenseLayer(in_channels + i * growth, 4 * growth, growth, norm) for i in range(layers))
@@ -79,9 +80,8 @@ class DenseBlock(nn.ModuleList):
 class DSOD(Backbone):
     """A backbone: forward(images [N, 3, H, W]) -> {"s8": [N, 800, H/8, W/8], "s16": [N, 512, H/16, W/16]}.
 
-    Maps round up (300: 38 and 19). `channels` and `strides` tell each map's; `width` is the number of channels of the
-    first convolution, and all else is in proportion. Without a normalisation (ScratchDet's DSOD without BatchNorm,
-    section 4.2.1) the convolutions have biases.
+    Map sizes round up (300: 38 and 19). `width` is the number of channels of the first convolution; all other layers
+    scale with it. Without normalisation (ScratchDet's DSOD without BatchNorm, section 4.2.1) convolutions have biases.
     """
 
     block1: nn.Module
@@ -111,14 +111,14 @@ class DSOD(Backbone):
         self.strides = {"s8": 8, "s16": 16}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        x = self.transition1(self.block1(halved(self.stem(images))))
-        fine = self.transition2(self.block2(halved(x)))
-        below = halved(fine)
-        x = self.transition4(self.block4(self.transition3(self.block3(below))))
-        return {"s8": fine, "s16": torch.cat([x, self.down(below)], 1)}
+        x = self.transition1(self.block1(max_pool_2x2(self.stem(images))))
+        fine = self.transition2(self.block2(max_pool_2x2(x)))
+        pooled = max_pool_2x2(fine)
+        x = self.transition4(self.block4(self.transition3(self.block3(pooled))))
+        return {"s8": fine, "s16": torch.cat([x, self.down(pooled)], 1)}
 
     def stages(self) -> list[list[nn.Module]]:
-        """The modules of stage 0 (stem), 1, ..., 4 (dense blocks), for freezing the first n stages."""
+        """The modules of stage 0 (stem), 1, ..., 4 (dense blocks), used to freeze the first n stages."""
         blocks = [[getattr(self, f"block{i}"), getattr(self, f"transition{i}")] for i in range(1, 1 + len(LAYERS))]
         return [[self.stem], *blocks[:-1], [*blocks[-1], self.down]]
 
@@ -126,9 +126,9 @@ class DSOD(Backbone):
 class DenseExtras(ExtraLayers):
     """DSOD's dense prediction: forward(the backbone's coarser map [N, C, H, W]) -> four maps, finest first.
 
-    Half of each map's channels are learned from the map before (1x1, then 3x3 with stride 2), half are that map, halved
-    by a max-pool and brought to so many channels by a 1x1. `channels` tells each one's,
-    and map_sizes(19) gives [10, 5, 3, 1].
+    Half of each map's channels are learned from the previous map (1x1, then 3x3 with stride 2); the other half are that
+    map, max-pooled to half its size and projected by a 1x1. `channels` lists the channels of each map;
+    map_sizes(19) is [10, 5, 3, 1].
     """
 
     def __init__(self, in_channels: int, halves: list[int], norm: Norm | None):
@@ -145,23 +145,18 @@ class DenseExtras(ExtraLayers):
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = []
         for number, (learned, down) in enumerate(zip(self.learned, self.down, strict=True), 1):
-            below = F.max_pool2d(x, 3, stride=2) if number == len(self.down) else halved(x)
-            x = torch.cat([learned(x), down(below)], 1)
+            pooled = F.max_pool2d(x, 3, stride=2) if number == len(self.down) else max_pool_2x2(x)
+            x = torch.cat([learned(x), down(pooled)], 1)
             maps.append(x)
         return maps
 
     def map_sizes(self, size: int) -> list[int]:
-        """Side of every map for an input of side `size`; the last is below 1 where the input is too small."""
+        """Side of each map for an input of side `size`; the last is below 1 if the input is too small."""
         sizes = []
         for _ in self.channels[:-1]:
             size = -(-size // 2)
             sizes.append(size)
         return [*sizes, (size - 3) // 2 + 1]
-
-
-def halved(x: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N, C, H/2, W/2], rounded up, each cell the largest of four."""
-    return F.max_pool2d(x, 2, ceil_mode=True)
 
 
 def dsod(width: int | None = None, norm: str = "bn") -> DSOD:
@@ -172,10 +167,11 @@ def dsod(width: int | None = None, norm: str = "bn") -> DSOD:
 def dense_extras(
     in_channels: int, width: int | None = None, norm: str = "bn", last_map_3x3: bool = False
 ) -> DenseExtras:
-    """DSOD300's four coarser maps, of 512 and thrice 256 channels for a stem of 64 (`width`).
+    """DSOD300's four coarser maps, with 512, 256, 256 and 256 channels for a stem of `width` 64.
 
-    Raises ValueError for last_map_3x3, which it has not.
+    Raises:
+        ValueError: last_map_3x3, which DSOD does not have.
     """
     if last_map_3x3:
-        raise ValueError('last_map_3x3 is of extras="residual"')
+        raise ValueError('last_map_3x3 requires extras="residual"')
     return DenseExtras(in_channels, [scaled(half, width) for half in (256, 128, 128, 128)], NORMS[norm])

@@ -1,11 +1,11 @@
-"""The names of the backbones, for whoever only wants to know them: imports no torch. `builders` builds them."""
+"""The names of the backbones, usable without importing torch. `builders` builds them."""
 
 from typing import Literal
 
 from directdet.common.plugins import load_plugins
 from directdet.common.settings import SettingError, nearest
 
-# What a backbone gives: a pyramid of maps c2 to c5; a single map; or the maps s8 and s16 that SSD begins with.
+# The maps a backbone returns: a pyramid c2 to c5; a single map; or s8 and s16, the first two maps of SSD.
 Kind = Literal["pyramid", "single_map", "ssd"]
 # builders.add_backbone adds to these.
 NAMES: dict[Kind, list[str]] = {
@@ -30,11 +30,14 @@ NAMES: dict[Kind, list[str]] = {
         "resnet18_s1_5x3x3",
     ],
 }
-TIMM = "timm:"  # and a name of timm's
+TIMM = "timm:"  # prefix of names of timm models
 
 
 def check_backbone(setting: str, backbone: str, *kinds: Kind) -> None:
-    """SettingError with the nearest name unless a backbone of these kinds has that name; plug-ins and timm's count."""
+    """Raise SettingError, suggesting a similar name, unless a backbone of these kinds has this name.
+
+    Plug-ins are loaded if the name is unknown; timm names are accepted here and checked when the model is built.
+    """
     if backbone.startswith(TIMM):
         return
     if not any(backbone in NAMES[kind] for kind in kinds):
@@ -42,6 +45,6 @@ def check_backbone(setting: str, backbone: str, *kinds: Kind) -> None:
     known = [name for kind in kinds for name in NAMES[kind]]
     if backbone not in known:
         raise SettingError(
-            f"{setting}: {backbone!r} is not one of {', '.join(known)}, {TIMM}NAME{nearest(backbone, known)}; a file "
-            "that defines another is given with --code FILE"
+            f"{setting}: {backbone!r} is not one of {', '.join(known)}, {TIMM}NAME{nearest(backbone, known)}; load a "
+            "file that defines another one with --code FILE"
         )

@@ -1,18 +1,16 @@
 """ResNet-18, ResNet-50 and ResNet-101 backbones ("pytorch" style: the stride sits on the 3x3), of any width.
 
-Parameter names are torchvision's, so its weights load and it serves as the oracle.
+Parameter names are torchvision's, so its weights can be loaded and it serves as the reference in tests.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from directdet.models.backbones.backbone import Backbone
+from directdet.models.parts.layers import Norm
 from directdet.models.parts.norm import conv_norm, group_norm
-
-Norm = Callable[[int], nn.Module]
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -20,7 +18,7 @@ def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> 
 
 
 class Shortcut(nn.Sequential):
-    """A convolution and its normalisation, named 0 and 1 as torchvision has them."""
+    """A convolution and its normalisation, named 0 and 1 as in torchvision."""
 
     def __init__(self, conv: nn.Conv2d, norm: nn.Module):
         super().__init__(conv, norm)
@@ -75,8 +73,8 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> S
 class ResNet(Backbone):
     """A backbone: forward(images [N, 3, H, W]) -> {"c2": [N, C, H/4, W/4], ..., "c5": [N, C, H/32, W/32]}.
 
-    `channels` and `strides` tell each level's, by name. Weights start as in the paper's pre-training: Kaiming for the
-    convolutions, 1 and 0 for the normalisations (no zero-initialised residual branches: facts of the authors' code).
+    Weights are initialised as in the paper's pre-training: Kaiming for the convolutions, 1 and 0 for the normalisations
+    (residual branches are not zero-initialised, as in the authors' code).
     """
 
     def __init__(
@@ -117,7 +115,7 @@ class ResNet(Backbone):
         return {name: value for name, value in state.items() if not name.startswith("fc.")}
 
     def stages(self) -> list[list[nn.Module]]:
-        """The modules of stage 0 (stem), 1, ..., for freezing the first n stages."""
+        """The modules of stage 0 (stem), 1, ..., used to freeze the first n stages."""
         return [[self.conv1, self.bn1], *([getattr(self, f"layer{i + 1}")] for i in range(len(self.channels)))]
 
 

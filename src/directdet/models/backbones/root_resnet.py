@@ -1,8 +1,9 @@
-"""ResNet trunks for SSD300 with a root of any kind: every backbone of ScratchDet's section 4.2.2 and its Table 2.
+"""ResNet trunks for SSD300 with different roots: every backbone of ScratchDet's section 4.2.2 and Table 2.
 
-The root is what comes before the residual stages: convolutions and a max-pool. Whatever it is, the detector's first
+The root is everything before the residual stages: convolutions and a max-pool. With every root, the detector's first
 two maps are 38x38 and 19x19 at 300x300 (caption of Figure 3): the outputs, after the ReLU, of the stage that reaches
-stride 8 and of the last one. Channels and size of every map of 18 layers, those that are detected on in brackets:
+stride 8 and of the last stage. Channels and size of each map for 18 layers, with the maps used for detection in
+brackets:
 
     name            root                 pool      stage 1   stage 2      stage 3      stage 4
     resnet18        7x7/2        64@150  3x3/2 75  64@75     [128@38]     256@19       [512@19], dilated
@@ -13,10 +14,10 @@ stride 8 and of the last one. Channels and size of every map of 18 layers, those
     resnet18_s1_*   3x3/1, x1-5  64@300  2x2/2 150 as root_resnet18
 
 The first line is the layout of SSD's own ResNet-101 (its authors' script; "the truncated ResNet in the original SSD"):
-a root that leaves a quarter, and three halvings for two maps. So the last one goes, and the convolutions behind it look
-twice as far instead. All other stages keep ResNet's strides. The 2x2 max-pool behind 3x3 convolutions is that of the
-Root-ResNets that ScratchDet's authors released; behind 7x7 it is ResNet's. The blocks are post-activation, as in their
-PyTorch code.
+its root reduces the image to a quarter, and the stages would halve it three more times, but only two maps are needed.
+So the last stage keeps its size, and its later convolutions are dilated by 2. All other stages keep ResNet's strides.
+After 3x3 convolutions the max-pool is 2x2, as in the Root-ResNets released by ScratchDet's authors; after 7x7 it is
+ResNet's. The blocks are post-activation, as in their PyTorch code.
 """
 
 from collections.abc import Callable
@@ -36,11 +37,18 @@ from directdet.models.parts.norm import conv_norm
 class SSDResNet(ResNet):
     """forward(images [N, 3, H, W]) -> {"s8": [N, C, H/8, W/8], "s16": [N, C, H/16, W/16]}, sides rounded up.
 
-    kernel: of the root's convolutions, 7 or 3. convs: how many, 1 to 5. stride: of the first, 1 or 2. pool: whether a
-    max-pool follows. norm: "bn", "gn" or "none"; without normalisation the convolutions have biases.
+    Parameter names are torchvision's, with conv2, bn2, ... for additional layers of the root, so that the ImageNet
+    weights of ResNet-18, -34 and -101 can be loaded.
 
-    Parameter names are torchvision's, with conv2, bn2, ... for what the root has more of, so that the ImageNet weights
-    of ResNet-18, -34 and -101 load. Raises ValueError for a root that leaves the map as large as the image.
+    Args:
+        norm: "bn", "gn" or "none"; without normalisation the convolutions have biases.
+        kernel: kernel size of the root's convolutions, 7 or 3.
+        convs: number of the root's convolutions, 1 to 5.
+        stride: stride of the first convolution, 1 or 2.
+        pool: whether a max-pool follows the root's convolutions.
+
+    Raises:
+        SettingError: the root would leave the map as large as the image.
     """
 
     def __init__(
@@ -66,7 +74,7 @@ class SSDResNet(ResNet):
         if not pool:
             self.maxpool = nn.Identity()
         elif kernel != 7:
-            self.maxpool = nn.MaxPool2d(2, ceil_mode=True)  # rounds up, as all else here
+            self.maxpool = nn.MaxPool2d(2, ceil_mode=True)  # rounds up, like all other layers here
         if stride == 2 and pool:
             remove_last_halving(self._stages()["layer4"])
         tapped = {"s8": 2 if stride == 2 and pool else 3, "s16": 4}
@@ -89,7 +97,7 @@ class SSDResNet(ResNet):
         return maps
 
     def stages(self) -> list[list[nn.Module]]:
-        """The modules of stage 0 (root), 1, ..., for freezing the first n stages."""
+        """The modules of stage 0 (root), 1, ..., used to freeze the first n stages."""
         return [[module for pair in self._root() for module in pair], *([stage] for stage in self._stages().values())]
 
     def _root(self) -> list[tuple[nn.Conv2d, nn.Module]]:
@@ -100,10 +108,10 @@ class SSDResNet(ResNet):
 
 
 def remove_last_halving(stage: nn.Module) -> None:
-    """Let a stage of stride 2 keep its map's size ("a trous").
+    """Make a stage of stride 2 keep the size of its map ("a trous").
 
-    The 3x3 convolutions behind the one that loses its stride are dilated by 2 and so see what they saw: at every second
-    position the stage gives the very values it gave before.
+    The 3x3 convolutions after the one that loses its stride are dilated by 2, so they see the same inputs as before: at
+    every second position the output of the stage is unchanged.
     """
     for conv in stage.modules():
         if not isinstance(conv, nn.Conv2d):
@@ -115,7 +123,7 @@ def remove_last_halving(stage: nn.Module) -> None:
 
 
 def add_biases(module: nn.Module) -> None:
-    """A bias for every convolution in `module`, as where no normalisation shifts what they give."""
+    """Give every convolution in `module` a bias, for networks without normalisation layers."""
     for conv in module.modules():
         if isinstance(conv, nn.Conv2d):
             conv.bias = nn.Parameter(torch.zeros(conv.out_channels))
@@ -129,7 +137,7 @@ def build(
     norm: str = "bn",
     imagenet: str | None = None,
 ) -> SSDResNet:
-    """A trunk; `width` is the root's number of channels (64), `norm` "bn", "gn" or "none"."""
+    """Build a trunk; `width` is the number of channels of the root (64), `norm` "bn", "gn" or "none"."""
     trunk = SSDResNet(block, depths, width or PUBLISHED_WIDTH, norm, **root)
     trunk.imagenet = imagenet
     return trunk

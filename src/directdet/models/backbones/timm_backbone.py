@@ -1,6 +1,6 @@
 """Feature backbones of timm (pytorch-image-models), with random weights: `--set model.backbone=timm:NAME`.
 
-An extra: `pip install "directdet[timm]"`. Channels and strides are asked of timm.
+An optional extra: `pip install "directdet[timm]"`. Channels and strides are those that timm reports.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from directdet.models.backbones.backbone import Backbone
 class TimmBackbone(Backbone):
     """forward(images [N, 3, H, W]) -> maps by name, finest first.
 
-    levels: the stride of each map, by name.
+    Args:
+        levels: the stride of each map, by name.
 
     Raises:
-        SettingError: timm knows no such network, or it has no map of one of these strides.
+        MissingLibraryError: timm is not installed.
+        SettingError: timm has no such network, or the network has no map of one of these strides.
     """
 
     def __init__(self, name: str, levels: dict[str, int]):
@@ -31,20 +33,22 @@ class TimmBackbone(Backbone):
             remedy = 'pip install "directdet[timm]"'
             raise MissingLibraryError(f"model.backbone: timm:{name} needs timm ({error}); {remedy}") from None
         if not timm.is_model(name):
-            hint = nearest(name, timm.list_models(), "; timm.list_models() names them")
+            hint = nearest(name, timm.list_models(), "; timm.list_models() lists them")
             raise SettingError(f"model.backbone: timm has no network {name!r}{hint}")
         try:
             known: Any = timm.create_model(name, features_only=True, pretrained=False).feature_info
-            strides, places = known.reduction(), list(known.out_indices)  # timm counts some from 1
-        except Exception as error:  # whatever a network without maps of several sizes makes timm raise
-            raise SettingError(f"model.backbone: timm:{name} gives no feature maps ({error}); choose another") from None
+            strides, places = known.reduction(), list(known.out_indices)  # out_indices start at 1 in some networks
+        except Exception as error:  # depends on the network, if it has no maps of several sizes
+            raise SettingError(
+                f"model.backbone: timm:{name} does not return feature maps ({error}); choose another"
+            ) from None
         missing = [stride for stride in levels.values() if stride not in strides]
         if missing:
             raise SettingError(
                 f"model.backbone: timm:{name} has maps of strides {', '.join(map(str, strides))}, none of stride "
                 f"{missing[0]}, which this detector needs; choose another"
             )
-        # Of several maps of one stride the last has seen most.
+        # Of several maps with the same stride, the last has passed through the most layers.
         wanted = [places[len(strides) - 1 - strides[::-1].index(stride)] for stride in levels.values()]
         self.body = timm.create_model(name, features_only=True, pretrained=False, out_indices=wanted)
         info: Any = self.body.feature_info
@@ -57,9 +61,9 @@ class TimmBackbone(Backbone):
 
 
 def split_activations(module: nn.Module) -> None:
-    """Turn timm's batch normalisations with an activation inside into one after the other, in place.
+    """Replace timm's combined norm-and-activation layers by a plain norm followed by the activation, in place.
 
-    Fixed, synchronised and folded normalisation work on plain ones.
+    Fixing, synchronising and folding batch normalisation work on plain BatchNorm2d modules.
     """
     for name, child in list(module.named_children()):
         activation = getattr(child, "act", None)
@@ -72,9 +76,9 @@ def split_activations(module: nn.Module) -> None:
 
 
 def timm_backbone(name: str, levels: dict[str, int], width: int | None = None, norm: str = "bn") -> TimmBackbone:
-    """timm's network `name`; see TimmBackbone. SettingError for a width or another normalisation than its own."""
+    """timm's network `name`; see TimmBackbone. Raises SettingError for any `width` and for a `norm` other than "bn"."""
     if width is not None:
-        raise SettingError(f"model.width: timm:{name} comes in its own width only; leave it out")
+        raise SettingError(f"model.width: timm:{name} has a fixed width; leave this setting out")
     if norm != "bn":
-        raise SettingError(f"model.norm: timm:{name} keeps the normalisation it is made with; leave norm at bn")
+        raise SettingError(f"model.norm: timm:{name} has its own normalisation; leave norm at bn")
     return TimmBackbone(name, levels)

@@ -1,20 +1,21 @@
-"""VGG-16: the truncated one of SSD, whose fully connected layers are convolutions, and the one of Faster R-CNN."""
+"""VGG-16: SSD's truncated version, with fully connected layers turned into convolutions, and Faster R-CNN's."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from directdet.models.backbones.backbone import Backbone
-from directdet.models.parts.layers import NORMS, PUBLISHED_WIDTH, ConvNorm, Norm, start_xavier
+from directdet.models.parts.layers import NORMS, PUBLISHED_WIDTH, ConvNorm, Norm, init_xavier, max_pool_2x2
 
 NORM_STATE = ("weight", "bias", "running_mean", "running_var")
-GROUPS = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))  # channels in stems, and convolutions, of conv1 to conv5
+# conv1 to conv5: channels as a multiple of the stem's, number of convolutions
+GROUPS = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
 
 
 class VGGConvolutions(Backbone):
-    """The 13 convolutions conv1_1 to conv5_3; W, `width`, is the stem's channels.
+    """The 13 convolutions conv1_1 to conv5_3; `width` (W) is the number of channels of the stem.
 
-    With a normalisation every one of them has it ("BN in the backbone": ScratchDet, section 3.1), without one a bias.
+    Each has a normalisation ("BN in the backbone": ScratchDet, section 3.1) or, if `norm` is None, a bias.
     """
 
     conv1: nn.Sequential
@@ -35,17 +36,17 @@ class VGGConvolutions(Backbone):
             setattr(self, f"conv{number}", nn.Sequential(*convs))
 
     def conv4_and_5(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [N, 3, H, W] -> conv4_3 [N, 8W, H/8, W/8] and conv5_3 [N, 8W, H/16, W/16]; maps round up."""
+        """Images [N, 3, H, W] -> conv4_3 [N, 8W, H/8, W/8] and conv5_3 [N, 8W, H/16, W/16]; sizes round up."""
         x = self.conv1(images)
         for group in (self.conv2, self.conv3, self.conv4):
-            x = group(_halved(x))
-        return x, self.conv5(_halved(x))
+            x = group(max_pool_2x2(x))
+        return x, self.conv5(max_pool_2x2(x))
 
     def from_torchvision(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The state of torchvision's vgg16, or vgg16_bn for a network with batch normalisation, by the names used here.
+        """Convert the state of torchvision's vgg16, or of vgg16_bn if this network has batch normalisation.
 
-        Biases that batch normalisation makes superfluous go into the running means. Empty if `state` is of another
-        network.
+        Biases made redundant by batch normalisation are folded into the running means. Returns an empty dictionary if
+        `state` belongs to another network.
         """
         convs = [name for name, value in state.items() if name.startswith("features.") and value.dim() == 4]
         layers = [f"conv{number}.{i}" for number in range(1, 6) for i in range(len(self._group(number)))]
@@ -67,20 +68,20 @@ class VGGConvolutions(Backbone):
         return getattr(self, f"conv{number}")
 
     def stages(self) -> list[list[nn.Module]]:
-        """The modules of stage 0 (conv1), 1 (conv2), ..., 4 (conv5), for freezing the first n stages."""
+        """The modules of stage 0 (conv1), 1 (conv2), ..., 4 (conv5), used to freeze the first n stages."""
         return [[self._group(number + 1)] for number in range(len(GROUPS))]
 
 
 class VGGConv5(VGGConvolutions):
-    """A backbone of one map: forward(images [N, 3, H, W]) -> {"c4": conv5_3 [N, 8W, H/16, W/16]}.
+    """A single-map backbone: forward(images [N, 3, H, W]) -> {"c4": conv5_3 [N, 8W, H/16, W/16]}.
 
-    The map's name is that of its stride. Convolutions start as ScratchDet's (section 4.1: Xavier's initialisation).
+    The map is named after its stride, 2^4. Weights use Xavier initialisation (ScratchDet, section 4.1).
     """
 
     def __init__(self, width: int = PUBLISHED_WIDTH, norm: Norm | None = nn.BatchNorm2d):
         super().__init__(width, norm)
         self.channels, self.strides = {"c4": 8 * width}, {"c4": 16}
-        start_xavier(self)
+        init_xavier(self)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return {"c4": self.conv4_and_5(images)[1]}
@@ -89,8 +90,8 @@ class VGGConv5(VGGConvolutions):
 class VGG(VGGConvolutions):
     """A backbone: forward(images [N, 3, S, S]) -> {"s8": conv4_3 [N, 8W, S/8, S/8], "s16": fc7 [N, 16W, S/16, S/16]}.
 
-    Maps round up (300: 38 and 19). The convolutions come in the order of torchvision's ssd300_vgg16: conv1_1 to
-    conv5_3, fc6 (3x3 with holes, dilation 6), fc7. `channels` and `strides` tell each map's.
+    Sizes round up (300: 38 and 19). The convolutions are in the order of torchvision's ssd300_vgg16: conv1_1 to
+    conv5_3, fc6 (3x3, dilation 6), fc7.
     """
 
     def __init__(self, width: int = PUBLISHED_WIDTH, norm: Norm | None = nn.BatchNorm2d):
@@ -107,8 +108,12 @@ class VGG(VGGConvolutions):
         return {"s8": fine, "s16": self.fc7(self.fc6(x))}
 
     def from_torchvision(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """As above; and fc6 and fc7 are every fourth output and every third row and column of the classifier's first
-        layers, as in the original SSD. Their normalisations, which ImageNet's network has not, start at 0 and 1."""
+        """As VGGConvolutions.from_torchvision, and fc6 and fc7 are subsampled from the classifier's first two layers.
+
+        As in the original SSD, they take every fourth output (and fc7 every fourth input), and fc6 every third row and
+        column. Their normalisations, which the ImageNet network does not have, start with mean 0, variance 1 and scale
+        1, and the classifier's biases as shifts.
+        """
         found = super().from_torchvision(state)
         if not found or "classifier.0.weight" not in state:
             return {}
@@ -126,12 +131,8 @@ class VGG(VGGConvolutions):
         return found
 
     def stages(self) -> list[list[nn.Module]]:
-        """The modules of stage 0 (conv1), 1 (conv2), ..., 5 (fc6 and fc7), for freezing the first n stages."""
+        """The modules of stage 0 (conv1), 1 (conv2), ..., 5 (fc6 and fc7), used to freeze the first n stages."""
         return [*super().stages(), [self.fc6, self.fc7]]
-
-
-def _halved(x: Tensor) -> Tensor:
-    return F.max_pool2d(x, 2, ceil_mode=True)
 
 
 def vgg16(width: int | None = None, norm: str = "bn") -> VGG:

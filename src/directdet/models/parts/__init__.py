@@ -1,1 +1,1 @@
-"""What several detectors are made of: boxes, anchors, normalisation, pooling, matching, NMS."""
+"""Building blocks shared by the detectors: boxes, anchors, normalisation, pooling, matching, NMS."""

@@ -1,4 +1,4 @@
-"""Anchors of a feature pyramid."""
+"""Anchor boxes of a feature pyramid."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,9 @@ from torch import Tensor
 def level_anchors(height: int, width: int, stride: int, shapes: Tensor) -> Tensor:
     """Anchors [height * width * A, 4] of one level, in pixels, ordered by row, column, shape.
 
-    shapes [A, 2]: (scale, ratio) of each. An anchor has the area (scale * stride)^2 and is centred on a corner of its
-    cell, with height / width = ratio (mmdet's anchors, which the paper used; torchvision rounds their sides to whole
-    pixels).
+    shapes [A, 2]: the (scale, ratio) of each anchor. An anchor has area (scale * stride)^2 and height / width = ratio,
+    and is centred on the top left corner of its cell (mmdet's anchors, which the paper used; torchvision rounds their
+    sides to whole pixels).
     """
     scale, root, device = shapes[:, 0], shapes[:, 1].sqrt(), shapes.device
     half_height, half_width = 0.5 * scale * stride * root, 0.5 * scale * stride / root
@@ -22,5 +22,5 @@ def level_anchors(height: int, width: int, stride: int, shapes: Tensor) -> Tenso
 
 
 def anchor_shapes(scales: tuple[float, ...], ratios: tuple[float, ...]) -> Tensor:
-    """(scale, ratio) of every anchor of a cell, [ratios * scales, 2]: all scales of one ratio, then of the next."""
+    """(scale, ratio) of each anchor of a cell, [ratios * scales, 2]: all scales of one ratio, then of the next."""
     return torch.tensor([(scale, ratio) for ratio in ratios for scale in scales])

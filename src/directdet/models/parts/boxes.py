@@ -1,6 +1,6 @@
-"""Box arithmetic with static shapes: coding, IoU, gathering and exact greedy NMS as a fixed point.
+"""Box operations with static shapes: encoding, IoU, gathering, and exact greedy NMS as a fixed point.
 
-Boxes are xyxy, float32, in pixels. Nothing here filters by boolean index or asks the host: what is invalid is masked.
+Boxes are xyxy, float32, in pixels. Nothing here uses boolean indexing or waits for the host: invalid rows are masked.
 """
 
 import math
@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Largest log-scale a regression may ask for; keeps exp() finite (torchvision and mmdet use the same bound).
+# Upper bound of predicted log scales, which keeps exp() finite (torchvision and mmdet use the same bound).
 LOG_SCALE_CLIP = math.log(1000.0 / 16)
-# Sweeps of the NMS fixed point. Chains of suppression are at most 16 long on pictures, but longer where all scores tie,
-# as on a blank one. Blocks shorten them, and they serve training, where a box too many does no harm.
+# Iterations of the NMS fixed point. Suppression chains are at most 16 long on real images, but longer if all scores are
+# tied, as on a blank image. Blocks shorten the chains, and are used in training only, where an extra box does no harm.
 NMS_SWEEPS, BLOCK_SWEEPS = 32, 16
 
 
@@ -24,7 +24,7 @@ def take(values: Tensor, index: Tensor) -> Tensor:
 
 
 def encode_boxes(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
-    """Deltas [..., 4] that move `anchors` onto `boxes` (both [..., 4]). Degenerate boxes give finite deltas."""
+    """Deltas [..., 4] that turn `anchors` into `boxes` (both [..., 4]); finite for degenerate boxes as well."""
     width, height = _sides(anchors)
     box_width, box_height = _sides(boxes)
     width, height = width.clamp(min=1e-3), height.clamp(min=1e-3)
@@ -36,7 +36,7 @@ def encode_boxes(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, fl
 
 
 def decode_boxes(deltas: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
-    """Boxes [..., 4] that `deltas` make of `anchors`; the inverse of encode_boxes."""
+    """Apply `deltas` to `anchors` (both [..., 4]) -> boxes [..., 4]; the inverse of encode_boxes."""
     width, height = _sides(anchors)
     cx = anchors[..., 0] + 0.5 * width + deltas[..., 0] / weights[0] * width
     cy = anchors[..., 1] + 0.5 * height + deltas[..., 1] / weights[1] * height
@@ -56,7 +56,7 @@ def clip_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
 
 
 def is_larger_than(boxes: Tensor, side: float) -> Tensor:
-    """Mask [...] of the boxes [..., 4] whose two sides are at least `side` pixels."""
+    """Whether both sides of each box [..., 4] are at least `side` pixels -> [...]."""
     width, height = _sides(boxes)
     return (width >= side) & (height >= side)
 
@@ -68,7 +68,7 @@ def areas(boxes: Tensor) -> Tensor:
 
 
 def pairwise_intersection(a: Tensor, b: Tensor) -> Tensor:
-    """Pairwise areas [B, N, M] that a [B, N, 4] and b [B, M, 4] share."""
+    """Pairwise intersection areas [B, N, M] of a [B, N, 4] and b [B, M, 4]."""
     # One coordinate at a time: a [B, N, M, 2] intermediate would cost twice the memory traffic.
     width = torch.minimum(a[:, :, None, 2], b[:, None, :, 2]) - torch.maximum(a[:, :, None, 0], b[:, None, :, 0])
     height = torch.minimum(a[:, :, None, 3], b[:, None, :, 3]) - torch.maximum(a[:, :, None, 1], b[:, None, :, 1])
@@ -76,7 +76,7 @@ def pairwise_intersection(a: Tensor, b: Tensor) -> Tensor:
 
 
 def intersection_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Pairwise areas of a [B, N, 4] and b [B, M, 4] -> two [B, N, M]."""
+    """Pairwise intersection and union areas of a [B, N, 4] and b [B, M, 4] -> two [B, N, M]."""
     intersection = pairwise_intersection(a, b)
     return intersection, areas(a)[:, :, None] + areas(b)[:, None, :] - intersection
 
@@ -90,13 +90,18 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
 def nms_mask(
     boxes: Tensor, valid: Tensor, threshold: float, labels: Tensor | None = None, block: int | None = None
 ) -> Tensor:
-    """Greedy NMS with static shapes: the mask [B, N] of boxes that survive.
+    """Greedy NMS with static shapes: the mask [B, N] of the boxes that are kept.
 
-    `boxes` [B, N, 4] are sorted by falling score; `valid` [B, N] excludes padding; boxes of different `labels` [B, N]
-    do not suppress each other. Greedy NMS is the only fixed point of "I stay if no box before me that stays covers
-    me", and sweeping from "all stay" reaches it in as many sweeps as the longest chain of suppression has links.
-    With `block`, boxes are settled block after block: each earlier block is compared once and sweeps are needed only
-    inside a block, which is cheaper for many boxes (training) but makes a longer graph (so not for export).
+    Greedy NMS is the only fixed point of the rule "a box is kept unless an earlier kept box overlaps it". Starting with
+    all boxes kept, applying the rule repeatedly reaches it in as many steps as the longest suppression chain has links.
+
+    Args:
+        boxes: [B, N, 4], sorted by descending score.
+        valid: [B, N], False for padding.
+        threshold: IoU above which a box suppresses a later one.
+        labels: [B, N]; boxes with different labels do not suppress each other. None: all have the same label.
+        block: process the boxes in blocks of this size: earlier blocks are compared once, and only boxes within a block
+            are iterated over. Cheaper for many boxes (training), but a larger graph (so not for export).
     """
     count = boxes.shape[1]
     sweeps = BLOCK_SWEEPS if block else NMS_SWEEPS
@@ -108,8 +113,9 @@ def nms_mask(
         alive = valid[:, None, start:stop].to(boxes.dtype)  # [B, 1, stop - start]
         if start:
             alive = torch.relu(alive - torch.matmul(torch.cat(kept, 2), covers[:, :start]))
-        # A box stays if relu(alive - how many cover it) is 1. With a 1 behind the boxes and `alive` below their matrix
-        # a sweep is one product with a ReLU, which OpenVINO runs three times as fast as a product and a subtraction.
+        # A box is kept if relu(alive - number of kept boxes that cover it) is 1. With a 1 appended to the state and
+        # `alive` to the matrix, a sweep is one product and a ReLU, three times as fast in OpenVINO as with a
+        # subtraction.
         state = F.pad(alive, (0, 1), value=1.0)
         sweep = torch.cat([F.pad(-covers[:, start:], (0, 1)), state], 1)
         for _ in range(min(sweeps, stop - start - 1)):
@@ -119,10 +125,10 @@ def nms_mask(
 
 
 def _covers(boxes: Tensor, labels: Tensor | None, start: int, stop: int, threshold: float) -> Tensor:
-    """1.0 where box j of [0, stop) would suppress the later box i of [start, stop) -> [B, stop, stop - start]."""
+    """[B, stop, stop - start], 1.0 where box j of [0, stop) would suppress the later box i of [start, stop)."""
     rows, columns = boxes[:, :stop], boxes[:, start:stop]
     intersection, union = intersection_and_union(rows, columns)
-    covers = intersection > threshold * union  # without a division an empty box covers nothing, and gives no NaN
+    covers = intersection > threshold * union  # no division: an empty box covers nothing instead of giving NaN
     if labels is not None:
         covers = covers & (labels[:, :stop, None] == labels[:, None, start:stop])
     position = torch.arange(stop, device=boxes.device)
@@ -131,5 +137,5 @@ def _covers(boxes: Tensor, labels: Tensor | None, start: int, stop: int, thresho
 
 
 def box_loss(deltas: Tensor, targets: Tensor, beta: float) -> Tensor:
-    """Smooth L1 summed over the four coordinates, [..., 4] -> [...]; beta 0 is plain L1 (the papers' mmdet setting)."""
+    """Smooth L1 loss summed over the four coordinates, [..., 4] -> [...]; beta 0 is L1 (as in the papers' mmdet)."""
     return F.smooth_l1_loss(deltas, targets, reduction="none", beta=beta).sum(-1)

@@ -1,8 +1,7 @@
-"""Batch normalisation folded away for export: into the convolution before it, or where there is none, to one product
-and one sum.
+"""Folding batch normalisation for export: into the preceding convolution or, if there is none, into a scale and shift.
 
-Which normalisation follows which convolution is seen by running the network once, whatever it is made of: no list of
-names has to be kept with it.
+The network is run once to see which normalisation follows which convolution. This works for any network and needs no
+list of layer names.
 """
 
 from __future__ import annotations
@@ -21,48 +20,48 @@ from directdet.models.parts.norm import statistics
 
 @dataclass(frozen=True)
 class Folding:
-    """What folding did: normalisations folded into a convolution, and the names of those that had none before them."""
+    """Result of folding: how many normalisations went into a convolution, and the names of those that could not."""
 
     folded: int
-    left: tuple[str, ...]
+    unfolded: tuple[str, ...]
 
 
-class _Watch(TorchFunctionMode):
-    """Notes which convolution made which tensor, how often each tensor is used, and what is normalised."""
+class _Recorder(TorchFunctionMode):
+    """Records which convolution computed which tensor, how often each tensor is used, and what is normalised."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.made_by: dict[int, Tensor] = {}  # id of an output -> the convolution's weight
-        self.normalised: list[tuple[Tensor, Tensor]] = []  # input, the normalisation's running mean
-        self.uses: dict[int, int] = {}
-        self.weights: dict[int, int] = {}  # id of a weight -> convolutions that it is used in
-        self.alive: list[Any] = []  # ids are unique only among what lives
+        self.conv_weights: dict[int, Tensor] = {}  # id of a convolution's output -> its weight
+        self.normalised: list[tuple[Tensor, Tensor]] = []  # (input, running mean) of each normalisation
+        self.uses: dict[int, int] = {}  # id of a tensor -> number of operations that use it
+        self.weight_uses: dict[int, int] = {}  # id of a weight -> number of convolutions that use it
+        self.alive: list[Any] = []  # keeps every tensor alive: ids are unique only among living objects
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         named = dict(kwargs or {})
         result = function(*args, **named)
-        if _only_asks(function):
+        if _is_query(function):
             return result
         for tensor in _tensors((args, named)):
             self.uses[id(tensor)] = self.uses.get(id(tensor), 0) + 1
         if function is torch.conv2d:
             weight = named["weight"] if "weight" in named else args[1]
-            self.weights[id(weight)] = self.weights.get(id(weight), 0) + 1
-            self.made_by[id(result)] = weight
+            self.weight_uses[id(weight)] = self.weight_uses.get(id(weight), 0) + 1
+            self.conv_weights[id(result)] = weight
         elif function is F.batch_norm:
-            given = named["input"] if "input" in named else args[0]
-            self.normalised.append((given, named["running_mean"] if "running_mean" in named else args[1]))
+            x = named["input"] if "input" in named else args[0]
+            self.normalised.append((x, named["running_mean"] if "running_mean" in named else args[1]))
         self.alive += [args, named, result]
         return result
 
 
-_VIEWS = {"T", "mT", "H", "mH", "real", "imag", "data"}  # attributes that are tensors again
+_VIEWS = {"T", "mT", "H", "mH", "real", "imag", "data"}  # attributes that return tensors
 
 
-def _only_asks(function: Callable[..., Any]) -> bool:
-    """Whether a function asks a tensor for its shape or kind, and computes nothing with it."""
+def _is_query(function: Callable[..., Any]) -> bool:
+    """Whether a function only reads the shape or type of a tensor and computes nothing from its values."""
     if function in (Tensor.dim, Tensor.size, Tensor.numel, Tensor.stride, Tensor.is_floating_point, Tensor.__len__):
         return True
     attribute = getattr(function, "__self__", None) if getattr(function, "__name__", "") == "__get__" else None
@@ -74,34 +73,39 @@ def _tensors(value: Any) -> list[Tensor]:
         return [value]
     if isinstance(value, Mapping):
         return _tensors(list(value.values()))
-    return [tensor for one in value for tensor in _tensors(one)] if isinstance(value, list | tuple) else []
+    return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, list | tuple) else []
 
 
 @torch.no_grad()
 def conv_norm_pairs(network: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Every convolution of `network` with the batch normalisation that alone sees what it gives, in running order.
+    """Pairs of a convolution and the batch normalisation that is the only user of its output, in order of execution.
 
-    network: in evaluation mode; run once on `images`, as it takes them. A convolution that is used at several places,
-    or whose output something else needs too, is in no pair.
+    A convolution that is used several times, or whose output is also used elsewhere, is not in any pair.
+
+    Args:
+        network: in evaluation mode.
+        images: an input of the network, which is run on it once.
     """
     kinds = [(m, type(m)) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     convs = {id(m.weight): m for m in network.modules() if isinstance(m, nn.Conv2d)}
     norms = {id(m.running_mean): m for m in network.modules() if isinstance(m, nn.BatchNorm2d)}
     for norm, _ in kinds:
-        norm.__class__ = nn.BatchNorm2d  # fixed ones are folded as they run, and would not be seen
+        norm.__class__ = nn.BatchNorm2d  # FixedBatchNorm2d folds itself while running and would be missed
     try:
-        with _Watch() as watch:
-            watch.alive.append(outputs := network(images))
+        with _Recorder() as recorder:
+            recorder.alive.append(outputs := network(images))
     finally:
         for norm, kind in kinds:
             norm.__class__ = kind
     for tensor in _tensors(outputs if isinstance(outputs, Mapping | list | tuple) else (outputs,)):
-        watch.uses[id(tensor)] = watch.uses.get(id(tensor), 0) + 1
-    times = [id(mean) for _, mean in watch.normalised]
+        recorder.uses[id(tensor)] = recorder.uses.get(id(tensor), 0) + 1
+    norm_uses = [id(mean) for _, mean in recorder.normalised]
     pairs = []
-    for given, mean in watch.normalised:
-        weight = watch.made_by.get(id(given))
-        if weight is None or watch.uses[id(given)] > 1 or watch.weights[id(weight)] > 1 or times.count(id(mean)) > 1:
+    for x, mean in recorder.normalised:
+        weight = recorder.conv_weights.get(id(x))
+        if weight is None or recorder.uses[id(x)] > 1:
+            continue
+        if recorder.weight_uses[id(weight)] > 1 or norm_uses.count(id(mean)) > 1:
             continue
         if id(weight) in convs and id(mean) in norms:
             pairs.append((convs[id(weight)], norms[id(mean)]))
@@ -109,27 +113,27 @@ def conv_norm_pairs(network: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d,
 
 
 def fold_batch_norm(network: nn.Module, pairs: Sequence[tuple[nn.Conv2d, nn.BatchNorm2d]]) -> Folding:
-    """Fold the normalisations of `pairs`, as conv_norm_pairs gives them, into their convolutions, in place.
+    """Fold the normalisations of `pairs`, found by conv_norm_pairs, into their convolutions, in place.
 
-    What other batch normalisations there are becomes a ScaleShift. The arithmetic is done in float64, so that folding
-    costs one rounding of each weight.
+    All other batch normalisations are replaced by a ScaleShift. The arithmetic is done in float64, so folding rounds
+    each weight only once.
     """
     for conv, norm in pairs:
         _fold(conv, norm)
     folded = {id(norm) for _, norm in pairs}
-    left = []
+    unfolded = []
     for owner_name, owner in list(network.named_modules()):
         for name, child in list(owner.named_children()):
             if id(child) in folded:
                 setattr(owner, name, nn.Identity())
             elif isinstance(child, nn.BatchNorm2d):
                 setattr(owner, name, ScaleShift(child))
-                left.append(f"{owner_name}.{name}".lstrip("."))
-    return Folding(len(pairs), tuple(left))
+                unfolded.append(f"{owner_name}.{name}".lstrip("."))
+    return Folding(len(pairs), tuple(unfolded))
 
 
 class ScaleShift(nn.Module):
-    """A batch normalisation with fixed statistics as y = scale * x + shift, in float32: [N, C, H, W] -> the same."""
+    """Batch normalisation with fixed statistics, y = scale * x + shift in float32: [N, C, H, W] -> [N, C, H, W]."""
 
     def __init__(self, norm: nn.BatchNorm2d):
         super().__init__()

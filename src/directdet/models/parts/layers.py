@@ -1,4 +1,4 @@
-"""The pieces that single-shot detectors are made of: a convolution with its normalisation, and how they start."""
+"""Layers of single-shot detectors: a convolution with its normalisation, L2 normalisation, and initialisation."""
 
 import math
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from directdet.models.parts.norm import GROUPS, conv_norm
 
 Norm = Callable[[int], nn.Module]
-PUBLISHED_WIDTH = 64  # channels of the stem of every backbone that SSD was published with
+PUBLISHED_WIDTH = 64  # stem channels of every backbone that SSD was published with
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """norm.group_norm, but with two channels a group at least: a single cell's own mean leaves nothing of it."""
+    """norm.group_norm with at least two channels per group: on a 1x1 map, a single channel always becomes 0."""
     groups = math.gcd(GROUPS, channels)
     return nn.GroupNorm(max(groups // 2, 1) if groups == channels else groups, channels)
 
@@ -23,15 +23,16 @@ NORMS: dict[str, Norm | None] = {"bn": nn.BatchNorm2d, "gn": group_norm, "none":
 
 
 def scaled(channels: int, width: int | None) -> int:
-    """`channels` of a published layer in a network whose stem has `width` channels (None: the published ones)."""
+    """Scale `channels` of a published layer to a network whose stem has `width` channels (None: the published 64)."""
     return max(channels * (width or PUBLISHED_WIDTH) // PUBLISHED_WIDTH, 1)
 
 
 class ConvNorm(nn.Module):
-    """`conv`, `norm` and a ReLU: [N, C, H, W] -> [N, C', H', W'].
+    """Convolution, normalisation and ReLU: [N, C, H, W] -> [N, C', H', W'].
 
-    norm: makes the normalisation of so many channels, or None: then the convolution has a bias instead. Without
-    `padding` it is padded so that stride 1 keeps the map's size.
+    Args:
+        norm: builds the normalisation for a number of channels. None: no normalisation; the convolution has a bias.
+        padding: None: the padding that keeps the size of the map at stride 1.
     """
 
     def __init__(
@@ -58,36 +59,43 @@ class ConvNorm(nn.Module):
 
 
 class ExtraLayers(nn.Module):
-    """The layers that make SSD's coarser maps: forward(coarsest backbone map [N, C, H, W]) -> maps, finest first.
+    """The layers that compute SSD's coarser maps: forward(coarsest backbone map [N, C, H, W]) -> maps, finest first.
 
-    channels: of each map.
+    Attributes:
+        channels: number of channels of each map.
     """
 
     channels: list[int]
 
     def map_sizes(self, size: int) -> list[int]:
-        """Side of every map for an input of side `size`; below 1 where the input is too small."""
+        """Side of each map for an input of side `size`; below 1 if the input is too small."""
         raise NotImplementedError
 
 
 class L2Norm(nn.Module):
-    """Every cell's vector of channels to length 1, times a learned scale of each channel (ParseNet; SSD, section 3.1).
+    """Scales each cell's channel vector to length 1, then each channel by a learned factor.
 
-    SSD evens out conv4_3 with it, whose values are larger than those of the other maps where nothing is normalised.
+    Introduced by ParseNet. SSD (section 3.1) applies it to conv4_3, whose values are larger than those of the other
+    maps in a network without normalisation.
     """
 
-    def __init__(self, channels: int, start: float = 20.0):
+    def __init__(self, channels: int, initial_scale: float = 20.0):
         super().__init__()
-        self.scale = nn.Parameter(torch.full((channels,), start))
+        self.scale = nn.Parameter(torch.full((channels,), initial_scale))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scale[:, None, None] * F.normalize(x.float())  # squares of half numbers overflow
+        return self.scale[:, None, None] * F.normalize(x.float())  # squares overflow in float16
 
 
-def start_xavier(module: nn.Module) -> None:
-    """Xavier's uniform initialisation of all convolutions, biases 0 (ScratchDet, section 4.1).
+def max_pool_2x2(x: Tensor) -> Tensor:
+    """2x2 max-pool with stride 2, sizes rounded up: [N, C, H, W] -> [N, C, H/2, W/2]."""
+    return F.max_pool2d(x, 2, ceil_mode=True)
 
-    Glorot's own, over both fans, as torchvision's SSD has it; Caffe's filler of that name counts the inputs alone.
+
+def init_xavier(module: nn.Module) -> None:
+    """Xavier uniform initialisation of all convolutions, biases 0 (ScratchDet, section 4.1).
+
+    Uses fan-in and fan-out, as in Glorot's paper and torchvision's SSD; Caffe's "xavier" filler uses fan-in only.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):

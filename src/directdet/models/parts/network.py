@@ -1,4 +1,4 @@
-"""What every detector's network provides besides its arithmetic: what training and export ask of it."""
+"""The interface of a detector's network: the forward pass, and what training and export need to know about it."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from directdet.models.backbones.backbone import Backbone
 
 
 class Network(nn.Module):
-    """A detector's network: forward(images [N, 3, H, W], normalised) gives raw maps.
+    """A detector's network: forward(images [N, 3, H, W], normalised) returns raw maps.
 
     Attributes:
-        config: the dataclass that it was made from.
-        backbone: its first part.
-        fewest_live_images: how many images a batch needs while batch normalisation is live: 2 where a map is one cell.
+        config: the dataclass it was built from.
+        backbone: its backbone.
+        fewest_live_images: smallest batch size for training with live batch normalisation: 2 if a map is a single cell.
     """
 
     config: Any
@@ -21,22 +21,22 @@ class Network(nn.Module):
     fewest_live_images = 1
 
     def parts(self) -> dict[str, tuple[str, ...]]:
-        """The names of the children that make up each part that can be loaded alone (see recipes.recipe.PARTS).
+        """The child modules of each part whose weights can be loaded separately (see recipes.recipe.PARTS).
 
-        A child that is named nowhere belongs to "box", the head.
+        Children that are not listed belong to "box", the box head.
         """
         return {"backbone": ("backbone",)}
 
     def class_layers(self) -> tuple[str, ...]:
-        """Names of the layers that have outputs for each class: their weights are worth nothing for other classes."""
+        """Names of the layers with one output per class; their weights are useless for a different set of classes."""
         return ()
 
     def input_size(self) -> tuple[int, int] | None:
-        """The only (height, width) of images that it takes; None for any multiples of 32."""
+        """The only input size (height, width) that the network accepts; None: any multiples of 32."""
         return None
 
     def check_size(self, size: tuple[int, int]) -> None:
-        """ValueError, saying what would do, unless the network takes images of `size` (height, width)."""
+        """Raise ValueError, stating the accepted sizes, unless the network accepts images of `size` (height, width)."""
         own = self.input_size()
         if own is not None and tuple(size) != own:
             name = type(self).__name__
@@ -45,10 +45,10 @@ class Network(nn.Module):
             raise ValueError(f"height and width must be multiples of 32, not {size[0]} and {size[1]}")
 
     def part_of(self, name: str) -> str:
-        """The part that a tensor of the network's state belongs to."""
+        """The part that a tensor of the state_dict belongs to, by name."""
         child = name.partition(".")[0]
         return next((part for part, children in self.parts().items() if child in children), "box")
 
     def is_of_classes(self, name: str) -> bool:
-        """Whether a tensor of the network's state is of a layer with outputs for each class."""
+        """Whether a tensor of the state_dict belongs to one of the class_layers(), by name."""
         return any(name.startswith(f"{layer}.") for layer in self.class_layers())

@@ -1,7 +1,7 @@
-"""Batch normalisation in the two phases: live while pre-training, fixed while fine-tuning, gone when exported.
+"""Batch normalisation in both phases: live in pre-training, fixed in fine-tuning, folded away for export.
 
-And what the paper compares it with: affine parameters that learn over fixed statistics, statistics of all processes
-(SyncBN), and group normalisation.
+Also the alternatives that the paper compares: trainable affine parameters with fixed statistics, statistics over all
+processes (SyncBN), and group normalisation.
 """
 
 import math
@@ -12,40 +12,40 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GROUPS = 32  # of group normalisation, in the Scratch (GN) baseline
+GROUPS = 32  # groups of the Scratch (GN) baseline
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups, or as many as divide a slimmer network's channels."""
+    """Group normalisation with 32 groups, or fewer (a common divisor) if 32 does not divide `channels`."""
     return nn.GroupNorm(math.gcd(GROUPS, channels), channels)
 
 
 def statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Running mean and variance; ValueError for a normalisation that keeps none."""
+    """Running mean and variance of a BatchNorm2d; ValueError if it does not track them."""
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("a BatchNorm2d without running statistics can be neither fixed nor folded")
     return norm.running_mean, norm.running_var
 
 
 class FixedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation whose statistics never change: "Fixed" in Table 2, or "affine" where gamma and beta learn.
+    """Batch normalisation with fixed statistics: "Fixed" in Table 2, or "affine" if gamma and beta are trained.
 
-    It stays in evaluation mode whatever train() is called with, and conv_norm() folds it into the convolution before
-    it as the network runs: no pass over the activations, none of them kept for the backward pass.
+    It stays in evaluation mode regardless of train(), and conv_norm() folds it into the preceding convolution in every
+    forward pass: no extra pass over the activations, and none of them stored for the backward pass.
     """
 
     def train(self, mode: bool = True) -> "FixedBatchNorm2d":
         return super().train(False)
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """y = scale * x + shift, per channel [C]."""
+        """The scale and shift [C] of y = scale * x + shift."""
         mean, variance = statistics(self)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return scale, self.bias - mean * scale
 
 
 def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
-    """Convolution, then normalisation; one convolution where the normalisation is fixed."""
+    """Convolution followed by normalisation, computed as a single convolution if the normalisation is fixed."""
     if not isinstance(norm, FixedBatchNorm2d):
         return norm(conv(x))
     scale, shift = norm.scale_and_shift()
@@ -55,7 +55,7 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum of a tensor over all processes, and backward that of its gradients."""
+    """Sums a tensor over all processes, and its gradients in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation over the batches of all processes. torch's own runs on GPUs only; this runs on both."""
+    """Batch normalisation over the batches of all processes. Unlike torch's SyncBatchNorm it also runs on CPUs."""
 
     def forward(self, input: Tensor) -> Tensor:
         x = input
@@ -80,15 +80,15 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         values = x.float()
         variance, mean = torch.var_mean(values, (0, 2, 3), correction=0)
         count = torch.full((1,), values.numel() / values.shape[1], device=x.device)
-        # One message: a table to which each process adds its row. Sums of squares would do with less, but the square of
-        # a large mean can only be subtracted from them at the cost of the variance's digits.
-        mine = torch.arange(dist.get_world_size(), device=x.device) == dist.get_rank()
-        table = _SumOverProcesses.apply(mine[:, None] * torch.cat([mean, variance, count]))
+        # A single all-reduce of a table in which each process fills its own row. Sums of squares would need less data,
+        # but subtracting the square of a large mean from them would lose digits of the variance.
+        own_row = torch.arange(dist.get_world_size(), device=x.device) == dist.get_rank()
+        table = _SumOverProcesses.apply(own_row[:, None] * torch.cat([mean, variance, count]))
         means, variances = table[:, :-1].unflatten(1, (2, -1)).unbind(1)  # [processes, C] each
         count = table[:, -1].sum()
-        share = table[:, -1:] / count
-        mean = (share * means).sum(0)
-        variance = (share * (variances + (means - mean).square())).sum(0)
+        weight = table[:, -1:] / count
+        mean = (weight * means).sum(0)
+        variance = (weight * (variances + (means - mean).square())).sum(0)
         with torch.no_grad():
             running_mean, running_var = statistics(self)
             momentum = 0.1 if self.momentum is None else self.momentum
@@ -102,7 +102,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def sync_batch_norm(model: nn.Module) -> int:
-    """Turn every live BatchNorm2d of `model` into a SyncBatchNorm2d, in place; returns how many there are."""
+    """Convert every live BatchNorm2d of `model` to SyncBatchNorm2d, in place; returns their number."""
     found = [m for m in model.modules() if type(m) is nn.BatchNorm2d]
     for module in found:
         module.__class__ = SyncBatchNorm2d
@@ -110,17 +110,17 @@ def sync_batch_norm(model: nn.Module) -> int:
 
 
 def fix_batch_norm(model: nn.Module, affine: bool = False) -> int:
-    """Turn every BatchNorm2d of `model` into a FixedBatchNorm2d, in place; returns how many there are.
+    """Convert every BatchNorm2d of `model` to FixedBatchNorm2d, in place; returns their number.
 
-    With `affine`, statistics are fixed and the affine parameters go on learning.
+    With `affine`, only the statistics are fixed and the affine parameters remain trainable.
     """
     count = 0
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            # The class is all that differs; the parameters and buffers stay the same objects.
+            # Only the class changes; the parameters and buffers remain the same objects.
             module.__class__ = FixedBatchNorm2d
             module.requires_grad_(affine)
-            # A gradient left from the phase before would still let the optimiser's decay and momentum move them.
+            # With a gradient left over from the previous phase, weight decay and momentum would still change them.
             for parameter in module.parameters():
                 parameter.grad = None
             module.eval()
@@ -129,7 +129,7 @@ def fix_batch_norm(model: nn.Module, affine: bool = False) -> int:
 
 
 def has_statistics(model: nn.Module) -> bool:
-    """Whether some BatchNorm2d has seen data: fresh ones hold mean 0 and variance 1 exactly."""
+    """Whether any BatchNorm2d has been trained: new ones have a mean of exactly 0 and a variance of exactly 1."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     found = [statistics(norm) for norm in norms]
     return any(bool((mean != 0).any()) or bool((variance != 1).any()) for mean, variance in found)

@@ -1,10 +1,14 @@
-"""The end that every deployed detector shares: candidates in, so many detections out.
+"""Post-processing shared by all deployed detectors: from candidates to a fixed number of detections.
 
-A deployed detector is a module for one input size, from normalised images [N, 3, H, W] to detections; evaluation while
-training runs this same module. Its operations have static shapes and need no plugin: no NonMaxSuppression, RoiAlign,
-NonZero, If or Loop. Its outputs are num [N, 1] int32 and, for K = config.detections (or fewer if there are not so many
-candidates), boxes [N, K, 4] in pixels of the canvas, scores [N, K], labels [N, K] int32 (0..C-1) and, with masks, masks
-[N, K, 28, 28], probabilities inside each box. Best first; rows from num on are zero.
+A deployed detector is a module for one input size that turns normalised images [N, 3, H, W] into detections; evaluation
+during training runs the same module. Its operations have static shapes and need no plugins: no NonMaxSuppression,
+RoiAlign, NonZero, If or Loop. With K = config.detections (or the number of candidates, if smaller), the outputs are
+
+    num [N, 1] int32: number of detections; later rows are zero
+    boxes [N, K, 4]: xyxy in pixels of the canvas, best detection first
+    scores [N, K]
+    labels [N, K] int32: 0..C-1
+    masks [N, K, 28, 28], if the detector has masks: probabilities inside each box
 """
 
 from typing import Protocol
@@ -19,7 +23,7 @@ OUTPUTS = ("num", "boxes", "scores", "labels", "masks")
 
 
 class HasThresholds(Protocol):
-    """The settings of every detector's configuration that decide about detections."""
+    """The part of every detector's configuration that post-processing uses."""
 
     @property
     def masks(self) -> bool: ...
@@ -35,14 +39,17 @@ class HasThresholds(Protocol):
 
 
 def output_names(config: HasThresholds) -> tuple[str, ...]:
-    """Names of what a deployed detector of this configuration returns, in order."""
+    """Names of the outputs of a deployed detector with this configuration, in order."""
     return OUTPUTS if config.masks else OUTPUTS[:-1]
 
 
-def choose(config: HasThresholds, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """NMS within each class: clipped boxes [N, M, 4], scores [N, M] and labels [N, M], best first, to the best K.
+def select_detections(
+    config: HasThresholds, boxes: Tensor, scores: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """NMS per class, then the best K = config.detections.
 
-    Rows that are not detections have score 0.
+    Clipped boxes [N, M, 4], scores [N, M] and labels [N, M], best first -> the same with K instead of M columns;
+    columns without a detection have score 0.
     """
     valid = (scores > config.score_threshold) & is_larger_than(boxes, MIN_SIDE)
     keep = nms_mask(boxes, valid, config.nms, labels)
@@ -52,18 +59,18 @@ def choose(config: HasThresholds, boxes: Tensor, scores: Tensor, labels: Tensor)
     return boxes, scores.clamp(min=0), torch.where(chosen, take(labels, index), 0)
 
 
-def packed(boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `choose` returned as num, boxes, scores, labels."""
+def pack_detections(boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The results of `select_detections` as the outputs num, boxes, scores and labels."""
     return (scores > 0).sum(1, keepdim=True, dtype=torch.int32), boxes, scores, labels.to(torch.int32)
 
 
 def best_pairs(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The best (anchor, class) pairs of logits [N, A, C]: their logits, anchors and classes [N, K], best first.
 
-    K is `count`, or A * C if there are no more pairs. Ranked by logit, not by probability: confident ones all round
-    to 1. The best `count` pairs lie within the `count` anchors of the best single pairs, so that two small top-k do
-    for a large one (80 classes at 800x1344: twelve million pairs). That also keeps the pairs' numbers where the
-    division is exact: exported, it is one of float32.
+    K is `count`, or A * C if there are fewer pairs. Pairs are ranked by logit, not by probability, because confident
+    probabilities all round to 1. The best `count` pairs belong to the `count` anchors with the highest maximum, so two
+    small top-k replace a large one (80 classes at 800x1344: twelve million pairs). This also keeps the pair indices
+    small enough for exact division, which is done in float32 in an exported graph.
     """
     anchors, classes = logits.shape[1:]
     _, index = torch.topk(logits.amax(-1), min(count, anchors), dim=1)

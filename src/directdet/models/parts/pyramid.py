@@ -1,4 +1,4 @@
-"""What every detector on a feature pyramid shares: its raw maps, and how its parts are built."""
+"""Raw maps and anchors, shared by the detectors with a feature pyramid."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,10 +12,15 @@ from directdet.models.parts.norm import group_norm
 
 
 class RawMaps(NamedTuple):
-    """What a network says of a batch before any choice is made. A is the number of anchors of all levels.
+    """The outputs of a network for a batch, before post-processing. A is the number of anchors over all levels.
 
-    features: the maps, finest first, [N, C, H, W] each; logits [N, A] of proposals, or [N, A, classes] of a one-stage
-    detector (SSD: background first); deltas [N, A, 4]; anchors [A, 4]; level_sizes: anchors of each level.
+    Attributes:
+        features: feature maps, finest first, each [N, C, H, W].
+        logits: [N, A] objectness of a two-stage detector, or [N, A, classes] of a one-stage one (SSD: background
+            first).
+        deltas: [N, A, 4].
+        anchors: [A, 4].
+        level_sizes: number of anchors of each level.
     """
 
     features: list[Tensor]
@@ -26,23 +31,23 @@ class RawMaps(NamedTuple):
 
 
 def flatten_map(values: Tensor, per_anchor: int) -> Tensor:
-    """[N, anchors * per_anchor, H, W] -> [N, H * W * anchors, per_anchor], float32, in the anchors' order."""
+    """[N, anchors * per_anchor, H, W] -> [N, H * W * anchors, per_anchor], float32, in the order of the anchors."""
     return values.permute(0, 2, 3, 1).reshape(values.shape[0], -1, per_anchor).float()
 
 
 def map_shapes(size: tuple[int, int], strides: list[int]) -> list[tuple[int, int]]:
-    """(height, width) of each level for an input of `size`, a multiple of 32: every level rounds up."""
+    """(height, width) of each level for an input of `size`, multiples of 32; sizes round up."""
     return [(-(-size[0] // stride), -(-size[1] // stride)) for stride in strides]
 
 
 class Anchored(Network):
-    """A network with anchors on every cell of its maps: `strides`, one of each map, and the buffer `anchor_shapes`."""
+    """A network with anchors at every cell of its maps, defined by `strides`, one per map, and `anchor_shapes`."""
 
     strides: list[int]
     anchor_shapes: Tensor
 
     def anchors(self, shapes: list[tuple[int, int]]) -> Tensor:
-        """Anchors [A, 4] of maps of the given (height, width), level after level."""
+        """Anchors [A, 4] of maps with the given (height, width), level by level."""
         per_level = [
             level_anchors(height, width, stride, self.anchor_shapes)
             for (height, width), stride in zip(shapes, self.strides, strict=True)
@@ -50,14 +55,14 @@ class Anchored(Network):
         return torch.cat(per_level)
 
     def level_sizes(self, shapes: list[tuple[int, int]]) -> list[int]:
-        """Anchors of each map."""
+        """Number of anchors of each map."""
         return [height * width * len(self.anchor_shapes) for height, width in shapes]
 
 
 class AnchoredDeploy(nn.Module):
-    """What the deployed forms of such networks share: anchors and limits of one input size.
+    """Base class of the deployed forms of `Anchored` networks: anchors and clipping limits for one input size.
 
-    `portable` is the form for export: operations that every runtime has, instead of the fastest in PyTorch.
+    With `portable`, the form for export, it uses operations available in every runtime instead of PyTorch's fastest.
     """
 
     model: Any
@@ -75,5 +80,5 @@ class AnchoredDeploy(nn.Module):
 
 
 def norm_layer(norm: str) -> Callable[[int], nn.Module] | None:
-    """The `norm_layer` argument of torchvision's necks and heads: nothing, or group normalisation (Scratch (GN))."""
+    """The `norm_layer` argument of torchvision's necks and heads: group normalisation for "gn", otherwise None."""
     return group_norm if norm == "gn" else None

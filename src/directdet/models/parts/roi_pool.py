@@ -1,12 +1,12 @@
-"""RoIAlign over a feature pyramid or a single map, static in shape, as a weighted sum of rows.
+"""RoIAlign over a feature pyramid or a single map, with static shapes, as a weighted sum of rows.
 
-It is torchvision's MultiScaleRoIAlign (aligned=False) with a fixed sampling ratio of 2; the papers' code used the
-adaptive ratio, which no static graph can express. RoIAlign is separable: along each axis a bin averages two samples,
-and each sample mixes two neighbouring cells. So a bin is a weighted sum of 16 rows of the pyramid, flattened to one row
-a cell: contiguous reads, no loop over levels, exact at the borders.
+It computes torchvision's MultiScaleRoIAlign (aligned=False) with a fixed sampling ratio of 2; the papers' code used the
+adaptive ratio, which a static graph cannot express. RoIAlign is separable: along each axis a bin averages two samples,
+and each sample interpolates between two neighbouring cells. So with the pyramid flattened to one row per cell, a bin is
+a weighted sum of 16 rows: contiguous reads, no loop over levels, exact at the borders.
 
-In PyTorch that sum is an EmbeddingBag, on a CPU ten times faster than torchvision's operator, whose backward pass is
-serial. Exported it is a Gather and a MatMul, which every runtime has and runs faster than GridSample.
+In PyTorch the sum is an EmbeddingBag, ten times faster on a CPU than torchvision's operator, whose backward pass is
+serial. In an exported graph it is a Gather and a MatMul, which every runtime supports and runs faster than GridSample.
 """
 
 import torch
@@ -15,15 +15,15 @@ from torch import Tensor
 
 from directdet.models.parts.boxes import areas
 
-SAMPLES = 2  # samples per bin and axis, as torchvision's detectors
-# Level k serves boxes whose side sqrt(area) is at least 224 * 2^(k - 4) pixels (FPN, equation 1); the factor is the
+SAMPLES = 2  # samples per bin and axis, as in torchvision's detectors
+# Level k pools boxes whose side sqrt(area) is at least 224 * 2^(k - 4) pixels (FPN, equation 1); the tolerance is the
 # 1e-6 that torchvision adds to the logarithm.
 LEVEL_SIDES = (112.0, 224.0, 448.0)
 LEVEL_TOLERANCE = 2.0**-1e-6
 
 
 def level_of(rois: Tensor, levels: int = 4) -> Tensor:
-    """Pyramid level 0..levels - 1 of each box of [..., 4], int64 [...]; the last one serves all larger boxes."""
+    """Pyramid level 0..levels - 1 of each box [..., 4], int64 [...]; the last level takes all larger boxes."""
     side = torch.sqrt(areas(rois).clamp(min=0))
     if levels == 1:
         return torch.zeros_like(side, dtype=torch.int64)
@@ -34,7 +34,7 @@ def level_of(rois: Tensor, levels: int = 4) -> Tensor:
 
 
 def _by_level(level: Tensor, values: list[float] | list[int]) -> Tensor:
-    """values[level], elementwise. Not a table on the device: making one would copy from the host at every step."""
+    """values[level], elementwise. No lookup tensor: creating one would copy from the host in every step."""
     chosen = torch.full_like(level, values[0], dtype=None if isinstance(values[0], int) else torch.float32)
     for index, value in enumerate(values[1:], 1):
         chosen = torch.where(level == index, value, chosen)
@@ -44,8 +44,8 @@ def _by_level(level: Tensor, values: list[float] | list[int]) -> Tensor:
 def _samples(start: Tensor, stop: Tensor, scale: Tensor, limit: Tensor, bins: int) -> tuple[Tensor, Tensor]:
     """Sample positions along one axis, in cells of the RoI's level.
 
-    start, stop, scale, limit: [..., 1] -> position [..., bins * SAMPLES] inside [0, limit - 1], and whether the sample
-    counts: RoIAlign gives 0 beyond the map, where a box of under one cell, widened to one, may reach.
+    start, stop, scale, limit: [..., 1] -> position [..., bins * SAMPLES] within [0, limit - 1], and whether the sample
+    lies on the map: RoIAlign returns 0 outside, which boxes smaller than a cell can reach as they are widened to one.
     """
     length = ((stop - start) * scale).clamp(min=1.0)
     offset = (torch.arange(bins * SAMPLES, dtype=start.dtype, device=start.device) + 0.5) / (bins * SAMPLES)
@@ -57,9 +57,14 @@ def _samples(start: Tensor, stop: Tensor, scale: Tensor, limit: Tensor, bins: in
 def pool_rois(
     features: list[Tensor], strides: list[int], rois: Tensor, image: Tensor, bins: int, portable: bool = False
 ) -> Tensor:
-    """Pool rois [K, 4] (pixels) of images `image` [K] from maps [N, C, H, W] -> [K, C, bins, bins], channels last.
+    """Pool RoIs [K, 4] (pixels) from maps [N, C, H, W] -> [K, C, bins, bins], channels-last in memory.
 
-    `portable`: Gather and MatMul instead of EmbeddingBag, which ONNX does not have.
+    Args:
+        features: maps of each level, finest first.
+        strides: stride of each map.
+        image: [K], the index of each RoI's image in the batch.
+        bins: cells of the output along each axis.
+        portable: use Gather and MatMul instead of EmbeddingBag, which ONNX does not have.
     """
     count, channels = features[0].shape[:2]
     table = torch.cat([f.permute(0, 2, 3, 1).reshape(count, -1, channels) for f in features], 1)

@@ -1,4 +1,7 @@
-"""Training targets of a batch, padded to one number of objects, and the static operations that assign and sample."""
+"""Training targets of a batch, padded to the same number of objects, and their assignment and sampling.
+
+All operations have static shapes.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,13 +10,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from directdet.models.parts.boxes import pairwise_iou
+
 
 class Targets(NamedTuple):
     """Objects of N images, padded to G each.
 
-    boxes [N, G, 4] xyxy pixels of the padded canvas; labels [N, G] 0..C-1; valid [N, G] bool, False for padding;
-    sizes [N, 2] height and width of each image inside the canvas; masks [N, G, S, S] uint8, each object's mask inside
-    its own box, or None.
+    Attributes:
+        boxes: [N, G, 4], xyxy in pixels of the padded canvas.
+        labels: [N, G], 0..C-1.
+        valid: [N, G] bool, False for padding.
+        sizes: [N, 2], height and width of each image on the canvas, in pixels.
+        masks: [N, G, S, S] uint8, each object's mask inside its box; or None.
     """
 
     boxes: Tensor
@@ -23,12 +31,12 @@ class Targets(NamedTuple):
     masks: Tensor | None = None
 
 
-# Draws the keys that random sampling sorts by: (shape, device) -> uniform in [0, 1).
+# Draws the keys by which random sampling sorts: (shape, device) -> uniform in [0, 1).
 RandomKeys = Callable[[torch.Size, torch.device], Tensor]
 
 
 def random_keys(shape: torch.Size, device: torch.device) -> Tensor:
-    """Fresh uniform keys: the ordinary RandomKeys."""
+    """The default RandomKeys: keys from torch.rand."""
     return torch.rand(shape, device=device)
 
 
@@ -37,10 +45,14 @@ def match(
 ) -> tuple[Tensor, Tensor]:
     """Assign objects to boxes.
 
-    iou [N, A, G], valid [N, G] -> the object of each box [N, A], and 1 (positive), 0 (negative) or -1 (ignored) [N, A].
-    With min_positive_iou, the best boxes of an object are positive from that IoU on, for the object that they overlap
-    most (torchvision's rule; mmdet gives them to the object they were rescued for).
-    An image without objects has negatives only.
+    iou [N, A, G], valid [N, G] -> index of each box's object [N, A], and 1 (positive), 0 (negative) or -1 (ignored)
+    [N, A]. Images without objects have only negatives.
+
+    Args:
+        positive_iou: boxes are positive from this IoU with an object.
+        negative_iou: boxes are negative below this IoU with every object.
+        min_positive_iou: the best boxes of an object are also positive from this IoU, for the object they overlap most
+            (torchvision's rule; mmdet assigns them to the object whose best box they are). None: they are not.
     """
     iou = torch.where(valid[:, None], iou, -1.0)
     best, index = iou.max(-1)
@@ -52,11 +64,18 @@ def match(
     return index, assigned
 
 
-def sample(assigned: Tensor, total: int, positives: int, draw: RandomKeys) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose up to `positives` positives and fill up to `total` with negatives, at random.
+def match_boxes(
+    boxes: Tensor, targets: Targets, positive_iou: float, negative_iou: float, min_positive_iou: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """`match` for boxes [N, A, 4] and the objects of `targets`, by their IoU."""
+    return match(pairwise_iou(boxes, targets.boxes), targets.valid, positive_iou, negative_iou, min_positive_iou)
 
-    assigned [N, A] in {1, 0, -1} -> index [N, K], filled [N, K], positive [N, K] with K = min(total, A). Positives
-    come first, so they all lie in the first `positives` slots; slots not filled are to be masked.
+
+def sample(assigned: Tensor, total: int, positives: int, draw: RandomKeys) -> tuple[Tensor, Tensor, Tensor]:
+    """Randomly sample up to `positives` positives per image and fill up to `total` with negatives.
+
+    assigned [N, A] in {1, 0, -1} -> index [N, K], filled [N, K], positive [N, K] with K = min(total, A). Positives come
+    first, so they all lie in the first `positives` slots; slots that are not filled have to be masked.
     """
     keys = draw(assigned.shape, assigned.device)
     total, positives = min(total, assigned.shape[1]), min(positives, assigned.shape[1])
@@ -67,11 +86,11 @@ def sample(assigned: Tensor, total: int, positives: int, draw: RandomKeys) -> tu
     return index, priority >= 0, priority > 1
 
 
-def shared_count(mask: Tensor) -> Tensor:
-    """How many of `mask` are set, at least 1; the mean over all processes, where there are several.
+def loss_normaliser(mask: Tensor) -> Tensor:
+    """The number by which a summed loss is divided: the count of set elements of `mask`, at least 1.
 
-    A loss is a sum divided by this. Gradients being averaged over processes, so many processes then learn exactly what
-    one with the batches of all of them would, however unevenly objects are spread.
+    With several processes it is their mean count. Since gradients are averaged over processes, training on several
+    processes is then equivalent to one process with all their batches, however unevenly the objects are distributed.
     """
     count = mask.sum().float()
     if dist.is_initialized() and dist.get_world_size() > 1:

@@ -1,1 +1,1 @@
-"""RetinaNet: network, losses, deployed form."""
+"""RetinaNet: configuration, network, losses and deployed form."""

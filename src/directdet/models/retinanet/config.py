@@ -1,4 +1,4 @@
-"""What defines a RetinaNet and its training targets. Imports no torch: recipes are made of it."""
+"""The configuration of RetinaNet. Does not import torch, because recipes use it."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -6,25 +6,25 @@ from typing import Annotated, Literal
 from directdet.common.settings import Between, Count, NotNegative, Positive, SettingError, Share, check_fields
 from directdet.models.backbones.names import check_backbone
 
-MOST_HEAD_CONVS = 4  # what torchvision's subnets are built with
+MAX_HEAD_CONVS = 4  # torchvision's subnets have four
 
 
 @dataclass(frozen=True)
 class RetinaNetConfig:
-    """Everything that defines the network and its training targets. Defaults are mmdet's.
+    """Settings of the network, its training targets and its post-processing. Defaults are mmdet's.
 
     Attributes:
-        num_classes: object classes; there is no background class.
-        width: channels of the backbone's stem; None is the published network.
-        norm: "bn" in the backbone alone, or "gn" there, in the pyramid and in the heads.
+        num_classes: number of object classes; there is no background class.
+        width: channels of the backbone's stem; None is the published width.
+        norm: "bn" in the backbone only, or "gn" in the backbone, the pyramid and the heads.
         head_convs: convolutions of each subnet before its last layer, 0 to 4.
         anchor_scale: side of a level's smallest square anchor, in strides.
-        anchor_octave: anchors of one ratio within an octave: sides anchor_scale * 2^(i / anchor_octave).
-        positive_iou: anchors are positive from here on, and so is the best anchor of each object, whatever its IoU;
-            below negative_iou they are negative, between the two ignored.
+        anchor_octave: number of scales per octave: the sides are anchor_scale * 2^(i / anchor_octave).
+        positive_iou: anchors are positive from this IoU; so is the best anchor of each object, whatever its IoU.
+        negative_iou: anchors are negative below this IoU, and ignored between the two.
         smooth_l1_beta: 0 is plain L1.
-        test_pre_nms: (anchor, class) pairs kept of each level.
-        candidates: boxes of all levels that enter NMS, best first.
+        test_pre_nms: (anchor, class) pairs kept per level.
+        candidates: number of boxes from all levels that enter NMS, best first.
     """
 
     num_classes: Count
@@ -32,7 +32,7 @@ class RetinaNetConfig:
     width: Count | None = None
     norm: Literal["bn", "gn"] = "bn"
     fpn_channels: Count = 256
-    head_convs: Annotated[int, Between(0, MOST_HEAD_CONVS)] = 4
+    head_convs: Annotated[int, Between(0, MAX_HEAD_CONVS)] = 4
     anchor_scale: Positive = 4.0
     anchor_octave: Count = 3
     anchor_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)
@@ -49,11 +49,11 @@ class RetinaNetConfig:
 
     @property
     def masks(self) -> bool:
-        """It finds boxes alone."""
+        """RetinaNet does not predict masks."""
         return False
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")
         check_backbone("model.backbone", self.backbone, "pyramid")
         if not self.anchor_ratios:
-            raise SettingError("model.anchor_ratios: there are none; give one number at least")
+            raise SettingError("model.anchor_ratios: must not be empty; give at least one number")

@@ -1,7 +1,8 @@
-"""RetinaNet: the network, from images to raw maps.
+"""The RetinaNet network, from images to raw maps.
 
 Lin et al., "Focal Loss for Dense Object Detection", with the settings of mmdet's configuration, which the from-scratch
-paper used. The parts are torchvision's, so its parameter names are ours and it serves as the oracle.
+paper used. It is built from torchvision's modules, so parameter names match and torchvision serves as the reference in
+tests.
 """
 
 from torch import Tensor
@@ -17,13 +18,13 @@ LEVELS = ("c3", "c4", "c5")
 
 
 class RetinaNet(Anchored):
-    """Backbone, a pyramid P3 to P7, and two subnets shared by its levels.
+    """Backbone, a feature pyramid P3 to P7, and two subnets shared by all levels.
 
-    forward(images [N, 3, H, W], normalised, H and W multiples of 32) -> RawMaps with logits [N, A, classes], each class
-    by itself (sigmoid).
+    forward(images [N, 3, H, W], normalised, H and W multiples of 32) -> RawMaps with logits [N, A, classes], one
+    independent sigmoid per class.
 
-    P6 is made of C5, and P7 of P6 after a ReLU, as the RetinaNet paper and torchvision have it (mmdet leaves the ReLU
-    out). P6 and P7 are not normalised, with "gn" neither, as in torchvision.
+    P6 is computed from C5, and P7 from P6 after a ReLU, as in the RetinaNet paper and torchvision (mmdet omits the
+    ReLU). P6 and P7 are never normalised, not even with "gn", as in torchvision.
     """
 
     config: RetinaNetConfig
@@ -32,17 +33,17 @@ class RetinaNet(Anchored):
         super().__init__()
         self.config = config
         self.backbone = build_backbone(("pyramid",), config.backbone, config.width, config.norm)
-        self.backbone.use_only(LEVELS)
+        self.backbone.keep_levels(LEVELS)
         channels, norm = [self.backbone.channels[level] for level in LEVELS], norm_layer(config.norm)
         coarsest = LastLevelP6P7(channels[-1], config.fpn_channels)
-        coarsest.use_P5 = False  # torchvision would take P5 wherever it has as many channels as C5
+        coarsest.use_P5 = False  # torchvision would use P5 if it has as many channels as C5
         self.fpn = FeaturePyramidNetwork(channels, config.fpn_channels, coarsest, norm)
         strides = [self.backbone.strides[level] for level in LEVELS]
         self.strides = [*strides, strides[-1] * 2, strides[-1] * 4]
         sides = tuple(config.anchor_scale * 2 ** (i / config.anchor_octave) for i in range(config.anchor_octave))
         shapes = anchor_shapes(sides, config.anchor_ratios)
         self.register_buffer("anchor_shapes", shapes, persistent=False)
-        # It starts as the paper says: weights of 0.01, and every class with a probability of 0.01.
+        # Initialised as in the paper: weights of standard deviation 0.01, and a probability of 0.01 for every class.
         self.head = RetinaNetHead(config.fpn_channels, len(shapes), config.num_classes, norm)
         for subnet in (self.head.classification_head, self.head.regression_head):
             subnet.conv = subnet.conv[: config.head_convs]

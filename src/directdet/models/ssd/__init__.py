@@ -1,1 +1,1 @@
-"""SSD: network, losses, deployed form."""
+"""SSD: configuration, network, losses and deployed form."""

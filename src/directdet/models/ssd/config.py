@@ -1,4 +1,4 @@
-"""What defines an SSD and its training targets. Imports no torch: recipes are made of it."""
+"""The configuration of SSD. Does not import torch, because recipes use it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,22 +9,24 @@ from directdet.models.backbones.names import check_backbone
 
 @dataclass(frozen=True)
 class SSDConfig:
-    """Everything that defines the network and its training targets. Defaults are ScratchDet's best VGG-16 (Table 1).
+    """Settings of the network, its training targets and its post-processing.
+
+    Defaults are those of ScratchDet's best VGG-16 (Table 1).
 
     Attributes:
-        num_classes: object classes, background not counted.
-        width: channels of the backbone's stem; None is the published network. The extra layers are as much slimmer.
-        norm: of the backbone subnetwork, extra layers included: "bn", "gn", or "none" (the original SSD).
-        head_norm: the detection head subnetwork is normalised too: by group normalisation with norm="gn", else by
-            batch normalisation.
-        extras: "ssd", conv8 to conv11 of the original, or "residual", ScratchDet's blocks.
-        size: side of the square input, pixels.
-        priors: "voc" or "coco", the sides of the prior boxes.
-        last_map_3x3: the last map of extras="residual" is 3x3, as in the authors' PyTorch code, and not 1x1.
-        l2_norm: conv4_3 is L2-normalised, as in the original SSD; ScratchDet took that out.
-        positive_iou: priors are positive from this IoU on, and so is the best prior of each object.
-        negative_ratio: negatives that count for each positive, the hardest of its image.
-        candidates: (prior, class) pairs that enter NMS at a time, best first; see deploy.choose_in_rounds.
+        num_classes: number of object classes, without background.
+        width: channels of the backbone's stem; None is the published width. The extra layers scale with it.
+        norm: normalisation of the backbone subnetwork including the extra layers: "bn", "gn", or "none" (original SSD).
+        head_norm: whether the detection head subnetwork is normalised too: with group normalisation if norm="gn",
+            otherwise with batch normalisation.
+        extras: extra layers: "ssd" (conv8 to conv11 of the original), "residual" (ScratchDet's blocks) or "dsod".
+        size: side of the square input, in pixels.
+        priors: the set of prior box sizes, "voc" or "coco".
+        last_map_3x3: whether the last map of extras="residual" is 3x3, as in the authors' PyTorch code, instead of 1x1.
+        l2_norm: whether conv4_3 is L2-normalised, as in the original SSD; ScratchDet removed this.
+        positive_iou: priors are positive from this IoU; so is the best prior of each object.
+        negative_ratio: number of negatives per positive in the loss, the hardest of each image.
+        candidates: (prior, class) pairs per round of NMS, best first; see deploy.select_in_rounds.
     """
 
     num_classes: Count
@@ -46,11 +48,11 @@ class SSDConfig:
 
     @property
     def masks(self) -> bool:
-        """It finds boxes alone."""
+        """SSD does not predict masks."""
         return False
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")
         check_backbone("model.backbone", self.backbone, "ssd")
         if self.last_map_3x3 and self.extras != "residual":
-            raise SettingError(f"model.last_map_3x3: true is for extras=residual, not for extras={self.extras}")
+            raise SettingError(f"model.last_map_3x3: true requires extras=residual, not extras={self.extras}")

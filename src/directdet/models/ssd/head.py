@@ -1,4 +1,4 @@
-"""SSD's detection head subnetwork: beside every map, one convolution for boxes and one for classes."""
+"""SSD's detection head subnetwork: for each map, one convolution for boxes and one for classes."""
 
 from functools import partial
 
@@ -10,9 +10,10 @@ from directdet.models.parts.pyramid import flatten_map
 
 
 class SSDHead(nn.Module):
-    """forward(maps, finest first) -> class logits [N, A, 1 + classes] and deltas [N, A, 4], float32, in priors' order.
+    """forward(maps, finest first) -> class logits [N, A, 1 + classes] and deltas [N, A, 4], float32, in the order of
+    the priors.
 
-    Each prediction is a 3x3 convolution and its normalisation, `norm`: "none", "bn" or "gn"; no ReLU (ScratchDet,
+    Each prediction is a 3x3 convolution with normalisation `norm` ("none", "bn" or "gn") and no ReLU (ScratchDet,
     section 3.1, and the authors' code).
     """
 
@@ -33,7 +34,7 @@ def _predictor(in_channels: int, priors: int, outputs: int, norm: str) -> ConvNo
     norms: dict[str, Norm | None] = {
         "none": None,
         "bn": nn.BatchNorm2d,
-        # One group for each prior: with one for each channel, the map of a single cell would always be 0.
+        # One group per prior: with one per channel, a map of a single cell would always be normalised to 0.
         "gn": partial(nn.GroupNorm, priors),
     }
     return ConvNorm(in_channels, priors * outputs, 3, norms[norm], relu=False)

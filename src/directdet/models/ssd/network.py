@@ -1,14 +1,14 @@
-"""SSD300 trained from scratch (ScratchDet): the network, from images to raw maps.
+"""The SSD network, as trained from scratch by ScratchDet, from images to raw maps.
 
 Zhu et al., "ScratchDet: Training Single-Shot Object Detectors from Scratch", and Liu et al., "SSD: Single Shot MultiBox
-Predictor", whose network it is with other normalisation, backbones and extra layers.
+Predictor"; ScratchDet changes the normalisation, backbones and extra layers of SSD.
 """
 
 from torch import Tensor, nn
 
 from directdet.common.settings import SettingError
 from directdet.models.backbones.builders import build_backbone
-from directdet.models.parts.layers import L2Norm, start_xavier
+from directdet.models.parts.layers import L2Norm, init_xavier
 from directdet.models.parts.network import Network
 from directdet.models.parts.pyramid import RawMaps
 from directdet.models.ssd.config import SSDConfig
@@ -18,12 +18,12 @@ from directdet.models.ssd.priors import PRIORS_PER_CELL, map_steps, prior_boxes
 
 
 class SSD(Network):
-    """Backbone, extra layers and the predictions beside each of six maps: 38, 19, 10, 5, 3 and 1 cells a side at 300.
+    """Backbone, extra layers, and a head on six maps of 38, 19, 10, 5, 3 and 1 cells a side at 300 pixels.
 
-    forward(images [N, 3, size, size], normalised) -> RawMaps with logits [N, A, 1 + classes], class 0 background, and
-    deltas in units of the variances 0.1, 0.1, 0.2, 0.2; A is 8732 at 300.
+    forward(images [N, 3, size, size], normalised) -> RawMaps with logits [N, A, 1 + classes], class 0 being background,
+    and deltas divided by the variances 0.1, 0.1, 0.2, 0.2; A is 8732 at 300 pixels.
 
-    While batch normalisation is live, a batch needs two images at least: the last map is a single cell.
+    With live batch normalisation a batch needs at least two images, because the last map is a single cell.
     """
 
     config: SSDConfig
@@ -48,7 +48,7 @@ class SSD(Network):
         self.strides = map_steps(config.size, sizes)
         self.level_sizes = [side * side * count for side, count in zip(sizes, PRIORS_PER_CELL, strict=True)]
         self.register_buffer("priors", prior_boxes(config.priors, config.size, sizes), persistent=False)
-        start_xavier(self)
+        init_xavier(self)
 
     def forward(self, images: Tensor, anchors: Tensor | None = None) -> RawMaps:
         self.check_size((images.shape[2], images.shape[3]))

@@ -1,7 +1,7 @@
-"""Cascade R-CNN, with and without masks: three heads, each trained on the boxes that the one before it refined.
+"""Cascade R-CNN, with and without masks: three heads, each trained on the boxes refined by the previous one.
 
-Cai and Vasconcelos, "Cascade R-CNN: Delving into High Quality Object Detection" (CVPR 2018), as the authors of direct
-pre-training used it: their code's settings, which are mmdet's.
+Cai and Vasconcelos, "Cascade R-CNN: Delving into High Quality Object Detection" (CVPR 2018), with the
+settings of the direct pre-training paper's code, which are mmdet's.
 """
 
 from torch import Tensor, nn
@@ -9,25 +9,32 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 
 from directdet.models.parts.boxes import clip_boxes, decode_boxes
 from directdet.models.two_stage.config import CascadeConfig
-from directdet.models.two_stage.network import BOX_BINS, TwoStage, mask_head, mask_predictor, own_class, start_predictor
+from directdet.models.two_stage.network import (
+    BOX_BINS,
+    TwoStage,
+    init_predictor,
+    mask_head,
+    mask_predictor,
+    select_class_masks,
+)
 
-# What a stage's deltas are divided by, as they are to be of unit variance: the boxes get better, so they get smaller.
+# Standard deviations by which each stage's deltas are normalised; they shrink as the boxes get better.
 STAGE_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
 STAGE_WEIGHTS = tuple((1 / x, 1 / y, 1 / w, 1 / h) for x, y, w, h in STAGE_STDS)
 STAGES = len(STAGE_WEIGHTS)
 
 
 class AgnosticPredictor(FastRCNNPredictor):
-    """Scores of all classes, background first, but one box whatever the class."""
+    """Predicts scores of all classes, background first, and a single class-agnostic box."""
 
     def __init__(self, features: int, classes: int):
         super().__init__(features, classes)
         self.bbox_pred = nn.Linear(features, 4)
-        start_predictor(self)
+        init_predictor(self)
 
 
 class Cascade(TwoStage):
-    """Cascade R-CNN, and Cascade Mask R-CNN where the configuration has masks."""
+    """Cascade R-CNN, or Cascade Mask R-CNN if the configuration has masks."""
 
     config: CascadeConfig
 
@@ -48,16 +55,16 @@ class Cascade(TwoStage):
         masks = [f"mask_predictors.{stage}.mask_fcn_logits" for stage in range(STAGES)]
         return ("box_predictors", *masks)
 
-    def boxes_of(self, stage: int, pooled: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_boxes(self, stage: int, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled RoIs [K, C, 7, 7] -> class logits [K, 1 + classes] and deltas [K, 4] of a stage (0..2), float32."""
         logits, deltas = self.box_predictors[stage](self.box_heads[stage](pooled))
         return logits.float(), deltas.float()
 
-    def masks_of(self, stage: int, pooled: Tensor, labels: Tensor) -> Tensor:
+    def predict_masks(self, stage: int, pooled: Tensor, labels: Tensor) -> Tensor:
         """Pooled RoIs [K, C, 14, 14] and labels [K] (1..classes) -> a stage's mask logits [K, 28, 28], float32."""
-        return own_class(self.mask_predictors[stage](self.mask_heads[stage](pooled)), labels)
+        return select_class_masks(self.mask_predictors[stage](self.mask_heads[stage](pooled)), labels)
 
 
 def refine(stage: int, boxes: Tensor, deltas: Tensor, sizes: Tensor) -> Tensor:
-    """The boxes [N, R, 4] that a stage's deltas [N * R, 4] make of its own, clipped to the images' sizes [N, 2]."""
+    """Apply a stage's deltas [N * R, 4] to its boxes [N, R, 4], clip to the image sizes [N, 2] -> boxes [N, R, 4]."""
     return clip_boxes(decode_boxes(deltas.reshape(boxes.shape), boxes, STAGE_WEIGHTS[stage]), sizes)

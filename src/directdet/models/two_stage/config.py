@@ -1,4 +1,4 @@
-"""What defines a two-stage detector and its training targets. Imports no torch: recipes are made of it."""
+"""The configurations of two-stage detectors. Does not import torch, because recipes use it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,22 +17,21 @@ from directdet.models.backbones.names import NAMES, check_backbone
 
 @dataclass(frozen=True)
 class TwoStageConfig:
-    """What every two-stage detector has set: backbone, pyramid and proposals. Defaults are those of the paper's code.
+    """Settings shared by all two-stage detectors. Defaults are those of the paper's code.
 
     Attributes:
-        num_classes: object classes, background not counted.
-        width: channels of the backbone's stem; None is the published network.
-        norm: "bn" in the backbone alone, or "gn" there, in the pyramid and in the heads (Scratch (GN)). With vgg16 also
-            "none".
-        pyramid: False makes proposals on, and pools RoIs from, the backbone's only map, as the original Faster R-CNN
-            did; with vgg16 alone.
+        num_classes: number of object classes, without background.
+        width: channels of the backbone's stem; None is the published width.
+        norm: "bn" in the backbone only, or "gn" in the backbone, the pyramid and the heads (Scratch (GN)). vgg16 also
+            supports "none".
+        pyramid: False computes proposals on, and pools RoIs from, the backbone's single map, as the original Faster
+            R-CNN did; only with vgg16.
         anchor_scale: side of a level's square anchor, in strides.
-        anchor_scales: several such sides for every cell, instead of anchor_scale.
-        rpn_min_positive_iou: an anchor that is the best of its object counts as positive from this IoU on (mmdet: 0.3;
-            torchvision: 0).
-        mask_slots: mask RoIs per image, packed over the batch: positives beyond mask_slots * batch are left out. 128
-            holds all that the paper's sampling can give.
-        candidates: boxes that enter the last NMS, best first.
+        anchor_scales: several such sides per cell, instead of anchor_scale.
+        rpn_min_positive_iou: the best anchor of an object is positive from this IoU (mmdet: 0.3; torchvision: 0).
+        mask_slots: mask RoIs per image, shared over the batch: positives beyond mask_slots * batch are dropped. 128 is
+            the maximum that the paper's sampling can produce.
+        candidates: number of boxes that enter the final NMS, best first.
     """
 
     num_classes: Count
@@ -71,19 +70,20 @@ class TwoStageConfig:
         check_fields(self, "model.")
         check_backbone("model.backbone", self.backbone, "pyramid", "single_map")
         if not self.anchor_ratios:
-            raise SettingError("model.anchor_ratios: there are none; give one number at least")
+            raise SettingError("model.anchor_ratios: must not be empty; give at least one number")
         if self.backbone not in NAMES["single_map"] and (not self.pyramid or self.norm == "none"):
             setting = "norm: 'none'" if self.norm == "none" else "pyramid: false"
-            raise SettingError(f"model.{setting} is for {', '.join(NAMES['single_map'])}, not for {self.backbone}")
+            raise SettingError(f"model.{setting} requires {' or '.join(NAMES['single_map'])}, not {self.backbone}")
 
 
 @dataclass(frozen=True)
 class RCNNConfig(TwoStageConfig):
-    """Everything that defines the network and its training targets. Defaults are the paper's Mask R-CNN.
+    """Settings of Faster and Mask R-CNN. Defaults are those of the paper's Mask R-CNN.
 
     Attributes:
-        box_convs: 4 is the paper's 4conv1fc head without normalisation, 0 the classic two-layer one.
-        smooth_l1_beta: 0 is plain L1, as the paper's code.
+        box_convs: convolutions of the box head: 4 is the paper's 4conv1fc head without normalisation, 0 the classic
+            head of two fully connected layers.
+        smooth_l1_beta: 0 is plain L1, as in the paper's code.
     """
 
     box_convs: ZeroOrMore = 4
@@ -93,11 +93,11 @@ class RCNNConfig(TwoStageConfig):
 
 @dataclass(frozen=True)
 class CascadeConfig(TwoStageConfig):
-    """Everything that defines the network and its training targets. Defaults are those of the paper's code.
+    """Settings of Cascade R-CNN. Defaults are those of the paper's code.
 
     Attributes:
-        stage_positive_ious: of each stage, the IoU from which on a RoI is positive; below it, it is negative.
-        stage_loss_weights: of each stage, the factor of all its losses.
+        stage_positive_ious: for each stage, the IoU from which a RoI is positive; below, it is negative.
+        stage_loss_weights: for each stage, the factor of its losses.
     """
 
     rpn_smooth_l1_beta: NotNegative = 1 / 9

@@ -1,31 +1,55 @@
-"""Faster and Mask R-CNN as deployed; see postprocess."""
+"""The deployed forms of Faster and Mask R-CNN; see postprocess."""
 
 import torch
 from torch import Tensor
 
 from directdet.models.parts.boxes import clip_boxes, decode_boxes, take
-from directdet.models.parts.postprocess import choose, packed
+from directdet.models.parts.postprocess import pack_detections, select_detections
 from directdet.models.parts.pyramid import AnchoredDeploy
 from directdet.models.two_stage.network import BOX_BINS, BOX_WEIGHTS, MASK_BINS, MASK_SIZE, RCNN
 from directdet.models.two_stage.rpn import propose
 
 
 class TwoStageDeploy(AnchoredDeploy):
-    """What deployed two-stage detectors share."""
+    """Base class of the deployed two-stage detectors."""
 
     def propose(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-        """Features, proposals [N, R, 4], which of them are real [N, R], and image sizes [N, 2]."""
+        """Features, proposals [N, R, 4], which of them are valid [N, R], and image sizes [N, 2]."""
         config, raw = self.model.config, self.model(images, self.anchors)
         sizes = self.limit.expand(images.shape[0], -1)
-        proposals, real = propose(
-            raw, sizes, config.test_pre_nms, config.test_proposals, config.rpn_nms, one_graph=self.portable
+        proposals, valid = propose(
+            raw, sizes, config.test_pre_nms, config.test_proposals, config.rpn_nms, single_nms=self.portable
         )
-        return raw.features, proposals, real, sizes
+        return raw.features, proposals, valid, sizes
 
     def pool(self, features: list[Tensor], boxes: Tensor, bins: int) -> Tensor:
         """Boxes [N, R, 4] -> [N * R, C, bins, bins]."""
-        image = torch.arange(boxes.shape[0], device=boxes.device).repeat_interleave(boxes.shape[1])
-        return self.model.pool(features, boxes.reshape(-1, 4), image, bins, self.portable)
+        return self.model.pool_batch(features, boxes, bins, self.portable)
+
+    def best_candidates(self, scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The best (RoI, class) pairs of scores [N, R, classes], only for RoIs that are `valid` [N, R].
+
+        Returns their scores, indices into [R * classes], RoIs and labels, each [N, K], best first.
+        """
+        classes = scores.shape[2]
+        scores = (scores * valid.unsqueeze(-1).to(scores.dtype)).flatten(1)
+        # NMS is greedy, so lower candidates never affect which of the best survive. k must not exceed their number.
+        scores, index = torch.topk(scores, min(self.model.config.candidates, scores.shape[1]), dim=1)
+        roi = torch.div(index, classes, rounding_mode="floor")
+        return scores, index, roi, index - roi * classes
+
+    def outputs(self, features: list[Tensor], boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """Detections [N, K] -> num, boxes, scores, labels and, with masks, masks."""
+        outputs = pack_detections(boxes, scores, labels)
+        if not self.model.config.masks:
+            return outputs
+        masks = self.mask_probabilities(self.pool(features, boxes, MASK_BINS), labels.flatten() + 1)
+        masks = masks.reshape(*labels.shape, MASK_SIZE, MASK_SIZE)
+        return (*outputs, masks * (scores > 0)[..., None, None])
+
+    def mask_probabilities(self, pooled: Tensor, labels: Tensor) -> Tensor:
+        """Pooled boxes [K, C, 14, 14] and labels [K] (1..classes) -> mask probabilities [K, 28, 28]."""
+        raise NotImplementedError
 
 
 class RCNNDeploy(TwoStageDeploy):
@@ -34,28 +58,21 @@ class RCNNDeploy(TwoStageDeploy):
     model: RCNN
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        features, proposals, real, sizes = self.propose(images)
-        logits, deltas = self.model.boxes_of(self.pool(features, proposals, BOX_BINS))
-        boxes, scores, labels = self._choose(proposals, real, logits, deltas, sizes)
-        outputs = packed(boxes, scores, labels)
-        if not self.model.config.masks:
-            return outputs
-        masks = torch.sigmoid(self.model.masks_of(self.pool(features, boxes, MASK_BINS), labels.flatten() + 1))
-        masks = masks.reshape(*labels.shape, MASK_SIZE, MASK_SIZE)
-        return (*outputs, masks * (scores > 0)[..., None, None])
+        features, proposals, valid, sizes = self.propose(images)
+        logits, deltas = self.model.predict_boxes(self.pool(features, proposals, BOX_BINS))
+        boxes, scores, labels = self._select(proposals, valid, logits, deltas, sizes)
+        return self.outputs(features, boxes, scores, labels)
 
-    def _choose(
-        self, proposals: Tensor, real: Tensor, logits: Tensor, deltas: Tensor, sizes: Tensor
+    def _select(
+        self, proposals: Tensor, valid: Tensor, logits: Tensor, deltas: Tensor, sizes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Head outputs of proposals [N, R, 4] -> boxes [N, K, 4], scores [N, K], labels [N, K], best first."""
-        config = self.model.config
-        images, number, classes = *proposals.shape[:2], config.num_classes
-        scores = torch.softmax(logits, -1).reshape(images, number, classes + 1)[..., 1:]
-        scores = (scores * real.unsqueeze(-1).to(scores.dtype)).flatten(1)
-        # NMS is greedy, so the best candidates decide alone about the best survivors; k must fit what there is.
-        scores, index = torch.topk(scores, min(config.candidates, number * classes), dim=1)
-        roi = torch.div(index, classes, rounding_mode="floor")
-        labels = index - roi * classes
-        deltas = deltas.reshape(images, number, classes + 1, 4)[:, :, 1:].reshape(images, -1, 4)
+        images, count, classes = *proposals.shape[:2], self.model.config.num_classes
+        scores = torch.softmax(logits, -1).reshape(images, count, classes + 1)[..., 1:]
+        scores, index, roi, labels = self.best_candidates(scores, valid)
+        deltas = deltas.reshape(images, count, classes + 1, 4)[:, :, 1:].reshape(images, -1, 4)
         boxes = clip_boxes(decode_boxes(take(deltas, index), take(proposals, roi), BOX_WEIGHTS), sizes)
-        return choose(config, boxes, scores, labels)
+        return select_detections(self.model.config, boxes, scores, labels)
+
+    def mask_probabilities(self, pooled: Tensor, labels: Tensor) -> Tensor:
+        return torch.sigmoid(self.model.predict_masks(pooled, labels))

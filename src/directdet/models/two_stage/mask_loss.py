@@ -1,4 +1,4 @@
-"""The mask loss, over the positive RoIs of a whole batch packed into a fixed number of slots."""
+"""The mask loss of the positive RoIs of a whole batch, packed into a fixed number of slots."""
 
 from typing import NamedTuple
 
@@ -6,20 +6,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from directdet.models.parts.targets import RandomKeys, Targets, shared_count
+from directdet.models.parts.targets import RandomKeys, Targets, loss_normaliser
 from directdet.models.two_stage.config import TwoStageConfig
 from directdet.models.two_stage.network import MASK_SIZE
 
 
 class MaskSlots(NamedTuple):
-    """M mask RoIs: rois [M, 4], the image of each [M], labels [M] (1..classes), filled [M], wanted masks [M, 28, 28] of
-    0 and 1, and dropped, how many positives found no slot."""
+    """M mask RoIs.
+
+    Attributes:
+        rois: [M, 4].
+        image: [M], the index of each RoI's image in the batch.
+        labels: [M], 1..classes.
+        filled: [M], False for empty slots.
+        mask_targets: [M, 28, 28], 0 or 1.
+        dropped: the number of positive RoIs that did not get a slot, a scalar.
+    """
 
     rois: Tensor
     image: Tensor
     labels: Tensor
     filled: Tensor
-    wanted: Tensor
+    mask_targets: Tensor
     dropped: Tensor
 
 
@@ -33,33 +41,34 @@ def pack_masks(
     objects: Tensor,
     draw: RandomKeys,
 ) -> MaskSlots:
-    """Pack the positives among sampled RoIs [N, K, 4] with labels, positive and objects [N, K] into slots."""
+    """Pack the positives of sampled RoIs [N, K, 4] with labels, positive and objects [N, K] into slots."""
     if targets.masks is None:
-        raise ValueError("a mask criterion needs targets with masks")
+        raise ValueError("the mask loss needs targets with masks")
     images, per_image = positive.shape
-    # Positives lie in each image's first slots (see sample), so only those are looked at.
+    # Positives are in the first slots of each image (see sample), so only those are considered.
     per_image = min(per_image, int(config.roi_samples * config.roi_positive_fraction))
-    fits = positive[:, :per_image].reshape(-1)
-    keys = torch.where(fits, draw(fits.shape, fits.device), -1.0)
-    key, index = torch.topk(keys, min(images * config.mask_slots, fits.shape[0]))
+    candidates = positive[:, :per_image].reshape(-1)
+    keys = torch.where(candidates, draw(candidates.shape, candidates.device), -1.0)
+    key, index = torch.topk(keys, min(images * config.mask_slots, candidates.shape[0]))
     filled = key >= 0
     image = torch.div(index, per_image, rounding_mode="floor")
     rois, labels = rois[:, :per_image].reshape(-1, 4)[index], labels[:, :per_image].reshape(-1)[index]
     objects = objects[:, :per_image].reshape(-1)[index]
-    wanted = project_masks(targets.masks[image, objects], targets.boxes[image, objects], rois)
-    return MaskSlots(rois, image, labels, filled, wanted, fits.sum() - filled.sum())
+    mask_targets = project_masks(targets.masks[image, objects], targets.boxes[image, objects], rois)
+    return MaskSlots(rois, image, labels, filled, mask_targets, candidates.sum() - filled.sum())
 
 
 def mask_loss(logits: Tensor, slots: MaskSlots) -> Tensor:
     """Binary cross-entropy of mask logits [M, 28, 28], averaged over the filled slots."""
-    loss = F.binary_cross_entropy_with_logits(logits, slots.wanted, reduction="none").mean((1, 2))
-    return (loss * slots.filled).sum() / shared_count(slots.filled)
+    loss = F.binary_cross_entropy_with_logits(logits, slots.mask_targets, reduction="none").mean((1, 2))
+    return (loss * slots.filled).sum() / loss_normaliser(slots.filled)
 
 
 def project_masks(masks: Tensor, boxes: Tensor, rois: Tensor) -> Tensor:
-    """The part of each object's mask that its RoI sees: masks [M, S, S] inside boxes [M, 4] -> [M, 28, 28] of 0 and 1.
+    """Crop each object's mask to its RoI: masks [M, S, S] inside boxes [M, 4] -> [M, 28, 28], 0 or 1.
 
-    Sampled bilinearly at the centres of the RoI's 28x28 cells and thresholded at a half; outside the box it is 0.
+    The masks are sampled bilinearly at the centres of the RoI's 28x28 cells and thresholded at 0.5; outside its box a
+    mask is 0.
     """
     centre = (torch.arange(MASK_SIZE, dtype=rois.dtype, device=rois.device) + 0.5) / MASK_SIZE
 

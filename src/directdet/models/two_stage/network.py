@@ -1,4 +1,4 @@
-"""Faster and Mask R-CNN, on a feature pyramid or one map: from images to raw maps, and from boxes to head outputs."""
+"""Faster and Mask R-CNN on a feature pyramid or a single map: images to raw maps, and boxes to head outputs."""
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,14 @@ RPN_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
 
 class TwoStage(Anchored):
-    """Backbone, pyramid and proposal head.
+    """Backbone, pyramid and RPN head: the base class of two-stage detectors.
 
-    forward(images [N, 3, H, W], normalised, H and W multiples of 32) -> RawMaps. Every map has `channels` channels;
-    `strides` tells each one's stride, `roi_strides` those that RoIs are pooled from, the first ones.
+    forward(images [N, 3, H, W], normalised, H and W multiples of 32) -> RawMaps.
+
+    Attributes:
+        channels: channels of every map.
+        strides: stride of each map.
+        roi_strides: strides of the maps from which RoIs are pooled, the first ones.
     """
 
     def __init__(self, config: TwoStageConfig):
@@ -60,29 +64,35 @@ class TwoStage(Anchored):
         return ("box_predictor", "mask_predictor.mask_fcn_logits")
 
     def pool(self, features: list[Tensor], rois: Tensor, image: Tensor, bins: int, portable: bool = False) -> Tensor:
-        """rois [K, 4] (pixels) of images `image` [K] on raw maps' features -> [K, C, bins, bins]; see pool_rois."""
+        """Pool RoIs [K, 4] (pixels) of images `image` [K] from raw maps -> [K, C, bins, bins]; see pool_rois."""
         return pool_rois(features[: len(self.roi_strides)], self.roi_strides, rois, image, bins, portable)
+
+    def pool_batch(self, features: list[Tensor], boxes: Tensor, bins: int, portable: bool = False) -> Tensor:
+        """Pool boxes [N, R, 4] (pixels), R of each image -> [N * R, C, bins, bins]; see pool_rois."""
+        image = torch.arange(boxes.shape[0], device=boxes.device).repeat_interleave(boxes.shape[1])
+        return self.pool(features, boxes.reshape(-1, 4), image, bins, portable)
 
 
 def mask_head(config: TwoStageConfig, channels: int) -> MaskRCNNHeads:
-    """The convolutions of a mask head on maps of so many channels."""
+    """The convolutions of a mask head on maps with `channels` channels."""
     layers = (config.mask_channels,) * config.mask_convs
     return MaskRCNNHeads(channels, layers, dilation=1, norm_layer=norm_layer(config.norm))
 
 
 def mask_predictor(config: TwoStageConfig) -> MaskRCNNPredictor:
-    """The last layers of a mask head: 28x28 logits of every class, background among them."""
+    """The last layers of a mask head: 28x28 logits of every class, including background."""
     return MaskRCNNPredictor(config.mask_channels, config.mask_channels, config.num_classes + 1)
 
 
-def own_class(logits: Tensor, labels: Tensor) -> Tensor:
-    """Of mask logits [K, 1 + classes, 28, 28] those of each RoI's label [K] (1..classes), float32 [K, 28, 28]."""
+def select_class_masks(logits: Tensor, labels: Tensor) -> Tensor:
+    """Select the mask logits of each RoI's label [K] (1..classes): [K, 1 + classes, 28, 28] -> float32 [K, 28, 28]."""
     index = labels.reshape(-1, 1, 1, 1).expand(-1, 1, MASK_SIZE, MASK_SIZE)
-    return torch.gather(logits, 1, index).squeeze(1).float()  # after the choice: float32 logits of all take memory
+    # Converted to float32 after the selection: doing so for all classes would need much memory.
+    return torch.gather(logits, 1, index).squeeze(1).float()
 
 
-def start_predictor(predictor: FastRCNNPredictor) -> None:
-    """mmdet's initialisation of the last layers, which decides how a detector without ImageNet starts."""
+def init_predictor(predictor: FastRCNNPredictor) -> None:
+    """mmdet's initialisation of the last layers, which matters for training from scratch."""
     nn.init.normal_(predictor.cls_score.weight, std=0.01)
     nn.init.normal_(predictor.bbox_pred.weight, std=0.001)
     nn.init.zeros_(predictor.cls_score.bias)
@@ -90,7 +100,7 @@ def start_predictor(predictor: FastRCNNPredictor) -> None:
 
 
 class RCNN(TwoStage):
-    """Faster R-CNN, and Mask R-CNN where the configuration has masks."""
+    """Faster R-CNN, or Mask R-CNN if the configuration has masks."""
 
     config: RCNNConfig
 
@@ -106,13 +116,13 @@ class RCNN(TwoStage):
         self.box_predictor = FastRCNNPredictor(config.box_features, config.num_classes + 1)  # class 0: background
         if config.masks:
             self.mask_head, self.mask_predictor = mask_head(config, channels), mask_predictor(config)
-        start_predictor(self.box_predictor)
+        init_predictor(self.box_predictor)
 
-    def boxes_of(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_boxes(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled RoIs [K, C, 7, 7] -> class logits [K, 1 + classes] and deltas [K, 1 + classes, 4], float32."""
         logits, deltas = self.box_predictor(self.box_head(pooled))
         return logits.float(), deltas.float().reshape(-1, self.config.num_classes + 1, 4)
 
-    def masks_of(self, pooled: Tensor, labels: Tensor) -> Tensor:
+    def predict_masks(self, pooled: Tensor, labels: Tensor) -> Tensor:
         """Pooled RoIs [K, C, 14, 14] and labels [K] (1..classes) -> mask logits [K, 28, 28] of that class, float32."""
-        return own_class(self.mask_predictor(self.mask_head(pooled)), labels)
+        return select_class_masks(self.mask_predictor(self.mask_head(pooled)), labels)

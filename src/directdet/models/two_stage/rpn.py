@@ -1,4 +1,4 @@
-"""Region proposals: their losses, and the best boxes of every level, thinned by NMS and padded to a fixed number."""
+"""The region proposal network: its losses, and proposals selected by NMS and padded to a fixed number."""
 
 import torch
 import torch.nn.functional as F
@@ -11,29 +11,33 @@ from directdet.models.parts.boxes import (
     encode_boxes,
     is_larger_than,
     nms_mask,
-    pairwise_iou,
     take,
 )
 from directdet.models.parts.pyramid import RawMaps
-from directdet.models.parts.targets import RandomKeys, Targets, match, sample, shared_count
+from directdet.models.parts.targets import RandomKeys, Targets, loss_normaliser, match_boxes, sample
 from directdet.models.two_stage.config import TwoStageConfig
 from directdet.models.two_stage.network import RPN_WEIGHTS
 
 MIN_SIDE = 1e-3  # pixels
 TRAINING_BLOCK = 256
-NOT_KEPT = -1e9  # below any logit
+SUPPRESSED = -1e9  # below any logit
 
 
 def propose(
-    raw: RawMaps, sizes: Tensor, pre_nms: int, count: int, threshold: float, one_graph: bool
+    raw: RawMaps, sizes: Tensor, pre_nms: int, count: int, threshold: float, single_nms: bool
 ) -> tuple[Tensor, Tensor]:
-    """Proposals of a batch: boxes [N, count, 4], best first, and which of them are real [N, count]; fewer than `count`
-    columns if there are not so many anchors. Rows that are not real are zero.
+    """Proposals of a batch: boxes [N, count, 4], best first, and which of them are valid [N, count].
 
-    sizes [N, 2]: height and width to clip to. With one_graph the levels are padded to pre_nms and thinned in a single
-    NMS, the smaller graph, which is exported; otherwise level by level in blocks, faster for training's numbers.
+    There are fewer than `count` columns if there are fewer anchors. Boxes that are not valid are zero.
+
+    Args:
+        sizes: [N, 2], height and width to clip boxes to.
+        pre_nms: boxes per level that enter NMS.
+        threshold: IoU of NMS, which runs within each level.
+        single_nms: pad all levels to the same length and run NMS once: a smaller graph, used for export. Otherwise run
+            it level by level in blocks, which is faster for the numbers of boxes in training.
     """
-    boxes, scores, valid, start = [], [], [], 0
+    boxes, scores, large, start = [], [], [], 0
     for number in raw.level_sizes:
         stop, kept = start + number, min(pre_nms, number)
         score, index = torch.topk(raw.logits[:, start:stop], kept, dim=1)
@@ -41,24 +45,24 @@ def propose(
         box = clip_boxes(box, sizes)
         boxes.append(box)
         scores.append(score)
-        valid.append(is_larger_than(box, MIN_SIDE))
+        large.append(is_larger_than(box, MIN_SIDE))
         start = stop
-    if one_graph:
-        keep = _thin_together(boxes, valid, threshold)
+    if single_nms:
+        keep = _single_nms(boxes, large, threshold)
     else:
         keep = torch.cat(
-            [nms_mask(b, v, threshold, block=TRAINING_BLOCK) for b, v in zip(boxes, valid, strict=True)], 1
+            [nms_mask(b, v, threshold, block=TRAINING_BLOCK) for b, v in zip(boxes, large, strict=True)], 1
         )
     all_boxes = torch.cat(boxes, 1)
-    # Ranked by logit, not by probability: confident ones all round to 1, and ties are broken by chance.
-    score = torch.where(keep, torch.cat(scores, 1), NOT_KEPT)
+    # Ranked by logit, not by probability: confident probabilities all round to 1, and the order of ties is arbitrary.
+    score = torch.where(keep, torch.cat(scores, 1), SUPPRESSED)
     score, index = torch.topk(score, min(count, score.shape[1]), dim=1)
-    real = score > NOT_KEPT
-    return take(all_boxes, index) * real.unsqueeze(-1), real
+    valid = score > SUPPRESSED
+    return take(all_boxes, index) * valid.unsqueeze(-1), valid
 
 
-def _thin_together(boxes: list[Tensor], valid: list[Tensor], threshold: float) -> Tensor:
-    """NMS of all levels at once: each level one row of a batch, padded to the longest -> mask [N, sum of lengths]."""
+def _single_nms(boxes: list[Tensor], valid: list[Tensor], threshold: float) -> Tensor:
+    """NMS of all levels at once, each level a batch row padded to the longest -> mask [N, sum of lengths]."""
     longest, images = max(b.shape[1] for b in boxes), boxes[0].shape[0]
     stacked = torch.stack([F.pad(b, (0, 0, 0, longest - b.shape[1])) for b in boxes], 1).flatten(0, 1)
     filled = torch.stack([F.pad(v, (0, longest - v.shape[1])) for v in valid], 1).flatten(0, 1)
@@ -67,21 +71,17 @@ def _thin_together(boxes: list[Tensor], valid: list[Tensor], threshold: float) -
 
 
 def rpn_losses(config: TwoStageConfig, raw: RawMaps, targets: Targets, draw: RandomKeys) -> dict[str, Tensor]:
-    """The losses rpn_class and rpn_box of sampled anchors."""
+    """The losses rpn_class and rpn_box, scalars, of sampled anchors."""
     with torch.no_grad():
         anchors = raw.anchors.expand(targets.boxes.shape[0], -1, -1)  # [N, A, 4]
-        objects, assigned = match(
-            pairwise_iou(anchors, targets.boxes),
-            targets.valid,
-            config.rpn_positive_iou,
-            config.rpn_negative_iou,
-            config.rpn_min_positive_iou,
+        objects, assigned = match_boxes(
+            anchors, targets, config.rpn_positive_iou, config.rpn_negative_iou, config.rpn_min_positive_iou
         )
         positives = int(config.rpn_samples * config.rpn_positive_fraction)
         index, filled, positive = sample(assigned, config.rpn_samples, positives, draw)
         matched = take(targets.boxes, take(objects, index))
-        wanted = encode_boxes(matched, raw.anchors[index], RPN_WEIGHTS)
-        count = shared_count(filled)
+        delta_targets = encode_boxes(matched, raw.anchors[index], RPN_WEIGHTS)
+        count = loss_normaliser(filled)
     class_loss = F.binary_cross_entropy_with_logits(take(raw.logits, index), positive.float(), reduction="none")
-    regression = box_loss(take(raw.deltas, index), wanted, config.rpn_smooth_l1_beta)
+    regression = box_loss(take(raw.deltas, index), delta_targets, config.rpn_smooth_l1_beta)
     return {"rpn_class": (class_loss * filled).sum() / count, "rpn_box": (regression * positive).sum() / count}
