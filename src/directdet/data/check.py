@@ -43,6 +43,7 @@ class SplitReport:
     difficult: int
     empty_images: int
     objects_with_mask: int
+    misfit_areas: int  # objects whose area in the file is no fit for their box
     sizes: dict[str, int]  # small, medium, large: COCO's area limits, in pixels of the file
     width_range: tuple[int, int]
     height_range: tuple[int, int]
@@ -149,6 +150,8 @@ def _count(dataset: Dataset, missing: list[FileProblem], broken: list[FileProble
     records = dataset.records
     used = [~record.crowd for record in records]
     areas = _join([record.areas[keep] for record, keep in zip(records, used, strict=True)])
+    boxes = [record.boxes[keep] for record, keep in zip(records, used, strict=True)]
+    sides = _join([box[:, 2:] - box[:, :2] for box in boxes]).reshape(-1, 2)
     labels = _join([record.labels[keep] for record, keep in zip(records, used, strict=True)]).astype(np.int64)
     small, large = int((areas < _SMALL).sum()), int((areas >= _LARGE).sum())
     per_image = [int(keep.sum()) for keep in used]
@@ -162,6 +165,7 @@ def _count(dataset: Dataset, missing: list[FileProblem], broken: list[FileProble
         difficult=sum(int(record.difficult.sum()) for record in records),
         empty_images=per_image.count(0),
         objects_with_mask=dataset.mask_counts()[0],
+        misfit_areas=int(_misfits(areas, sides).sum()),
         sizes={"small": small, "medium": len(areas) - small - large, "large": large},
         width_range=(min(widths, default=0), max(widths, default=0)),
         height_range=(min(heights, default=0), max(heights, default=0)),
@@ -174,6 +178,17 @@ def _count(dataset: Dataset, missing: list[FileProblem], broken: list[FileProble
         broken_files=tuple(broken),
         problems=dataset.problems,
     )
+
+
+def _misfits(areas: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """Which objects, bool [N], have an area [N] that their box of ``sides`` [N, 2] cannot have.
+
+    A mask lies inside its box but for its border's pixels, and even a rod that crosses its box fills more than a
+    hundredth of it.
+    """
+    width, height = sides[:, 0], sides[:, 1]
+    most = (width + 2) * (height + 2)
+    return (areas > 1.5 * most) | (areas < width * height / 100)
 
 
 def _summarise(
@@ -197,6 +212,11 @@ def _summarise(
             warnings.append(
                 f"{report.split}: {report.objects_with_mask} of {report.objects} objects have a mask; "
                 "training with masks needs all of them"
+            )
+        if report.misfit_areas:
+            warnings.append(
+                f"{report.split}: the area of {report.misfit_areas} of {report.objects} objects does not fit their "
+                "box; AP of small, medium and large objects goes by it: correct or remove the areas"
             )
     if duplicates:
         warnings.append(f"{len(duplicates)} images are in several splits: results on them will be too good")

@@ -24,7 +24,7 @@ def print_report(report: CheckReport, console: Console | None = None, shown: int
         lines = [
             f"{item.file}: annotation {item.annotation_id}: {item.message}: {item.action}" for item in split.problems
         ]
-        _print_list(console, f"{split.split}: boxes clipped or objects dropped", lines, shown)
+        _print_list(console, f"{split.split}: annotations put right or dropped", lines, shown)
     _print_list(console, "the same image in several splits", [" = ".join(files) for files in report.duplicates], shown)
     _print_list(console, "errors", report.errors, shown)
     _print_list(console, "warnings", report.warnings, shown)

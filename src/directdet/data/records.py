@@ -30,11 +30,11 @@ Segmentation = list[np.ndarray] | RLE | None
 class Problem:
     """A fault in an annotation file that did not stop it from being read, and what was done about it."""
 
-    kind: str  # "empty-box", "outside-box", "clipped-box", "bad-polygon"
+    kind: str  # "empty-box", "outside-box", "clipped-box", "bad-polygon", "bad-area"
     file: str
     annotation_id: int | None
     message: str
-    action: str  # "dropped" or "clipped"
+    action: str  # "dropped" and "clipped" are about the box; else what became of the field, in words
 
 
 @dataclass(frozen=True, eq=False)
