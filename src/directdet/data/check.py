@@ -43,6 +43,7 @@ class SplitReport:
     difficult: int
     empty_images: int
     objects_with_mask: int
+    first_without_mask: str | None  # annotation and image file of the first of the others
     misfit_areas: int  # objects whose area in the file is no fit for their box
     sizes: dict[str, int]  # small, medium, large: COCO's area limits, in pixels of the file
     width_range: tuple[int, int]
@@ -78,7 +79,7 @@ class CheckReport:
 
     @property
     def dropped(self) -> tuple[Problem, ...]:
-        """The objects that were dropped because they have no valid box or mask."""
+        """The objects that were dropped because they have no valid box."""
         return tuple(p for split in self.splits for p in split.problems if p.action == "dropped")
 
     def to_dict(self) -> dict[str, Any]:
@@ -165,6 +166,7 @@ def _count(dataset: Dataset, missing: list[FileProblem], broken: list[FileProble
         difficult=sum(int(record.difficult.sum()) for record in records),
         empty_images=per_image.count(0),
         objects_with_mask=dataset.mask_counts()[0],
+        first_without_mask=dataset.first_without_mask(),
         misfit_areas=int(_misfits(areas, sides).sum()),
         sizes={"small": small, "medium": len(areas) - small - large, "large": large},
         width_range=(min(widths, default=0), max(widths, default=0)),
@@ -210,8 +212,8 @@ def _summarise(
             warnings.append(f"{report.split}: no object has a mask; use a recipe without masks (faster_rcnn_...)")
         elif report.objects_with_mask < report.objects:
             warnings.append(
-                f"{report.split}: {report.objects_with_mask} of {report.objects} objects have a mask; "
-                "training with masks needs all of them"
+                f"{report.split}: {report.objects_with_mask} of {report.objects} objects have a mask (the "
+                f"first without: {report.first_without_mask}); training with masks needs all of them"
             )
         if report.misfit_areas:
             warnings.append(

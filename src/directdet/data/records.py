@@ -93,6 +93,15 @@ class Dataset:
                 masks += not crowd and segmentation is not None
         return masks, objects
 
+    def first_without_mask(self) -> str | None:
+        """Image and annotation of the first object that training uses and that has no mask, in words; None: none."""
+        for record in self.records:
+            objects = zip(record.crowd.tolist(), record.segmentations, record.annotation_ids, strict=True)
+            for crowd, segmentation, annotation_id in objects:
+                if segmentation is None and not crowd:
+                    return f"annotation {annotation_id}, {record.path}"
+        return None
+
     @cached_property  # counting takes a second on the whole of COCO
     def has_masks(self) -> bool:
         """Whether every object that training uses has a mask (and there is at least one)."""

@@ -115,15 +115,12 @@ class _ObjectReader:
             self.problems.append(problem)
         if clipped is None:
             return None
-        segmentation, usable = self._segmentation(where, annotation_id, entry.get("segmentation"), image)
-        if not usable:
-            return None
         item = AnnotatedObject(
             annotation_id,
             label,
             clipped,
             self._area(where, annotation_id, entry.get("area"), clipped),
-            segmentation,
+            self._segmentation(where, annotation_id, entry.get("segmentation"), image),
             crowd=flag(where, "iscrowd", entry.get("iscrowd")),
             difficult=flag(where, "difficult", entry.get("difficult")),  # kept when VOC is converted to COCO
         )
@@ -150,14 +147,12 @@ class _ObjectReader:
             self.problems.append(Problem("bad-area", self.file, annotation_id, message, "taken from the box"))
         return (box[2] - box[0]) * (box[3] - box[1])
 
-    def _segmentation(
-        self, where: str, annotation_id: int, value: Any, image: dict[str, Any]
-    ) -> tuple[Segmentation, bool]:
-        """(the mask, or None if the file has none for it; whether the object can be used)."""
-        if value is None or value == []:
-            return None, True
+    def _segmentation(self, where: str, annotation_id: int, value: Any, image: dict[str, Any]) -> Segmentation:
+        """The mask, or None if the file has none that can be drawn: the object keeps its box."""
+        if value is None:
+            return None
         if isinstance(value, dict):
-            return check_rle(where, value, image["height"], image["width"]), True
+            return check_rle(where, value, image["height"], image["width"])
         if not isinstance(value, list) or not all(isinstance(polygon, list) for polygon in value):
             raise UserError(f"{where}: segmentation is neither a list of polygons nor a run-length object; correct it")
         polygons = []
@@ -167,10 +162,11 @@ class _ObjectReader:
             if len(polygon) >= 6 and len(polygon) % 2 == 0:
                 polygons.append(np.array(polygon, np.float64))
         if polygons:
-            return polygons, True
-        message = "no polygon of the mask has three points"
-        self.problems.append(Problem("bad-polygon", self.file, annotation_id, message, "dropped"))
-        return None, False
+            return polygons
+        if any(value):  # [] and [[]] are how converters write that there is no mask
+            message = "no polygon of the mask has three points"
+            self.problems.append(Problem("bad-polygon", self.file, annotation_id, message, "mask left out, box kept"))
+        return None
 
 
 def _read_json(file: Path) -> dict[str, Any]:
