@@ -30,7 +30,7 @@ Segmentation = list[np.ndarray] | RLE | None
 class Problem:
     """A fault in an annotation file that did not stop it from being read, and what was done about it."""
 
-    kind: str  # "empty-box", "outside-box", "clipped-box", "bad-polygon", "bad-area"
+    kind: str  # "empty-box", "outside-box", "clipped-box", "bad-polygon", "far-polygon", "bad-area"
     file: str
     annotation_id: int | None
     message: str

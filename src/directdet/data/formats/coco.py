@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from directdet.common.errors import UserError
+from directdet.data.formats.polygons import near_picture
 from directdet.data.formats.rle import check_rle
 from directdet.data.formats.values import area_or_none, flag, name_text, whole
 from directdet.data.records import (
@@ -23,6 +24,7 @@ from directdet.data.records import (
     path_inside,
 )
 
+_MOST_PIXELS = 2**30  # OpenCV opens no larger picture, and pycocotools counts the pixels of a mask in 32 bits
 _ROBOFLOW_FOLDERS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
 _ROBOFLOW_FILE = "_annotations.coco.json"
 
@@ -161,12 +163,22 @@ class _ObjectReader:
                 raise UserError(f"{where}: segmentation: a polygon has values that are not finite numbers; correct it")
             if len(polygon) >= 6 and len(polygon) % 2 == 0:
                 polygons.append(np.array(polygon, np.float64))
-        if polygons:
-            return polygons
-        if any(value):  # [] and [[]] are how converters write that there is no mask
+        if not polygons and any(value):  # [] and [[]] are how converters write that there is no mask
             message = "no polygon of the mask has three points"
             self.problems.append(Problem("bad-polygon", self.file, annotation_id, message, "mask left out, box kept"))
-        return None
+        return self._near(annotation_id, polygons, image) if polygons else None
+
+    def _near(self, annotation_id: int, polygons: list[np.ndarray], image: dict[str, Any]) -> Segmentation:
+        """The polygons without what is far outside the picture; None if nothing is left."""
+        near = [near_picture(polygon, image["width"], image["height"]) for polygon in polygons]
+        kept = [polygon for polygon in near if polygon is not None]
+        if all(new is old for new, old in zip(near, polygons, strict=True)):
+            return kept
+        farthest = max(np.concatenate(polygons).tolist(), key=abs)
+        message = f"a polygon of the mask has a corner at {farthest:g}, far outside its picture"
+        action = "mask cut off there" if kept else "mask left out, box kept"
+        self.problems.append(Problem("far-polygon", self.file, annotation_id, message, action))
+        return kept or None
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -215,6 +227,8 @@ def _read_images(file: Path, content: dict[str, Any]) -> dict[int, dict[str, Any
                 f"{file}: image {image_id}: width {entry['width']!r} and height {entry['height']!r} are not both "
                 "positive integers; correct them"
             )
+        if width * height > _MOST_PIXELS:
+            raise UserError(f"{file}: image {image_id}: {width} x {height} are more than 2**30 pixels; correct them")
         if image_id in images:
             raise UserError(f"{file}: image {image_id}: id is used twice; give every image its own id")
         images[image_id] = {"file_name": entry["file_name"], "width": width, "height": height}
