@@ -10,11 +10,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
 
 from directdet.common.errors import UserError
+from directdet.common.terminal import terminal
 from directdet.data.dataset import check_same_classes, find_splits, load_dataset
 from directdet.data.image import decode_image, read_bytes
 from directdet.data.records import Dataset, Problem, Record, check_size
@@ -104,11 +103,11 @@ def check_data(
     datasets = [load_dataset(root, name) for name in names]
     digests: dict[str, dict[str, set[str]]] = {}  # content -> split -> files
     reports = []
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     # A bar that disappears leaves an empty line in a log file.
     with Progress(console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
         for dataset in datasets:
-            task = bar.add_task(f"images of {escape(dataset.split)}", total=len(dataset))
+            task = bar.add_task(f"images of {dataset.split}", total=len(dataset))
             missing, broken = [], []
             for record, kind, detail in _examine_images(dataset, verify_images):
                 bar.advance(task)
