@@ -24,6 +24,15 @@ def real_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def data_cases() -> Path:
+    """Folder of small datasets that once failed, beside the real images; the test is skipped where it is absent."""
+    folder = real_data_folder().parent / "cases" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"case folders not found at {folder}")
+    return folder
+
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: each computes in one thread
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

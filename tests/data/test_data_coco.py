@@ -8,9 +8,13 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from directdet.common.errors import UserError
+from directdet.data.augment.transforms import PretrainTransform
+from directdet.data.check import check_data
 from directdet.data.dataset import check_same_classes, find_splits, load_dataset, read_record_image
 from directdet.data.formats.rle import unpack_counts
+from directdet.data.loader import Padding, make_loader
 from directdet.data.masks import decode_mask
+from directdet.data.sampling import Sampling
 
 TRIANGLE = [[5, 5, 20, 5, 5, 20]]
 
@@ -62,11 +66,13 @@ def test_boxes_are_clipped_or_dropped_and_noted(write_coco):
     (record,) = dataset.records
     expected = [[0, 0, 5, 5], [30, 20, 40, 30], [39, 29, 40, 30]]
     np.testing.assert_array_equal(record.boxes[:3], np.float32(expected))
+    np.testing.assert_array_equal(record.boxes[-1:], np.float32([[3, 3, 8, 8]]))  # a mask's fault costs no box
+    assert record.annotation_ids[-1] == 9 and record.segmentations[-1] is None
     kinds = {problem.annotation_id: (problem.kind, problem.action) for problem in dataset.problems}
     assert kinds[1] == kinds[2] == ("clipped-box", "clipped")
     assert kinds[3] == kinds[4] == ("empty-box", "dropped")
     assert kinds[5] == kinds[6] == ("outside-box", "dropped")
-    assert kinds[9] == ("bad-polygon", "dropped")
+    assert kinds[9] == ("bad-polygon", "mask left out, box kept")
     assert 7 not in kinds
     assert (record.boxes[:, 2:] > record.boxes[:, :2]).all()
     assert all(problem.file.endswith("instances_train2017.json") for problem in dataset.problems)
@@ -258,3 +264,39 @@ def test_penn_fudan_masks_through_dataset_toml(real_data, tmp_path):
             x, y, width, height = coco_mask.toBbox(segmentation)
             np.testing.assert_allclose(box, [x, y, x + width, y + height], atol=1)
             assert mask.sum() == coco_mask.area(segmentation)
+
+
+@pytest.mark.parametrize("empty", [None, [], [[]], [[], []], "absent"])
+def test_box_truth_does_not_depend_on_masks(write_coco, empty):
+    boxes = [[1, 1, 5, 5], [10, 10, 20, 10]]
+    entries = [{"bbox": box} if empty == "absent" else {"bbox": box, "segmentation": empty} for box in boxes]
+    dataset = load(write_coco(entries))
+    (record,) = dataset.records
+    assert record.boxes.tolist() == [[1, 1, 6, 6], [10, 10, 30, 20]] and dataset.problems == ()
+    assert record.segmentations == (None, None) and dataset.mask_counts() == (0, 2)
+
+
+def test_the_first_object_without_mask_is_named(write_coco):
+    whole = {"bbox": [5, 5, 15, 15], "segmentation": TRIANGLE}
+    assert load(write_coco([whole])).first_without_mask() is None
+    dataset = load(write_coco([whole, {"bbox": [5, 5, 9, 9], "iscrowd": 1}, {"bbox": [5, 5, 15, 15], "id": 40}]))
+    assert dataset.first_without_mask() == f"annotation 40, {dataset.records[0].path}"
+    with pytest.raises(UserError, match=r"1 of 2 objects have a mask \(the first without: annotation 40, .*a\.png\)"):
+        make_loader(dataset, PretrainTransform(64), Sampling(1), Padding(masks=True))
+    (warning,) = [line for line in check_data(dataset.root, progress=False).warnings if "have a mask" in line]
+    assert "annotation 40, " in warning and "a.png" in warning
+
+
+def test_case_box_only_empty_polygon(data_cases):
+    report = check_data(data_cases / "box_only_empty_polygon" / "data", progress=False)
+    found = [(split.objects, split.objects_with_mask, split.problems) for split in report.splits]
+    assert found == [(8, 0, ()), (4, 0, ())]
+    assert not report.fatal
+
+
+def test_case_one_mask_missing(data_cases):
+    root = data_cases / "one_mask_missing" / "data"
+    content = json.loads((root / "annotations" / "instances_train2017.json").read_text())
+    (missing,) = [entry["id"] for entry in content["annotations"] if not entry.get("segmentation")]
+    dataset = load(root)
+    assert dataset.mask_counts() == (15, 16) and f"annotation {missing}, " in dataset.first_without_mask()

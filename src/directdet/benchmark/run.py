@@ -15,14 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
 from directdet.benchmark.cell import Cell, Failure, Request, Task, cell_from_dict
 from directdet.benchmark.options import BenchmarkOptions
 from directdet.benchmark.result import About, BenchmarkResult, DatasetFacts, where
 from directdet.benchmark.tables import to_csv
 from directdet.common.errors import UserError
 from directdet.common.files import require_writable, write_json_atomic, write_text_atomic
+from directdet.common.terminal import terminal
 from directdet.data.dataset import Dataset
 from directdet.infer.machine import hardware, versions
 from directdet.infer.runtimes.load import model_kind
@@ -62,7 +61,7 @@ def benchmark(
         raise UserError(f"{dataset.root}: {dataset.split}: no images to time on")
     if out is not None:
         require_writable(out, folder=True)
-    console = Console(stderr=True, quiet=not progress)
+    console = terminal(stderr=True, quiet=not progress)
     about = About(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command or shlex.join(sys.argv),

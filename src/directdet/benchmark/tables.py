@@ -16,6 +16,7 @@ from directdet.benchmark.cell import STAGES, TIMES, Cell, Failure
 from directdet.benchmark.provider_check import ProviderCheck
 from directdet.benchmark.published_speed import SpeedComparison, TimedHere, runtime_words, setting
 from directdet.benchmark.result import About, BenchmarkResult, short
+from directdet.common.terminal import TITLE, plain
 
 STAGE_NAMES = {
     "prepare": "decode + preprocess",
@@ -56,7 +57,7 @@ def ratios(cells: Sequence[Cell]) -> list[float]:
 def _summary_table(result: BenchmarkResult) -> Table:
     """Frame rates and accuracy, one row per cell."""
     quick = " (quick run: not to be quoted)" if result.about.quick else ""
-    table = Table(title=machine_words(result.about) + quick, title_justify="left")
+    table = Table(title=plain(machine_words(result.about) + quick, TITLE), title_justify="left")
     for name in ("model", "setting"):  # the device is in the next table: this one has to fit into 80 columns
         table.add_column(name, overflow="fold")
     for name in ("fps\nend to\nend", "to the\nfirst", "fps\ndevice\nonly", "AP\nbox", "AP\nmask", "found\nan\nimage"):
@@ -64,10 +65,10 @@ def _summary_table(result: BenchmarkResult) -> Table:
     to_first = iter(ratios(result.good))
     for cell in result.cells:
         if isinstance(cell, Failure):
-            table.add_row(short(cell.request.path), runtime_words(cell.request), "failed", style="red")
+            table.add_row(plain(short(cell.request.path)), runtime_words(cell.request), "failed", style="red")
             continue
         table.add_row(
-            short(cell.path),
+            plain(short(cell.path)),
             setting(cell),
             f"{cell.fps_end_to_end:.1f}",
             f"{next(to_first):.2f}",
@@ -89,7 +90,7 @@ def _memory_table(cells: Sequence[Cell]) -> Table:
     table.add_column("checked: device asked for -> what ran", overflow="fold")
     for cell in cells:
         shown = ("-" if value is None else f"{value:.0f}" if value >= 10 else f"{value:.1f}" for value in sizes(cell))
-        table.add_row(short(cell.path), setting(cell), *shown, provider_words(cell.provider_check))
+        table.add_row(plain(short(cell.path)), setting(cell), *shown, provider_words(cell.provider_check))
     return table
 
 
@@ -117,7 +118,7 @@ def _stage_table(cells: Sequence[Cell]) -> Table:
         table.add_column(name, justify="right")
     for cell in cells:
         for stage in STAGES:
-            first = (short(cell.path), setting(cell)) if stage == STAGES[0] else ("", "")
+            first = (plain(short(cell.path)), setting(cell)) if stage == STAGES[0] else ("", "")
             numbers = (f"{value:.2f}" for value in cell.milliseconds[stage].in_order())
             table.add_row(*first, STAGE_NAMES[stage], *numbers, end_section=stage == STAGES[-1])
     return table

@@ -46,8 +46,11 @@ def write_pieces_atomic(path: str | os.PathLike[str], pieces: Iterable[bytes]) -
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> Path:
-    """Write ``text`` as UTF-8 with its newlines unchanged; see :func:`write_bytes_atomic`."""
-    return write_bytes_atomic(path, text.encode("utf-8"))
+    """Write ``text`` as UTF-8 with its newlines unchanged; see :func:`write_bytes_atomic`.
+
+    Halves of surrogate pairs, which names that are not UTF-8 hold, become escapes as in JSON.
+    """
+    return write_bytes_atomic(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json_atomic(path: str | os.PathLike[str], value: Any, indent: int | None = 2) -> Path:

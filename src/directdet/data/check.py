@@ -10,11 +10,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
 
 from directdet.common.errors import UserError
+from directdet.common.terminal import terminal
 from directdet.data.dataset import check_same_classes, find_splits, load_dataset
 from directdet.data.image import decode_image, read_bytes
 from directdet.data.records import Dataset, Problem, Record, check_size
@@ -43,6 +42,8 @@ class SplitReport:
     difficult: int
     empty_images: int
     objects_with_mask: int
+    first_without_mask: str | None  # annotation and image file of the first of the others
+    misfit_areas: int  # objects whose area in the file is no fit for their box
     sizes: dict[str, int]  # small, medium, large: COCO's area limits, in pixels of the file
     width_range: tuple[int, int]
     height_range: tuple[int, int]
@@ -77,7 +78,7 @@ class CheckReport:
 
     @property
     def dropped(self) -> tuple[Problem, ...]:
-        """The objects that were dropped because they have no valid box or mask."""
+        """The objects that were dropped because they have no valid box."""
         return tuple(p for split in self.splits for p in split.problems if p.action == "dropped")
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,11 +103,11 @@ def check_data(
     datasets = [load_dataset(root, name) for name in names]
     digests: dict[str, dict[str, set[str]]] = {}  # content -> split -> files
     reports = []
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     # A bar that disappears leaves an empty line in a log file.
     with Progress(console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
         for dataset in datasets:
-            task = bar.add_task(f"images of {escape(dataset.split)}", total=len(dataset))
+            task = bar.add_task(f"images of {dataset.split}", total=len(dataset))
             missing, broken = [], []
             for record, kind, detail in _examine_images(dataset, verify_images):
                 bar.advance(task)
@@ -149,6 +150,8 @@ def _count(dataset: Dataset, missing: list[FileProblem], broken: list[FileProble
     records = dataset.records
     used = [~record.crowd for record in records]
     areas = _join([record.areas[keep] for record, keep in zip(records, used, strict=True)])
+    boxes = [record.boxes[keep] for record, keep in zip(records, used, strict=True)]
+    sides = _join([box[:, 2:] - box[:, :2] for box in boxes]).reshape(-1, 2)
     labels = _join([record.labels[keep] for record, keep in zip(records, used, strict=True)]).astype(np.int64)
     small, large = int((areas < _SMALL).sum()), int((areas >= _LARGE).sum())
     per_image = [int(keep.sum()) for keep in used]
@@ -162,6 +165,8 @@ def _count(dataset: Dataset, missing: list[FileProblem], broken: list[FileProble
         difficult=sum(int(record.difficult.sum()) for record in records),
         empty_images=per_image.count(0),
         objects_with_mask=dataset.mask_counts()[0],
+        first_without_mask=dataset.first_without_mask(),
+        misfit_areas=int(_misfits(areas, sides).sum()),
         sizes={"small": small, "medium": len(areas) - small - large, "large": large},
         width_range=(min(widths, default=0), max(widths, default=0)),
         height_range=(min(heights, default=0), max(heights, default=0)),
@@ -174,6 +179,17 @@ def _count(dataset: Dataset, missing: list[FileProblem], broken: list[FileProble
         broken_files=tuple(broken),
         problems=dataset.problems,
     )
+
+
+def _misfits(areas: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """Which objects, bool [N], have an area [N] that their box of ``sides`` [N, 2] cannot have.
+
+    A mask lies inside its box but for its border's pixels, and even a rod that crosses its box fills more than a
+    hundredth of it.
+    """
+    width, height = sides[:, 0], sides[:, 1]
+    most = (width + 2) * (height + 2)
+    return (areas > 1.5 * most) | (areas < width * height / 100)
 
 
 def _summarise(
@@ -195,8 +211,13 @@ def _summarise(
             warnings.append(f"{report.split}: no object has a mask; use a recipe without masks (faster_rcnn_...)")
         elif report.objects_with_mask < report.objects:
             warnings.append(
-                f"{report.split}: {report.objects_with_mask} of {report.objects} objects have a mask; "
-                "training with masks needs all of them"
+                f"{report.split}: {report.objects_with_mask} of {report.objects} objects have a mask (the "
+                f"first without: {report.first_without_mask}); training with masks needs all of them"
+            )
+        if report.misfit_areas:
+            warnings.append(
+                f"{report.split}: the area of {report.misfit_areas} of {report.objects} objects does not fit their "
+                "box; AP of small, medium and large objects goes by it: correct or remove the areas"
             )
     if duplicates:
         warnings.append(f"{len(duplicates)} images are in several splits: results on them will be too good")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from directdet.common.terminal import TITLE, plain, terminal
 from directdet.data.check import CheckReport, SplitReport
 
 _SHOWN = 10  # lines printed of each kind of problem; the report file has all
@@ -15,7 +16,7 @@ _SHOWN = 10  # lines printed of each kind of problem; the report file has all
 
 def print_report(report: CheckReport, console: Console | None = None, shown: int | None = _SHOWN) -> None:
     """Print tables of the splits and of the classes, and `shown` problems of each kind (None: all)."""
-    console = console or Console()
+    console = console or terminal()
     console.print(_split_table(report))
     console.print(_class_table(report))
     for split in report.splits:
@@ -24,18 +25,18 @@ def print_report(report: CheckReport, console: Console | None = None, shown: int
         lines = [
             f"{item.file}: annotation {item.annotation_id}: {item.message}: {item.action}" for item in split.problems
         ]
-        _print_list(console, f"{split.split}: boxes clipped or objects dropped", lines, shown)
+        _print_list(console, f"{split.split}: annotations put right or dropped", lines, shown)
     _print_list(console, "the same image in several splits", [" = ".join(files) for files in report.duplicates], shown)
     _print_list(console, "errors", report.errors, shown)
     _print_list(console, "warnings", report.warnings, shown)
     if report.fatal:
-        console.print("[bold red]not usable:[/] fix the errors and the missing or broken files first")
+        console.print(Text("not usable:", "bold red"), "fix the errors and the missing or broken files first")
     else:
-        console.print("[bold green]usable[/]" + ("" if report.images_verified else " (images were not opened)"))
+        console.print(Text("usable", "bold green"), "" if report.images_verified else "(images were not opened)")
 
 
 def _split_table(report: CheckReport) -> Table:
-    table = Table("", title=f"{escape(report.root)} ({report.layout})", title_justify="left")
+    table = Table("", title=plain(f"{report.root} ({report.layout})", TITLE), title_justify="left")
     for split in report.splits:
         table.add_column(split.split, justify="right")
     rows: dict[str, Callable[[SplitReport], object]] = {
@@ -69,16 +70,16 @@ def _class_table(report: CheckReport) -> Table:
     for label, category, name in report.label_map:
         # Splits with other categories (reported as an error) may have fewer.
         counts = [str(split.class_counts[label]) if label < len(split.class_counts) else "-" for split in report.splits]
-        table.add_row(str(label), str(category), escape(name), *counts)
+        table.add_row(str(label), str(category), plain(name), *counts)
     return table
 
 
 def _print_list(console: Console, title: str, lines: Sequence[str], shown: int | None) -> None:
     if not lines:
         return
-    console.print(f"[bold]{escape(title)}[/] ({len(lines)})")
+    console.print(Text(title, "bold"), f"({len(lines)})")
     shown = len(lines) if shown is None else shown
     for line in lines[:shown]:
-        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+        console.print(plain(f"  {line}"), highlight=False, soft_wrap=True)
     if len(lines) > shown:
         console.print(f"  ... and {len(lines) - shown} more; --report FILE lists all")

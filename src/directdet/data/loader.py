@@ -94,8 +94,8 @@ def make_loader(
     if masks and not dataset.has_masks:
         have, objects = dataset.mask_counts()
         raise UserError(
-            f"{where}: {have} of {objects} objects have a mask; training with masks needs one for each: "
-            "train a detector without masks, or complete the annotations"
+            f"{where}: {have} of {objects} objects have a mask (the first without: {dataset.first_without_mask()}); "
+            "training with masks needs one for each: train a detector without masks, or complete the annotations"
         )
     if sampling.drop_last and len(records) < sampling.global_batch_size:
         raise UserError(

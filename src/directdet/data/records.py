@@ -30,11 +30,11 @@ Segmentation = list[np.ndarray] | RLE | None
 class Problem:
     """A fault in an annotation file that did not stop it from being read, and what was done about it."""
 
-    kind: str  # "empty-box", "outside-box", "clipped-box", "bad-polygon"
+    kind: str  # "empty-box", "outside-box", "clipped-box", "bad-polygon", "far-polygon", "bad-area"
     file: str
     annotation_id: int | None
     message: str
-    action: str  # "dropped" or "clipped"
+    action: str  # "dropped" and "clipped" are about the box; else what became of the field, in words
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +92,15 @@ class Dataset:
                 objects += not crowd
                 masks += not crowd and segmentation is not None
         return masks, objects
+
+    def first_without_mask(self) -> str | None:
+        """Image and annotation of the first object that training uses and that has no mask, in words; None: none."""
+        for record in self.records:
+            objects = zip(record.crowd.tolist(), record.segmentations, record.annotation_ids, strict=True)
+            for crowd, segmentation, annotation_id in objects:
+                if segmentation is None and not crowd:
+                    return f"annotation {annotation_id}, {record.path}"
+        return None
 
     @cached_property  # counting takes a second on the whole of COCO
     def has_masks(self) -> bool:

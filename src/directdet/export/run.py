@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from directdet.common.errors import UsageProblem, UserError
 from directdet.common.files import require_writable, write_json_atomic
+from directdet.common.terminal import terminal
 from directdet.data.dataset import find_splits, load_dataset
 from directdet.data.records import Dataset
 from directdet.export.artefact import graph_meta, new_meta, put_in_place, working_folders, write_meta
@@ -277,7 +277,7 @@ def _checkpoint_file(path: str | Path) -> Path:
 
 def report(result: ExportResult) -> None:
     """Print what was exported and whether it verified, picture by picture where it did not."""
-    console, graph = Console(), result.graph
+    console, graph = terminal(), result.graph
     for one in result.verification.runtimes:
         if not one.passed:
             console.print(one.table())

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from directdet.common.errors import MissingLibraryError
+from directdet.common.terminal import CAPTION, TITLE, plain, verdict
 from directdet.data.records import Dataset
 from directdet.export.verify import DIFFERENCES, TOLERANCES, SameCanvas, Verification, expect, planes, verify
 from directdet.infer.accuracy.evaluate import Metrics, evaluate
@@ -74,9 +76,10 @@ class SideBySide:
 
     def table(self) -> Table:
         """One row per runtime, and the tolerance, within 80 columns."""
-        verdict = "[bold green]PASS[/]" if self.passed else "[bold red]FAIL[/]"
         kinds = list(self.ap)
-        table = Table(title=f"verification: {verdict}", box=SIMPLE_HEAD, padding=0)
+        table = Table(
+            title=plain("verification: ", TITLE).append_text(verdict(self.passed)), box=SIMPLE_HEAD, padding=0
+        )
         table.add_column("", no_wrap=True)
         columns = [
             "found",
@@ -95,7 +98,7 @@ class SideBySide:
         own = [f"{100 * self.ap[kind]:.2f}" for kind in kinds]
         table.add_row("PyTorch", expected, "", "", "", "", "", *own, f"{self.latency_ms:.0f}")
         for one in self.runtimes:
-            name = one.runtime if one.passed else f"[bold red]{one.runtime}[/]"
+            name = one.runtime if one.passed else Text(one.runtime, "bold red")
             found, undecided = (str(sum(getattr(c, key) for c in one.comparisons)) for key in ("found", "undecided"))
             numbers = [f"{one.largest(what):.1e}" for what in DIFFERENCES]
             theirs = [f"{100 * one.ap[kind]:.2f}" if kind in one.ap else "none" for kind in kinds]
@@ -109,7 +112,7 @@ class SideBySide:
         notes.append("unsure: what PyTorch itself does not repeat under rounding errors; not counted")
         notes += [f"AP: %, on {self.ap_images} images"] if kinds else []
         notes += [note for one in self.runtimes for note in one.notes]
-        table.caption = "\n".join(dict.fromkeys([*notes, *self.notes]))
+        table.caption = plain("\n".join(dict.fromkeys([*notes, *self.notes])), CAPTION)
         return table
 
 

@@ -13,6 +13,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+from directdet.common.terminal import CAPTION, TITLE, plain, verdict
 from directdet.data.records import Dataset
 from directdet.export.matching import Comparison, Tolerance, compare
 from directdet.export.precision import PRODUCTS
@@ -93,20 +94,19 @@ class Verification:
 
     def table(self) -> Table:
         """One row per picture."""
-        verdict = "[bold green]PASS[/]" if self.passed else "[bold red]FAIL[/]"
         limits = self.tolerance
-        table = Table(
-            "picture", "PyTorch", self.runtime, "matched", "box (px)", "score", "mask", title=f"verification: {verdict}"
-        )
+        title = plain("verification: ", TITLE).append_text(verdict(self.passed))
+        columns = ("picture", "PyTorch", self.runtime, "matched", "box (px)", "score", "mask")
+        table = Table(*columns, title=title)
         for c in self.comparisons:
             share = f"{c.matched}/{c.counted}" + (f", {c.undecided} undecided" if c.undecided else "")
-            table.add_row(c.picture, str(c.expected), str(c.found), share, *_numbers(c.box, c.score, c.mask))
+            table.add_row(plain(c.picture), str(c.expected), str(c.found), share, *_numbers(c.box, c.score, c.mask))
         table.add_section()
         largest = _numbers(*(self.largest(what) for what in DIFFERENCES))
         table.add_row("all: largest", "", "", f"{self.matched:.1%}", *largest)
         allowed = _numbers(*(getattr(limits, what) for what in DIFFERENCES))
         table.add_row("tolerance", "", "", f"{limits.matched:.0%}", *allowed)
-        table.caption = "\n".join(self.notes)
+        table.caption = plain("\n".join(self.notes), CAPTION)
         return table
 
 

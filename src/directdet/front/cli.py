@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import click
 
 from directdet import __version__
 from directdet.common.errors import UserError
+from directdet.common.text import shown
 
 _STOPPED = 130  # what shells report for Ctrl-C
 # Errors of the operating system that concern the user's disk and paths rather than this code.
@@ -68,6 +70,9 @@ def add_verbs(group: click.Group) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     add_verbs(directdet)
+    for stream in (sys.stdout, sys.stderr):  # what a terminal's encoding does not have is shown as an escape
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         # Not standalone: click would print usage and hint on lines of their own, and say "Aborted!".
         result = directdet.main(None if arguments is None else list(arguments), "directdet", standalone_mode=False)
@@ -98,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _complain(message: str, code: int) -> int:
     """Print one line on stderr, whatever the message holds."""
     line = " ".join(part.strip() for part in message.splitlines() if part.strip())
-    click.echo(_who() + click.style("error:", fg="red", bold=True) + f" {line}", err=True)
+    click.echo(_who() + click.style("error:", fg="red", bold=True) + f" {shown(line)}", err=True)
     return code
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from directdet.benchmark.options import BenchmarkOptions
 from directdet.benchmark.page_parts import machine_facts
@@ -22,6 +21,7 @@ from directdet.benchmark.run import benchmark
 from directdet.benchmark.tables import tables
 from directdet.common.errors import UserError
 from directdet.common.files import write_text_atomic
+from directdet.common.terminal import plain, terminal, verdict
 from directdet.data.dataset import load_dataset
 from directdet.data.synthetic import make_synthetic
 from directdet.export.run import ExportResult, export
@@ -78,7 +78,7 @@ def run_demo(out: str | Path, device: str = "auto", seed: int = 0, command: str 
     Raises:
         UserError: `out` holds an earlier demo, or cannot be written.
     """
-    out, console = Path(out), Console()
+    out, console = Path(out), terminal()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: not an empty folder; delete it or choose another --out")
     seconds: dict[str, float] = {}
@@ -123,11 +123,10 @@ def _stage(console: Console, seconds: dict[str, float], name: str) -> Iterator[N
 
 def _print_end(console: Console, result: DemoResult) -> None:
     ap50 = "not measured" if result.ap50 is None else f"{result.ap50:.3f}"
-    verdict = "[bold green]PASS[/]" if result.passed else "[bold red]FAIL[/]"
     console.rule(style="dim")
-    console.print(f"report        {escape(str(result.report))}", highlight=False, soft_wrap=True)
+    console.print(plain(f"report        {result.report}"), highlight=False, soft_wrap=True)
     console.print(f"box AP50      {ap50}", highlight=False)
-    console.print(f"verification  {verdict}", highlight=False)
+    console.print("verification ", verdict(result.passed), highlight=False)
     console.print(f"seconds       {result.seconds:.0f}", highlight=False)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from directdet.front.say import say
 from directdet.infer.runtimes.names import PRECISIONS, TITLES
 
 PATH = click.Path(path_type=Path)  # existence is checked where files are read: there the error can say more
@@ -122,4 +123,4 @@ def require_one_process(verb: str) -> None:
 def print_failures(failures: Sequence[str]) -> None:
     """What a benchmark could not measure, one line each on stderr: its tables may go to a file."""
     for line in failures:
-        click.echo(click.style("failed:", fg="red", bold=True) + f" {line}", err=True)
+        say(line, "failed:", error=True)

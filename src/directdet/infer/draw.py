@@ -9,6 +9,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+from directdet.common.text import shown
 from directdet.infer.detections import Detections
 
 _ALPHA = 0.45
@@ -54,6 +55,7 @@ def draw(
     for index in order:  # after all boxes, so that no line crosses a name
         label = int(detections.labels[index])
         name = classes[label] if label < len(classes) else str(label)
+        name = shown(name)
         text = f"{name} {detections.scores[index]:.2f}" if scores else name
         _write(canvas, text, detections.boxes[index], colour(label), edge)
     return canvas

@@ -7,6 +7,7 @@ from rich.console import Group
 from rich.table import Column, Table
 
 from directdet.common.plugins import load_plugins
+from directdet.common.terminal import TITLE, plain
 from directdet.models.configs import config_of
 from directdet.recipes.by_name import RECIPES
 from directdet.recipes.recipe import Phase, Recipe
@@ -33,14 +34,15 @@ def recipe_groups() -> Group:
     others = Table(names(), "what it is", title="Not in a table of the papers", title_justify="left")
     for name, build in RECIPES.items():
         if name not in placed:
-            others.add_row(name, build().summary)
+            others.add_row(plain(name), plain(build().summary))
     return Group(*groups, others)
 
 
 def describe_recipe(recipe: Recipe) -> Group:
     """Every setting of a recipe with its source, and the command that runs it."""
     names = [phase.name for phase in recipe.phases]
-    table = Table(Column("setting", no_wrap=True), *names, Column("source", overflow="fold"), title=recipe.summary)
+    title = plain(recipe.summary, TITLE)
+    table = Table(Column("setting", no_wrap=True), *names, Column("source", overflow="fold"), title=title)
     for setting in fields(Phase):
         if setting.name == "name":
             continue
@@ -52,7 +54,8 @@ def describe_recipe(recipe: Recipe) -> Group:
         if not found and any(value != setting.default for value in values):
             found = [f"{name}: {recipe.sources[name]}" for name in names if name in recipe.sources]
         unused = all(value == setting.default for value in values)
-        table.add_row(setting.name, *map(_shown, values), "; ".join(found) or ("default" if unused else "ours"))
+        why = "; ".join(found) or ("default" if unused else "ours")
+        table.add_row(setting.name, *(plain(_shown(value)) for value in values), plain(why))
     model = Table(Column(f"{recipe.detector} setting", no_wrap=True), "value", Column("source", overflow="fold"))
     for setting in fields(config_of(recipe.detector)):
         if setting.name == "num_classes":
@@ -63,12 +66,13 @@ def describe_recipe(recipe: Recipe) -> Group:
             "the paper's code" if value == default else recipe.sources.get("model", "what the recipe is named after")
         )
         source = recipe.sources.get(key, other)
-        model.add_row(setting.name, _shown(value), source)
+        model.add_row(setting.name, plain(_shown(value)), plain(source))
     facts = [f"First phase starts from: {recipe.init} weights"]
     if recipe.data_fraction < 1:
         facts.append(f"Share of the training images: {recipe.data_fraction:g} ({recipe.sources['data_fraction']})")
     facts += [f"In the paper: {text}" for text in published_results(recipe.name)]
-    return Group(table, model, *facts, f"Run it: directdet train {recipe.name} --data DATA --out RUN")
+    facts.append(f"Run it: directdet train {recipe.name} --data DATA --out RUN")
+    return Group(table, model, *map(plain, facts))
 
 
 def _shown(value: Any) -> str:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from directdet.common.errors import UserError
 from directdet.common.files import write_json_atomic
+from directdet.common.terminal import terminal
 from directdet.data.records import Dataset
 from directdet.infer.accuracy.evaluate import detect
 from directdet.infer.runtimes.torch_runtime import TorchPredictor
@@ -96,7 +96,7 @@ def _measured_steps(experiment: Experiment, trials: list[Trial], budget: float, 
 
     Raises UserError if they are too few.
     """
-    Console().print(f"measuring {len(trials)} rows, to give each its share of {budget / 60:.0f} minutes")
+    terminal().print(f"measuring {len(trials)} rows, to give each its share of {budget / 60:.0f} minutes")
     paces: dict[str, dict[str, Pace]] = {}
     shared: Pace | None = None
     for trial in trials:

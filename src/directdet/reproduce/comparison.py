@@ -13,6 +13,7 @@ from rich.console import Group
 from rich.table import Table
 
 from directdet.common.files import write_json_atomic
+from directdet.common.terminal import plain
 from directdet.infer.machine import hardware, versions
 from directdet.reproduce.experiments import EXPERIMENTS, SHARED, Trial
 from directdet.train.log import read_log
@@ -56,7 +57,7 @@ class Comparison:
             table.add_column(name, justify="right")
         table.add_column("in the paper")
         for row in self.rows:
-            table.add_row(row["label"], *_cells(row, experiment.metric), _paper_words(row["paper"]))
+            table.add_row(plain(row["label"]), *_cells(row, experiment.metric), _paper_words(row["paper"]))
         notes = [f"{CAUTION} Every row gets equal {experiment.equal}."]
         if any(row["key"] == "sync" for row in self.rows):
             notes.append("One process: SyncBN has no other process to synchronise with, so its row is live BN.")

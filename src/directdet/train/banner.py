@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from directdet.common.terminal import TITLE, plain
 from directdet.data.records import Dataset
 from directdet.train import distributed
 from directdet.train.loop import Trainer
@@ -32,7 +33,7 @@ def banner(trainer: Trainer, start: str) -> Table:
         size += f", short edge from {', '.join(map(str, phase.short_edges))}" if phase.short_edges else ""
     whole = phase.iterations or trainer.steps_per_epoch * phase.epochs
     unit = "epochs" if phase.iterations is None else "steps"
-    table = Table(title=f"{trainer.recipe}: {phase.name}", show_header=False)
+    table = Table(title=plain(f"{trainer.recipe}: {phase.name}", TITLE), show_header=False)
     for name, value in {
         "data": f"{len(trainer.train)} train images, {len(trainer.val) if trainer.val else 'no'} val images, "
         f"{len(trainer.train.classes)} classes{_left_out(trainer.train)}",
@@ -47,7 +48,7 @@ def banner(trainer: Trainer, start: str) -> Table:
         "steps": f"{trainer.steps}{f' (max_steps) of {whole}' if trainer.steps < whole else ''}, "
         f"{whole / trainer.steps_per_pass:.4g} passes of {trainer.steps_per_pass}",
     }.items():
-        table.add_row(name, value)
+        table.add_row(name, plain(value))
     return table
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,6 +24,7 @@ from rich.progress import (
 from torch import Tensor
 
 from directdet.common.errors import UserError
+from directdet.common.terminal import terminal
 from directdet.data.records import Dataset
 from directdet.infer.accuracy.evaluate import Metrics, detect, score_detections
 from directdet.infer.preprocess import Preprocess
@@ -307,6 +307,6 @@ def _progress() -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    console = Console(quiet=not distributed.is_main())
+    console = terminal(quiet=not distributed.is_main())
     with Progress(*columns, refresh_per_second=2, console=console) as bar:
         yield bar

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from rich.console import Console
 from rich.progress import track
 
 from directdet.common.errors import UsageProblem
+from directdet.common.terminal import terminal
 from directdet.recipes.published import direct_table10
 from directdet.recipes.recipe import Phase
 from directdet.train.memory import StepCost, device_name, measure, step_cost
@@ -235,6 +235,6 @@ def _checks(paper: dict[int, StepCost]) -> tuple[Check, ...]:
 
 def _track(items: list[T], what: str, shown: bool) -> Iterable[T]:
     """The items, with a progress bar on stderr."""
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     hidden = not (shown and console.is_terminal)  # a bar that vanishes leaves an empty line in a log file
     return track(items, what, console=console, transient=True, disable=hidden)

@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from directdet.common.errors import UserError
+from directdet.common.terminal import TITLE, plain
 from directdet.models.checkpoint import CheckpointError, load_checkpoint
 from directdet.models.parts.network import Network
 from directdet.models.parts.norm import FixedBatchNorm2d, fix_batch_norm, has_statistics, sync_batch_norm
@@ -42,7 +43,7 @@ class Loaded:
 
     def table(self) -> Table:
         """For each part, how many tensors were loaded, how many were not, and why not."""
-        table = Table("part", "loaded", "not loaded", "why not", title=f"weights from {self.source}")
+        table = Table("part", "loaded", "not loaded", "why not", title=plain(f"weights from {self.source}", TITLE))
         for part, taken in self.taken.items():
             reasons = [why for _, why in self.left[part]]
             counts = ", ".join(f"{reasons.count(why)} {why}" for why in dict.fromkeys(reasons))

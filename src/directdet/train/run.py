@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from directdet.common.errors import UsageProblem, UserError
 from directdet.common.files import require_writable, write_json_atomic
+from directdet.common.terminal import terminal
 from directdet.data.records import Dataset
 from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
@@ -180,9 +180,9 @@ def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> d
         trainer.resume(last)
     if distributed.is_main():
         words = "the weights at the end of the pretrain phase" if planned else describe_start(loaded, start)
-        Console().print(banner(trainer, f"{words}; resumed at step {trainer.position.step}" if resumed else words))
+        terminal().print(banner(trainer, f"{words}; resumed at step {trainer.position.step}" if resumed else words))
         if loaded is not None and not resumed:
-            Console().print(loaded.table())
+            terminal().print(loaded.table())
     result = {"name": phase.name, "best_ap": None, "checkpoint": str(last), "seconds": 0.0}
     if run.dry_run:
         return result
@@ -193,7 +193,7 @@ def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> d
     started = time.perf_counter()
     metrics = trainer.run(resumed)
     if metrics is not None and distributed.is_main():
-        Console().print(metrics.table())
+        terminal().print(metrics.table())
     distributed.from_main(None)  # no process reads the phase's checkpoint before it is written
     best = trainer.position.best
     return {**result, "best_ap": best if best >= 0 else None, "seconds": time.perf_counter() - started}

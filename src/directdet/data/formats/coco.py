@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from directdet.common.errors import UserError
+from directdet.data.formats.polygons import near_picture
 from directdet.data.formats.rle import check_rle
+from directdet.data.formats.values import area_or_none, flag, name_text, whole
 from directdet.data.records import (
     AnnotatedObject,
     Dataset,
@@ -17,12 +19,12 @@ from directdet.data.records import (
     Record,
     Segmentation,
     clip_box,
-    is_integer,
     is_number,
     make_record,
     path_inside,
 )
 
+_MOST_PIXELS = 2**30  # OpenCV opens no larger picture, and pycocotools counts the pixels of a mask in 32 bits
 _ROBOFLOW_FOLDERS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
 _ROBOFLOW_FILE = "_annotations.coco.json"
 
@@ -66,9 +68,10 @@ def read_coco(root: Path, split: str, layout: str, annotations: Path, images: Pa
     image_entries = _read_images(annotations, content)
     grouped: dict[int, list[AnnotatedObject]] = {image_id: [] for image_id in image_entries}
     for index, entry in enumerate(_list(annotations, content, "annotations")):
-        item = reader.read(index, entry, image_entries)
-        if item is not None:
-            grouped[entry["image_id"]].append(item)
+        found = reader.read(index, entry, image_entries)
+        if found is not None:
+            image_id, item = found
+            grouped[image_id].append(item)
     records: list[Record] = []
     for image_id, entry in image_entries.items():
         path = path_inside(images, entry["file_name"], f"{annotations}: image {image_id}: file_name")
@@ -86,17 +89,19 @@ class _ObjectReader:
         self.problems: list[Problem] = []
         self._seen: set[int] = set()
 
-    def read(self, index: int, entry: Any, images: dict[int, dict[str, Any]]) -> AnnotatedObject | None:
-        """One object, or None if it is dropped."""
+    def read(self, index: int, entry: Any, images: dict[int, dict[str, Any]]) -> tuple[int, AnnotatedObject] | None:
+        """(id of its image, the object), or None if it is dropped."""
         annotation_id = self._identify(index, entry)
         where = f"{self.file}: annotation {annotation_id}"
         for key in ("image_id", "category_id", "bbox"):
             if key not in entry:
                 raise UserError(f"{where}: key {key!r} is missing; add it or remove the annotation")
-        image = images.get(entry["image_id"]) if is_integer(entry["image_id"]) else None
-        if image is None:
+        image_id = whole(entry["image_id"])
+        image = None if image_id is None else images.get(image_id)
+        if image_id is None or image is None:
             raise UserError(f"{where}: image_id {entry['image_id']!r} is not among the images; correct or remove it")
-        label = self.labels.get(entry["category_id"]) if is_integer(entry["category_id"]) else None
+        category = whole(entry["category_id"])
+        label = None if category is None else self.labels.get(category)
         if label is None:
             known = ", ".join(map(str, sorted(self.labels)[:20])) + (", ..." if len(self.labels) > 20 else "")
             raise UserError(
@@ -112,39 +117,44 @@ class _ObjectReader:
             self.problems.append(problem)
         if clipped is None:
             return None
-        segmentation, usable = self._segmentation(where, annotation_id, entry.get("segmentation"), image)
-        if not usable:
-            return None
-        area = entry.get("area")
-        return AnnotatedObject(
+        item = AnnotatedObject(
             annotation_id,
             label,
             clipped,
-            area if is_number(area) else (clipped[2] - clipped[0]) * (clipped[3] - clipped[1]),
-            segmentation,
-            crowd=bool(entry.get("iscrowd", 0)),
-            difficult=bool(entry.get("difficult", False)),  # kept when VOC is converted to COCO
+            self._area(where, annotation_id, entry.get("area"), clipped),
+            self._segmentation(where, annotation_id, entry.get("segmentation"), image),
+            crowd=flag(where, "iscrowd", entry.get("iscrowd")),
+            difficult=flag(where, "difficult", entry.get("difficult")),  # kept when VOC is converted to COCO
         )
+        return image_id, item
 
     def _identify(self, index: int, entry: Any) -> int:
         if not isinstance(entry, dict):
             raise UserError(f"{self.file}: annotations: entry {index} is not an object; correct or remove it")
-        annotation_id = entry.get("id", index + 1)
-        if not is_integer(annotation_id):
-            raise UserError(f"{self.file}: annotations: entry {index}: id {annotation_id!r} is not an integer")
+        annotation_id = whole(entry.get("id", index + 1))
+        if annotation_id is None:
+            raise UserError(f"{self.file}: annotations: entry {index}: id {entry['id']!r} is not an integer")
         if annotation_id in self._seen:
             raise UserError(f"{self.file}: annotation {annotation_id}: id is used twice; give each its own id")
         self._seen.add(annotation_id)
         return annotation_id
 
-    def _segmentation(
-        self, where: str, annotation_id: int, value: Any, image: dict[str, Any]
-    ) -> tuple[Segmentation, bool]:
-        """(the mask, or None if the file has none for it; whether the object can be used)."""
-        if value is None or value == []:
-            return None, True
+    def _area(self, where: str, annotation_id: int, value: Any, box: list[float]) -> float:
+        """The object's area, or that of its box where the file has none that can be meant."""
+        area = area_or_none(where, value)
+        if area is not None:
+            return area
+        if value is not None:
+            message = f"area {value!r} is not positive"
+            self.problems.append(Problem("bad-area", self.file, annotation_id, message, "taken from the box"))
+        return (box[2] - box[0]) * (box[3] - box[1])
+
+    def _segmentation(self, where: str, annotation_id: int, value: Any, image: dict[str, Any]) -> Segmentation:
+        """The mask, or None if the file has none that can be drawn: the object keeps its box."""
+        if value is None:
+            return None
         if isinstance(value, dict):
-            return check_rle(where, value, image["height"], image["width"]), True
+            return check_rle(where, value, image["height"], image["width"])
         if not isinstance(value, list) or not all(isinstance(polygon, list) for polygon in value):
             raise UserError(f"{where}: segmentation is neither a list of polygons nor a run-length object; correct it")
         polygons = []
@@ -153,11 +163,22 @@ class _ObjectReader:
                 raise UserError(f"{where}: segmentation: a polygon has values that are not finite numbers; correct it")
             if len(polygon) >= 6 and len(polygon) % 2 == 0:
                 polygons.append(np.array(polygon, np.float64))
-        if polygons:
-            return polygons, True
-        message = "no polygon of the mask has three points"
-        self.problems.append(Problem("bad-polygon", self.file, annotation_id, message, "dropped"))
-        return None, False
+        if not polygons and any(value):  # [] and [[]] are how converters write that there is no mask
+            message = "no polygon of the mask has three points"
+            self.problems.append(Problem("bad-polygon", self.file, annotation_id, message, "mask left out, box kept"))
+        return self._near(annotation_id, polygons, image) if polygons else None
+
+    def _near(self, annotation_id: int, polygons: list[np.ndarray], image: dict[str, Any]) -> Segmentation:
+        """The polygons without what is far outside the picture; None if nothing is left."""
+        near = [near_picture(polygon, image["width"], image["height"]) for polygon in polygons]
+        kept = [polygon for polygon in near if polygon is not None]
+        if all(new is old for new, old in zip(near, polygons, strict=True)):
+            return kept
+        farthest = max(np.concatenate(polygons).tolist(), key=abs)
+        message = f"a polygon of the mask has a corner at {farthest:g}, far outside its picture"
+        action = "mask cut off there" if kept else "mask left out, box kept"
+        self.problems.append(Problem("far-polygon", self.file, annotation_id, message, action))
+        return kept or None
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -169,7 +190,7 @@ def _read_json(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: annotation file cannot be read: {error.strerror or error}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{file}: line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from None
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, a number of thousands of digits, endless nesting
         raise UserError(f"{file}: not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file}: not a COCO file: expected an object with images, annotations and categories")
@@ -179,11 +200,13 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _read_categories(file: Path, content: dict[str, Any]) -> dict[int, str]:
     names: dict[int, str] = {}
     for index, entry in enumerate(_list(file, content, "categories")):
-        if not isinstance(entry, dict) or not is_integer(entry.get("id")) or not isinstance(entry.get("name"), str):
+        category = whole(entry.get("id")) if isinstance(entry, dict) else None
+        name = name_text(entry.get("name")) if isinstance(entry, dict) else None
+        if category is None or name is None:
             raise UserError(f"{file}: categories: entry {index} has no integer id or no name; correct it")
-        if entry["id"] in names:
-            raise UserError(f"{file}: categories: id {entry['id']} is used twice; give every category its own id")
-        names[entry["id"]] = entry["name"]
+        if category in names:
+            raise UserError(f"{file}: categories: id {category} is used twice; give every category its own id")
+        names[category] = name
     if not names:
         raise UserError(f"{file}: categories: the list is empty; a detector needs at least one class")
     return names
@@ -192,19 +215,23 @@ def _read_categories(file: Path, content: dict[str, Any]) -> dict[int, str]:
 def _read_images(file: Path, content: dict[str, Any]) -> dict[int, dict[str, Any]]:
     images: dict[int, dict[str, Any]] = {}
     for index, entry in enumerate(_list(file, content, "images")):
-        if not isinstance(entry, dict) or not is_integer(entry.get("id")):
+        image_id = whole(entry.get("id")) if isinstance(entry, dict) else None
+        if image_id is None:
             raise UserError(f"{file}: images: entry {index} has no integer id; correct it")
         for key in ("file_name", "width", "height"):
             if key not in entry:
-                raise UserError(f"{file}: image {entry['id']}: key {key!r} is missing; add it")
-        if not all(is_integer(entry[key]) and entry[key] > 0 for key in ("width", "height")):
+                raise UserError(f"{file}: image {image_id}: key {key!r} is missing; add it")
+        width, height = whole(entry["width"]), whole(entry["height"])
+        if width is None or height is None or width < 1 or height < 1:
             raise UserError(
-                f"{file}: image {entry['id']}: width {entry['width']!r} and height {entry['height']!r} are not both "
+                f"{file}: image {image_id}: width {entry['width']!r} and height {entry['height']!r} are not both "
                 "positive integers; correct them"
             )
-        if entry["id"] in images:
-            raise UserError(f"{file}: image {entry['id']}: id is used twice; give every image its own id")
-        images[entry["id"]] = entry
+        if width * height > _MOST_PIXELS:
+            raise UserError(f"{file}: image {image_id}: {width} x {height} are more than 2**30 pixels; correct them")
+        if image_id in images:
+            raise UserError(f"{file}: image {image_id}: id is used twice; give every image its own id")
+        images[image_id] = {"file_name": entry["file_name"], "width": width, "height": height}
     return images
 
 

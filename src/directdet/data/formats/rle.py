@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from directdet.common.errors import UserError
-from directdet.data.records import RLE, is_integer
+from directdet.data.formats.values import whole
+from directdet.data.records import RLE
 
 
 def check_rle(where: str, value: dict[str, Any], height: int, width: int) -> RLE:
@@ -24,14 +25,17 @@ def check_rle(where: str, value: dict[str, Any], height: int, width: int) -> RLE
     counts, size = value.get("counts"), value.get("size")
     if size != [height, width]:
         raise UserError(f"{where}: segmentation: size {size!r} is not the image's [{height}, {width}]; correct it")
-    if not isinstance(counts, (str, list)):
-        counts = None
-    runs = unpack_counts(counts) if isinstance(counts, str) else counts
-    if counts is None or runs is None or not all(is_integer(run) and run >= 0 for run in runs):
+    runs: list[int | None] | None = None
+    if isinstance(counts, str):
+        runs = unpack_counts(counts)
+    elif isinstance(counts, list):
+        runs = [whole(run) for run in counts]
+    lengths = [run for run in runs or () if run is not None and run >= 0]
+    if runs is None or len(lengths) < len(runs):
         raise UserError(f"{where}: segmentation: counts are neither run lengths nor a compressed string; correct it")
-    if sum(runs) != height * width:
-        raise UserError(f"{where}: segmentation: counts add up to {sum(runs)}, not {height} * {width}; correct it")
-    return {"size": [height, width], "counts": counts}
+    if sum(lengths) != height * width:
+        raise UserError(f"{where}: segmentation: counts add up to {sum(lengths)}, not {height} * {width}; correct it")
+    return {"size": [height, width], "counts": counts if isinstance(counts, str) else lengths}
 
 
 def unpack_counts(text: str) -> list[int] | None:

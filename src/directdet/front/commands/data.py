@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from directdet.front.options import PATH
+from directdet.front.say import say
 
 if TYPE_CHECKING:
     from directdet.data.check import CheckReport
@@ -35,14 +36,14 @@ def check_data(data: Path, report: Path | None, splits: tuple[str, ...], images:
     print_report(found)
     if report is not None:
         write_text_atomic(report, _report_text(found, report.suffix.lower()))
-        click.echo(f"report: {report}")
+        say(f"report: {report}")
     if found.dropped:
         first, more = found.dropped[0], len(found.dropped) - 1
         others = f" (and {more} more)" if more else ""
-        click.echo(
+        say(
             f"error: {first.file}: annotation {first.annotation_id}: {first.message}{others}; training would leave it "
             "out: correct or remove it",
-            err=True,
+            error=True,
         )
     return int(found.fatal or bool(found.dropped))
 
@@ -51,12 +52,11 @@ def _report_text(found: CheckReport, suffix: str) -> str:
     """The report with every finding, in the form that the file's suffix asks for."""
     import io
 
-    from rich.console import Console
-
+    from directdet.common.terminal import terminal
     from directdet.data.check_report import print_report
 
     if suffix == ".json":
         return json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n"
-    console = Console(file=io.StringIO(), width=140, record=True, force_terminal=False)
+    console = terminal(file=io.StringIO(), width=140, record=True, force_terminal=False)
     print_report(found, console, shown=None)
     return console.export_html(inline_styles=True) if suffix in (".html", ".htm") else console.export_text()

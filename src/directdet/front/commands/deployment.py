@@ -17,17 +17,17 @@ from directdet.front.options import (
     runtime_option,
     threads_option,
 )
+from directdet.front.say import say
 
 
 def _show_formats(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     """A click callback: print the table of formats and leave."""
     if not value or ctx.resilient_parsing:
         return
-    from rich.console import Console
-
+    from directdet.common.terminal import terminal
     from directdet.export.formats import formats_table
 
-    Console().print(formats_table())
+    terminal().print(formats_table())
     ctx.exit()
 
 
@@ -73,10 +73,10 @@ def export(checkpoint: Path, out: Path, data: Path | None, split: str | None, ap
     # After the options: a mistyped one is reported before torch is imported.
     from directdet.export.run import export, report
 
-    result = export(checkpoint, out, options, data, split, ap_images, say=lambda text: click.echo(text, err=True))
+    result = export(checkpoint, out, options, data, split, ap_images, say=lambda text: say(text, error=True))
     report(result)
     passed = result.verification.passed
-    click.echo(f"{'PASS' if passed else 'FAIL'}: {result.artefact}")
+    say(f"{'PASS' if passed else 'FAIL'}: {result.artefact}")
     return int(not passed)
 
 
@@ -133,15 +133,14 @@ def _infer_images(model: Path, loading: list[Any], **arguments: Any) -> None:
     summary = predict(load(model, *loading), **arguments)
     resumed = f" ({summary.n_resumed} of them done before)" if summary.n_resumed else ""
     skipped = f", {summary.n_skipped} skipped" if summary.n_skipped else ""
-    click.echo(
+    say(
         f"{summary.n_images} images{resumed}{skipped}, {summary.n_detections} detections, {summary.seconds:.1f} s: "
         f"{summary.results_file}"
     )
 
 
 def _infer_video(model: Path, loading: list[Any], source: str, **arguments: Any) -> None:
-    from rich.console import Console
-
+    from directdet.common.terminal import terminal
     from directdet.infer.predict.show import require_display
     from directdet.infer.predict.video import Video
     from directdet.infer.predict.videos import predict_video
@@ -149,14 +148,14 @@ def _infer_video(model: Path, loading: list[Any], source: str, **arguments: Any)
 
     if arguments["show"]:
         require_display()
-    video = Video(source, warn=lambda line: click.echo(click.style("note:", fg="yellow") + f" {line}", err=True))
+    video = Video(source, warn=lambda line: say(line, "note:", "yellow", error=True))
     summary = predict_video(load(model, *loading), video, **arguments)
-    Console().print(summary.table())
+    terminal().print(summary.table())
     counts = [f"{summary.n_frames} frames", f"{summary.n_detections} detections", f"{summary.pipeline.seconds:.1f} s"]
     for name in ("dropped", "broken", "reconnects"):
         if number := getattr(summary, f"n_{name}"):
             counts.append(f"{number} {name}")
     share = f", {100 * summary.fps / summary.device_fps:.0f} % of the device stage alone" if summary.device_fps else ""
-    click.echo(f"{', '.join(counts)}; {summary.fps:.1f} fps{share}")
+    say(f"{', '.join(counts)}; {summary.fps:.1f} fps{share}")
     for path in summary.files:
-        click.echo(f"written: {path}")
+        say(f"written: {path}")

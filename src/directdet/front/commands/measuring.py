@@ -20,6 +20,7 @@ from directdet.front.options import (
     split_option,
     threads_option,
 )
+from directdet.front.say import say
 
 
 @click.command("eval")
@@ -35,9 +36,8 @@ from directdet.front.options import (
 @code_option
 def evaluate(model: Path, data: Path, split: str, json_file: Path | None, per_class: bool, **loading: Any) -> None:
     """Measure MODEL by COCO's twelve numbers and VOC's mAP."""
-    from rich.console import Console
-
     from directdet.common.files import require_writable, write_json_atomic
+    from directdet.common.terminal import terminal
     from directdet.data.dataset import load_dataset
     from directdet.infer.accuracy.evaluate import evaluate
     from directdet.infer.runtimes.load import load
@@ -47,13 +47,13 @@ def evaluate(model: Path, data: Path, split: str, json_file: Path | None, per_cl
     dataset = load_dataset(data, split)
     detector = load(model, **loading)
     metrics = evaluate(detector, dataset)
-    Console().print(metrics.table(per_class=per_class))
+    terminal().print(metrics.table(per_class=per_class))
     if per_class:
-        Console().print(metrics.voc_table())
+        terminal().print(metrics.voc_table())
     if json_file is not None:
         about = {"root": str(data), "split": split}
         write_json_atomic(json_file, {"model": detector.describe(), "dataset": about, **metrics.to_dict()})
-        click.echo(f"written: {json_file}")
+        say(f"written: {json_file}")
 
 
 @click.command("benchmark")
@@ -85,12 +85,11 @@ def benchmark(models: tuple[str, ...], data: Path, split: str, out: Path | None,
     On real images, each stage by itself and end to end, with memory and size, next to the papers' own figures. A model
     that would run on another device than the one asked for counts as failed.
     """
-    from rich.console import Console
-
     from directdet.benchmark.options import BenchmarkOptions
     from directdet.benchmark.report import write_report
     from directdet.benchmark.run import benchmark
     from directdet.benchmark.tables import tables
+    from directdet.common.terminal import terminal
     from directdet.data.dataset import load_dataset
     from directdet.infer.runtimes.load import model_kind
 
@@ -102,10 +101,10 @@ def benchmark(models: tuple[str, ...], data: Path, split: str, out: Path | None,
         model_kind(model)  # a mistyped path is reported now, not after the other models were timed
     result = benchmark(models, dataset, options, out)
     if result.good:
-        Console().print(tables(result))
+        terminal().print(tables(result))
     if out is not None:
         if result.good:
             write_report(result, dataset, out, options.device)
-        click.echo(f"written: {out}")
+        say(f"written: {out}")
     print_failures(result.failures)
     return result.exit_code

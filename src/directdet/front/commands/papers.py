@@ -15,6 +15,7 @@ from directdet.front.options import (
     seed_option,
     torch_device_option,
 )
+from directdet.front.say import say
 
 
 @click.command("reproduce")
@@ -51,13 +52,13 @@ def reproduce(
     stopped. direct/table7 times a few iterations and needs no budget.
     """
     require_one_process("reproduce")
-    from rich.console import Console
+    from directdet.common.terminal import terminal
 
     if comparison == "direct/table7":
         from directdet.reproduce.timing import time_table7, timing_table
 
-        Console().print(timing_table(time_table7(data, out, scale, device)))
-        click.echo(f"written: {out / 'results.json'}")
+        terminal().print(timing_table(time_table7(data, out, scale, device)))
+        say(f"written: {out / 'results.json'}")
         return
     from directdet.reproduce.comparison_plot import draw_comparison
     from directdet.reproduce.run import ReproduceOptions, reproduce
@@ -66,8 +67,8 @@ def reproduce(
     options = ReproduceOptions(budget, scale, device, seed, imagenet, keys, steps, ssd_batch)
     found = reproduce(comparison, data, out, options, time_limit)
     draw_comparison(found.to_dict(), out / "comparison.png")
-    Console().print(found.table())
-    click.echo(f"written: {out / 'results.json'}")
+    terminal().print(found.table())
+    say(f"written: {out / 'results.json'}")
 
 
 @click.command("landscape")
@@ -97,5 +98,5 @@ def landscape(
     draw_landscape(result, out / "landscape.png", SMOOTHING)
     for run in result["runs"]:
         end = f"not finite at step {run['stopped']}" if run["stopped"] is not None else f"loss {run['loss'][-1]:.2f}"
-        click.echo(f"{run['label']}: {end}")
-    click.echo(f"written: {out / 'landscape.png'}, {out / 'landscape.json'}")
+        say(f"{run['label']}: {end}")
+    say(f"written: {out / 'landscape.png'}, {out / 'landscape.json'}")

@@ -15,6 +15,7 @@ from directdet.front.options import (
     settings_option,
     torch_device_option,
 )
+from directdet.front.say import say
 
 
 @click.command("recipes")
@@ -22,12 +23,11 @@ from directdet.front.options import (
 @code_option
 def recipes(name: str | None) -> None:
     """List the training recipes, or show every setting of one."""
-    from rich.console import Console
-
+    from directdet.common.terminal import terminal
     from directdet.recipes.by_name import get_recipe
     from directdet.recipes.show import describe_recipe, recipe_groups
 
-    Console().print(recipe_groups() if name is None else describe_recipe(get_recipe(name)))
+    terminal().print(recipe_groups() if name is None else describe_recipe(get_recipe(name)))
 
 
 @click.command("plan")
@@ -59,9 +59,8 @@ def plan(
     For pre-training RECIPE, equation (1) of the paper. Peak memory and arithmetic of every setting are estimated from
     shapes, without a GPU. Exit code 1 if nothing fits.
     """
-    from rich.console import Console
-
     from directdet.common.files import require_writable, write_json_atomic
+    from directdet.common.terminal import terminal
     from directdet.recipes.by_name import get_recipe
     from directdet.recipes.settings import apply_settings
 
@@ -74,10 +73,10 @@ def plan(
     model = {"detector": chosen.detector, "num_classes": classes, **chosen.model}
     grid, workload = Grid(lengths, batches), Workload(gpus, images or COCO_IMAGES)
     found = plan(model, chosen.phases[0], limit, grid, workload, on_gpu=measure)
-    Console().print(found.table())
+    terminal().print(found.table())
     if json_file is not None:
         write_json_atomic(json_file, found.to_dict())
-        click.echo(f"written: {json_file}")
+        say(f"written: {json_file}")
     return int(found.chosen is None)
 
 
@@ -124,8 +123,8 @@ def train(
     result = train(chosen, data, out, phase=phase, init=init, resume=resume, device=device, seed=seed, dry_run=dry_run)
     if dry_run:
         if result.phases:  # the main process's, where there are several
-            click.echo("dry run: nothing was written")
+            say("dry run: nothing was written")
         return
     for row in result.phases:
         best = "-" if row.get("best_ap") is None else f"{100 * row['best_ap']:.1f}"
-        click.echo(f"{row['name']}: best box AP {best}, {row['seconds']:.0f} s, {row['checkpoint']}")
+        say(f"{row['name']}: best box AP {best}, {row['seconds']:.0f} s, {row['checkpoint']}")

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from directdet.common.errors import UserError
+from directdet.common.terminal import plain, terminal
 from directdet.data.dataset import Dataset, Record, read_record_image
 from directdet.data.masks import coco_mask
 from directdet.infer.accuracy.voc_ap import voc_precision
@@ -68,9 +68,9 @@ class Metrics:
         if per_class:
             table.add_section()
             for index, name in enumerate(self.classes):
-                table.add_row(f"{name}, box", _per_cent(self.per_class[index]))
+                table.add_row(plain(f"{name}, box"), _per_cent(self.per_class[index]))
                 if self.per_class_segm is not None:
-                    table.add_row(f"{name}, mask", _per_cent(self.per_class_segm[index]))
+                    table.add_row(plain(f"{name}, mask"), _per_cent(self.per_class_segm[index]))
         return table
 
     def voc_table(self) -> Table:
@@ -81,7 +81,7 @@ class Metrics:
         for name, *values in zip(
             self.classes, *(self.per_class_voc[rule] for rule in ("11point", "area")), strict=True
         ):
-            table.add_row(name, *map(_per_cent, values))
+            table.add_row(plain(name), *map(_per_cent, values))
         return table
 
 
@@ -118,7 +118,7 @@ def detect(
     if not dataset.records:
         raise UserError(f"{dataset.root}: {dataset.split}: no images to evaluate on")
     found = []
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     hidden = not (progress and console.is_terminal)  # a bar that disappears leaves an empty line in a log file
     for record in track(records, description="evaluating", console=console, disable=hidden, transient=True):
         detections = detector(read_record_image(record)[:, :, ::-1])

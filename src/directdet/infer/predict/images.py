@@ -12,10 +12,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from rich.console import Console
 
 from directdet.common.errors import UserError
 from directdet.common.files import require_writable, write_bytes_atomic, write_pieces_atomic
+from directdet.common.terminal import terminal
 from directdet.infer.detections import Detections
 from directdet.infer.draw import draw
 from directdet.infer.predict.options import PredictOptions
@@ -105,7 +105,7 @@ def predict(
     if options.pictures:
         _refuse_overwriting(images, out)
     is_new = not out.exists()
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     results = options.results or "coco"
     settings = {"model": detector.source, "source": str(source), "score": options.score, "pictures": options.pictures}
     settings |= {"classes": None if options.classes is None else sorted(options.classes)}

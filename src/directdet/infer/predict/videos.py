@@ -13,6 +13,7 @@ from rich.table import Table
 
 from directdet.common.errors import UserError
 from directdet.common.files import require_writable, write_json_atomic
+from directdet.common.terminal import terminal
 from directdet.infer.detections import Detections
 from directdet.infer.draw import draw
 from directdet.infer.predict.options import PredictOptions
@@ -135,7 +136,7 @@ def predict_video(
     options = options or PredictOptions()
     selection = options.selection(detector)
     size = 1 if video.live else options.batch_size(detector)
-    console = console or Console(stderr=True)
+    console = console or terminal(stderr=True)
     output = _Output(detector, video, None if out is None else Path(out), options, console)
     summary = VideoSummary(batch=size)
     window = Window(video.name) if show else None

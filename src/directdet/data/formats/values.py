@@ -1,0 +1,56 @@
+"""Single values of an annotation file, as the tools that write such files spell them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from directdet.common.errors import UserError
+from directdet.data.records import is_integer
+
+
+def whole(value: Any) -> int | None:
+    """The integer that a value stands for: 7 or 7.0 (as pandas and numpy write it); None if it is none of 64 bits."""
+    if is_integer(value):
+        return value if -(2**63) <= value < 2**63 else None
+    if isinstance(value, float) and abs(value) <= 2**53 and value.is_integer():
+        return int(value)
+    return None
+
+
+def flag(where: str, key: str, value: Any) -> bool:
+    """A field that is 0 or 1, also written as 0.0, "0", false; null is 0.
+
+    Raises:
+        UserError: any other value: guessing at it would leave objects out of training without a word.
+    """
+    if value is None:
+        return False
+    if isinstance(value, (bool, int, float)) and value in (0, 1):
+        return bool(value)
+    if isinstance(value, str) and value.strip() in ("0", "1"):
+        return value.strip() == "1"
+    raise UserError(f"{where}: {key} {value!r} is neither 0 nor 1; correct it")
+
+
+def name_text(value: Any) -> str | None:
+    """A class name: a text, or the text of a number (1.0 is "1"); None for anything else."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    number = whole(value)
+    return str(value if number is None else number)
+
+
+def area_or_none(where: str, value: Any) -> float | None:
+    """An area in square pixels; None where the file has none (null, or pandas' NaN), or one that is not positive.
+
+    Raises:
+        UserError: it is not a number.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UserError(f"{where}: area {value!r} is not a number; correct or remove it")
+    return float(value) if 0 < value < 1e15 else None
