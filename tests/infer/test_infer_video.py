@@ -57,7 +57,11 @@ def test_a_file_frame_by_frame(detector, tmp_path):
     assert (video.name, video.live, video.rate, video.count) == ("clip", False, 20.0, 37)
     summary = predict_video(detector, video, tmp_path / "out", progress=False)
     assert (summary.n_frames, summary.n_detections, summary.n_dropped, summary.n_broken) == (37, 74, 0, 0)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clip.jsonl", "clip.mp4", "clip.timing.json"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == [
+        "clip.jsonl",
+        "clip.mp4",
+        "clip.timing.json",
+    ]
     drawn = read_video(tmp_path / "out" / "clip.mp4")
     assert [number_of(image) for image in drawn] == [number % 16 for number in range(37)]
     assert cv2.VideoCapture(str(tmp_path / "out" / "clip.mp4")).get(cv2.CAP_PROP_FPS) == 20.0
@@ -78,7 +82,7 @@ def test_coco_classes_score_and_no_pictures(detector, tmp_path):
     options = PredictOptions(results="coco", classes=["dog"], pictures=False)
     summary = predict_video(detector, Video(source), tmp_path / "out", options, progress=False, limit=3)
     assert summary.n_detections == 3
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clip.json", "clip.timing.json"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == ["clip.json", "clip.timing.json"]
     content = json.loads((tmp_path / "out" / "clip.json").read_text())
     assert [image["id"] for image in content["images"]] == [0, 1, 2] and len(content["categories"]) == 3
     assert {entry["category_id"] for entry in content["annotations"]} == {18}
@@ -142,7 +146,7 @@ def test_another_size_on_the_way(detector, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("told,rate", [(0, 25), (float("nan"), 25), (90_000, 25), (600, 25), (12.5, 12.5)])
 def test_rates_that_streams_tell(told, rate):
     video = stand_in(StandInCapture([frame(0)], rate=told, count=-1), source="rtsp://host/x")
-    assert (video.rate, video.count, video.live, video.name) == (rate, 0, True, "stream")
+    assert (video.rate, video.count, video.live, video.name) == (rate, 0, True, "stream-393bb1d9")
     assert not stand_in(StandInCapture([frame(0)], count=10), source="http://host/clip.mp4").live
     assert stand_in(StandInCapture([frame(0)], count=1 << 30), source="http://host/clip.avi").live
 
@@ -175,8 +179,8 @@ def test_a_stream_lost_for_good_leaves_whole_files(detector, tmp_path):
     video = stand_in(*captures, source="rtsp://host/x", wait=lambda seconds: None)
     with pytest.raises(UserError, match="not restored after"):
         predict_video(detector, video, tmp_path / "out", progress=False)
-    assert len(read_video(tmp_path / "out" / "stream.mp4")) == 1
-    assert len(lines_of(tmp_path / "out" / "stream.jsonl")) == 1
+    assert len(read_video(tmp_path / "out" / f"{video.name}.mp4")) == 1
+    assert len(lines_of(tmp_path / "out" / f"{video.name}.jsonl")) == 1
     assert not list((tmp_path / "out").glob("*part*"))
 
 
