@@ -21,6 +21,7 @@ from directdet.front import cli
 from directdet.infer.predict import sources
 from directdet.infer.predict.images import PART_FILE, predict
 from directdet.infer.predict.options import PredictOptions
+from directdet.infer.predict.own_files import RECORD
 from directdet.infer.predict.sources import find_images
 from directdet.infer.predict.stages import Item
 from directdet.infer.runtimes.load import load
@@ -36,7 +37,9 @@ def save(folder: Path, *names: str, height: int = 24, width: int = 32) -> Path:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files but the record of those that are ours."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != RECORD)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture
@@ -99,7 +102,7 @@ def test_json_lines_with_a_broken_image(detector, tmp_path):
         detector, source, tmp_path / "out", PredictOptions(results="jsonl", pictures=False, batch=4), progress=False
     )
     assert (summary.n_images, summary.n_skipped, summary.n_detections) == (2, 1, 4)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["detections.jsonl"]
+    assert list(content(tmp_path / "out")) == ["detections.jsonl"]
     lines = [json.loads(line) for line in summary.results_file.read_text().splitlines()]
     assert [(line["image_id"], Path(line["file_name"]).name) for line in lines] == [
         (1, "a.png"),

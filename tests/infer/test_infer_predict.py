@@ -81,7 +81,7 @@ def test_predict_writes_pictures_and_coco_results(artefact, tmp_path):
         save(tmp_path / name)
     summary = predict(load(artefact, device="cpu"), tmp_path / "in", tmp_path / "out", progress=False)
     assert (summary.n_images, summary.n_detections) == (3, 6) and not summary.failures
-    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    written = sorted(path.name for path in (tmp_path / "out").glob("[!.]*"))
     assert written == ["a.jpg", "a.png", "b.png", "detections.json"]
     content = json.loads(summary.results_file.read_text())
     assert [entry["id"] for entry in content["images"]] == [1, 2, 3]
@@ -101,7 +101,7 @@ def test_predict_score_and_no_pictures(artefact, tmp_path):
         detector, tmp_path / "in", tmp_path / "out", PredictOptions(score=0.7, pictures=False), progress=False
     )
     assert summary.n_detections == 1
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["detections.json"]
+    assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == ["detections.json"]
 
 
 def test_predict_skips_broken_images(artefact, tmp_path, capsys):

@@ -108,7 +108,7 @@ class FakeContext:
         return stream == 77
 
 
-def fake_tensorrt(cuda, opens=True, dtype=np.float32):
+def fake_tensorrt(cuda, opens=True, dtype=np.float32, context=FakeContext):
     """The module, as far as it is used."""
     names = ["images", "boxes", "num", "labels", "scores"]
     engine = SimpleNamespace(
@@ -119,7 +119,7 @@ def fake_tensorrt(cuda, opens=True, dtype=np.float32):
             dtype if name == "images" else np.int32 if name in ("num", "labels") else np.float32
         ),
         get_tensor_shape=lambda name: (-1, 3, 96, 128) if dtype == np.float32 else (-1, 96, 128, 3),
-        create_execution_context=lambda: FakeContext(cuda, dtype),
+        create_execution_context=lambda: context(cuda, dtype),
     )
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda content: engine if opens else None)
     logger = lambda level: None  # noqa: E731

@@ -136,6 +136,6 @@ def test_a_real_stream(detector, tmp_path):
         server.server_close()
     assert video.live and summary.n_frames == 60 and summary.n_reconnects >= 1 and server.connections >= 2
     assert any("connection lost; reopening" in line for line in said)
-    numbers = [line["frame"] for line in lines_of(tmp_path / "out" / "stream.jsonl")]
+    numbers = [line["frame"] for line in lines_of(tmp_path / "out" / f"{video.name}.jsonl")]
     assert numbers == sorted(set(numbers)) and len(numbers) == 60
-    assert read_video(tmp_path / "out" / "stream.mp4")
+    assert read_video(tmp_path / "out" / f"{video.name}.mp4")

@@ -22,8 +22,15 @@ SCORES = np.array([0.9, 0.6, 0.0], np.float32)
 LABELS = np.array([0, 2, 0], np.int32)
 
 
-def build_onnx(path: Path, size: tuple[int, int], batch: int | str = 1, masks: bool = True, dtype="float32") -> None:
-    """A graph that returns BOXES, SCORES, LABELS; scores depend on the input by a factor 0, so nothing folds away."""
+def build_onnx(
+    path: Path,
+    size: tuple[int, int],
+    batch: int | str = 1,
+    masks: bool = True,
+    dtype: str = "float32",
+    factor: float = 0.0,
+) -> None:
+    """A graph that returns BOXES, SCORES + factor x the mean of the input, LABELS; with 0, nothing folds away."""
     rows = 1 if isinstance(batch, str) else batch
     values = {
         "num": np.full((rows, 1), 2, np.int32),
@@ -38,13 +45,13 @@ def build_onnx(path: Path, size: tuple[int, int], batch: int | str = 1, masks: b
         numpy_helper.from_array(np.ascontiguousarray(value), f"{name}_value") for name, value in values.items()
     ]
     constants.append(numpy_helper.from_array(np.tile(SCORES, (rows, 1)), "scores_value"))
-    constants.append(numpy_helper.from_array(np.zeros(1, np.float32), "zero"))
+    constants.append(numpy_helper.from_array(np.full(1, factor, np.float32), "factor"))
     nodes = [
         helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["float"], ["mean"], axes=[1, 2, 3], keepdims=0),
         helper.make_node("Unsqueeze", ["mean", "one"], ["column"]),
-        helper.make_node("Mul", ["column", "zero"], ["nothing"]),
-        helper.make_node("Add", ["scores_value", "nothing"], ["scores"]),
+        helper.make_node("Mul", ["column", "factor"], ["change"]),
+        helper.make_node("Add", ["scores_value", "change"], ["scores"]),
     ]
     constants.append(numpy_helper.from_array(np.array([1], np.int64), "one"))
     kinds = {"num": (TensorProto.INT32, [1]), "boxes": (TensorProto.FLOAT, [3, 4]), "scores": (TensorProto.FLOAT, [3])}
@@ -86,11 +93,12 @@ def write_artefact(
     ids=CATEGORY_IDS,
     dtype: str = "float32",
     batches: tuple[int, int, int] | None = None,
+    factor: float = 0.0,
 ) -> Path:
     """An artefact folder as `directdet export` writes it, around `build_onnx`."""
     folder.mkdir(parents=True, exist_ok=True)
     preprocess = Preprocess((96, 128))
-    build_onnx(folder / "model.onnx", preprocess.size, batch, masks, dtype)
+    build_onnx(folder / "model.onnx", preprocess.size, batch, masks, dtype, factor)
     least, usual, most = batches or (1, 1, 8) if isinstance(batch, str) else (batch,) * 3
     meta = {
         "format": 2,

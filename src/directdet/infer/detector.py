@@ -11,7 +11,9 @@ from directdet.infer.runtimes.load import load
 class Detector(Predictor):
     """A trained or exported model, ready to run: `Detector("ARTEFACT")(image_bgr)` returns `Detections`.
 
-    `detect_batch(images)` takes several images. A detector must not be used by several threads at the same time.
+    `detect_batch(images)` takes several images. Any number of threads may use one detector at the same time, and each
+    gets the results of its own images. ONNX Runtime works on several calls at once; OpenVINO, TensorRT and torch take
+    them one after the other.
 
     Args:
         path, runtime, device, threads, precision: see `load`.

@@ -28,7 +28,10 @@ class Backend(Protocol):
     input: NetworkInput
 
     def run(self, images: np.ndarray) -> Sequence[np.ndarray]:
-        """Run a batch: returns num, boxes, scores, labels[, masks] once they are on the host."""
+        """Run a batch: returns num, boxes, scores, labels[, masks] once they are on the host.
+
+        Any number of threads may call it at the same time, so whatever its calls share is its own matter.
+        """
         ...
 
 

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from directdet.common.terminal import terminal
 from directdet.infer.detections import Detections
 from directdet.infer.draw import draw
 from directdet.infer.predict.options import PredictOptions
+from directdet.infer.predict.own_files import OwnFiles, identity
 from directdet.infer.predict.pipeline import PipelineResult, run_pipeline
 from directdet.infer.predict.progress import progress_bar
 from directdet.infer.predict.sources import Images, find_images, read_bgr
@@ -94,7 +95,8 @@ def predict(
 
     Raises:
         UserError: no images or none that can be read; `out` cannot be written, contains an interrupted run, or contains
-            the source images, which would be overwritten. A broken image among others is only reported and skipped.
+            files that would be overwritten: the source images, or what no earlier run made from this source. A broken
+            image among others is only reported and skipped.
     """
     start = time.perf_counter()
     options = options or PredictOptions()
@@ -102,11 +104,14 @@ def predict(
     out = Path(out)
     selection, size = options.selection(detector), options.batch_size(detector)
     require_writable(out, folder=True)
+    results = options.results or "coco"
     if options.pictures:
         _refuse_overwriting(images, out)
+    own = OwnFiles(out)
+    pictures = ((images.name(path), identity(path)) for path in images) if options.pictures else ()
+    own.claim(chain([(RESULTS_FILES[results], identity(source))], pictures))
     is_new = not out.exists()
     console = terminal(stderr=True)
-    results = options.results or "coco"
     settings = {"model": detector.source, "source": str(source), "score": options.score, "pictures": options.pictures}
     settings |= {"classes": None if options.classes is None else sorted(options.classes)}
     summary = PredictSummary(0, 0, 0.0, out, out / RESULTS_FILES[results])
@@ -117,7 +122,9 @@ def predict(
         def write(batch: Batch[Numbered]) -> None:
             for item in batch.items:
                 if item.encoded is not None:
-                    write_bytes_atomic(out / images.name(item.source[1]), item.encoded)
+                    name = images.name(item.source[1])
+                    own.written(name, identity(item.source[1]), item.encoded)
+                    write_bytes_atomic(out / name, item.encoded)
                 journal.add(item.line)
                 # A broken image among others is reported here; a single one is reported as the error below.
                 if "error" in item.line and len(images) > 1:
@@ -146,7 +153,9 @@ def predict(
             journal.remove(folder_too=is_new)
             only = f"{source}: none of its {len(images)} images can be read"
             raise UserError(summary.failures[0] if len(images) == 1 else only)
+        own.started(summary.results_file.name, identity(source))
         journal.publish(summary.results_file, results, detector)
+        own.written(summary.results_file.name, identity(source))
     elif not done:
         journal.remove(folder_too=is_new)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import time
@@ -52,7 +53,8 @@ class Video:
         wait: sleeps for a number of seconds; for tests.
 
     Attributes:
-        name: base name of output files: the video's stem, "camera-0" or "stream".
+        name: base name of output files: the video's stem, "camera-0", or "stream-" and eight digits that differ for
+            every address.
         live: frames arrive in real time, not on request. A URL of known length is treated like a file.
         rate: frames per second.
         count: frames that a file claims to contain; 0 if unknown.
@@ -93,7 +95,9 @@ class Video:
         """Base name of output files."""
         if self.kind == "video":
             return Path(self.source).stem
-        return f"camera-{Path(self.source).name}" if self.kind == "camera" else "stream"
+        if self.kind == "camera":
+            return f"camera-{Path(self.source).name}"
+        return f"stream-{hashlib.sha256(self.source.encode(errors='surrogateescape')).hexdigest()[:8]}"
 
     def frames(self) -> Iterator[Frame]:
         """Every frame that can be read, in order.

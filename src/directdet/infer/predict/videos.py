@@ -17,6 +17,7 @@ from directdet.common.terminal import terminal
 from directdet.infer.detections import Detections
 from directdet.infer.draw import draw
 from directdet.infer.predict.options import PredictOptions
+from directdet.infer.predict.own_files import OwnFiles, identity
 from directdet.infer.predict.pipeline import PipelineResult, run_pipeline
 from directdet.infer.predict.progress import progress_bar
 from directdet.infer.predict.show import Window
@@ -129,8 +130,8 @@ def predict_video(
         console: where messages go; None: stderr.
 
     Raises:
-        UserError: nothing can be read or written, a stage failed, or a lost source did not come back; the results up to
-            that point are kept.
+        UserError: nothing can be read or written, a file would be replaced that no earlier run made from this source, a
+            stage failed, or a lost source did not come back; the results up to that point are kept.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the files are closed.
     """
     options = options or PredictOptions()
@@ -211,6 +212,10 @@ class _Output:
         target = out / f"{video.name}.mp4"
         if options.pictures and target.exists() and video.kind == "video" and target.samefile(video.source):
             raise UserError(f"{out}: would overwrite the source video {target.name}; choose another output folder")
+        self._own, self._identity = OwnFiles(out), identity(video.source)
+        endings = [".jsonl", ".timing.json"] + [".json"] * (options.results == "coco")
+        endings += [".mp4", ".part.avi"] * options.pictures
+        self._own.claim((f"{video.name}{ending}", self._identity) for ending in endings)
 
     def write(self, frame: Frame, line: dict[str, Any], annotated: np.ndarray | None) -> None:
         """Add one frame. Files are created with the first one, so that a source without frames leaves none."""
@@ -224,8 +229,10 @@ class _Output:
         if self._out is None:
             return
         if self._lines is None:
+            self._own.started(f"{self._video.name}.jsonl", self._identity)
             self._lines = LinesWriter(self._out / f"{self._video.name}.jsonl")
         if self._options.pictures and self._writer is None:
+            self._own.started(f"{self._video.name}.part.avi", self._identity)
             self._writer = VideoWriter(self._out / f"{self._video.name}.mp4", self._video.rate, self._size)
         if self._writer is not None and annotated is not None:
             for _ in range(self._repeats(frame, self._writer.frames)):
@@ -251,15 +258,26 @@ class _Output:
         """Write the final files; returns their paths."""
         if self._lines is None or self._out is None:
             return []
-        files = [] if self._writer is None else [self._writer.finish()]
+        files = []
+        if self._writer is not None:
+            self._own.started(self._writer.path.name, self._identity)
+            files.append(self._writer.finish())
+            self._own.written(self._writer.part.name, self._identity)  # gone
         lines = self._lines.path
         if self._options.results == "coco":
             name = self._video.name
+            self._own.started(f"{name}.json", self._identity)
             write_coco(lines.with_suffix(".json"), lambda: _as_images(lines, name), coco_categories(self._detector))
             lines.unlink()
-            lines = lines.with_suffix(".json")
+            self._own.written(lines.name, self._identity)  # gone
+            lines = self._out / f"{name}.json"
         about = {"model": self._detector.describe(), "video": self._video.source, **summary.to_dict()}
-        return [*files, lines, write_json_atomic(self._out / f"{self._video.name}.timing.json", about)]
+        timing = self._out / f"{self._video.name}.timing.json"
+        self._own.started(timing.name, self._identity)
+        files += [lines, write_json_atomic(timing, about)]
+        for path in files:
+            self._own.written(path.name, self._identity)
+        return files
 
     def _warn(self, line: str) -> None:
         self._console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)

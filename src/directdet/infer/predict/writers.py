@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,7 +22,7 @@ class VideoWriter:
     """An MP4 file, written through an AVI file, since an MP4 file without its end cannot be read.
 
     MPEG-4 frames go into `NAME.part.avi`, which can be played up to its end even if the process is killed. `finish`
-    copies them unchanged into `NAME.mp4`, which takes milliseconds, and removes the AVI file.
+    copies them unchanged into `NAME.mp4`, reads that back, and only then removes the AVI file.
 
     Args:
         path: the file to write, `.mp4`.
@@ -56,8 +57,8 @@ class VideoWriter:
         """Close the file; afterwards `path` is the complete video.
 
         Raises:
-            UserError: the file contains fewer frames than were written, e.g. because the disk is full. The AVI file is
-                kept.
+            UserError: the file, read back, does not contain the frames that were written, e.g. because the disk is
+                full. The AVI file and an earlier `path` are kept.
         """
         self._writer.release()
         if self._copier is not None:
@@ -65,12 +66,20 @@ class VideoWriter:
             self._copier.raise_error()
         temporary = self.path.with_name(f".{self.path.stem}.part.mp4")
         try:
-            frames = _to_mp4(self.part, temporary, self._rate, self._size, packets=self.frames > 1)
-            if frames != self.frames:
+            # Neither OpenCV nor FFmpeg tells of a write that fails: what counts is what can be read from the file.
+            packets = self.frames > 1
+            copied = _to_mp4(self.part, temporary, self._rate, self._size, packets)
+            if copied != self.frames:
                 raise UserError(
-                    f"{self.part}: contains {frames} of {self.frames} frames; is the disk full? The file is kept"
+                    f"{self.part}: contains {copied} of {self.frames} frames; is the disk full? The file is kept"
                 )
-            os.replace(temporary, self.path)
+            good = _equal_frames(self.part, temporary, packets)
+            if good != self.frames:
+                raise UserError(
+                    f"{self.path}: cannot be written: {good} of {self.frames} frames can be read back; is the disk "
+                    f"full? All of them are in {self.part}"
+                )
+            _replace(temporary, self.path)
         finally:
             temporary.unlink(missing_ok=True)
         self.part.unlink()
@@ -95,7 +104,10 @@ class _PipeCopier(threading.Thread):
                     content = content[os.write(self._file, content) :]
             except OSError as error:
                 self._error = error
-        os.close(self._file)
+        try:
+            os.close(self._file)  # some file systems tell only now that a disk is full
+        except OSError as error:
+            self._error = self._error or error
         os.close(self._pipe)
 
     def raise_error(self) -> None:
@@ -131,12 +143,22 @@ def _open_writer(path: Path, codec: str, rate: float, size: tuple[int, int], *pa
     return writer
 
 
+def _replace(temporary: Path, target: Path) -> None:
+    """Put a file at its place once it is on the disk."""
+    try:
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
 def _to_mp4(source: Path, target: Path, rate: float, size: tuple[int, int], packets: bool) -> int:
     """Copy the frames of one file to another, still compressed if `packets`, otherwise decoded; returns their number.
 
     A single frame copied in compressed form would have no duration, and players would not show it.
     """
-    capture = cv2.VideoCapture(str(source), cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1] if packets else [])
+    capture = _open_reader(source, packets)
     # With a shorter interval OpenCV would mark every frame as a key frame.
     settings = (cv2.VIDEOWRITER_PROP_RAW_VIDEO, 1, cv2.VIDEOWRITER_PROP_KEY_INTERVAL, 1 << 30)
     writer = _open_writer(target, "mp4v", rate, size, *(settings if packets else ()))
@@ -155,6 +177,29 @@ def _to_mp4(source: Path, target: Path, rate: float, size: tuple[int, int], pack
         writer.release()
 
 
+def _open_reader(path: Path, packets: bool) -> cv2.VideoCapture:
+    """A reader of compressed frames if `packets`, otherwise of pictures."""
+    return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1] if packets else [])
+
+
+def _equal_frames(source: Path, copy: Path, packets: bool) -> int:
+    """How many frames of `copy` can be read and are those of `source`: the same bytes or, unless `packets`, as large.
+
+    A decoded frame was compressed anew, so that its pixels differ slightly.
+    """
+    captures = _open_reader(source, packets), _open_reader(copy, packets)
+    equal = 0
+    try:
+        while True:
+            (more, wanted), (good, found) = (capture.read() for capture in captures)
+            if not more or not good:
+                return equal
+            equal += int(np.array_equal(wanted, found) if packets else wanted.shape == found.shape)
+    finally:
+        for capture in captures:
+            capture.release()
+
+
 def _fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Scale an image into `size`, with black bars at two edges if the proportions differ."""
     scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
@@ -166,27 +211,39 @@ def _fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 class LinesWriter:
-    """JSON lines; each is complete on disk as soon as it is written."""
+    """JSON lines; each is complete on disk as soon as it is written, or is not there at all."""
 
     def __init__(self, path: Path, append: bool = False) -> None:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream: TextIO = path.open("a" if append else "w", encoding="utf-8", newline="\n")
+            # Without a buffer: what a full disk did not take would be written, and fail, once more on closing.
+            self._stream = path.open("ab" if append else "wb", buffering=0)
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
 
     def write(self, value: Any) -> None:
         """Add one line."""
+        content = memoryview((json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        end = self._stream.tell()
         try:
-            self._stream.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
-            self._stream.flush()
+            while content:
+                content = content[self._stream.write(content) :]
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self._stream.truncate(end)  # the part of the line that still had room
             raise UserError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 
     def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
+        """Close the file.
+
+        Raises:
+            UserError: the file system could not keep what was written.
+        """
+        try:
+            self._stream.close()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -65,7 +65,7 @@ class OnnxBackend:
         }
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
-        """Run the graph on a batch."""
+        """Run the graph on a batch. A session may be run by several threads: it keeps nothing of a call."""
         return self._session.run(None, {self._input: images})
 
 

@@ -64,7 +64,8 @@ class OpenVinoBackend:
             for value in compiled.inputs
         ]
         self.input = check_input(artefact, found, {"f32": "float32", "u8": "uint8"}, shape)
-        self._request = compiled.create_infer_request()
+        self._compiled = compiled
+        self._idle: list[Any] = []  # requests that no thread uses; a request has its own inputs and outputs
         self._outputs = compiled.outputs
         exported = artefact.meta["precision"]
         self.info: dict[str, Any] = {
@@ -78,5 +79,12 @@ class OpenVinoBackend:
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
         """Run the graph on a batch; the outputs are copied from the request's buffers."""
-        results = self._request.infer({0: images}, share_inputs=True)
-        return [np.array(results[output]) for output in self._outputs]
+        try:
+            request = self._idle.pop()  # pop and append are atomic, so no two threads have the same request
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        try:
+            results = request.infer({0: images}, share_inputs=True)
+            return [np.array(results[output]) for output in self._outputs]
+        finally:
+            self._idle.append(request)

@@ -7,6 +7,7 @@ with a stand-in driver. TensorRT is imported when an engine is opened.
 from __future__ import annotations
 
 import importlib
+import threading
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,7 @@ class TensorRTBackend:
         shape = [size if size > 0 else None for size in self._engine.get_tensor_shape(self._input)]
         kind = np.dtype(library.nptype(self._engine.get_tensor_dtype(self._input))).name
         self.input = check_input(artefact, [(self._input, kind)], {name: name for name in LAYOUTS}, shape)
+        self._lock = threading.Lock()  # the context, its stream and the buffers serve one call at a time
         self._buffers: dict[str, DeviceBuffer] = {}
         self._shape: tuple[int, ...] | None = None
         self.info: dict[str, Any] = {
@@ -86,6 +88,7 @@ class TensorRTBackend:
             raise UserError(f"the engine does not take an input of shape {list(shape)}; export it with a larger batch")
         for buffer in self._buffers.values():
             buffer.free()
+        self._buffers, self._shape = {}, None  # if an allocation fails, nothing that was freed is used again
         self._buffers = {self._input: self._driver.buffer(shape, np.dtype(self.input.dtype))}
         for name in self._outputs:
             output_shape = tuple(int(size) for size in self._context.get_tensor_shape(name))
@@ -96,6 +99,10 @@ class TensorRTBackend:
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
         """Run the engine on a batch and wait for the outputs."""
+        with self._lock:
+            return self._run(images)
+
+    def _run(self, images: np.ndarray) -> list[np.ndarray]:
         if images.shape != self._shape:
             self._resize(images.shape)
         self._buffers[self._input].host[...] = images

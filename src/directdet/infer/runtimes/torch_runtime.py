@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from directdet.models.parts.network import Network
 
 Deployed = Callable[..., "Sequence[torch.Tensor]"]  # images -> num, boxes, scores, labels[, masks]
+# Modes belong to the model, which detectors may share, and TF32 to the process: one call at a time changes them.
+_LOCK = threading.RLock()
 _KEPT_SIZES = 48  # (1333, 800) with padding to 32 gives about 40 canvas sizes
 
 
@@ -30,7 +33,7 @@ class TorchBackend:
 
     The deployed form depends on the canvas size, so one is kept for each of the last 48 sizes. It shares the model's
     modules and weights: a model in training is evaluated in its current state, and every call restores its train/eval
-    modes.
+    modes. Calls of several threads run one after the other, those of other torch backends included.
 
     Args:
         model: built by `models.build.build_model`.
@@ -92,7 +95,7 @@ class TorchBackend:
         import torch
 
         # no_grad, not inference_mode: tensors cached by a model in training must stay usable by autograd.
-        with torch.no_grad(), _evaluating(self.model), self._tf32(), self._autocast():
+        with _LOCK, torch.no_grad(), _evaluating(self.model), self._tf32(), self._autocast():
             deployed = self._deploy((images.shape[2], images.shape[3]))
             outputs = deployed(torch.from_numpy(images).to(self._device))
             return [(value.float() if value.is_floating_point() else value).cpu().numpy() for value in outputs]
