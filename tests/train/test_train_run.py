@@ -300,3 +300,26 @@ def test_learns_a_small_set(shapes, tiny, tmp_path):
     assert row["bbox"]["AP50"] > 0.8, row["bbox"]
     assert result.phases[0]["best_ap"] == row["bbox"]["AP"]
     assert isinstance(load(tmp_path / "run").backend.model, nn.Module)
+
+
+def test_a_killed_worker_loses_nothing(shapes, tiny, tmp_path, monkeypatch):
+    """The steps done are saved, and --resume goes on, with another number of workers, to the same end."""
+    train(tiny, shapes, tmp_path / "whole", phase="pretrain")
+    step = Trainer.step
+
+    def killed(self, batches):
+        if self.position.step == 3:
+            for process in self.loader._processes:
+                process.kill()
+                process.join()
+        return step(self, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", killed)
+        with pytest.raises(
+            UserError, match=r"killed.*--set pretrain.workers=0.*--resume: step [45] is saved"
+        ) as caught:
+            train(apply_settings(tiny, ["workers=1"]), shapes, tmp_path / "run", phase="pretrain")
+    assert "\n" not in str(caught.value)
+    train(tiny, shapes, tmp_path / "run", phase="pretrain", resume=True)
+    assert_same(state_of(tmp_path / "whole"), state_of(tmp_path / "run"))

@@ -25,6 +25,7 @@ from rich.progress import (
 from torch import Tensor
 
 from directdet.common.errors import UserError
+from directdet.data.loader import WorkerError
 from directdet.data.records import Dataset
 from directdet.infer.accuracy.evaluate import Metrics, detect, score_detections
 from directdet.infer.preprocess import Preprocess
@@ -118,6 +119,7 @@ class Trainer:
 
         Raises:
             Diverged: the loss is no longer finite.
+            WorkerError: a worker process of the loader failed; what was trained is saved.
         """
         metrics = None
         with (
@@ -160,7 +162,13 @@ class Trainer:
         begun = started = waiting = time.perf_counter()
         data_seconds = 0.0
         batches = iter(self.loader)
-        while group := list(itertools.islice(batches, accumulate)):
+        while True:
+            try:
+                group = list(itertools.islice(batches, accumulate))
+            except WorkerError as error:
+                raise WorkerError(f"{error}; {self._after_worker_error(totals)}") from error
+            if not group:
+                break
             data_seconds += time.perf_counter() - waiting
             losses, counts = self.step(group)
             values = torch.stack([*losses.values(), *counts.values()])
@@ -189,6 +197,18 @@ class Trainer:
     def step(self, batches: list[Batch]) -> Losses:
         """One optimisation step over `batches`, as many as the phase accumulates; see Stepper.step."""
         return self.stepper.step(batches, self.position.step, self.steps_per_epoch)
+
+    def _after_worker_error(self, totals: Tensor | None) -> str:
+        """What to do about it. Saves the steps done, if their losses (whose sums are `totals`) are finite."""
+        mend = f"read with fewer workers or with none (--set {self.phase.name}.workers=0)"
+        if (
+            not self.position.step
+            or distributed.world_size() > 1
+            or (totals is not None and not totals.isfinite().all())
+        ):
+            return mend
+        self.save("last.pt")
+        return f"{mend} and go on with --resume: step {self.position.step} is saved"
 
     def _check_finite(self, means: dict[str, float], losses: dict[str, Tensor], step: int) -> float:
         loss = sum(means[name] for name in losses)
