@@ -323,3 +323,28 @@ def test_a_killed_worker_loses_nothing(shapes, tiny, tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
     train(tiny, shapes, tmp_path / "run", phase="pretrain", resume=True)
     assert_same(state_of(tmp_path / "whole"), state_of(tmp_path / "run"))
+
+
+def test_weights_that_the_last_step_broke_are_not_saved(shapes, tiny, tmp_path, monkeypatch):
+    """Its loss tells of the weights before it, and was finite."""
+    step = Trainer.step
+
+    def broken(self, batches):
+        found = step(self, batches)
+        if self.position.step == 5:
+            next(self.model.parameters()).data[0] = float("inf")
+        return found
+
+    monkeypatch.setattr(Trainer, "step", broken)
+    with pytest.raises(loop.Diverged, match=r"no longer finite at step 6; try again.*--init.*base_lr=0.01"):
+        train(tiny, shapes, tmp_path / "run", phase="pretrain")
+    assert load_checkpoint(tmp_path / "run" / "pretrain" / "checkpoints" / "last.pt")["step"] == 3
+
+
+@pytest.mark.parametrize("eval_every", [0, 1])
+def test_a_rate_far_too_high_ends_in_advice(shapes, tiny, tmp_path, eval_every):
+    settings = ["base_lr=1000", "warmup_iterations=0", "epochs=6", "clip_norm=none", f"eval_every={eval_every}"]
+    with pytest.raises(loop.Diverged, match="a lower rate"):
+        train(apply_settings(tiny, settings), shapes, tmp_path / "run", phase="pretrain")
+    for path in (tmp_path / "run").rglob("*.pt"):
+        load_checkpoint(path)  # refuses weights that are not finite

@@ -31,7 +31,7 @@ from directdet.infer.accuracy.evaluate import Metrics, detect, score_detections
 from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes.torch_runtime import TorchPredictor
 from directdet.models.build import describe_model
-from directdet.models.checkpoint import load_checkpoint, save_checkpoint
+from directdet.models.checkpoint import load_checkpoint, not_finite, save_checkpoint
 from directdet.models.parts.network import Network
 from directdet.recipes.recipe import Phase
 from directdet.train import distributed
@@ -215,10 +215,13 @@ class Trainer:
         if math.isfinite(loss):
             return loss
         bad = ", ".join(name for name in losses if not math.isfinite(means[name]))
+        raise self._diverged(f"the loss became {loss} ({bad}) by step {step}")
+
+    def _diverged(self, what: str) -> Diverged:
         phase, kept = self.phase, self.folder / "checkpoints" / "last.pt"
         start = f", from {kept} with --init" if kept.is_file() else ""
-        raise Diverged(
-            f"{phase.name}: the loss became {loss} ({bad}) by step {step}; try again with another --out{start} and a "
+        return Diverged(
+            f"{phase.name}: {what}; try again with another --out{start} and a "
             f"lower rate (--set {phase.name}.base_lr={phase.base_lr / 2:g}), a longer warm-up (--set {phase.name}."
             f"warmup_iterations={max(phase.warmup_iterations * 2, 100)}) or --set {phase.name}.clip_norm=10"
         )
@@ -267,7 +270,13 @@ class Trainer:
         return metrics
 
     def save(self, name: str) -> None:
-        """Write everything that resuming and inference need to FOLDER/checkpoints/`name`."""
+        """Write everything that resuming and inference need to FOLDER/checkpoints/`name`; Diverged if it is not finite.
+
+        The loss of a step tells of the weights before it, so the last step may have broken them.
+        """
+        bad = not_finite(self.model.state_dict())
+        if bad is not None:
+            raise self._diverged(f"the weights {bad} are no longer finite at step {self.position.step}")
         if not distributed.is_main():
             return
         started = time.perf_counter()

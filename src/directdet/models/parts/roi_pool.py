@@ -45,13 +45,14 @@ def _samples(start: Tensor, stop: Tensor, scale: Tensor, limit: Tensor, bins: in
     """Sample positions along one axis, in cells of the RoI's level.
 
     start, stop, scale, limit: [..., 1] -> position [..., bins * SAMPLES] inside [0, limit - 1], and whether the sample
-    counts: RoIAlign gives 0 beyond the map, where a box of under one cell, widened to one, may reach.
+    counts: RoIAlign gives 0 beyond the map, where a box of under one cell, widened to one, may reach. A box that is not
+    finite, as a diverging network makes them, has no sample that counts: as an index, NaN would be out of range.
     """
     length = ((stop - start) * scale).clamp(min=1.0)
     offset = (torch.arange(bins * SAMPLES, dtype=start.dtype, device=start.device) + 0.5) / (bins * SAMPLES)
     raw = start * scale + length * offset
     inside = (raw >= -1) & (raw <= limit)
-    return torch.minimum(raw.clamp(min=0), limit - 1), inside
+    return torch.where(inside, torch.minimum(raw.clamp(min=0), limit - 1), 0.0), inside
 
 
 def pool_rois(

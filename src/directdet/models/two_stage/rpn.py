@@ -54,7 +54,7 @@ def propose(
     score = torch.where(keep, torch.cat(scores, 1), NOT_KEPT)
     score, index = torch.topk(score, min(count, score.shape[1]), dim=1)
     real = score > NOT_KEPT
-    return take(all_boxes, index) * real.unsqueeze(-1), real
+    return torch.where(real.unsqueeze(-1), take(all_boxes, index), 0.0), real  # not a product: 0 * NaN is NaN
 
 
 def _thin_together(boxes: list[Tensor], valid: list[Tensor], threshold: float) -> Tensor:
