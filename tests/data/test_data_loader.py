@@ -1,7 +1,10 @@
 """Batches: padding, order, resuming, and errors out of worker processes."""
 
+import os
 import pickle
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ from directdet.common.errors import UserError
 from directdet.data.augment.transforms import EdgesTransform, PretrainTransform
 from directdet.data.dataset import Dataset, Record, load_dataset
 from directdet.data.image import PAD_COLOUR
-from directdet.data.loader import Padding, make_loader
+from directdet.data.loader import Padding, WorkerError, make_loader
 from directdet.data.sampling import Sampling
 
 SQUARE = PretrainTransform(96)
@@ -273,3 +276,63 @@ def test_boxes_follow_the_pixels_through_a_batch(write_coco):
         rows, columns = torch.nonzero(red.any(dim=1)).flatten(), torch.nonzero(red.any(dim=0)).flatten()
         extent = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
         np.testing.assert_allclose(targets["boxes"][0, 0], extent, atol=1.01)
+
+
+def fails_in(what):
+    """A transform that fails in a worker as `what` says."""
+
+    def transform(sample, rng):
+        if what == "error":
+            raise ValueError("two\nlines")
+        if what == "memory":
+            raise MemoryError
+        os.kill(os.getpid(), getattr(signal, what))
+        return SQUARE(sample, rng)
+
+    return transform
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("error", r"\.jpg: a data worker failed: ValueError: two lines"),
+        ("memory", r"\.jpg: a data worker ran out of memory"),
+        ("SIGKILL", "a data worker was killed, probably because memory ran out"),
+        ("SIGBUS", "bus error, probably because /dev/shm has too little room"),
+        ("SIGSEGV", "a data worker was ended by SIGSEGV"),
+    ],
+)
+def test_a_worker_that_fails_or_dies_is_one_line(dataset, what, says):
+    handler = signal.getsignal(signal.SIGCHLD)
+    started = time.perf_counter()
+    with pytest.raises(WorkerError, match=says) as caught:
+        list(make_loader(dataset, fails_in(what), Sampling(4), workers=2))
+    assert "\n" not in str(caught.value) and time.perf_counter() - started < 20
+    assert signal.getsignal(signal.SIGCHLD) == handler  # nothing is raised in the middle of a step
+
+
+def test_without_workers_an_error_of_the_code_keeps_its_traceback(dataset):
+    with pytest.raises(ValueError, match="two"):
+        list(make_loader(dataset, fails_in("error"), Sampling(4)))
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            RuntimeError("unable to allocate shared memory(shm) for file </x>: No space left"),
+            "/dev/shm has too little room",
+        ),
+        (OSError(24, "Too many open files"), "a batch of 4 images: a data worker failed: OSError.*Too many open files"),
+    ],
+)
+def test_a_batch_that_cannot_be_sent_is_one_line(dataset, monkeypatch, error, says):
+    """Pickled by torch, on a side thread, the main process would wait for ever."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", fail)
+    monkeypatch.setattr(torch.UntypedStorage, "_share_filename_cpu_", fail)
+    with pytest.raises(WorkerError, match=says):
+        list(make_loader(dataset, SQUARE, Sampling(4), workers=1))

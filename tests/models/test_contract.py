@@ -207,3 +207,22 @@ def test_its_graph_is_plain_and_finds_the_same(detector: str, backbone: str, tmp
     np.testing.assert_array_equal(found[0], expected[0])
     # Random weights give near ties, whose order is up to rounding: the scores are compared, each in its place.
     np.testing.assert_allclose(found[2], expected[2], atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_a_diverged_network_has_losses_that_say_so(detector: str, value: float) -> None:
+    """Training looks at the losses, so nothing before them may fail, on a GPU by an index out of range."""
+    backbone = next(name for kind in DETECTORS[detector].backbones for name in NAMES[kind])
+    for part in {name.split(".")[0] for name, _ in build(detector, backbone).named_parameters()}:
+        model = build(detector, backbone).train()
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if name.split(".")[0] == part:
+                    weight.fill_(value)
+        losses, counts = losses_of(model, pictures(model), targets(model))
+        assert all(torch.isfinite(count) for count in counts.values())
+        if value != 1e30:  # which normalisation may undo
+            assert not torch.isfinite(sum(losses.values())), part
+        outputs = deploy_model(model.eval(), size_of(model))(pictures(model, 1))
+        assert 0 <= int(outputs[0]) <= model.config.detections

@@ -134,3 +134,12 @@ def test_wrong_content_and_missing_files_are_named(tmp_path: Path) -> None:
     refused(path, "not a directdet checkpoint")
     torch.save({**CONTENT, "format": FORMAT + 1}, path)
     refused(path, f"format {FORMAT + 1}, this version reads {FORMAT}")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    weights = {"a": torch.zeros(3), "count": torch.tensor(1), "b": torch.tensor([1.0, float("nan")])}
+    path = tmp_path / "last.pt"
+    rest = {"model_config": {}, "classes": [], "category_ids": [], "preprocess": {}}
+    save_checkpoint(path, {"model": weights, **rest})
+    with pytest.raises(CheckpointError, match=r"last.pt: b: holds values that are not finite.*an earlier checkpoint"):
+        load_checkpoint(path)

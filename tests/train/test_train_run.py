@@ -300,3 +300,51 @@ def test_learns_a_small_set(shapes, tiny, tmp_path):
     assert row["bbox"]["AP50"] > 0.8, row["bbox"]
     assert result.phases[0]["best_ap"] == row["bbox"]["AP"]
     assert isinstance(load(tmp_path / "run").backend.model, nn.Module)
+
+
+def test_a_killed_worker_loses_nothing(shapes, tiny, tmp_path, monkeypatch):
+    """The steps done are saved, and --resume goes on, with another number of workers, to the same end."""
+    train(tiny, shapes, tmp_path / "whole", phase="pretrain")
+    step = Trainer.step
+
+    def killed(self, batches):
+        if self.position.step == 3:
+            for process in self.loader._processes:
+                process.kill()
+                process.join()
+        return step(self, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", killed)
+        with pytest.raises(
+            UserError, match=r"killed.*--set pretrain.workers=0.*--resume: step [45] is saved"
+        ) as caught:
+            train(apply_settings(tiny, ["workers=1"]), shapes, tmp_path / "run", phase="pretrain")
+    assert "\n" not in str(caught.value)
+    train(tiny, shapes, tmp_path / "run", phase="pretrain", resume=True)
+    assert_same(state_of(tmp_path / "whole"), state_of(tmp_path / "run"))
+
+
+def test_weights_that_the_last_step_broke_are_not_saved(shapes, tiny, tmp_path, monkeypatch):
+    """Its loss tells of the weights before it, and was finite."""
+    step = Trainer.step
+
+    def broken(self, batches):
+        found = step(self, batches)
+        if self.position.step == 5:
+            next(self.model.parameters()).data[0] = float("inf")
+        return found
+
+    monkeypatch.setattr(Trainer, "step", broken)
+    with pytest.raises(loop.Diverged, match=r"no longer finite at step 6; try again.*--init.*base_lr=0.01"):
+        train(tiny, shapes, tmp_path / "run", phase="pretrain")
+    assert load_checkpoint(tmp_path / "run" / "pretrain" / "checkpoints" / "last.pt")["step"] == 3
+
+
+@pytest.mark.parametrize("eval_every", [0, 1])
+def test_a_rate_far_too_high_ends_in_advice(shapes, tiny, tmp_path, eval_every):
+    settings = ["base_lr=1000", "warmup_iterations=0", "epochs=6", "clip_norm=none", f"eval_every={eval_every}"]
+    with pytest.raises(loop.Diverged, match="a lower rate"):
+        train(apply_settings(tiny, settings), shapes, tmp_path / "run", phase="pretrain")
+    for path in (tmp_path / "run").rglob("*.pt"):
+        load_checkpoint(path)  # refuses weights that are not finite

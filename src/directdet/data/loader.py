@@ -6,16 +6,21 @@ an interrupted run was resumed, nor on how many processes share the epoch.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import pickle
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import wait
+from multiprocessing.reduction import ForkingPickler
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from directdet.common.errors import UserError
@@ -27,6 +32,10 @@ from directdet.data.sampling import BatchSampler, Sampling
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
 Batch = tuple[torch.Tensor, dict[str, torch.Tensor]]
+
+
+class WorkerError(UserError):
+    """A worker process failed or was killed; the images may be fine. Fewer workers, or none, may be the mend."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,8 @@ def make_loader(
 
     Raises:
         UserError: too few images for a batch, masks required but absent; while iterating, a missing or broken image.
+        WorkerError: while iterating, a worker was killed, ran out of shared memory or met an error of the code. With
+            no workers, errors of the code are raised as they are.
     """
     padding = padding or Padding()
     where = f"{dataset.root}: {dataset.split}"
@@ -138,6 +149,7 @@ class BatchLoader:
             worker_init_fn=_start_worker,
         )
         self._loader: DataLoader | None = None
+        self._processes: list[multiprocessing.process.BaseProcess] = []
 
     @property
     def batches_per_epoch(self) -> int:
@@ -160,20 +172,109 @@ class BatchLoader:
         self._loader = None
 
     def __iter__(self) -> Iterator[Batch]:
-        self._loader = self._loader or self._open()
-        for batch in self._loader:
+        batches = self._start()
+        while True:
+            try:
+                batch = next(batches, None)
+                if isinstance(batch, _Packed):
+                    batch = batch.unpack()
+            except Exception as error:
+                message = self._death()
+                if message is None:
+                    raise
+                self.close()
+                raise WorkerError(message) from error
+            if batch is None:
+                return
             if isinstance(batch, _Failure):
                 # Left to the garbage collector, together with the traceback, workers would take seconds to end.
                 self.close()
-                raise UserError(batch.message)
+                raise (WorkerError if batch.worker else UserError)(batch.message)
             yield batch
+
+    def _start(self) -> Iterator[Batch | _Packed | _Failure]:
+        """The iterator over an epoch; starts the worker processes where there are none yet."""
+        if self._loader is not None:
+            return iter(self._loader)
+        before, handler = multiprocessing.active_children(), signal.getsignal(signal.SIGCHLD)
+        self._loader = self._open()
+        batches = iter(self._loader)
+        self._processes = [child for child in multiprocessing.active_children() if child not in before]
+        # torch's handler raises wherever the main process happens to be, in the middle of a step or of saving, too.
+        # Without it, the next batch finds out, within seconds.
+        if signal.getsignal(signal.SIGCHLD) is not handler:
+            signal.signal(signal.SIGCHLD, handler)
+        return batches
+
+    def _death(self) -> str | None:
+        """How the first dead worker ended, None if all are alive."""
+        ended = wait([process.sentinel for process in self._processes], timeout=1.0) if self._processes else []
+        for process in self._processes:
+            if process.sentinel in ended:
+                process.join()
+                return _how_it_ended(process.exitcode or 0)
+        return None
+
+
+def _how_it_ended(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "a data worker was killed, probably because memory ran out"
+    if code == -signal.SIGBUS:
+        return f"a data worker ended with a bus error, probably because {_shared_memory()}"
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"a data worker {how}"
+
+
+def _shared_memory() -> str:
+    """How full the shared memory is that workers send batches through."""
+    try:
+        usage = shutil.disk_usage("/dev/shm")
+    except OSError:
+        return "shared memory is full"
+    return f"/dev/shm has too little room ({usage.free / 1e6:.1f} of {usage.total / 1e6:.1f} MB free)"
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """A UserError on its way out of a worker: torch would wrap its traceback into the message."""
+    """An error on its way out of a worker: torch would wrap its traceback into the message.
+
+    Attributes:
+        worker: the worker failed rather than an image.
+    """
 
     message: str
+    worker: bool = False
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A batch on its way out of a worker, pickled; the tensors lie in shared memory.
+
+    Left to torch, pickling takes place on a side thread, whose errors reach nobody: the main process waits for ever.
+    """
+
+    content: bytes
+
+    def unpack(self) -> Batch:
+        return pickle.loads(self.content)
+
+    def pin_memory(self) -> Batch:
+        """Called by torch's thread that copies batches into page-locked memory."""
+        images, targets = self.unpack()
+        return images.pin_memory(), {name: value.pin_memory() for name, value in targets.items()}
+
+
+def _failed(error: Exception, doing: str) -> _Failure:
+    """The failure of a worker; in the main process, `error` itself."""
+    if get_worker_info() is None:
+        raise error
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return _Failure(f"{doing}: a data worker ran out of memory", worker=True)
+    if "shared memory" in str(error) or "/dev/shm" in str(error):
+        why = f"{_shared_memory()}, and data workers send batches through it"
+        return _Failure(f"{doing}: {why}; make it larger (docker run --shm-size=4g)", worker=True)
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return _Failure(f"{doing}: a data worker failed: {reason}", worker=True)
 
 
 class _Samples(TorchDataset):
@@ -192,9 +293,14 @@ class _Samples(TorchDataset):
     def __getitem__(self, index: tuple[int, int, int]) -> tuple[Sample, np.ndarray] | _Failure:
         epoch, position, image = index
         try:
-            sample = load_sample(self.records[image], self.masks)
+            return self._read(epoch, position, image)
         except UserError as error:
             return _Failure(str(error))
+        except Exception as error:
+            return _failed(error, str(self.records[image].path))
+
+    def _read(self, epoch: int, position: int, image: int) -> tuple[Sample, np.ndarray]:
+        sample = load_sample(self.records[image], self.masks)
         sample = self.transform(sample, np.random.default_rng([self.seed, epoch, position]))
         masks = np.zeros((0, self.mask_size, self.mask_size), np.uint8)
         if sample.segmentations:
@@ -212,12 +318,19 @@ class _Collate:
     mask_size: int
     masks: bool
 
-    def __call__(self, items: list[tuple[Sample, np.ndarray] | _Failure]) -> Batch | _Failure:
+    def __call__(self, items: list[tuple[Sample, np.ndarray] | _Failure]) -> Batch | _Packed | _Failure:
         pairs: list[tuple[Sample, np.ndarray]] = []
         for item in items:
             if isinstance(item, _Failure):
                 return item
             pairs.append(item)
+        try:
+            batch = self._pad(pairs)
+            return batch if get_worker_info() is None else _Packed(bytes(ForkingPickler.dumps(batch)))
+        except Exception as error:
+            return _failed(error, f"a batch of {len(pairs)} images")
+
+    def _pad(self, pairs: list[tuple[Sample, np.ndarray]]) -> Batch:
         count, rows = len(pairs), self.rows
         height, width = (
             -(-max(sample.image.shape[axis] for sample, _ in pairs) // self.divisor) * self.divisor for axis in (0, 1)

@@ -3,7 +3,9 @@
 import os
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,4 +55,18 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> dict:
         raise CheckpointError(f"{path}: not a directdet checkpoint, which has the keys {', '.join(REQUIRED)}")
     if checkpoint["format"] != FORMAT:
         raise CheckpointError(f"{path}: checkpoint format {checkpoint['format']}, this version reads {FORMAT}")
+    bad = not_finite(checkpoint["model"]) if isinstance(checkpoint["model"], dict) else None
+    if bad is not None:
+        raise CheckpointError(
+            f"{path}: {bad}: holds values that are not finite, as training leaves them that diverged; use an earlier "
+            "checkpoint, or train with a lower rate"
+        )
     return checkpoint
+
+
+def not_finite(weights: Mapping[str, Any]) -> str | None:
+    """The name of a tensor that holds NaN or infinity; None if all are finite. On a GPU, it waits once."""
+    values = {k: v for k, v in weights.items() if torch.is_tensor(v) and v.is_floating_point()}
+    if not values or bool(torch.stack([v.isfinite().all() for v in values.values()]).all()):
+        return None
+    return next(name for name, value in values.items() if not value.isfinite().all())

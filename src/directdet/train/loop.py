@@ -25,12 +25,13 @@ from torch import Tensor
 
 from directdet.common.errors import UserError
 from directdet.common.terminal import terminal
+from directdet.data.loader import WorkerError
 from directdet.data.records import Dataset
 from directdet.infer.accuracy.evaluate import Metrics, detect, score_detections
 from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes.torch_runtime import TorchPredictor
 from directdet.models.build import describe_model
-from directdet.models.checkpoint import load_checkpoint, save_checkpoint
+from directdet.models.checkpoint import load_checkpoint, not_finite, save_checkpoint
 from directdet.models.parts.network import Network
 from directdet.recipes.recipe import Phase
 from directdet.train import distributed
@@ -118,6 +119,7 @@ class Trainer:
 
         Raises:
             Diverged: the loss is no longer finite.
+            WorkerError: a worker process of the loader failed; what was trained is saved.
         """
         metrics = None
         with (
@@ -160,7 +162,13 @@ class Trainer:
         begun = started = waiting = time.perf_counter()
         data_seconds = 0.0
         batches = iter(self.loader)
-        while group := list(itertools.islice(batches, accumulate)):
+        while True:
+            try:
+                group = list(itertools.islice(batches, accumulate))
+            except WorkerError as error:
+                raise WorkerError(f"{error}; {self._after_worker_error(totals)}") from error
+            if not group:
+                break
             data_seconds += time.perf_counter() - waiting
             losses, counts = self.step(group)
             values = torch.stack([*losses.values(), *counts.values()])
@@ -190,15 +198,30 @@ class Trainer:
         """One optimisation step over `batches`, as many as the phase accumulates; see Stepper.step."""
         return self.stepper.step(batches, self.position.step, self.steps_per_epoch)
 
+    def _after_worker_error(self, totals: Tensor | None) -> str:
+        """What to do about it. Saves the steps done, if their losses (whose sums are `totals`) are finite."""
+        mend = f"read with fewer workers or with none (--set {self.phase.name}.workers=0)"
+        if (
+            not self.position.step
+            or distributed.world_size() > 1
+            or (totals is not None and not totals.isfinite().all())
+        ):
+            return mend
+        self.save("last.pt")
+        return f"{mend} and go on with --resume: step {self.position.step} is saved"
+
     def _check_finite(self, means: dict[str, float], losses: dict[str, Tensor], step: int) -> float:
         loss = sum(means[name] for name in losses)
         if math.isfinite(loss):
             return loss
         bad = ", ".join(name for name in losses if not math.isfinite(means[name]))
+        raise self._diverged(f"the loss became {loss} ({bad}) by step {step}")
+
+    def _diverged(self, what: str) -> Diverged:
         phase, kept = self.phase, self.folder / "checkpoints" / "last.pt"
         start = f", from {kept} with --init" if kept.is_file() else ""
-        raise Diverged(
-            f"{phase.name}: the loss became {loss} ({bad}) by step {step}; try again with another --out{start} and a "
+        return Diverged(
+            f"{phase.name}: {what}; try again with another --out{start} and a "
             f"lower rate (--set {phase.name}.base_lr={phase.base_lr / 2:g}), a longer warm-up (--set {phase.name}."
             f"warmup_iterations={max(phase.warmup_iterations * 2, 100)}) or --set {phase.name}.clip_norm=10"
         )
@@ -247,7 +270,13 @@ class Trainer:
         return metrics
 
     def save(self, name: str) -> None:
-        """Write everything that resuming and inference need to FOLDER/checkpoints/`name`."""
+        """Write everything that resuming and inference need to FOLDER/checkpoints/`name`; Diverged if it is not finite.
+
+        The loss of a step tells of the weights before it, so the last step may have broken them.
+        """
+        bad = not_finite(self.model.state_dict())
+        if bad is not None:
+            raise self._diverged(f"the weights {bad} are no longer finite at step {self.position.step}")
         if not distributed.is_main():
             return
         started = time.perf_counter()

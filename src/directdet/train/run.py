@@ -212,12 +212,19 @@ def choose_device(device: str) -> torch.device:
     return torch.device(device)
 
 
+def _without_workers(recipe: Any) -> Any:
+    """A recipe of run.json without the numbers of workers, on which no batch depends."""
+    if isinstance(recipe, dict):
+        return {name: _without_workers(value) for name, value in recipe.items() if name != "workers"}
+    return [_without_workers(value) for value in recipe] if isinstance(recipe, list) else recipe
+
+
 def _check_same_run(path: Path, settings: dict[str, Any]) -> None:
     """UserError if the run that `path` (run.json) describes was started with another recipe or other data."""
     if not path.is_file():
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    if before.get("recipe") != json.loads(json.dumps(settings["recipe"])):
+    if _without_workers(before.get("recipe")) != _without_workers(json.loads(json.dumps(settings["recipe"]))):
         raise UserError(f"{path}: was started with other settings; resume with the same recipe and --set")
     if before.get("classes") != settings["classes"]:
         raise UserError(f"{path}: was started on data with other classes; resume with the same --data")

@@ -45,13 +45,15 @@ def _samples(start: Tensor, stop: Tensor, scale: Tensor, limit: Tensor, bins: in
     """Sample positions along one axis, in cells of the RoI's level.
 
     start, stop, scale, limit: [..., 1] -> position [..., bins * SAMPLES] within [0, limit - 1], and whether the sample
-    lies on the map: RoIAlign returns 0 outside, which boxes smaller than a cell can reach as they are widened to one.
+    counts: RoIAlign returns 0 outside the map, which boxes smaller than a cell can reach as they are widened to one. A
+    box that is not finite, as a diverging network makes them, has no sample that counts: as an index, NaN would be out
+    of range.
     """
     length = ((stop - start) * scale).clamp(min=1.0)
     offset = (torch.arange(bins * SAMPLES, dtype=start.dtype, device=start.device) + 0.5) / (bins * SAMPLES)
     raw = start * scale + length * offset
     inside = (raw >= -1) & (raw <= limit)
-    return torch.minimum(raw.clamp(min=0), limit - 1), inside
+    return torch.where(inside, torch.minimum(raw.clamp(min=0), limit - 1), 0.0), inside
 
 
 def pool_rois(

@@ -58,7 +58,7 @@ def propose(
     score = torch.where(keep, torch.cat(scores, 1), SUPPRESSED)
     score, index = torch.topk(score, min(count, score.shape[1]), dim=1)
     valid = score > SUPPRESSED
-    return take(all_boxes, index) * valid.unsqueeze(-1), valid
+    return torch.where(valid.unsqueeze(-1), take(all_boxes, index), 0.0), valid  # not a product: 0 * NaN is NaN
 
 
 def _single_nms(boxes: list[Tensor], valid: list[Tensor], threshold: float) -> Tensor:
