@@ -1,4 +1,4 @@
-"""A torchvision RetinaNet with the same weights and settings as ours: the oracle."""
+"""A torchvision RetinaNet with the same weights and settings as ours, the reference in tests."""
 
 import torch
 import torchvision
@@ -42,7 +42,7 @@ class TwinAnchors(AnchorGenerator):
 
 
 def build_twin(model: RetinaNet) -> TorchvisionRetinaNet:
-    """torchvision's detector holding the weights of `model`, with every setting that torchvision has set alike."""
+    """torchvision's detector with the weights of `model`, and the same settings where torchvision has them."""
     config = model.config
     assert config.width in (None, 64) and config.head_convs == 4, "torchvision builds full-width networks only"
     norm = group_norm if config.norm == "gn" else None
@@ -75,19 +75,19 @@ def build_twin(model: RetinaNet) -> TorchvisionRetinaNet:
 
 
 def same_parts(twin: TorchvisionRetinaNet, model: RetinaNet) -> list[tuple[nn.Module, nn.Module]]:
-    """torchvision's modules and ours that hold the same parameters under the same names."""
+    """Pairs of torchvision's modules and ours with the same parameters under the same names."""
     return [(twin.backbone.body, model.backbone), (twin.backbone.fpn, model.fpn), (twin.head, model.head)]
 
 
 def twin_maps(twin: TorchvisionRetinaNet, images: Tensor) -> tuple[list[Tensor], dict[str, Tensor], list[Tensor]]:
-    """Features, head outputs and each image's anchors, from normalised images [N, 3, H, W] on."""
+    """Features, head outputs and each image's anchors, of normalised images [N, 3, H, W]."""
     features = list(twin.backbone(images).values())
     sizes = [tuple(images.shape[2:])] * len(images)
     return features, twin.head(features), twin.anchor_generator(ImageList(images, sizes), features)
 
 
 def twin_losses(twin: TorchvisionRetinaNet, images: Tensor, targets: Targets) -> dict[str, Tensor]:
-    """torchvision's losses by our names: each image's divided by its own positives, then their mean."""
+    """torchvision's losses under our names: those of each image divided by its positives, then their mean."""
     _, outputs, anchors = twin_maps(twin, images)
     theirs = [
         {"boxes": boxes[valid], "labels": labels[valid]}
@@ -98,7 +98,7 @@ def twin_losses(twin: TorchvisionRetinaNet, images: Tensor, targets: Targets) ->
 
 
 def plain_losses(config: RetinaNetConfig, raw: RawMaps, targets: Targets) -> tuple[dict[str, Tensor], int]:
-    """The losses image by image with torchvision's parts, divided by the positives of the whole batch; and those."""
+    """The losses computed image by image with torchvision, divided by the positives of the batch; and that number."""
     matcher = Matcher(config.positive_iou, config.negative_iou, allow_low_quality_matches=True)
     losses, positives = {"class": torch.zeros(()), "box": torch.zeros(())}, 0
     for i, valid in enumerate(targets.valid):
@@ -119,12 +119,13 @@ def plain_losses(config: RetinaNetConfig, raw: RawMaps, targets: Targets) -> tup
 
 
 def twin_detections(twin: TorchvisionRetinaNet, images: Tensor, count: int) -> list[dict]:
-    """torchvision's own path from normalised images [N, 3, H, W] to the best `count` detections of each.
+    """torchvision's best `count` detections of each normalised image [N, 3, H, W].
 
-    Its RetinaNet alone of its detectors keeps boxes that clipping has made empty; they are taken out here.
+    Unlike torchvision's other detectors, its RetinaNet keeps boxes that are empty after clipping; they are removed
+    here.
     """
     features, outputs, anchors = twin_maps(twin, images)
-    # As its forward() does between the head and the end: everything split by level.
+    # As in its forward(), everything is split by level for post-processing.
     sizes = [f.shape[2] * f.shape[3] * len(twin.anchor_generator.cell_anchors[0]) for f in features]
     split = {name: list(value.split(sizes, 1)) for name, value in outputs.items()}
     image_sizes = [tuple(images.shape[2:])] * len(images)
@@ -134,7 +135,7 @@ def twin_detections(twin: TorchvisionRetinaNet, images: Tensor, count: int) -> l
 
 
 def same_detections(outputs: tuple[Tensor, ...], theirs: list[dict], least: int = 10) -> None:
-    """Every detection has its own partner of the same label, box and score; all else is 0."""
+    """Every detection has exactly one counterpart with the same label, box and score; the other rows are 0."""
     num, boxes, scores, labels = outputs
     assert num.dtype == labels.dtype == torch.int32 and num.shape == (len(theirs), 1)
     for i, expected in enumerate(theirs):
@@ -151,9 +152,10 @@ def same_detections(outputs: tuple[Tensor, ...], theirs: list[dict], least: int 
 
 
 def conditioned_model(config: RetinaNetConfig, size: tuple[int, int], seed: int = 0) -> RetinaNet:
-    """A random network that really detects, in evaluation mode; see twin.conditioned_model for why.
+    """A random network with real detections, in evaluation mode; see twin.conditioned_model for the reason.
 
-    Logits get mean -3 and deviation 1.5, so that half of all pairs are above the usual threshold of 0.05.
+    Logits are given mean -3 and standard deviation 1.5, so that half of all pairs are above the usual threshold of
+    0.05.
     """
     torch.manual_seed(seed)
     model = RetinaNet(config)

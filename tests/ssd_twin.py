@@ -1,4 +1,4 @@
-"""A torchvision SSD with the same weights and settings as ours, as slim as ours: the oracle."""
+"""A torchvision SSD with the same weights, width and settings as ours, the reference in tests."""
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +20,15 @@ from directdet.models.ssd.network import SSD
 SIZE = (300, 300)
 RATIOS = [[2], [2, 3], [2, 3], [2, 3], [2], [2]]
 STEPS = [8, 16, 32, 64, 100, 300]
-# min_size and max_size of SSD's Caffe scripts, as shares of 300 pixels.
+# min_size and max_size of SSD's Caffe scripts, as fractions of 300 pixels.
 SCALES = {"coco": [0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05], "voc": [0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05]}
 CHANNELS = [512, 1024, 512, 256, 256, 256]
 
 
 def build_twin(model: SSD) -> TorchvisionSSD:
-    """torchvision's detector holding the weights of `model`, with every setting that torchvision has set alike.
+    """torchvision's detector with the weights of `model`, and the same settings where torchvision has them.
 
-    Its layers are ssd300_vgg16's (built without VGG's classifier, which that throws away), narrowed to our width.
+    Its layers are those of ssd300_vgg16 (built without VGG's classifier, which it discards), scaled to our width.
     """
     config, twin = model.config, bare_twin(model.config)
     assert (config.backbone, config.extras, config.norm, config.head_norm) == ("vgg16", "ssd", "none", False)
@@ -57,7 +57,7 @@ def bare_twin(config: SSDConfig) -> TorchvisionSSD:
         head=nn.Identity(),
         score_thresh=config.score_threshold,
         nms_thresh=config.nms,
-        detections_per_img=1_000_000,  # it keeps boxes that clipping made empty; see twin_detections
+        detections_per_img=1_000_000,  # it keeps boxes that are empty after clipping; see twin_detections
         iou_thresh=config.positive_iou,
         positive_fraction=1 / (1 + config.negative_ratio),
     )
@@ -82,7 +82,7 @@ def _narrow(module: nn.Module, width: int) -> None:
 
 
 def same_convolutions(twin: TorchvisionSSD, model: SSD) -> list[tuple[nn.Conv2d, nn.Conv2d]]:
-    """torchvision's convolutions and ours; both networks hold theirs in the order in which they apply them."""
+    """Pairs of torchvision's convolutions and ours; both networks store them in order of execution."""
     theirs, ours = (
         [m for part in parts for m in part.modules() if isinstance(m, nn.Conv2d)]
         for parts in ([twin.backbone, twin.head], [model.backbone, model.extras, model.head])
@@ -91,7 +91,7 @@ def same_convolutions(twin: TorchvisionSSD, model: SSD) -> list[tuple[nn.Conv2d,
 
 
 def twin_maps(twin: TorchvisionSSD, images: Tensor) -> tuple[list[Tensor], dict[str, Tensor], Tensor]:
-    """Features, head outputs and priors [A, 4], from normalised images [N, 3, 300, 300] on."""
+    """Features, head outputs and priors [A, 4], of normalised images [N, 3, 300, 300]."""
     features = list(twin.backbone(images).values())
     return features, twin.head(features), twin_priors(twin, [tuple(f.shape[2:]) for f in features])
 
@@ -109,7 +109,7 @@ def twin_matches(twin: TorchvisionSSD, boxes: Tensor, priors: Tensor) -> Tensor:
 
 
 def twin_losses(twin: TorchvisionSSD, raw: RawMaps, targets: Targets) -> tuple[dict[str, Tensor], int]:
-    """torchvision's losses of these maps by our names, and how many priors are positive."""
+    """torchvision's losses of these maps under our names, and the number of positive priors."""
     theirs = [
         {"boxes": boxes[valid], "labels": labels[valid] + 1}
         for boxes, labels, valid in zip(targets.boxes, targets.labels, targets.valid, strict=True)
@@ -122,7 +122,7 @@ def twin_losses(twin: TorchvisionSSD, raw: RawMaps, targets: Targets) -> tuple[d
 
 
 def twin_detections(twin: TorchvisionSSD, raw: RawMaps, count: int) -> list[dict]:
-    """torchvision's best `count` detections of each image from these maps, boxes that clipping has emptied left out."""
+    """torchvision's best `count` detections per image from these maps, without boxes that are empty after clipping."""
     outputs, images = {"bbox_regression": raw.deltas, "cls_logits": raw.logits}, len(raw.logits)
     found = twin.postprocess_detections(outputs, [raw.anchors] * images, [SIZE] * images)
     kept = [remove_small_boxes(d["boxes"], MIN_SIDE)[:count] for d in found]
@@ -130,7 +130,7 @@ def twin_detections(twin: TorchvisionSSD, raw: RawMaps, count: int) -> list[dict
 
 
 def same_detections(outputs: tuple[Tensor, ...], theirs: list[dict], least: int, score: float = 1e-5) -> None:
-    """Every detection has its own partner of the same label, box and score; all else is 0."""
+    """Every detection has exactly one counterpart with the same label, box and score; the other rows are 0."""
     num, boxes, scores, labels = outputs
     assert num.dtype == labels.dtype == torch.int32 and num.shape == (len(theirs), 1)
     for i, expected in enumerate(theirs):
@@ -149,10 +149,10 @@ def same_detections(outputs: tuple[Tensor, ...], theirs: list[dict], least: int,
 def trained_maps(
     config: SSDConfig, priors: Tensor, level_sizes: list[int], objects: list[int], seed: int = 0
 ) -> RawMaps:
-    """Raw maps as a trained network gives them: objects[i] objects in image i, every prior sure of what it covers.
+    """Raw maps as predicted by a trained network: objects[i] objects in image i, and confident priors on each.
 
-    A prior's probability rises with its IoU with an object, its box is off by a tenth of the object's sides, some
-    objects are taken for a second class too, and the background is quiet with a tail of weak guesses.
+    A prior's probability increases with its IoU with an object, its box is off by a tenth of the object's sides, some
+    objects are also detected as a second class, and the background has low scores with a tail of weak detections.
     """
     generator = torch.Generator().manual_seed(seed)
     images, number = len(objects), len(priors)
@@ -176,10 +176,10 @@ def trained_maps(
 
 
 def conditioned_model(config: SSDConfig, seed: int = 0) -> SSD:
-    """A random network that really detects, in evaluation mode; see twin.conditioned_model for why.
+    """A random network with real detections, in evaluation mode; see twin.conditioned_model for the reason.
 
-    Every channel of its predictions gets a mean and a spread over the cells of some pictures: classes 0 and 1.5,
-    boxes 0 and 0.3. Batch normalisations get the statistics of those pictures first.
+    Every output channel is given a mean and standard deviation over the cells of some images: 0 and 1.5 for classes, 0
+    and 0.3 for boxes. Batch normalisations are given the statistics of those images first.
     """
     torch.manual_seed(seed)
     model = SSD(config)
@@ -192,7 +192,7 @@ def conditioned_model(config: SSDConfig, seed: int = 0) -> SSD:
             model.train()(images)
         for norm in norms:
             norm.momentum = 0.1
-            # A channel that hardly varies over so few pictures would be all rounding errors, made large.
+            # A channel that hardly varies over these few images would only amplify rounding errors.
             norm.running_var.clamp_(min=0.1 * norm.running_var.mean().item())
         features = model.eval()(images).features
         for layers, deviation in ((model.head.classes, 1.5), (model.head.boxes, 0.3)):
@@ -202,7 +202,7 @@ def conditioned_model(config: SSDConfig, seed: int = 0) -> SSD:
 
 
 def pictures(count: int, seed: int) -> Tensor:
-    """Normalised pictures [count, 3, 300, 300]."""
+    """Normalised images [count, 3, 300, 300]."""
     return smooth_images(count, SIZE, seed)
 
 

@@ -1,4 +1,4 @@
-"""A torchvision Mask or Faster R-CNN with the same weights and settings as ours: the oracle."""
+"""A torchvision Mask or Faster R-CNN with the same weights and settings as ours, the reference in tests."""
 
 import torch
 import torchvision
@@ -16,10 +16,10 @@ from directdet.models.two_stage.network import RCNN
 
 
 class TwinAnchors(AnchorGenerator):
-    """torchvision's anchors without its two roundings, which the papers' code and ours do not share.
+    """torchvision's anchors without two rounding steps, which neither the papers' code nor ours has.
 
-    It rounds the sides of its anchors to whole pixels, and takes image size // map size for a level's stride, which
-    is 53 and not 64 for the last level of a canvas of 160.
+    torchvision rounds the sides of anchors to whole pixels, and uses image size // map size as the stride of a level,
+    which is 53 instead of 64 for the last level of a canvas of 160.
     """
 
     def __init__(self, config: RCNNConfig, strides: list[int]):
@@ -35,7 +35,7 @@ class TwinAnchors(AnchorGenerator):
 
 
 def build_twin(model: RCNN) -> FasterRCNN:
-    """torchvision's detector holding the weights of `model`, with every setting that torchvision has set alike."""
+    """torchvision's detector with the weights of `model`, and the same settings where torchvision has them."""
     config = model.config
     assert config.width in (None, 64) and config.fpn_channels == 256, "torchvision builds full-width networks only"
     backbone = _resnet_fpn_extractor(getattr(torchvision.models, config.backbone)(weights=None), 5)
@@ -61,7 +61,7 @@ def build_twin(model: RCNN) -> FasterRCNN:
         assert config.mask_channels == 256, "torchvision's mask predictor is built for 256 channels"
         settings["mask_head"] = MaskRCNNHeads(256, (256,) * config.mask_convs, 1)
     twin = (MaskRCNN if config.masks else FasterRCNN)(backbone, config.num_classes + 1, **settings)
-    # Left to itself torchvision takes every box head for one of 1024 features.
+    # By default torchvision assumes a box head of 1024 features.
     twin.roi_heads.box_predictor = FastRCNNPredictor(config.box_features, config.num_classes + 1)
     for theirs, ours in same_parts(twin, model):
         theirs.load_state_dict(ours.state_dict())
@@ -69,7 +69,7 @@ def build_twin(model: RCNN) -> FasterRCNN:
 
 
 def same_parts(twin: FasterRCNN, model: RCNN) -> list[tuple[nn.Module, nn.Module]]:
-    """torchvision's modules and ours that hold the same parameters under the same names."""
+    """Pairs of torchvision's modules and ours with the same parameters under the same names."""
     heads = twin.roi_heads
     pairs = [
         (twin.backbone.body, model.backbone),
@@ -84,7 +84,7 @@ def same_parts(twin: FasterRCNN, model: RCNN) -> list[tuple[nn.Module, nn.Module
 
 
 def twin_detections(twin: FasterRCNN, images: torch.Tensor) -> list[dict]:
-    """torchvision's own path from normalised images [N, 3, H, W] on; masks stay 28x28."""
+    """torchvision's detections of normalised images [N, 3, H, W]; masks stay 28x28."""
     size = tuple(images.shape[2:])
     image_list = ImageList(images, [size] * len(images))
     features = twin.backbone(images)
@@ -94,7 +94,7 @@ def twin_detections(twin: FasterRCNN, images: torch.Tensor) -> list[dict]:
 
 
 def smooth_images(count: int, size: tuple[int, int], seed: int) -> torch.Tensor:
-    """Normalised pictures of soft blobs [count, 3, H, W]: regions to tell apart, unlike white noise."""
+    """Normalised images of smooth blobs [count, 3, H, W], with distinct regions, unlike white noise."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.zeros(count, 3, *size)
     for cells in (4, 8, 16, 32):
@@ -105,11 +105,11 @@ def smooth_images(count: int, size: tuple[int, int], seed: int) -> torch.Tensor:
 
 
 def conditioned_model(config: RCNNConfig, size: tuple[int, int], seed: int = 0) -> RCNN:
-    """A random network that really detects, and on which two correct implementations agree.
+    """A random network with real detections, on which two correct implementations agree.
 
-    A fresh one is chaotic: rounding errors grow from layer to layer, and all scores are alike. So its residual branches
-    are damped, its BN statistics calibrated, and each output of its heads centred and spread over the boxes it meets:
-    labels and scores of every kind, none saturated (a saturated score hides errors and makes ties).
+    A newly initialised network is chaotic: rounding errors grow from layer to layer, and all scores are similar. So the
+    residual branches are damped, the BN statistics calibrated, and each output of the heads standardised over typical
+    boxes: varied labels and scores, none saturated (saturated scores hide errors and cause ties).
     """
     torch.manual_seed(seed)
     model = RCNN(config)

@@ -1,4 +1,4 @@
-"""A cascade that detects, and its oracle: a plain loop over images and stages, of boolean indexing and torchvision."""
+"""A cascade with real detections, and its reference: a plain loop over images and stages with torchvision's parts."""
 
 from dataclasses import fields
 
@@ -18,7 +18,7 @@ from directdet.models.two_stage.config import CascadeConfig, TwoStageConfig
 from directdet.models.two_stage.mask_loss import project_masks
 from directdet.models.two_stage.network import RCNN
 
-# The paper's code: of each stage the IoU, the loss weight, and what deltas are divided by.
+# The paper's code: IoU, loss weight and standard deviations of the deltas of each stage.
 PUBLISHED = (
     (0.5, 1.0, (0.1, 0.1, 0.2, 0.2)),
     (0.6, 0.5, (0.05, 0.05, 0.1, 0.1)),
@@ -27,7 +27,7 @@ PUBLISHED = (
 
 
 def conditioned_cascade(trunk: RCNN, size: tuple[int, int], masks: bool = True, **settings: object) -> Cascade:
-    """A cascade that detects, on the conditioned trunk of an R-CNN; its heads' outputs are spread as in the twin."""
+    """A cascade on the conditioned trunk of an R-CNN; the outputs of its heads are standardised as in twin.py."""
     shared = {f.name: getattr(trunk.config, f.name) for f in fields(TwoStageConfig)}
     torch.manual_seed(1)
     model = Cascade(CascadeConfig(**{**shared, "masks": masks, **settings})).eval()
@@ -66,7 +66,7 @@ def their_pool(maps: dict[str, Tensor], rois: list[Tensor], bins: int, sizes: li
 
 
 def box_keys(boxes: Tensor) -> Tensor:
-    """A sampling key of each box of [..., 4]. From what it is and not from its slot, whose order is left to chance."""
+    """A sampling key for each box [..., 4], computed from its coordinates because the order of slots is arbitrary."""
     return (boxes * torch.tensor([0.031, 0.047, 0.023, 0.037])).sum(-1) % 1
 
 
@@ -138,7 +138,7 @@ def loop_mask_loss(
     objects: list[dict[str, Tensor]],
     masks: list[Tensor],
 ) -> Tensor:
-    """Mask targets are ours (project_masks), which is tested by itself."""
+    """Mask targets come from our project_masks, which is tested separately."""
     rois = [s["rois"][s["labels"] > 0] for s in samples]
     labels = torch.cat([s["labels"][s["labels"] > 0] for s in samples])
     if not len(labels):
@@ -154,7 +154,7 @@ def loop_mask_loss(
 
 @torch.no_grad()
 def loop_detections(model: Cascade, images: Tensor) -> list[dict[str, Tensor]]:
-    """Detections of normalised images; labels count from 1, as torchvision's."""
+    """Detections of normalised images; labels count from 1, as in torchvision."""
     config, size = model.config, tuple(images.shape[2:])
     maps = model.fpn(model.backbone(images))
     proposals, _ = their_rpn(model).eval()(ImageList(images, [size] * len(images)), maps)

@@ -1,4 +1,4 @@
-"""torchvision's five losses with its random sampling replaced by given keys, so that they can equal ours."""
+"""torchvision's five losses with its random sampling replaced by given keys, so that they equal ours."""
 
 from collections.abc import Callable
 
@@ -22,9 +22,9 @@ LOSS_NAMES = {
 
 
 class Keys:
-    """Uniform keys that are the same at every call for the same shape: our `draw`, and what torchvision is told.
+    """Reproducible uniform keys, used as our `draw` and for torchvision's sampling.
 
-    Distinct, so that no two implementations may order them differently.
+    All keys are distinct, so that every implementation sorts them in the same order.
     """
 
     def __init__(self, seed: int = 0):
@@ -38,7 +38,7 @@ class Keys:
 
 
 class ForcedSampler:
-    """Stands in for BalancedPositiveNegativeSampler: chooses the largest keys, not at random."""
+    """Replaces BalancedPositiveNegativeSampler: selects the largest keys instead of random ones."""
 
     def __init__(self, total: int, fraction: float, keys: list[Tensor]):
         self.total, self.positives, self.keys = total, int(total * fraction), keys
@@ -66,9 +66,9 @@ def twin_losses(
     proposals_per_image: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> dict[str, Tensor]:
-    """torchvision's losses by our names, sampled by `keys` as ours are.
+    """torchvision's losses under our names, sampled by the same `keys`.
 
-    Mask targets are ours (project_masks), which is tested by itself: torchvision averages where we threshold.
+    Mask targets come from our project_masks, which is tested separately: torchvision averages where we threshold.
     """
     sizes = [tuple(int(v) for v in size) for size in targets.sizes]
     theirs = [
@@ -88,7 +88,7 @@ def twin_losses(
         ),
     )
     proposals, losses = twin.rpn(ImageList(images, sizes), features, theirs)
-    # Ours are padded proposals, then padded objects; theirs hold neither padding.
+    # Ours are padded proposals, then padded objects; theirs have no padding.
     padded = keys(torch.Size([len(images), proposals_per_image + targets.boxes.shape[1]]))
     compact = [
         torch.cat([row[: len(boxes)], row[proposals_per_image:][valid]])
@@ -107,7 +107,7 @@ def twin_losses(
 
 
 def _our_masks(boxes: list[Tensor]) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
-    """A project_masks_on_boxes that is called once per image, in order, with each object's own crop as its mask."""
+    """A project_masks_on_boxes, called once per image in order, that takes each object's crop as its mask."""
     images = iter(boxes)
 
     def project(masks: Tensor, rois: Tensor, objects: Tensor, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""A torchvision Faster R-CNN on one map of VGG-16 with the same weights and settings as ours, as slim as ours."""
+"""A torchvision Faster R-CNN on a single map of VGG-16, with the same weights, width and settings as ours."""
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ STRIDE = 16
 
 
 class OneMap(nn.Module):
-    """torchvision's VGG-16 down to conv5_3, its widths scaled: images -> {"0": map}."""
+    """torchvision's VGG-16 up to conv5_3, with scaled widths: images -> {"0": map}."""
 
     def __init__(self, width: int, batch_norm: bool):
         super().__init__()
@@ -28,7 +28,7 @@ class OneMap(nn.Module):
 
 
 def unrounded_anchors(config: RCNNConfig) -> AnchorGenerator:
-    """torchvision's anchors, whose sides it rounds to whole pixels, as neither the papers' code nor ours does."""
+    """torchvision's anchors without rounding their sides to whole pixels, as in the papers' code and ours."""
     scales, ratios = torch.tensor(config.anchor_scales), torch.tensor(config.anchor_ratios)
     generator = AnchorGenerator((tuple(int(s * STRIDE) for s in config.anchor_scales),), (config.anchor_ratios,))
     height = (ratios.sqrt()[:, None] * scales * STRIDE).flatten()
@@ -40,7 +40,7 @@ def unrounded_anchors(config: RCNNConfig) -> AnchorGenerator:
 
 
 def build_twin(model: RCNN) -> FasterRCNN:
-    """torchvision's detector holding the weights of `model`, with every setting that torchvision has set alike."""
+    """torchvision's detector with the weights of `model`, and the same settings where torchvision has them."""
     config = model.config
     assert (config.backbone, config.pyramid, config.masks, config.box_convs) == ("vgg16", False, False, 0)
     backbone = OneMap(config.width, config.norm == "bn")
@@ -61,18 +61,18 @@ def build_twin(model: RCNN) -> FasterRCNN:
         box_nms_thresh=config.nms,
         box_detections_per_img=config.detections,
     )
-    # Left to itself torchvision takes every box head for one of 1024 features.
+    # By default torchvision assumes a box head of 1024 features.
     twin.roi_heads.box_predictor = FastRCNNPredictor(config.box_features, config.num_classes + 1)
     for theirs, ours in same_layers(twin, model):
         state = ours.state_dict()
         if isinstance(theirs, nn.Conv2d) and theirs.bias is not None and ours.bias is None:
-            state["bias"] = torch.zeros_like(theirs.bias)  # torchvision keeps it before a batch normalisation
+            state["bias"] = torch.zeros_like(theirs.bias)  # torchvision has it even before batch normalisation
         theirs.load_state_dict(state)
     return twin.train(model.training)
 
 
 def same_layers(twin: FasterRCNN, model: RCNN) -> list[tuple[nn.Module, nn.Module]]:
-    """torchvision's layers and ours, in the order in which both networks apply them."""
+    """Pairs of torchvision's layers and ours, in order of execution."""
     heads = twin.roi_heads
     parts = (
         [twin.backbone, twin.rpn.head, heads.box_head, heads.box_predictor],

@@ -164,12 +164,12 @@ def test_nothing_is_left_to_normalise_after_folding(detector: str, backbone: str
     folded, folding, error = fold(model, size_of(model))
     assert norms_of(folded) == [] and error < 1e-4
     assert folding.folded + len(folding.unfolded) == len(norms_of(model))
-    assert backbone == "dsod" or folding.unfolded == ()  # there alone normalisation comes before the convolution
+    assert backbone == "dsod" or folding.unfolded == ()  # only DSOD normalises before convolutions
 
 
 @pytest.mark.parametrize(("detector", "backbone"), CASES)
 def test_it_deploys_static_and_alike(detector: str, backbone: str) -> None:
-    """Detections of a batch are those of its pictures alone, and the portable form finds what the fast one does."""
+    """A batch has the same detections as its images one by one, and the portable form the same as the fast one."""
     model = lived_in(build(detector, backbone))
     size, images = size_of(model), pictures(model)
     with torch.no_grad():

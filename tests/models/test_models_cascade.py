@@ -139,7 +139,7 @@ def test_nothing_found_is_all_zero(cascade: Cascade, variant: Callable[..., Casc
 def test_padding_takes_no_place_among_the_candidates(cascade: Cascade, variant: Callable[..., Cascade]) -> None:
     """With more proposals requested than exist, and few candidates, the best detections stay the same.
 
-    On this picture the heads score an empty box, which padding is, higher than all candidates but one.
+    For this image the heads give the empty boxes of padding higher scores than all candidates but one.
     """
     images = smooth_images(1, (64, 64), 5)
     everything = detect(variant(cascade, test_proposals=1000, candidates=5000), images, False)

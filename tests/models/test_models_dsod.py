@@ -72,7 +72,7 @@ def test_the_layer_table() -> None:
 def test_its_size_is_the_published_one() -> None:
     """The authors state 14.8 M parameters for 20 classes, in a file of 59.2 MB, including statistics of the norms.
 
-    To those belong the scales of the L2 norms they put before each prediction, which ScratchDet does without.
+    This includes the scales of the L2 norms before each prediction, which ScratchDet does not use.
     """
     with torch.device("meta"):
         backbone, extras = dsod().eval(), dense_extras(512).eval()

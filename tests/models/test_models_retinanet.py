@@ -102,8 +102,9 @@ def test_p6_is_made_of_c5_even_where_p5_has_as_many_channels() -> None:
 def test_the_paper_s_network() -> None:
     """37.97 M parameters for COCO.
 
-    torchvision publishes 34,014,999: with 91 classes (11 * 9 more filters of 2304 weights and a bias), P6 made of P5
-    (256 channels, not 2048, for 256 filters of 3x3), and the backbone's 53,120 batch norm parameters not counted.
+    torchvision publishes 34,014,999: with 91 classes (11 * 9 more filters of 2304 weights and a bias), P6 computed
+    from P5 (256 instead of 2048 channels for 256 filters of 3x3), and without the backbone's 53,120 batch norm
+    parameters.
     """
     model = RetinaNet(RetinaNetConfig(80))
     count = sum(p.numel() for p in model.parameters())

@@ -223,7 +223,7 @@ def test_every_parameter_of_mask_rcnn_gets_a_gradient(targets_of: Callable[..., 
 def test_number_of_parameters() -> None:
     """mmdetection publishes 47.79 M for Mask R-CNN Swin-T with the classic two-layer box head and 80 classes.
 
-    It keeps no deltas and no mask of the background class; ours does, as torchvision: 4 * (1024 + 1) and 256 + 1 more.
+    Ours also predicts deltas and a mask for the background class, as in torchvision: 4 * (1024 + 1) and 256 + 1 more.
     """
     with torch.device("meta"):
         classic = RCNN(RCNNConfig(80, backbone="swin_t", box_convs=0))
