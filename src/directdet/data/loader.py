@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 
 import cv2
@@ -149,7 +150,7 @@ class BatchLoader:
             worker_init_fn=_start_worker,
         )
         self._loader: DataLoader | None = None
-        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._processes: list[BaseProcess] = []
 
     @property
     def batches_per_epoch(self) -> int:
