@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from directdet.models.backbones.builders import build_backbone
 from directdet.models.build import DETECTORS
 from directdet.recipes.by_name import RECIPES, get_recipe
 from directdet.recipes.recipe import Phase, Recipe
@@ -61,12 +62,15 @@ def backbone_file(recipe: Recipe, folder: Path) -> Path:
     """What stands for ImageNet weights: a backbone's state as torchvision saves it, its statistics not fresh."""
     torch.manual_seed(0)
     norm = recipe.model.get("norm", "bn")
-    backbone = DETECTORS[recipe.detector].backbones[recipe.model["backbone"]](recipe.model["width"], norm)
+    kinds = DETECTORS[recipe.detector].backbones
+    backbone = build_backbone(kinds, recipe.model["backbone"], recipe.model["width"], norm)
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.1)
     path = folder / "backbone.pth"
-    torch.save({**backbone.state_dict(), "fc.weight": torch.zeros(3, 3)}, path)
+    # On top, the classifier of torchvision's network; a slim VGG has no counterpart there, and is saved by our names.
+    classifier = {"vgg16": (), "swin_t": ("head.weight",)}.get(recipe.model["backbone"], ("fc.weight",))
+    torch.save({**backbone.state_dict(), **dict.fromkeys(classifier, torch.zeros(3, 3))}, path)
     return path
 
 

@@ -17,7 +17,7 @@ from directdet.data.image import fit_size
 from directdet.infer.preprocess import Preprocess
 from directdet.models.checkpoint import load_checkpoint
 from directdet.recipes.by_name import get_recipe
-from directdet.recipes.direct import MULTI_SCALE
+from directdet.recipes.direct_phases import MULTI_SCALE
 from directdet.recipes.recipe import Phase, Recipe
 from directdet.train import loop
 from directdet.train.data import make_phase_loader

@@ -1,4 +1,4 @@
-"""The recipes of the direct pre-training paper. Each of its constants is written here once, with its source.
+"""The recipes of the direct pre-training paper, with their sources.
 
 Direct pre-training at low resolution with live batch normalisation, then fine-tuning at full resolution with batch
 normalisation totally fixed; and the baselines that the paper compares it with. "The paper", its sections and tables
@@ -10,88 +10,20 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from directdet.recipes.direct_sources import IMAGENET_SOURCES, SCRATCH_SOURCES, SHORT_EDGES, SOURCES
-from directdet.recipes.recipe import PARTS, Init, Norm, Part, Phase, Recipe
-
-
-def pretrain(times: int = 1, batch: int = 8, length: int = 448) -> Phase:
-    """Direct pre-training, P`times`x: images of length x length pixels, `batch` of them on each GPU.
-
-    The number of steps does not depend on the batch (section 3.1: fixed steps K).
-    """
-    return Phase(
-        name="pretrain",
-        resize="direct",
-        size=(length, length),
-        batch_size=batch,
-        epochs=12 * times,
-        skip_empty=True,
-        repeat=batch // 2,
-        norm_weight_decay=False,
-        warmup_factor=0.01,
-        workers=4,
-    )
-
-
-def finetune(times: int = 1, **changes: Any) -> Phase:
-    """Fine-tuning at (1333, 800), `times`x, with batch normalisation totally fixed; `changes` are fields of Phase."""
-    phase = Phase(
-        name="finetune",
-        resize="edges",
-        size=(800, 1333),
-        epochs=12 * times,
-        skip_empty=True,
-        milestones=(8 * times, 11 * times),
-        norm="fixed",
-        frozen_stages=1,
-        workers=4,
-    )
-    return replace(phase, **changes)
-
-
-MULTI_SCALE = (640, 672, 704, 736, 768, 800)
-# Epochs and milestones of the baselines from scratch, by the name of the schedule (3 is 3x).
-SCRATCH_SCHEDULES = {3: (36, (28, 34)), 4: (48, (40, 46)), 6: (73, (65, 71))}
-
-
-def scratch(times: int, norm: Norm, **changes: Any) -> Phase:
-    """Training from random weights at (1333, 800) throughout: the baselines of Tables 1, 3, 6 and 7."""
-    epochs, milestones = SCRATCH_SCHEDULES[times]
-    phase = finetune(epochs=epochs, milestones=milestones, norm=norm, frozen_stages=-1, norm_weight_decay=False)
-    return replace(phase, name="scratch", warmup_factor=0.1, **changes)
-
-
-def direct_recipe(
-    name: str,
-    summary: str,
-    phases: tuple[Phase, ...],
-    init: Init = "random",
-    detector: str = "rcnn",
-    sources: dict[str, str] | None = None,
-    data_fraction: float = 1.0,
-    **model: Any,
-) -> Recipe:
-    """A recipe of the paper; `sources` are its own, in addition to those that all recipes have."""
-    own = dict(SOURCES)
-    if phases[0].name == "scratch":
-        own |= SCRATCH_SOURCES
-    if init == "imagenet":
-        own |= IMAGENET_SOURCES
-        model = {"box_convs": 0, **model} if detector == "rcnn" else model
-    kept = {p.name for p in phases} | {"model"}
-    own = {k: v for k, v in (own | (sources or {})).items() if "." not in k or k.partition(".")[0] in kept}
-    return Recipe(name, summary, phases, detector, model, init, data_fraction, own)
-
-
-MASK_R50 = partial(direct_recipe, backbone="resnet50", masks=True)
-FASTER_R50 = partial(direct_recipe, backbone="resnet50", masks=False)
-CASCADE_R50 = partial(direct_recipe, detector="cascade", backbone="resnet50", masks=False)
-RETINANET_R50 = partial(direct_recipe, detector="retinanet", backbone="resnet50")
-
-
-def baseline(times: int = 1, **changes: Any) -> Phase:
-    """Fine-tuning from ImageNet: affine batch normalisation."""
-    return finetune(times, **{"norm": "affine", **changes})
+from directdet.recipes.direct_phases import (
+    CASCADE_R50,
+    FASTER_R50,
+    MASK_R50,
+    MULTI_SCALE,
+    RETINANET_R50,
+    baseline,
+    direct_recipe,
+    finetune,
+    pretrain,
+    scratch,
+)
+from directdet.recipes.direct_sources import SHORT_EDGES
+from directdet.recipes.recipe import PARTS, Init, Part, Phase, Recipe
 
 
 @dataclass(frozen=True)

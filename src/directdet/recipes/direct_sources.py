@@ -1,4 +1,4 @@
-"""Where the constants of direct.py's recipes come from, by "PHASE.setting", "setting" or "model.setting".
+"""Where the constants of the recipes in direct.py come from, by "PHASE.setting", "setting" or "model.setting".
 
 "Section", "Table" and "Figure" are those of the direct pre-training paper. Sources that only one recipe has are in
 direct.py, next to the recipe.
