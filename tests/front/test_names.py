@@ -65,10 +65,8 @@ def test_every_name_can_be_drawn():
 
 
 @pytest.mark.parametrize("name", ["data", "closing"])
-def test_case_class_names_in_brackets(data_cases, tmp_path, capsys, monkeypatch, name):
-    root = shutil.copytree(
-        data_cases / "class_names_in_brackets" / ("data" if name == "data" else "closing"), tmp_path / "d"
-    )
+def test_case_class_names_in_brackets(data_cases, tmp_path, capsys, name):
+    root = shutil.copytree(data_cases / "class_names_in_brackets" / name, tmp_path / "data")
     content = json.loads((root / "annotations" / "instances_val2017.json").read_text())
     found = train_and_evaluate(root, tmp_path / "run", capsys)
     for category in content["categories"]:

@@ -8,6 +8,7 @@ from directdet.common.terminal import TITLE, plain
 from directdet.data.records import Dataset
 from directdet.train import distributed
 from directdet.train.loop import Trainer
+from directdet.train.objects import ObjectCount
 from directdet.train.prepare import IMAGENET, Loaded, describe_norm
 from directdet.train.step import reduced_precision
 
@@ -35,8 +36,9 @@ def banner(trainer: Trainer, start: str) -> Table:
     unit = "epochs" if phase.iterations is None else "steps"
     table = Table(title=plain(f"{trainer.recipe}: {phase.name}", TITLE), show_header=False)
     for name, value in {
-        "data": f"{len(trainer.train)} train images, {len(trainer.val) if trainer.val else 'no'} val images, "
-        f"{len(trainer.train.classes)} classes{_left_out(trainer.train)}",
+        "data": f"{len(trainer.train)} train images with {_objects(trainer.objects)}, "
+        f"{len(trainer.val) if trainer.val else 'no'} val images, {len(trainer.train.classes)} classes"
+        f"{_left_out(trainer.train)}",
         "start": start,
         "input": f"{size}, {_images(trainer)}, {_precision(trainer)}, {trainer.device}",
         "normalisation": describe_norm(model, phase),
@@ -69,6 +71,14 @@ def _images(trainer: Trainer) -> str:
         text += f", {phase.accumulate} times" if phase.accumulate > 1 else ""
         text += ")"
     return text
+
+
+def _objects(count: ObjectCount) -> str:
+    """The objects that training sees, in words."""
+    if count.seen == count.objects:
+        return f"{count.objects} objects"
+    lost = count.objects - count.seen
+    return f"{count.seen} objects ({lost} more are never seen: below a pixel at this size)"
 
 
 def _left_out(dataset: Dataset) -> str:

@@ -38,6 +38,7 @@ from directdet.train import distributed
 from directdet.train.data import make_phase_loader
 from directdet.train.interrupt import Interrupt
 from directdet.train.log import RunLog
+from directdet.train.objects import count_objects
 from directdet.train.optim import learning_rate
 from directdet.train.prepare import check_sizes
 from directdet.train.step import Batch, Losses, Stepper
@@ -82,7 +83,8 @@ class Trainer:
         seed: of the order of the data, its augmentation and random sampling.
 
     Raises:
-        UserError: the network cannot take images of the phase's size, or the dataset does not fill one step.
+        UserError: the network cannot take images of the phase's size, or the dataset does not fill one step or has no
+            object that training would see.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Trainer:
         self.device = next(model.parameters()).device
         if phase.channels_last:
             model.to(memory_format=torch.channels_last)
+        self.objects = count_objects(phase, train)
         self.loader = make_phase_loader(phase, train, model.config.masks, seed, self.device.type == "cuda")
         self.steps_per_pass = self.loader.batches_per_epoch // phase.accumulate
         if not self.steps_per_pass:

@@ -1,0 +1,68 @@
+"""How many objects training will really see: resizing leaves out what is narrower or lower than a pixel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from directdet.common.errors import UserError
+from directdet.data.augment import ssd_transforms
+from directdet.data.image import fit_size
+from directdet.data.records import Dataset, Record
+from directdet.recipes.recipe import Phase
+
+
+@dataclass(frozen=True)
+class ObjectCount:
+    """Objects of a training set, without crowd regions: all, and those that can be a pixel wide and high."""
+
+    objects: int
+    seen: int
+
+
+def count_objects(phase: Phase, dataset: Dataset) -> ObjectCount:
+    """Count the objects of ``dataset``; one is seen if it reaches a pixel at the largest size that the phase draws.
+
+    Raises:
+        UserError: training would see none.
+    """
+    records = [record for record in dataset.records if not record.crowd.all()]
+    objects = seen = 0
+    if records:
+        boxes = np.concatenate([record.boxes for record in records])
+        used = ~np.concatenate([record.crowd for record in records])
+        factors = np.array([_largest_factors(phase, record) for record in records])
+        sides = (boxes[:, 2:] - boxes[:, :2]) * np.repeat(factors, [len(record.boxes) for record in records], axis=0)
+        objects, seen = int(used.sum()), int((used & (sides >= 1).all(axis=1)).sum())
+    where = f"{dataset.root}: {dataset.split}"
+    if not objects:
+        crowd = sum(len(record.boxes) for record in dataset.records)
+        dropped = sum(problem.action == "dropped" for problem in dataset.problems)
+        left_out = f" ({crowd} crowd regions, {dropped} left out for their boxes)" if crowd or dropped else ""
+        raise UserError(f"{where}: no object to train on{left_out}; check-data tells more")
+    if not seen:
+        raise UserError(
+            f"{where}: none of the {objects} objects is a pixel wide and high at the size of {phase.name}; raise "
+            f"{phase.name}.size, or correct the boxes if they are not in pixels"
+        )
+    return ObjectCount(objects, seen)
+
+
+def _largest_factors(phase: Phase, record: Record) -> tuple[float, float]:
+    """The largest (x, y) factors by which the phase's transform resizes a record's image."""
+    width, height = record.width, record.height
+    if phase.resize == "warp":
+        # The narrowest window that is cut out, as a share of the image's side.
+        share = ssd_transforms.SCALE[0] * ssd_transforms.ASPECT[0] ** 0.5
+        return phase.size[0] / (width * share), phase.size[0] / (height * share)
+    if phase.resize == "direct":
+        limit = int(phase.size[0] * phase.scale[1])
+        new_height, new_width = fit_size(height, width, limit, limit)
+    else:
+        short = max(phase.short_edges) if phase.short_edges else phase.size[0]
+        edges = short, phase.size[1]
+        new_height, new_width = (
+            int(edge / phase.shrink + 0.5) for edge in fit_size(height, width, min(edges), max(edges))
+        )
+    return max(1, new_width) / width, max(1, new_height) / height
