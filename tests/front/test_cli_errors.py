@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 import directdet.data.check
 from directdet.common.errors import UsageProblem, UserError
 from directdet.front import cli
+from directdet.front.options import Minutes, Numbers, Size
 from directdet.models.checkpoint import CheckpointError
 
 
@@ -82,7 +84,43 @@ def test_a_box_of_zero_width(capsys, tmp_path):
 def test_a_learning_rate_that_is_no_number(capsys, tmp_path):
     for text in ("nan", "inf"):
         code, line = fails(capsys, "landscape", "--data", tmp_path, "--out", tmp_path / "out", "--base-lr", text)
-        assert code == 2 and f"--base-lr {text}" in line
+        assert code == 2 and f"'--base-lr': '{text}' is not a number" in line
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "-0.1", "1.1", "1e400", "", "x"])
+def test_a_score_that_is_none(capsys, artefact, tmp_path, text):
+    code, line = fails(capsys, "infer", artefact, tmp_path, "--out", tmp_path / "out", "--score", text)
+    assert code == 2 and "--score" in line and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["", ",", " ", "dog,", "dog,,person", "cat", "Dog"])
+def test_classes_that_are_none(capsys, artefact, tiny_dataset, tmp_path, text):
+    """An unset variable of the shell must not find nothing, or everything, without a word."""
+    source = tmp_path / "images"
+    code, line = fails(capsys, "infer", artefact, source, "--out", tmp_path / "out", "--classes", text)
+    assert code == 2 and "classes" in line and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["", ",", "a,"])
+def test_rows_that_are_none(capsys, tmp_path, text):
+    arguments = ("reproduce", "direct/table2", "--data", tmp_path, "--out", tmp_path / "out", "--rows", text)
+    code, line = fails(capsys, *arguments)
+    assert code == 2 and "'--rows'" in line
+
+
+@pytest.mark.parametrize("verb", ["infer", "export", "plan", "benchmark", "eval", "reproduce", "landscape"])
+def test_numbers_that_are_none(capsys, verb):
+    """Every option of every verb that takes numbers, found by its type."""
+    checked = 0
+    cli.add_verbs(cli.directdet)
+    for option in cli.directdet.commands[verb].params:
+        if not isinstance(option.type, click.IntRange | click.FloatRange | Minutes | Numbers | Size):
+            continue
+        for text in ("nan", "inf", "-1", "1e999", "9" * 5000, ""):
+            with pytest.raises(click.BadParameter, match=r"\S"):
+                option.type.convert(text, option, None)
+        checked += 1
+    assert checked
 
 
 def test_comparisons_run_in_one_process(capsys, tmp_path, monkeypatch):

@@ -223,6 +223,7 @@ def test_broken_model_file(artefact, edit_meta, runtime):
         ({"runtime": "openvino", "device": "cuda"}, "OpenVINO runs on"),
         ({"runtime": "openvino", "precision": "tf32"}, "OpenVINO takes"),
         ({"threads": 0}, "at least 1"),
+        ({"threads": 10**12}, "at most 1024"),
     ],
 )
 def test_impossible_choices(artefact, options, message):

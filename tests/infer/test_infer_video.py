@@ -256,7 +256,7 @@ def test_options_that_do_not_fit(capsys, artefact, tmp_path, monkeypatch):
         ((picture, "--out", out, "--frames", "3"), 2, "--frames is for videos"),
         ((picture, "--show"), 2, "--show is for videos"),
         ((video, "--out", out, "--batch", "2"), 1, "takes 1 at most"),
-        ((video, "--out", out, "--classes", "persn"), 1, "did you mean 'person'"),
+        ((video, "--out", out, "--classes", "persn"), 2, "did you mean 'person'"),
     ):
         assert cli.main(["infer", str(artefact), *arguments]) == code, arguments
         lines = capsys.readouterr().err.splitlines()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import click
 
 from directdet.front.say import say
-from directdet.infer.runtimes.names import PRECISIONS, TITLES
+from directdet.infer.runtimes.names import MOST_THREADS, PRECISIONS, TITLES
 
 PATH = click.Path(path_type=Path)  # existence is checked where files are read: there the error can say more
 # Every precision that some runtime can be asked to compute in.
@@ -28,9 +30,10 @@ class Size(click.ParamType):
         if isinstance(value, tuple):
             return value
         parts = str(value).split(",")
-        if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        numbers = [_whole(part) for part in parts]
+        if len(numbers) != 2 or not all(numbers):
             self.fail(f"{value!r} is not a size; give height and width in pixels, as 448,448", param, ctx)
-        return int(parts[0]), int(parts[1])
+        return numbers[0], numbers[1]
 
 
 class Minutes(click.ParamType):
@@ -61,10 +64,41 @@ class Numbers(click.ParamType):
         """A tuple from "224,320"."""
         if isinstance(value, tuple):
             return value
-        parts = [part.strip() for part in str(value).split(",")]
-        if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        numbers = tuple(_whole(part) for part in str(value).split(","))
+        if not all(numbers):
             self.fail(f"{value!r} is not a list of whole numbers such as 224,320", param, ctx)
-        return tuple(int(part) for part in parts)
+        return numbers
+
+
+class Names(click.ParamType):
+    """Names, as person,car; an empty one is refused, since it mostly comes from a variable that is not set."""
+
+    name = "NAME,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """A tuple from "person,car"."""
+        if isinstance(value, tuple):
+            return value
+        names = tuple(name.strip() for name in str(value).split(","))
+        if not all(names):
+            self.fail(f"{value!r} has an empty name; give one or several, as a,b", param, ctx)
+        return names
+
+
+class Number(click.FloatRange):
+    """A `click.FloatRange` that refuses nan and inf, which click lets through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """A finite number in the range."""
+        number = float(click.FLOAT.convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return float(super().convert(number, param, ctx))
+
+
+def _whole(text: str) -> int:
+    """The number of a text; 0 if it is none, or has more than nine digits."""
+    return int(text) if re.fullmatch(r"\s*\d{1,9}\s*", text) else 0
 
 
 def check_settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -108,7 +142,7 @@ device_option = click.option("--device", default="auto", show_default=True, help
 runtime_option = click.option(
     "--runtime", type=click.Choice(["auto", *RUNTIME.choices]), default="auto", show_default=True
 )
-threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the runtime.")
+threads_option = click.option("--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads of the runtime.")
 precision_option = click.option(
     "--precision", type=PRECISION, help="fp32 (default); tf32 on a GPU; OpenVINO and torch also bf16, fp16."
 )

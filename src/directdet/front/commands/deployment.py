@@ -10,6 +10,8 @@ import click
 from directdet.export.formats import FORMATS, INPUTS, PRECISIONS
 from directdet.front.options import (
     PATH,
+    Names,
+    Number,
     Size,
     code_option,
     device_option,
@@ -84,8 +86,8 @@ def export(checkpoint: Path, out: Path, data: Path | None, split: str | None, ap
 @click.argument("model", type=PATH)
 @click.argument("source")
 @click.option("--out", type=PATH, metavar="DIR", help="Folder for annotated pictures or video, and detections.")
-@click.option("--score", type=click.FloatRange(0, 1), default=0.3, show_default=True, help="Leave out lower scores.")
-@click.option("--classes", metavar="NAME,...", help="Only these classes.")
+@click.option("--score", type=Number(0, 1), default=0.3, show_default=True, help="Leave out lower scores.")
+@click.option("--classes", type=Names(), metavar="NAME,...", help="Only these classes.")
 @click.option("--format", "results", type=click.Choice(["coco", "jsonl"]), help="[default: images coco, video jsonl]")
 @click.option("--pictures/--no-pictures", default=True, show_default=True, help="Write annotated pictures or video.")
 @click.option("--batch", type=click.IntRange(min=1), help="Images per batch.  [default: the model's own, or 1]")
@@ -97,7 +99,7 @@ def export(checkpoint: Path, out: Path, data: Path | None, split: str | None, ap
 @threads_option
 @precision_option
 @code_option
-def infer(model: Path, source: str, out: Path | None, classes: str | None, **options: Any) -> None:
+def infer(model: Path, source: str, out: Path | None, classes: tuple[str, ...] | None, **options: Any) -> None:
     """Detect on images, a video, a camera or a stream.
 
     SOURCE is an image, a folder, a pattern in quotes such as 'folder/*.jpg', a video file, the number of a camera, or
@@ -109,10 +111,9 @@ def infer(model: Path, source: str, out: Path | None, classes: str | None, **opt
 
     if out is None and not options["show"]:
         raise click.UsageError("nothing to do: give --out DIR, or --show for a video")
-    names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
     loading = [options.pop(name) for name in ("runtime", "device", "threads", "precision")]
     settings = PredictOptions(
-        classes=names, **{name: options.pop(name) for name in ("score", "batch", "pictures", "results")}
+        classes=classes, **{name: options.pop(name) for name in ("score", "batch", "pictures", "results")}
     )
     if source_kind(source) == "images":
         for name in ("show", "frames"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import click
@@ -10,6 +9,8 @@ import click
 from directdet.front.options import (
     PATH,
     Minutes,
+    Names,
+    Number,
     data_option,
     require_one_process,
     seed_option,
@@ -26,7 +27,9 @@ from directdet.front.say import say
 @click.option("--steps", type=click.IntRange(min=1), help="Of each phase of each row, instead of --budget.")
 @click.option("--scale", help="smoke, tiny, small, medium or paper.  [default: small, on a GPU medium]")
 @click.option("--ssd-batch", type=click.IntRange(min=1), help="Images per step of SSD.  [default: the scale's]")
-@click.option("--rows", default="", metavar="KEY,...", help="Only the rows with these folder names.  [default: all]")
+@click.option(
+    "--rows", type=Names(), default=(), metavar="KEY,...", help="Only the rows with these folder names.  [default: all]"
+)
 @click.option("--imagenet", metavar="FILE", help="Weights for the ImageNet rows: a file, or imagenet to fetch them.")
 @click.option("--time-limit", type=Minutes(), help="Stop after this time; the same command continues.")
 @torch_device_option
@@ -39,7 +42,7 @@ def reproduce(
     steps: int | None,
     scale: str | None,
     ssd_batch: int | None,
-    rows: str,
+    rows: tuple[str, ...],
     imagenet: str | None,
     time_limit: float | None,
     device: str,
@@ -63,8 +66,7 @@ def reproduce(
     from directdet.reproduce.comparison_plot import draw_comparison
     from directdet.reproduce.run import ReproduceOptions, reproduce
 
-    keys = [key.strip() for key in rows.split(",") if key.strip()]
-    options = ReproduceOptions(budget, scale, device, seed, imagenet, keys, steps, ssd_batch)
+    options = ReproduceOptions(budget, scale, device, seed, imagenet, rows, steps, ssd_batch)
     found = reproduce(comparison, data, out, options, time_limit)
     draw_comparison(found.to_dict(), out / "comparison.png")
     terminal().print(found.table())
@@ -77,7 +79,7 @@ def reproduce(
 @click.option("--size", help="small or paper.  [default: small, on a GPU paper]")
 @click.option("--steps", type=click.IntRange(min=2), help="Steps of each variant.  [default: the size's]")
 @click.option(
-    "--base-lr", type=click.FloatRange(min=0, min_open=True), default=0.001, show_default=True, help="Taken 1x and 10x."
+    "--base-lr", type=Number(min=0, min_open=True), default=0.001, show_default=True, help="Taken 1x and 10x."
 )
 @torch_device_option
 @seed_option
@@ -89,8 +91,6 @@ def landscape(
     ScratchDet's Figures 1 and 7: loss, L2 norm of the gradient and its fluctuation, from the same seed and data.
     """
     require_one_process("landscape")
-    if not math.isfinite(base_lr):  # click accepts nan and inf
-        raise click.UsageError(f"--base-lr {base_lr}: not a learning rate")
     from directdet.reproduce.landscape import SMOOTHING, landscape
     from directdet.reproduce.landscape_plot import draw_landscape
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from directdet.common.errors import UserError
+from directdet.common.errors import UsageProblem, UserError
 from directdet.infer.detections import Detections
 from directdet.infer.predictor import Predictor
 
@@ -20,13 +20,13 @@ class PredictOptions:
 
     Attributes:
         score: detections with a lower score are left out.
-        classes: names of the only classes to detect; None: all.
+        classes: names of the only classes to detect, at least one; None: all.
         batch: images per batch; None: what the network takes, or 1. Live video always has 1.
         pictures: also write the annotated images or video.
         results: "coco" (one COCO file) or "jsonl" (JSON lines); None: "coco" for images, "jsonl" for videos.
 
     Raises:
-        UserError: a value is out of range or not known.
+        UsageProblem: a value is out of range or not known.
     """
 
     score: float = 0.0
@@ -37,19 +37,21 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.score <= 1:
-            raise UserError(f"score: {self.score}; give a number from 0 to 1")
+            raise UsageProblem(f"score: {self.score}; give a number from 0 to 1")
         if self.batch is not None and self.batch < 1:
-            raise UserError(f"batch: {self.batch}; give at least 1")
+            raise UsageProblem(f"batch: {self.batch}; give at least 1")
         if isinstance(self.classes, str):
-            raise UserError(f"classes: {self.classes!r}; give a list of names")
+            raise UsageProblem(f"classes: {self.classes!r}; give a list of names")
+        if self.classes is not None and not len(self.classes):
+            raise UsageProblem("classes: no names; give at least one, or None for all")
         if self.results not in (None, *get_args(ResultsFormat)):
-            raise UserError(f"results: {self.results!r}; choose from {', '.join(get_args(ResultsFormat))}")
+            raise UsageProblem(f"results: {self.results!r}; choose from {', '.join(get_args(ResultsFormat))}")
 
     def selection(self, detector: Predictor) -> Selection:
         """The detections of this detector to keep.
 
         Raises:
-            UserError: the detector has no class of this name.
+            UsageProblem: the detector has no class of this name.
         """
         if self.classes is None:
             return Selection(self.score)
@@ -59,7 +61,7 @@ class PredictOptions:
                 near = difflib.get_close_matches(name, detector.classes, n=1, cutoff=0.5)
                 known = ", ".join(detector.classes[:10]) + (" ..." if len(detector.classes) > 10 else "")
                 hint = f"did you mean {near[0]!r}?" if near else f"this model has {known}"
-                raise UserError(f"classes: no class {name!r}; {hint}")
+                raise UsageProblem(f"classes: no class {name!r}; {hint}")
             labels.append(detector.classes.index(name))
         return Selection(self.score, tuple(labels))
 

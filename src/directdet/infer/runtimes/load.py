@@ -7,7 +7,7 @@ from pathlib import Path
 from directdet.common.errors import UserError
 from directdet.infer.artefact import META_FILE, Artefact, read_artefact, read_meta
 from directdet.infer.predictor import Backend, Predictor
-from directdet.infer.runtimes.names import RUNTIMES, TITLES
+from directdet.infer.runtimes.names import MOST_THREADS, RUNTIMES, TITLES
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth")
 _CHECKPOINTS = ("best.pt", "last.pt")
@@ -77,8 +77,8 @@ def load(
     Raises:
         UserError: there is no model, it is broken, or the runtime cannot run it here.
     """
-    if threads is not None and threads < 1:
-        raise UserError(f"threads: {threads}; give at least 1")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise UserError(f"threads: {threads}; give at least 1 and at most {MOST_THREADS}")
     what, place = find_model(path)
     if what == "checkpoint":
         _choose(runtime, "checkpoint", place)

@@ -31,3 +31,6 @@ PRECISIONS: dict[str, tuple[str | None, ...]] = {
     "tensorrt-rtx": (None,),
     "torch": (None, "fp32", "tf32", "bf16", "fp16"),
 }
+
+# More than any processor has. A runtime told to start millions hangs or ends in an error of its own.
+MOST_THREADS = 1024
