@@ -14,7 +14,7 @@ import click
 import pytest
 
 import directdet.data.check
-from directdet.common.errors import UsageProblem, UserError
+from directdet.common.errors import Stopped, UsageProblem, UserError
 from directdet.front import cli
 from directdet.front.options import Minutes, Numbers, Size
 from directdet.models.checkpoint import CheckpointError
@@ -195,6 +195,8 @@ def test_wrong_usage(capsys, arguments, hint):
         (CheckpointError("last.pt: broken"), 1, "error: last.pt: broken"),
         (PermissionError(13, "Permission denied", "/data/x"), 1, "error: /data/x: Permission denied"),
         (KeyboardInterrupt(), 130, "stopped"),
+        (Stopped(signal.SIGINT, "at step 3", "a.pt"), 130, "stopped by Ctrl-C at step 3; saved: a.pt"),
+        (Stopped(signal.SIGTERM), 143, "stopped by SIGTERM"),
     ],
 )
 def test_errors_of_the_rooms(capsys, monkeypatch, error, code, line):

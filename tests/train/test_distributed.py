@@ -240,7 +240,8 @@ def test_ctrl_c_stops_all_processes_at_the_same_step(
     code, _, err = finish(process)
     assert code != 0
     lines = err.splitlines()
-    assert "stopped" in lines and "[rank 1] stopped" in lines, err
+    said = f"stopped by Ctrl-C at step 5; saved: {out / 'pretrain' / 'checkpoints' / 'last.pt'}; go on with --resume"
+    assert said in lines and f"[rank 1] {said}" in lines, err
     assert (tmp_path / "steps0").read_text() == (tmp_path / "steps1").read_text() == "5"
     assert checkpoint_of(out)["step"] == 5
     pair(train_watched, recipe(), data, out, {"resume": True})

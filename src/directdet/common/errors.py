@@ -1,4 +1,6 @@
-"""The exceptions shown to users of directdet; all derive from `UserError`."""
+"""The exceptions shown to users of directdet: those that derive from `UserError`, and `Stopped`."""
+
+import signal
 
 
 class UserError(Exception):
@@ -26,3 +28,24 @@ class UsageProblem(UserError):
 
 class MissingLibraryError(UserError):
     """A library that the requested runtime or format needs is not installed."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or another signal to stop, with what became of the work.
+
+    Args:
+        number: of the signal.
+        where: "at step 10", or nothing.
+        saved: the file to go on from, if there is one.
+    """
+
+    def __init__(self, number: int, where: str = "", saved: str = "") -> None:
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        parts = [f"stopped by {name} {where}".rstrip(), f"saved: {saved}" if saved else ""]
+        super().__init__("; ".join(filter(None, parts)))
+        self.number, self.where, self.saved = number, where, saved
+
+    @property
+    def exit_code(self) -> int:
+        """What shells report for a process that the signal ended."""
+        return 128 + self.number

@@ -362,5 +362,7 @@ def _start_worker(_: int) -> None:
     # The workers are the parallelism; OpenCV's own threads in each would only compete.
     cv2.setNumThreads(0)
     os.environ["OMP_NUM_THREADS"] = "1"
-    # Ctrl-C reaches every process of the terminal; only the training process may act on it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and a terminal that closes reach every process of it; only the training process may act on them.
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -1,7 +1,7 @@
 """The command line: `directdet VERB ...`, its errors in one line and its exit codes.
 
-Exit codes: 0 done, 1 failed or a check did not pass, 2 wrong usage, 130 stopped by Ctrl-C. A mistake of the user ends
-in one line on stderr; any other exception is a bug and keeps its traceback.
+Exit codes: 0 done, 1 failed or a check did not pass, 2 wrong usage, 130 stopped by Ctrl-C, 129 and 143 by SIGHUP and
+SIGTERM. A mistake of the user ends in one line on stderr; any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import click
 
 from directdet import __version__
-from directdet.common.errors import UserError
+from directdet.common.errors import Stopped, UserError
 from directdet.common.text import shown
 
 _STOPPED = 130  # what shells report for Ctrl-C
@@ -85,9 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(_usage_line(error), error.exit_code)
     except click.ClickException as error:
         return _complain(error.format_message(), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo(f"{_who()}stopped", err=True)
-        return _STOPPED
+    except (click.Abort, KeyboardInterrupt) as error:
+        cause = error.__cause__ if isinstance(error, click.Abort) else error  # click makes an Abort of Ctrl-C
+        stopped = isinstance(cause, Stopped)
+        click.echo(f"{_who()}{cause if stopped else 'stopped'}", err=True)
+        return cause.exit_code if stopped else _STOPPED
     except UserError as error:
         return _complain(str(error), error.exit_code)
     except BrokenPipeError:  # e.g. `directdet recipes | head -1`: the reader is gone, nobody waits for the rest

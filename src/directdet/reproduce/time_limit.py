@@ -33,5 +33,5 @@ class StopAfter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.timer is not None:
             self.timer.cancel()
-        if kind is KeyboardInterrupt and self.reached:
+        if kind is not None and issubclass(kind, KeyboardInterrupt) and self.reached:
             raise TimeIsUp

@@ -23,7 +23,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
-from directdet.common.errors import UserError
+from directdet.common.errors import Stopped, UserError
 from directdet.common.terminal import terminal
 from directdet.data.loader import WorkerError
 from directdet.data.records import Dataset
@@ -114,35 +114,49 @@ class Trainer:
         self.stepper = Stepper(model, phase, self.preprocess, self.rate, seed)
         self.position = Position()
         self._saved, self._saving = -math.inf, 0.0  # when last.pt was written, and how long that took
+        self._saved_step = 0  # that last.pt holds; 0 if there is none
 
     def run(self, resumed: bool) -> Metrics | None:
         """Train to the end of the phase, and return the last evaluation, if there was one.
 
-        On Ctrl-C, the step in progress is finished and saved before KeyboardInterrupt is raised.
+        On Ctrl-C, SIGTERM and SIGHUP, the step in progress is finished and saved before Stopped is raised.
 
         Raises:
             Diverged: the loss is no longer finite.
             WorkerError: a worker process of the loader failed; what was trained is saved.
         """
-        metrics = None
         with (
             RunLog(self.folder, self.phase.name, self.position.step if resumed else None, distributed.is_main()) as log,
             _progress() as bar,
             Interrupt() as interrupt,
         ):
             task = bar.add_task(self.phase.name, total=self.steps, completed=self.position.step, note="")
-            output = _Output(log, bar, task)
-            while True:
-                # First, since a resumed run may have been stopped during its evaluation.
-                if self.val is not None and self._evaluation_is_due():
-                    bar.update(task, note="evaluating")
-                    metrics = self._evaluate(self.val, log)
-                if self.position.step >= self.steps:
-                    return metrics
-                with interrupt.deferred():
-                    self._one_pass(output, interrupt)
-                    if interrupt.requested or self._saving_is_due():
-                        self.save("last.pt")
+            try:
+                return self._passes(_Output(log, bar, task), interrupt)
+            except Stopped as stop:
+                raise self._stopped(stop.number) from None
+
+    def _passes(self, output: _Output, interrupt: Interrupt) -> Metrics | None:
+        """Passes over the data and evaluations up to the end of the phase."""
+        metrics = None
+        while True:
+            # First, since a resumed run may have been stopped during its evaluation.
+            if self.val is not None and self._evaluation_is_due():
+                output.bar.update(output.task, note="evaluating")
+                metrics = self._evaluate(self.val, output.log, interrupt)
+            if self.position.step >= self.steps:
+                return metrics
+            with interrupt.deferred():
+                self._one_pass(output, interrupt)
+                if interrupt.requested or self._saving_is_due():
+                    self.save("last.pt")
+
+    def _stopped(self, number: int) -> Stopped:
+        step, kept = self.position.step, self._saved_step
+        where = f"at step {step}"
+        if kept != step:
+            where += f", of which {step - kept} are not saved" if kept else ", nothing is saved"
+        return Stopped(number, where, str(self.folder / "checkpoints" / "last.pt") if kept else "")
 
     def _evaluation_is_due(self) -> bool:
         step, every = self.position.step, self.phase.eval_every
@@ -169,6 +183,8 @@ class Trainer:
             try:
                 group = list(itertools.islice(batches, accumulate))
             except WorkerError as error:
+                if interrupt.requested and distributed.world_size() == 1:  # the signal reached the workers as well
+                    return
                 raise WorkerError(f"{error}; {self._after_worker_error(totals)}") from error
             if not group:
                 break
@@ -189,8 +205,8 @@ class Trainer:
                 seconds = (time.perf_counter() - started) / since
                 self._report(output, loss, means, seconds, data_seconds / since)
                 totals, since, data_seconds, started = None, 0, 0.0, time.perf_counter()
-                interrupt.requested = distributed.any_of(interrupt.requested, self.device)
-                last = last or interrupt.requested
+                if distributed.any_of(interrupt.requested, self.device):  # not assigned: a signal may come meanwhile
+                    interrupt.requested = last = True
                 if time.perf_counter() - max(self._saved, begun) > CHECKPOINT_SECONDS:
                     self.save("last.pt")
             if last:
@@ -246,7 +262,7 @@ class Trainer:
             note += f"  {dropped:.0f} of {positives:.0f} mask RoIs dropped: raise model.mask_slots"
         output.bar.update(output.task, completed=step, note=note)
 
-    def _evaluate(self, val: Dataset, log: RunLog) -> Metrics:
+    def _evaluate(self, val: Dataset, log: RunLog, interrupt: Interrupt) -> Metrics:
         """AP on `val`: each image by one process, all with the main process's statistics of batch normalisation."""
         distributed.share_buffers(self.model)
         detector = TorchPredictor.from_model(
@@ -264,12 +280,13 @@ class Trainer:
         row["images_per_second"] = len(val) / max(metrics.seconds, 1e-9)
         if metrics.segm:
             row["segm"] = metrics.segm
-        log.write("eval", self.position.step, row)
-        self.position.evaluated = self.position.step
-        if metrics.bbox["AP"] > self.position.best:
-            self.position.best = metrics.bbox["AP"]
-            self.save("best.pt")
-        self.save("last.pt")
+        with interrupt.deferred():
+            log.write("eval", self.position.step, row)
+            self.position.evaluated = self.position.step
+            if metrics.bbox["AP"] > self.position.best:
+                self.position.best = metrics.bbox["AP"]
+                self.save("best.pt")
+            self.save("last.pt")
         return metrics
 
     def save(self, name: str) -> None:
@@ -280,6 +297,8 @@ class Trainer:
         bad = not_finite(self.model.state_dict())
         if bad is not None:
             raise self._diverged(f"the weights {bad} are no longer finite at step {self.position.step}")
+        if name == "last.pt" and not distributed.is_main():
+            self._saved_step = self.position.step  # the main process has it written, or ends with an error
         if not distributed.is_main():
             return
         started = time.perf_counter()
@@ -305,6 +324,7 @@ class Trainer:
         if name == "last.pt":
             self._saved = time.perf_counter()
             self._saving = self._saved - started
+            self._saved_step = self.position.step
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint of the same phase: weights, optimiser and position.
@@ -327,6 +347,7 @@ class Trainer:
         self.model.load_state_dict(checkpoint["model"])
         self.stepper.load_state(checkpoint)
         self.position = Position(checkpoint["step"], checkpoint["best"], checkpoint["evaluated"])
+        self._saved_step = self.position.step
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from directdet.common.errors import Stopped
 from directdet.front.options import (
     PATH,
     Numbers,
@@ -120,7 +121,14 @@ def train(
     # After the recipe: a mistyped name is reported before torch is imported.
     from directdet.train.run import train
 
-    result = train(chosen, data, out, phase=phase, init=init, resume=resume, device=device, seed=seed, dry_run=dry_run)
+    try:
+        result = train(
+            chosen, data, out, phase=phase, init=init, resume=resume, device=device, seed=seed, dry_run=dry_run
+        )
+    except Stopped as stop:
+        if stop.saved:
+            raise Stopped(stop.number, stop.where, f"{stop.saved}; go on with --resume") from None
+        raise
     if dry_run:
         if result.phases:  # the main process's, where there are several
             say("dry run: nothing was written")
