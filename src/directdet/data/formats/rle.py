@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def check_rle(where: str, value: dict[str, Any], height: int, width: int) -> RLE
     counts, size = value.get("counts"), value.get("size")
     if size != [height, width]:
         raise UserError(f"{where}: segmentation: size {size!r} is not the image's [{height}, {width}]; correct it")
-    runs: list[int | None] | None = None
+    runs: Sequence[int | None] | None = None
     if isinstance(counts, str):
         runs = unpack_counts(counts)
     elif isinstance(counts, list):
