@@ -32,7 +32,8 @@ def print_report(report: CheckReport, console: Console | None = None, shown: int
     if report.fatal:
         console.print(Text("not usable:", "bold red"), "fix the errors and the missing or broken files first")
     else:
-        console.print(Text("usable", "bold green"), "" if report.images_verified else "(images were not opened)")
+        unopened = "" if report.images_verified else " (images were not opened)"
+        console.print(Text.assemble(("usable", "bold green"), unopened))
 
 
 def _split_table(report: CheckReport) -> Table:
