@@ -348,3 +348,10 @@ def test_a_rate_far_too_high_ends_in_advice(shapes, tiny, tmp_path, eval_every):
         train(apply_settings(tiny, settings), shapes, tmp_path / "run", phase="pretrain")
     for path in (tmp_path / "run").rglob("*.pt"):
         load_checkpoint(path)  # refuses weights that are not finite
+
+
+def test_a_log_on_a_full_disk_is_one_line(tmp_path):
+    with RunLog(tmp_path, "pretrain", None) as log:
+        os.dup2(os.open("/dev/full", os.O_WRONLY), log._outputs[0].fileno())
+        with pytest.raises(UserError, match=r"log.jsonl: cannot be written: No space left on device"):
+            log.write("step", 10, {"loss": 1.0})
