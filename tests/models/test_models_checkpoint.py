@@ -1,13 +1,17 @@
 """Checkpoints are written atomically, and loading executes nothing in them."""
 
+import errno
+import io
 import os
 import pickle
+import resource
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 import torch
 
+from directdet.common.errors import UserError
 from directdet.models import checkpoint
 from directdet.models.checkpoint import FORMAT, CheckpointError, load_checkpoint, save_checkpoint
 
@@ -60,7 +64,7 @@ def test_a_crash_while_saving_leaves_the_old_file(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(checkpoint.torch, "save", half_written)
     else:
         monkeypatch.setattr(checkpoint.os, "replace", not_replaced)
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match=r"last.pt: cannot be written: (no space|input).*the earlier one is kept"):
         save_checkpoint(path, {**CONTENT, "recipe": "other"})
     monkeypatch.undo()
     assert load_checkpoint(path)["recipe"] == "small"
@@ -143,3 +147,47 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     save_checkpoint(path, {"model": weights, **rest})
     with pytest.raises(CheckpointError, match=r"last.pt: b: holds values that are not finite.*an earlier checkpoint"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("write", range(0, 12, 3))
+def test_what_ends_writing_is_raised_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, write: int
+) -> None:
+    """torch.save would make a RuntimeError of it ("unexpected pos")."""
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, CONTENT)
+    count = iter(range(1000))
+
+    class Failing(io.FileIO):
+        def write(self, content: object) -> int:
+            if next(count) >= write:
+                raise error
+            return super().write(content)
+
+    monkeypatch.setattr(Path, "open", lambda self, mode, buffering=-1: Failing(self, mode))
+    wanted = UserError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(wanted) as caught:
+        save_checkpoint(path, {**CONTENT, "recipe": "other"})
+    monkeypatch.undo()
+    assert next(count) > write
+    if wanted is UserError:
+        assert str(caught.value) == f"{path}: cannot be written: No space left on device; the earlier one is kept"
+    assert load_checkpoint(path)["recipe"] == "small" and [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize("size", [0, 100, 4096, 300_000, 2_000_000])
+def test_a_disk_that_fills_up_is_one_line(tmp_path: Path, size: int) -> None:
+    """A limit on the size of files: the system refuses to write, as on a full disk."""
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, CONTENT)
+    large = {**CONTENT, "model": {str(n): torch.zeros(200_000) for n in range(4)}}  # 3.2 MB
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(UserError) as caught:
+            save_checkpoint(path, large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(caught.value) == f"{path}: cannot be written: File too large; the earlier one is kept"
+    assert load_checkpoint(path)["recipe"] == "small" and [p.name for p in tmp_path.iterdir()] == ["last.pt"]

@@ -348,3 +348,46 @@ def test_a_rate_far_too_high_ends_in_advice(shapes, tiny, tmp_path, eval_every):
         train(apply_settings(tiny, settings), shapes, tmp_path / "run", phase="pretrain")
     for path in (tmp_path / "run").rglob("*.pt"):
         load_checkpoint(path)  # refuses weights that are not finite
+
+
+def test_a_log_on_a_full_disk_is_one_line(tmp_path):
+    with RunLog(tmp_path, "pretrain", None) as log:
+        os.dup2(os.open("/dev/full", os.O_WRONLY), log._outputs[0].fileno())
+        with pytest.raises(UserError, match=r"log.jsonl: cannot be written: No space left on device"):
+            log.write("step", 10, {"loss": 1.0})
+
+
+def memory_of_the_cpu():
+    torch.empty(2**60, dtype=torch.uint8)  # what torch itself raises
+
+
+def memory_of_the_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+
+
+def memory_of_python():
+    raise MemoryError
+
+
+@pytest.mark.parametrize("run_out", [memory_of_the_cpu, memory_of_the_gpu, memory_of_python])
+def test_out_of_memory_is_one_line_with_the_way_out(shapes, tiny, tmp_path, monkeypatch, run_out):
+    step = Trainer.step
+
+    def greedy(self, batches):
+        return run_out() if self.position.step == 4 else step(self, batches)
+
+    monkeypatch.setattr(Trainer, "step", greedy)
+    says = r"memory ran out at step 5 with batch_size 4.*--set pretrain.batch_size=2.*`directdet plan demo`.*last.pt"
+    with pytest.raises(UserError, match=says) as caught:
+        train(tiny, shapes, tmp_path / "run", phase="pretrain")
+    assert "\n" not in str(caught.value)
+    assert load_checkpoint(tmp_path / "run" / "pretrain" / "checkpoints" / "last.pt")["step"] == 3
+
+
+def test_another_runtime_error_keeps_its_traceback(shapes, tiny, tmp_path, monkeypatch):
+    def wrong(self, batches):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Trainer, "step", wrong)
+    with pytest.raises(RuntimeError, match="a bug"):
+        train(tiny, shapes, tmp_path / "run", phase="pretrain")

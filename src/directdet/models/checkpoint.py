@@ -1,11 +1,12 @@
 """Checkpoints: plain dictionaries of tensors and plain values, written atomically, read without executing code."""
 
+import contextlib
 import os
 import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -19,18 +20,59 @@ class CheckpointError(UserError):
     """The file is not a valid directdet checkpoint; the message names the file and the reason."""
 
 
+class _Recorder:
+    """A file that keeps the first exception of writing, since torch.save makes a RuntimeError of any."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: BaseException | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return self._file.write(content)
+        except BaseException as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Write `checkpoint` to `path` atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write `checkpoint` to `path` atomically.
+
+    Raises:
+        UserError: it cannot be written, for example because the disk is full; an earlier file stays.
+    """
     temporary = path.with_name(path.name + ".part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, **checkpoint}, file)
+            _save({"format": FORMAT, **checkpoint}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        kept = "; the earlier one is kept" if path.is_file() else ""
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}{kept}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _save(content: dict, file: BinaryIO) -> None:
+    """torch.save, but Ctrl-C and errors of the disk are raised as what they are."""
+    recorder = _Recorder(file)
+    try:
+        torch.save(content, recorder)
+    except RuntimeError as error:
+        first: BaseException | None = error  # torch ends its file even after Ctrl-C, which fails in turn
+        while first is not None and not isinstance(first, KeyboardInterrupt):
+            first = first.__context__
+        cause = first or recorder.error
+        if cause is None:
+            raise
+        raise cause from None
 
 
 def load_checkpoint(path: str | Path, device: str = "cpu") -> dict:

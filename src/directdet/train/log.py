@@ -1,5 +1,6 @@
 """The log of a run: one JSON object per line, and TensorBoard events."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
+from directdet.common.errors import UserError
 from directdet.common.files import write_text_atomic
 
 
@@ -30,6 +32,12 @@ class RunLog:
         if self._outputs is None:
             return
         file, board = self._outputs
+        try:
+            self._append(file, board, kind, step, numbers)
+        except OSError as error:
+            raise UserError(f"{file.name}: cannot be written: {error.strerror or error}") from error
+
+    def _append(self, file: TextIO, board: SummaryWriter, kind: str, step: int, numbers: dict) -> None:
         file.write(json.dumps({"kind": kind, "phase": self.phase, "step": step, **numbers}) + "\n")
         file.flush()
         for name, value in numbers.items():
@@ -42,7 +50,8 @@ class RunLog:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         for output in self._outputs or ():
-            output.close()
+            with contextlib.suppress(OSError):  # a full disk, which writing has told of
+                output.close()
 
 
 def _open(folder: Path, resume_step: int | None) -> tuple[TextIO, SummaryWriter]:

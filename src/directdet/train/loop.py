@@ -124,6 +124,7 @@ class Trainer:
         Raises:
             Diverged: the loss is no longer finite.
             WorkerError: a worker process of the loader failed; what was trained is saved.
+            UserError: memory ran out, or a file cannot be written.
         """
         with (
             RunLog(self.folder, self.phase.name, self.position.step if resumed else None, distributed.is_main()) as log,
@@ -135,6 +136,10 @@ class Trainer:
                 return self._passes(_Output(log, bar, task), interrupt)
             except Stopped as stop:
                 raise self._stopped(stop.number) from None
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                raise self._out_of_memory() from error
 
     def _passes(self, output: _Output, interrupt: Interrupt) -> Metrics | None:
         """Passes over the data and evaluations up to the end of the phase."""
@@ -150,6 +155,16 @@ class Trainer:
                 self._one_pass(output, interrupt)
                 if interrupt.requested or self._saving_is_due():
                     self.save("last.pt")
+
+    def _out_of_memory(self) -> UserError:
+        phase, kept = self.phase, self._saved_step
+        place = "the GPU's memory" if self.device.type == "cuda" else "memory"
+        start = f"; {self.folder / 'checkpoints' / 'last.pt'} holds step {kept}" if kept else ""
+        return UserError(
+            f"{phase.name}: {place} ran out at step {self.position.step + 1} with batch_size {phase.batch_size}; "
+            f"lower it (--set {phase.name}.batch_size={max(1, phase.batch_size // 2)}); "
+            f"`directdet plan {self.recipe}` says what fits{start}"
+        )
 
     def _stopped(self, number: int) -> Stopped:
         step, kept = self.position.step, self._saved_step
@@ -348,6 +363,12 @@ class Trainer:
         self.stepper.load_state(checkpoint)
         self.position = Position(checkpoint["step"], checkpoint["best"], checkpoint["evaluated"])
         self._saved_step = self.position.step
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """On a CPU torch raises a RuntimeError that only its text tells apart."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error) or "CUDA out of memory" in str(error)
 
 
 @contextlib.contextmanager
