@@ -6,7 +6,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -64,7 +64,7 @@ def _save(content: dict, file: BinaryIO) -> None:
     """torch.save, but Ctrl-C and errors of the disk are raised as what they are."""
     recorder = _Recorder(file)
     try:
-        torch.save(content, recorder)
+        torch.save(content, cast(BinaryIO, recorder))  # it calls write and flush alone
     except RuntimeError as error:
         first: BaseException | None = error  # torch ends its file even after Ctrl-C, which fails in turn
         while first is not None and not isinstance(first, KeyboardInterrupt):
