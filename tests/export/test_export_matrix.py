@@ -21,7 +21,7 @@ def test_one_detector(tmp_path):
     good, bad = (content["cells"][f"Faster R-CNN VGG-16/{kind}/fp32"] for kind in ("onnx", "tflite"))
     assert good["passed"] and good["runtimes"]["onnxruntime"]["matched"] >= 0.99
     assert good["runtimes"]["onnxruntime"]["counted"] > 20
-    assert not bad["passed"] and bad["error"].startswith("--format tflite: ")
+    assert not bad["passed"] and bad["error"].startswith("--format: 'tflite' is not one of ")
     assert content["versions"]["torch"] and content["hardware"]["cpu"] and content["settings"]["batch"] == "1,2,3"
     rows = done.stdout.splitlines()
     assert rows[0] == "| detector | onnx fp32 | tflite fp32 |" and "| yes: " in rows[2] and "| no: --format" in rows[2]

@@ -23,6 +23,7 @@ from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes.load import load
 from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
+from directdet.models.parts.fold import Folding
 from directdet.models.two_stage.deploy import RCNNDeploy
 
 pytestmark = pytest.mark.slow  # every test needs an exported graph
@@ -166,8 +167,8 @@ def test_folding_is_counted_and_equal(checkpoint):
     loaded = load_checkpoint(checkpoint)
     model = build_model(loaded["model_config"])
     model.load_state_dict(loaded["model"])
-    folded, count, error = fold(model, (64, 64))
-    assert count == 20 and error < 1e-5
+    folded, folding, error = fold(model, (64, 64))
+    assert folding == Folding(20, ()) and error < 1e-5
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == 20  # the original is left alone
 

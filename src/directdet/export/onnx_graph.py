@@ -23,7 +23,9 @@ from directdet.models.parts.postprocess import output_names
 
 OPSET = 18
 INPUT_NAME = "images"
-SMALL = (128, 128)  # pixels; of a run that only shows what follows what
+# Pixels of a run that only shows what follows what: the coarsest map, of stride 128, must be more than a cell, which
+# group normalisation with a channel a group refuses.
+SMALL = (256, 256)
 # A graph without these runs everywhere without a plugin: TensorRT-RTX cannot run the first four, and control flow or
 # normalisations that are not folded cost speed in every runtime.
 FORBIDDEN = ("BatchNormalization", "NonMaxSuppression", "RoiAlign", "NonZero", "If", "Loop")

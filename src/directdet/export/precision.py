@@ -11,6 +11,7 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
+from directdet.models.parts.fold import ScaleShift
 from directdet.models.parts.layers import L2Norm
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -44,7 +45,7 @@ PRODUCTS = {nn.Conv2d: _Conv2d, nn.ConvTranspose2d: _ConvTranspose2d, nn.Linear:
 NORMS = {
     nn.LayerNorm: "layer normalisation",
     nn.GroupNorm: "group normalisation",
-    nn.BatchNorm2d: "batch normalisation without a convolution before it",
+    ScaleShift: "batch normalisation without a convolution before it",
     L2Norm: "L2 normalisation",
 }
 POST_PROCESSING = (
