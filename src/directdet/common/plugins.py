@@ -1,7 +1,8 @@
 """Code from outside the package: a user's own file with a backbone, a detector or a recipe, or an installed plug-in.
 
-On import, such code adds what it defines to the package's dictionaries (`BACKBONES["mine"] = mine`). It runs only when
-the user asks for it: checkpoints and artefacts name the parts they need, but never where to load them from.
+On import, such code adds what it defines (`add_backbone("mine", mine)`, `add_detector(...)`, `RECIPES["mine"] = mine`).
+It runs only when the user asks for it: checkpoints and artefacts name the parts they need, but never where to load them
+from.
 """
 
 from __future__ import annotations
@@ -31,9 +32,8 @@ def load_code(files: Iterable[str | Path]) -> None:
     for file in files:
         path = Path(file).resolve()
         _run(path)
-        known = [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
-        if str(path) not in known:
-            os.environ[VARIABLE] = os.pathsep.join([*known, str(path)])
+        if str(path) not in _listed_files():
+            os.environ[VARIABLE] = os.pathsep.join([*_listed_files(), str(path)])
 
 
 @functools.cache
@@ -45,12 +45,17 @@ def load_plugins() -> None:
     Raises:
         UserError: a plug-in fails to load.
     """
-    load_code(name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name)
+    load_code(_listed_files())
     for point in importlib.metadata.entry_points(group=GROUP):
         try:
             point.load()
         except Exception as error:
             raise UserError(f"plug-in {point.name} ({point.value}): {type(error).__name__}: {error}") from error
+
+
+def _listed_files() -> list[str]:
+    """The files that the environment variable lists."""
+    return [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
 
 
 def _run(path: Path) -> ModuleType:
