@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from measure import ROOT
 from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
 
 from directdet.infer.preprocess import Preprocess
 from directdet.models.build import describe_model
@@ -77,36 +78,41 @@ def save_with(path: Path, target: Path, **changes: int) -> None:
     save_checkpoint(target, content)
 
 
-def torchvision_run(model: nn.Module) -> Callable[[np.ndarray], object]:
-    """torchvision's eager detector with the weights of `model`: from a normalised batch to its detections."""
+def torchvision_run(model: nn.Module, device: str = "cpu") -> Callable[[np.ndarray], object]:
+    """torchvision's eager detector with the weights of `model`: from a normalised batch to its detections.
+
+    `model` is moved to the CPU, where the twin is built, before that goes to `device`.
+    """
+    model = model.cpu()
     if isinstance(model, SSD):
         import ssd_twin
 
-        ssd, size = ssd_twin.build_twin(model), ssd_twin.SIZE
+        ssd, size = ssd_twin.build_twin(model).to(device), ssd_twin.SIZE
         ssd.detections_per_img = model.config.detections
 
         def detect(images: Tensor) -> object:
-            _, outputs, priors = ssd_twin.twin_maps(ssd, images)
-            return ssd.postprocess_detections(outputs, [priors] * len(images), [size] * len(images))
+            features = list(ssd.backbone(images).values())
+            priors = ssd.anchor_generator(ImageList(images, [size] * len(images)), features)
+            return ssd.postprocess_detections(ssd.head(features), priors, [size] * len(images))
 
-        return partial(_run, detect)
+        return partial(_run, detect, device)
     if isinstance(model, RetinaNet):
         import retina_twin
 
-        retinanet, count = retina_twin.build_twin(model), model.config.detections
+        retinanet, count = retina_twin.build_twin(model).to(device), model.config.detections
         retinanet.detections_per_img = count
-        return partial(_run, lambda images: retina_twin.twin_detections(retinanet, images, count))
+        return partial(_run, lambda images: retina_twin.twin_detections(retinanet, images, count), device)
     if not isinstance(model, RCNN):
         raise TypeError(f"torchvision has no {type(model).__name__}")
     import twin as rcnn_twin
 
-    rcnn = rcnn_twin.build_twin(model)
-    return partial(_run, lambda images: rcnn_twin.twin_detections(rcnn, images))
+    rcnn = rcnn_twin.build_twin(model).to(device)
+    return partial(_run, lambda images: rcnn_twin.twin_detections(rcnn, images), device)
 
 
-def _run(detect: Callable[[Tensor], object], batch: np.ndarray) -> object:
+def _run(detect: Callable[[Tensor], object], device: str, batch: np.ndarray) -> object:
     with torch.inference_mode():
-        return detect(torch.from_numpy(batch))
+        return detect(torch.from_numpy(batch).to(device))
 
 
 class Layers(nn.Module):

@@ -16,16 +16,13 @@ from torch import Tensor, nn
 
 from directdet.common.errors import UserError
 from directdet.infer.preprocess import Preprocess
-from directdet.models.build import deploy_model
-from directdet.models.parts.fold import Folding, conv_norm_pairs, fold_batch_norm
+from directdet.models.build import deploy_model, fold_model
+from directdet.models.parts.fold import Folding
 from directdet.models.parts.network import Network
 from directdet.models.parts.postprocess import output_names
 
 OPSET = 18
 INPUT_NAME = "images"
-# Pixels of a run that only shows what follows what: the coarsest map, of stride 128, must be more than a cell, which
-# group normalisation with a channel a group refuses.
-SMALL = (256, 256)
 # A graph without these runs everywhere without a plugin: TensorRT-RTX cannot run the first four, and control flow or
 # normalisations that are not folded cost speed in every runtime.
 FORBIDDEN = ("BatchNormalization", "NonMaxSuppression", "RoiAlign", "NonZero", "If", "Loop")
@@ -82,12 +79,8 @@ def fold(model: Network, size: tuple[int, int]) -> tuple[Network, Folding, float
         UserError: folding changes the raw maps by more than rounding.
     """
     folded = copy.deepcopy(model).eval()
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(1, 3, *size, generator=generator)
-    # The deployed form is run, since heads that look at boxes are not part of the raw maps; any size shows the pairs.
-    small = model.input_size() or SMALL
-    pairs = conv_norm_pairs(deploy_model(folded, small).eval(), torch.randn(1, 3, *small, generator=generator))
-    folding = fold_batch_norm(folded, pairs)
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    folding = fold_model(folded)
     with torch.no_grad():
         before, after = model.eval()(images), folded(images)
     maps = [*zip(before.features, after.features, strict=True), (before.logits, after.logits)]

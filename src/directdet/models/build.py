@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from directdet.common.settings import SettingError
 from directdet.models.backbones.names import Kind
 from directdet.models.configs import CONFIGS, make_config
+from directdet.models.parts.fold import Folding, conv_norm_pairs, fold_batch_norm
 from directdet.models.parts.network import Network
 from directdet.models.parts.targets import RandomKeys, Targets, random_keys
 from directdet.models.retinanet.config import RetinaNetConfig
@@ -26,6 +28,10 @@ from directdet.models.two_stage.config import CascadeConfig, RCNNConfig
 from directdet.models.two_stage.deploy import RCNNDeploy
 from directdet.models.two_stage.loss import rcnn_losses
 from directdet.models.two_stage.network import RCNN
+
+# Pixels of a run that only shows what follows what: the coarsest map, of stride 128, must be more than a cell, which
+# group normalisation with a channel a group refuses.
+SMALL = (256, 256)
 
 
 class Architecture(NamedTuple):
@@ -103,3 +109,14 @@ def deploy_model(model: Network, size: tuple[int, int], portable: bool = False) 
         ValueError: the network cannot take this size: not multiples of 32 or, for an SSD, not its fixed size.
     """
     return architecture_of(model).deploy(model, size, portable)
+
+
+def fold_model(model: Network) -> Folding:
+    """Fold the batch normalisations of a network in evaluation mode into its convolutions, in place.
+
+    The deployed form is run once to see the pairs, since heads that look at boxes are not part of the raw maps.
+    """
+    size = model.input_size() or SMALL
+    device = next(model.parameters()).device
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    return fold_batch_norm(model, conv_norm_pairs(deploy_model(model, size).eval(), images))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,12 +21,14 @@ from directdet.infer.preprocess import Preprocess
 if TYPE_CHECKING:
     import torch
 
+    from directdet.infer.runtimes.captured import CapturedCall
     from directdet.models.parts.network import Network
 
 Deployed = Callable[..., "Sequence[torch.Tensor]"]  # images -> num, boxes, scores, labels[, masks]
 # Modes belong to the model, which detectors may share, and TF32 to the process: one call at a time changes them.
 _LOCK = threading.RLock()
 _KEPT_SIZES = 48  # (1333, 800) with padding to 32 gives about 40 canvas sizes
+_KEPT_GRAPHS = 8  # each keeps its own buffers on the GPU
 
 
 class TorchBackend:
@@ -42,6 +45,8 @@ class TorchBackend:
             under autocast.
         threads: only recorded; `load_torch` sets it.
         compiled: compile the deployed form with `torch.compile`, once for each canvas size.
+        captured: replay the deployed form as a CUDA graph (GPU only), from the second batch of a shape on. The weights
+            must stay the same tensors.
     """
 
     runtime = "torch"
@@ -54,12 +59,14 @@ class TorchBackend:
         precision: str | None = None,
         threads: int | None = None,
         compiled: bool = False,
+        captured: bool = False,
     ) -> None:
         import torch
 
         self._device = torch.device(device)
         self.model: Network = model.to(self._device)
-        self._precision, self._compiled = precision, compiled
+        self._precision, self._compiled, self._captured = precision, compiled, captured
+        self._graphs: OrderedDict[tuple[int, ...], CapturedCall | None] = OrderedDict()  # None: seen once
         self._deployed: OrderedDict[tuple[int, int], Deployed] = OrderedDict()
         gpu = self._device.type == "cuda"
         self.info: dict[str, Any] = {
@@ -68,6 +75,7 @@ class TorchBackend:
             "precision": precision or ("fp32, tf32 as torch is set" if gpu else "fp32"),
             "threads": threads,
             "compiled": compiled,
+            "captured": captured,
             "versions": {"torch": torch.__version__, **({"cuda": torch.version.cuda} if gpu else {})},
         }
 
@@ -97,8 +105,35 @@ class TorchBackend:
         # no_grad, not inference_mode: tensors cached by a model in training must stay usable by autograd.
         with _LOCK, torch.no_grad(), _evaluating(self.model), self._tf32(), self._autocast():
             deployed = self._deploy((images.shape[2], images.shape[3]))
+            graph = self._graphs.get(images.shape)
+            if graph is not None:
+                self._graphs.move_to_end(images.shape)
+                return graph(images)
             outputs = deployed(torch.from_numpy(images).to(self._device))
-            return [(value.float() if value.is_floating_point() else value).cpu().numpy() for value in outputs]
+            results = [(value.float() if value.is_floating_point() else value).cpu().numpy() for value in outputs]
+            if self._captured:
+                self._capture(deployed, images, results)
+            return results
+
+    def _capture(self, deployed: Deployed, images: np.ndarray, results: list[np.ndarray]) -> None:
+        """Capture the call for batches of this shape, unless this is the first one; its replay must give `results`."""
+        from directdet.infer.runtimes.captured import CapturedCall, same_scores
+
+        graph = None
+        if images.shape in self._graphs:
+            try:
+                graph = CapturedCall(deployed, images.shape, self._device)
+                wrong = None if same_scores(graph(images), results) else "its replay finds something else"
+            except RuntimeError as error:
+                wrong = " ".join(str(error).split())[:200]
+            if wrong is not None:
+                self._captured = self.info["captured"] = False
+                self._graphs.clear()
+                warnings.warn(f"the network runs without a CUDA graph: {wrong}", stacklevel=4)
+                return
+        self._graphs[images.shape] = graph
+        if len(self._graphs) > _KEPT_GRAPHS:
+            self._graphs.popitem(last=False)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object, bool | None]:
         """Matrix products and convolutions in 16 bits if `precision` is bf16 or fp16; the rest stays in float32."""
@@ -107,7 +142,8 @@ class TorchBackend:
         kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
         if self._precision not in kinds:
             return contextlib.nullcontext()
-        return torch.autocast(self._device.type, kinds[self._precision])
+        # A captured call must not use weights that were converted, and forgotten, outside of it.
+        return torch.autocast(self._device.type, kinds[self._precision], cache_enabled=not self._captured)
 
     @contextlib.contextmanager
     def _tf32(self) -> Iterator[None]:
@@ -148,6 +184,7 @@ def load_torch(
     threads: int | None = None,
     precision: str | None = None,
     compiled: bool = False,
+    captured: bool | None = None,
 ) -> TorchPredictor:
     """Load a checkpoint file for inference.
 
@@ -157,6 +194,8 @@ def load_torch(
         threads: torch's CPU threads, a setting of the whole process; None leaves it unchanged.
         precision: None or "fp32" (TF32 off), "bf16" (autocast), or "tf32" or "fp16" (autocast; GPU only).
         compiled: see `TorchBackend`.
+        captured: on a GPU, fold batch normalisations as in an exported model, and replay calls as CUDA graphs. None:
+            together with `compiled`.
 
     Raises:
         UserError: torch is not installed, or the checkpoint is missing, broken or does not match its own model.
@@ -185,7 +224,12 @@ def load_torch(
     except (RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: the checkpoint does not match its own model_config: {reason}") from None
-    backend = TorchBackend(model.eval(), device, precision or "fp32", threads, compiled)
+    precision, captured = precision or "fp32", device != "cpu" and (compiled if captured is None else captured)
+    backend = TorchBackend(model.eval(), device, precision, threads, compiled, captured)
+    if captured:
+        from directdet.infer.runtimes.captured import prepare_for_inference
+
+        prepare_for_inference(backend.model, precision)
     meta = {key: checkpoint.get(key) for key in ("recipe", "phase")}
     return TorchPredictor(backend, preprocess, checkpoint["classes"], checkpoint["category_ids"], str(path), meta)
 
