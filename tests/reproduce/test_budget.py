@@ -85,7 +85,7 @@ def test_too_small_a_budget_names_one_that_does(shapes, tmp_path, monkeypatch, i
 def test_measuring_takes_steps_of_the_real_thing(shapes, tmp_path):
     dataset, val = load_dataset(shapes, "train"), load_dataset(shapes, "val")
     recipe = trials_of("direct/scratch")[1].recipe
-    found = planning._seconds(recipe, recipe.phases[0], dataset, val, torch.device("cpu"))
+    found = planning.seconds_of_steps(recipe, recipe.phases[0], dataset, val, torch.device("cpu"))
     assert 0.001 < found.step < 20 and 0.001 < found.evaluation < 20
 
 
@@ -97,4 +97,4 @@ def test_reading_is_shared_by_the_workers(shapes, tmp_path, monkeypatch):
     clock = itertools.count()  # a second between any two looks at it
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
     monkeypatch.setattr(planning, "os", SimpleNamespace(cpu_count=lambda: 10))
-    assert planning._seconds(recipe, phase, dataset, val, torch.device("cpu")).step == pytest.approx(1.1)
+    assert planning.seconds_of_steps(recipe, phase, dataset, val, torch.device("cpu")).step == pytest.approx(1.1)

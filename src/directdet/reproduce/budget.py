@@ -103,9 +103,9 @@ def _measured_steps(experiment: Experiment, trials: list[Trial], budget: float, 
         paces[trial.key] = {}
         for phase in trial.recipe.phases:
             if trial.shares_pretrain and phase.name == "pretrain":
-                shared = shared or _seconds(trial.recipe, phase, setup.train, setup.val, setup.device)
+                shared = shared or seconds_of_steps(trial.recipe, phase, setup.train, setup.val, setup.device)
                 continue
-            paces[trial.key][phase.name] = _seconds(trial.recipe, phase, setup.train, setup.val, setup.device)
+            paces[trial.key][phase.name] = seconds_of_steps(trial.recipe, phase, setup.train, setup.val, setup.device)
     steps, needed = _steps(experiment, trials, budget, paces, shared)
     if min(min(row.values()) for row in steps.values()) < FEWEST_STEPS:
         raise UserError(
@@ -196,7 +196,7 @@ def _equal_steps_after(shared: Pace, trials: list[Trial], training: float, paces
     return {SHARED: {"pretrain": first}, **{trial.key: {"finetune": rest} for trial in trials}}, needed
 
 
-def _seconds(recipe: Recipe, phase: Phase, dataset: Dataset, val: Dataset, device: torch.device) -> Pace:
+def seconds_of_steps(recipe: Recipe, phase: Phase, dataset: Dataset, val: Dataset, device: torch.device) -> Pace:
     """Measure a training step with its share of reading, and the evaluation of the whole val split.
 
     This process reads the data here; in training, the phase's workers share that work.
