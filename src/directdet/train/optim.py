@@ -24,7 +24,8 @@ def factor_at(phase: Phase, step: int, steps_per_epoch: int) -> float:
 def build_optimizer(model: nn.Module, phase: Phase, rate: float) -> torch.optim.Optimizer:
     """SGD or AdamW over the trainable parameters.
 
-    With norm_weight_decay=False, there is no weight decay on normalisation layers and the position biases of attention.
+    With norm_weight_decay=False, there is no weight decay on normalisation layers and the position biases of attention;
+    with bias_weight_decay=False, none on the biases of the other layers.
     """
     norms = {
         id(p)
@@ -33,12 +34,16 @@ def build_optimizer(model: nn.Module, phase: Phase, rate: float) -> torch.optim.
         for p in module.parameters(recurse=False)
     }
     norms |= {id(p) for name, p in model.named_parameters() if name.endswith("relative_position_bias_table")}
+    biases = {id(p) for name, p in model.named_parameters() if name.rpartition(".")[2] == "bias"} - norms
+    if phase.bias_weight_decay:
+        biases = set()
     trainable = [p for p in model.parameters() if p.requires_grad]
-    plain = [p for p in trainable if id(p) not in norms]
-    affine = [p for p in trainable if id(p) in norms]
-    groups = [{"params": plain, "weight_decay": phase.weight_decay}]
-    if affine:
-        groups.append({"params": affine, "weight_decay": phase.weight_decay if phase.norm_weight_decay else 0.0})
+    decay = phase.weight_decay
+    groups = [{"params": [p for p in trainable if id(p) not in norms | biases], "weight_decay": decay}]
+    if affine := [p for p in trainable if id(p) in norms]:
+        groups.append({"params": affine, "weight_decay": decay if phase.norm_weight_decay else 0.0})
+    if shifts := [p for p in trainable if id(p) in biases]:
+        groups.append({"params": shifts, "weight_decay": 0.0})
     if phase.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=rate, betas=(phase.momentum, 0.999))
     return torch.optim.SGD(groups, lr=rate, momentum=phase.momentum)
