@@ -26,6 +26,7 @@ PARTS: tuple[Part, ...] = get_args(Part)
 PhaseName: TypeAlias = Literal["pretrain", "finetune", "scratch"]
 Norm: TypeAlias = Literal["live", "sync", "affine", "fixed"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+Schedule: TypeAlias = Literal["steps", "cosine", "flat-cosine"]
 Init: TypeAlias = Literal["random", "imagenet"]
 Pixels = Annotated[int, Between(32, MANY)]
 
@@ -55,7 +56,11 @@ class Phase:
         base_lr, base_batch: the linear scaling rule: learning rate = base_lr * images per step / base_batch.
         norm_weight_decay: whether weight decay applies to normalisation layers and position biases.
         bias_weight_decay: whether weight decay applies to the biases of all other layers.
-        milestones, gamma: epochs after which the learning rate is multiplied by gamma; if empty, it is constant.
+        schedule: "steps": milestones; "cosine": half a cosine from the end of the warm-up to the end of the phase;
+            "flat-cosine": the same from half way on (RTMDet, arXiv 2212.07784).
+        milestones, gamma: with "steps", epochs after which the learning rate is multiplied by gamma; if empty, it is
+            constant.
+        final_lr: the share of the learning rate that a cosine ends at.
         warmup_iterations, warmup_factor: the learning rate rises linearly from warmup_factor times its full value.
         norm: batch normalisation: "live" (statistics of each device's batch), "sync" (statistics over all devices),
             "affine" (fixed statistics) or "fixed" (fixed statistics and affine parameters; Table 2).
@@ -93,8 +98,10 @@ class Phase:
     weight_decay: Share = 1e-4
     norm_weight_decay: bool = True
     bias_weight_decay: bool = True
+    schedule: Schedule = "steps"
     milestones: tuple[Count, ...] = ()
     gamma: Share = 0.1
+    final_lr: Share = 0.05
     warmup_iterations: ZeroOrMore = 500
     warmup_factor: Share = 0.001
     norm: Norm = "live"

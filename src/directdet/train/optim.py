@@ -1,5 +1,7 @@
 """Optimiser and learning rate of a phase."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -12,13 +14,31 @@ def learning_rate(phase: Phase, images_per_step: int) -> float:
 
 
 def factor_at(phase: Phase, step: int, steps_per_epoch: int) -> float:
-    """What the full learning rate is multiplied by at `step` (0-based): warm-up, then a drop at every milestone."""
-    unit = steps_per_epoch if phase.iterations is None else 1
-    factor = phase.gamma ** sum(step >= milestone * unit for milestone in phase.milestones)
+    """What the full learning rate is multiplied by at `step` (0-based): linear warm-up times the phase's schedule."""
+    factor = (
+        _steps(phase, step, steps_per_epoch) if phase.schedule == "steps" else _cosine(phase, step, steps_per_epoch)
+    )
     if step < phase.warmup_iterations:
         rise = step / phase.warmup_iterations
         factor *= phase.warmup_factor + (1 - phase.warmup_factor) * rise
     return factor
+
+
+def _steps(phase: Phase, step: int, steps_per_epoch: int) -> float:
+    """A drop at every milestone."""
+    unit = steps_per_epoch if phase.iterations is None else 1
+    return phase.gamma ** sum(step >= milestone * unit for milestone in phase.milestones)
+
+
+def _cosine(phase: Phase, step: int, steps_per_epoch: int) -> float:
+    """Half a cosine from 1 to the final rate at the end of the phase; it begins after the warm-up, or half way."""
+    whole = phase.iterations or steps_per_epoch * phase.epochs
+    begin = whole // 2 if phase.schedule == "flat-cosine" else 0
+    begin = min(max(begin, phase.warmup_iterations), whole)
+    if step <= begin:
+        return 1.0
+    share = min(1.0, (step - begin) / (whole - begin)) if whole > begin else 1.0
+    return phase.final_lr + (1 - phase.final_lr) * (1 + math.cos(math.pi * share)) / 2
 
 
 def build_optimizer(model: nn.Module, phase: Phase, rate: float) -> torch.optim.Optimizer:
