@@ -67,6 +67,9 @@ class Phase:
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages.
         parts: what is loaded from the weights that the phase starts from (Table 5).
         clip_norm: the largest L2 norm of the gradient, or None for no clipping.
+        ema: decay of the moving average of the weights, which is evaluated, exported and handed to the next phase in
+            place of the last weights; None keeps none.
+        ema_warmup: steps in which that decay rises to 63 % of its value.
         precision: "fp32", "bf16" (autocast) or "fp16" (autocast with a scaled loss; on a CPU, computed in fp32).
         channels_last: keep images and weights in the channels-last memory format.
         workers: processes that read data; no more than there are CPU cores are started.
@@ -108,6 +111,8 @@ class Phase:
     frozen_stages: Annotated[int, Between(-1, 4)] = -1
     parts: tuple[Part, ...] = PARTS
     clip_norm: Annotated[float, Between(1e-6, 1e9)] | None = None
+    ema: Share | None = None
+    ema_warmup: ZeroOrMore = 2000
     precision: Precision = "fp32"
     channels_last: bool = True
     workers: ZeroOrMore = 2

@@ -46,6 +46,7 @@ def banner(trainer: Trainer, start: str) -> Table:
         f"{phase.frozen_stages if phase.frozen_stages >= 0 else 'none'})",
         "learning rate": f"{trainer.rate:g} = {phase.base_lr:g} x {trainer.images_per_step} / {phase.base_batch} "
         f"images (linear scaling), warm-up {phase.warmup_iterations} steps, {_schedule(phase)}",
+        **({} if phase.ema is None else {"weights kept": f"their moving average, decay {phase.ema:g}"}),
         "steps": f"{trainer.steps}{f' (max_steps) of {whole}' if trainer.steps < whole else ''}, "
         f"{whole / trainer.steps_per_pass:.4g} passes of {trainer.steps_per_pass}",
     }.items():
