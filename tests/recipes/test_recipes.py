@@ -93,6 +93,8 @@ def test_settings_reach_one_phase_or_both():
         ("norm=fixd", "not one of live, sync, affine, fixed; did you mean 'fixed'"),
         ("model.backbone=vgg", "not one of resnet18, resnet50, .*did you mean 'vgg16'"),
         ("channels_last=perhaps", "is not true or false"),
+        ("schedule=cosin", "not one of steps, cosine, flat-cosine; did you mean 'cosine'"),
+        ("final_lr=1.5", "not between 0 and 1; the nearest is 1"),
     ],
 )
 def test_wrong_settings(setting, says):

@@ -161,6 +161,7 @@ def real_peak(phase: Phase, scratch: tuple[str, ...] = ()) -> int:
     stepper.optimizer.zero_grad(set_to_none=True)
     state = [v for s in stepper.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
     present = [*stepper.model.parameters(), *stepper.model.buffers(), *state, batch[0], *batch[1].values()]
+    present += stepper.average.values() if stepper.average else []
     current = peak = sum(blocks(t.untyped_storage().nbytes()) for t in present)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         stepper.step([batch], 1, 1)
@@ -179,8 +180,9 @@ def real_peak(phase: Phase, scratch: tuple[str, ...] = ()) -> int:
         ({}, ()),
         pytest.param({"precision": "bf16"}, SCRATCH, marks=pytest.mark.slow),
         pytest.param({"optimizer": "adamw"}, (), marks=pytest.mark.slow),
+        pytest.param({"ema": 0.99}, (), marks=pytest.mark.slow),
     ],
-    ids=["fp32", "bf16", "adamw"],
+    ids=["fp32", "bf16", "adamw", "ema"],
 )
 def test_the_estimate_is_what_a_real_step_takes(changes, scratch, monkeypatch):
     """Within 0.2 %: the profiler also sees the kilobytes that the CPU's operators hold for themselves."""

@@ -303,6 +303,14 @@ def test_what_has_no_weight_decay(network, optimizer):
         assert isinstance(found, torch.optim.SGD) and {g["momentum"] for g in found.param_groups} == {0.85}
     everywhere = build_optimizer(model, replace(phase, norm_weight_decay=True), 0.1)
     assert {group["weight_decay"] for group in everywhere.param_groups} == {0.05}
+    shifts = {name for name in names.values() if name.endswith(".bias")} - norms
+    assert len(shifts) >= 5
+    for kept in (True, False):
+        found = build_optimizer(model, replace(phase, norm_weight_decay=kept, bias_weight_decay=False), 0.1)
+        decay = {names[id(p)]: group["weight_decay"] for group in found.param_groups for p in group["params"]}
+        without = shifts if kept else shifts | norms | biases
+        assert decay == {name: 0.0 if name in without else 0.05 for name in names.values()}
+        assert sum(len(group["params"]) for group in found.param_groups) == len(names)
 
 
 # ---- Constants of the authors' code that the tables do not print

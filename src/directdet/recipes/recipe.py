@@ -26,6 +26,7 @@ PARTS: tuple[Part, ...] = get_args(Part)
 PhaseName: TypeAlias = Literal["pretrain", "finetune", "scratch"]
 Norm: TypeAlias = Literal["live", "sync", "affine", "fixed"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+Schedule: TypeAlias = Literal["steps", "cosine", "flat-cosine"]
 Init: TypeAlias = Literal["random", "imagenet"]
 Pixels = Annotated[int, Between(32, MANY)]
 
@@ -54,13 +55,21 @@ class Phase:
         optimizer: SGD with momentum, or AdamW whose beta1 is `momentum`.
         base_lr, base_batch: the linear scaling rule: learning rate = base_lr * images per step / base_batch.
         norm_weight_decay: whether weight decay applies to normalisation layers and position biases.
-        milestones, gamma: epochs after which the learning rate is multiplied by gamma; if empty, it is constant.
+        bias_weight_decay: whether weight decay applies to the biases of all other layers.
+        schedule: "steps": milestones; "cosine": half a cosine from the end of the warm-up to the end of the phase;
+            "flat-cosine": the same from half way on (RTMDet, arXiv 2212.07784).
+        milestones, gamma: with "steps", epochs after which the learning rate is multiplied by gamma; if empty, it is
+            constant.
+        final_lr: the share of the learning rate that a cosine ends at.
         warmup_iterations, warmup_factor: the learning rate rises linearly from warmup_factor times its full value.
         norm: batch normalisation: "live" (statistics of each device's batch), "sync" (statistics over all devices),
             "affine" (fixed statistics) or "fixed" (fixed statistics and affine parameters; Table 2).
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages.
         parts: what is loaded from the weights that the phase starts from (Table 5).
         clip_norm: the largest L2 norm of the gradient, or None for no clipping.
+        ema: decay of the moving average of the weights, which is evaluated, exported and handed to the next phase in
+            place of the last weights; None keeps none.
+        ema_warmup: steps in which that decay rises to 63 % of its value.
         precision: "fp32", "bf16" (autocast) or "fp16" (autocast with a scaled loss; on a CPU, computed in fp32).
         channels_last: keep images and weights in the channels-last memory format.
         workers: processes that read data; no more than there are CPU cores are started.
@@ -91,14 +100,19 @@ class Phase:
     momentum: Share = 0.9
     weight_decay: Share = 1e-4
     norm_weight_decay: bool = True
+    bias_weight_decay: bool = True
+    schedule: Schedule = "steps"
     milestones: tuple[Count, ...] = ()
     gamma: Share = 0.1
+    final_lr: Share = 0.05
     warmup_iterations: ZeroOrMore = 500
     warmup_factor: Share = 0.001
     norm: Norm = "live"
     frozen_stages: Annotated[int, Between(-1, 4)] = -1
     parts: tuple[Part, ...] = PARTS
     clip_norm: Annotated[float, Between(1e-6, 1e9)] | None = None
+    ema: Share | None = None
+    ema_warmup: ZeroOrMore = 2000
     precision: Precision = "fp32"
     channels_last: bool = True
     workers: ZeroOrMore = 2

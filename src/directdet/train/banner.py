@@ -6,6 +6,7 @@ from rich.table import Table
 
 from directdet.common.terminal import TITLE, plain
 from directdet.data.records import Dataset
+from directdet.recipes.recipe import Phase
 from directdet.train import distributed
 from directdet.train.loop import Trainer
 from directdet.train.objects import ObjectCount
@@ -33,7 +34,6 @@ def banner(trainer: Trainer, start: str) -> Table:
         size += f", divided by {phase.shrink:g}" if phase.shrink != 1 else ""
         size += f", short edge from {', '.join(map(str, phase.short_edges))}" if phase.short_edges else ""
     whole = phase.iterations or trainer.steps_per_epoch * phase.epochs
-    unit = "epochs" if phase.iterations is None else "steps"
     table = Table(title=plain(f"{trainer.recipe}: {phase.name}", TITLE), show_header=False)
     for name, value in {
         "data": f"{len(trainer.train)} train images with {_objects(trainer.objects)}, "
@@ -45,13 +45,22 @@ def banner(trainer: Trainer, start: str) -> Table:
         "parameters": f"{total / 1e6:.2f} M, {frozen / 1e6:.2f} M of them frozen (frozen stages: "
         f"{phase.frozen_stages if phase.frozen_stages >= 0 else 'none'})",
         "learning rate": f"{trainer.rate:g} = {phase.base_lr:g} x {trainer.images_per_step} / {phase.base_batch} "
-        f"images (linear scaling), warm-up {phase.warmup_iterations} steps, x{phase.gamma:g} after {unit} "
-        f"{', '.join(map(str, phase.milestones)) or '(never)'}",
+        f"images (linear scaling), warm-up {phase.warmup_iterations} steps, {_schedule(phase)}",
+        **({} if phase.ema is None else {"weights kept": f"their moving average, decay {phase.ema:g}"}),
         "steps": f"{trainer.steps}{f' (max_steps) of {whole}' if trainer.steps < whole else ''}, "
         f"{whole / trainer.steps_per_pass:.4g} passes of {trainer.steps_per_pass}",
     }.items():
         table.add_row(name, plain(value))
     return table
+
+
+def _schedule(phase: Phase) -> str:
+    """How the learning rate falls, in words."""
+    if phase.schedule != "steps":
+        begin = "from half way" if phase.schedule == "flat-cosine" else "from the warm-up"
+        return f"cosine {begin} to the end, down to {phase.final_lr:.3g} of it"
+    unit = "epochs" if phase.iterations is None else "steps"
+    return f"x{phase.gamma:g} after {unit} {', '.join(map(str, phase.milestones)) or '(never)'}"
 
 
 def _precision(trainer: Trainer) -> str:

@@ -279,9 +279,10 @@ class Trainer:
 
     def _evaluate(self, val: Dataset, log: RunLog, interrupt: Interrupt) -> Metrics:
         """AP on `val`: each image by one process, all with the main process's statistics of batch normalisation."""
-        distributed.share_buffers(self.model)
+        model = self.stepper.deployed
+        distributed.share_buffers(model)
         detector = TorchPredictor.from_model(
-            self.model, self.preprocess, self.train.classes, self.train.category_ids, self.device
+            model, self.preprocess, self.train.classes, self.train.category_ids, self.device
         )
         started = time.perf_counter()
         mine = val.records[distributed.rank() :: distributed.world_size()]
@@ -321,7 +322,6 @@ class Trainer:
             self.folder / "checkpoints" / name,
             {
                 "model_config": describe_model(self.model.config),
-                "model": {k: v.contiguous() for k, v in self.model.state_dict().items()},
                 "classes": list(self.train.classes),
                 "category_ids": list(self.train.category_ids),
                 "preprocess": self.preprocess.to_dict(),
@@ -359,7 +359,6 @@ class Trainer:
             )
         if describe_model(self.model.config) != checkpoint["model_config"]:
             raise UserError(f"{path}: holds another network; resume with the same settings")
-        self.model.load_state_dict(checkpoint["model"])
         self.stepper.load_state(checkpoint)
         self.position = Position(checkpoint["step"], checkpoint["best"], checkpoint["evaluated"])
         self._saved_step = self.position.step

@@ -94,6 +94,8 @@ def step_cost(
         ledger.enter(gradients, "gradients")
         ledger.enter(buckets, "buckets of gradients")
         ledger.enter(tree_leaves([list(s.values()) for s in stepper.optimizer.state.values()]), "optimiser state")
+        if stepper.average is not None:
+            ledger.enter(stepper.average.values(), "average of weights")
         ledger.enter(tree_leaves(batches), "images and targets")
         del gradients
         with ledger:

@@ -12,6 +12,7 @@ from directdet.models.parts.network import Network
 from directdet.models.parts.targets import Targets
 from directdet.recipes.recipe import Phase
 from directdet.train import distributed
+from directdet.train.averages.weights import WeightAverage
 from directdet.train.optim import build_optimizer, factor_at
 
 Batch = tuple[Tensor, dict[str, Tensor]]
@@ -50,7 +51,7 @@ class Criterion(nn.Module):
 
 
 class Stepper:
-    """The model of a phase with its optimiser and, for fp16, the scale of the loss.
+    """The model of a phase with its optimiser, the average of its weights and, for fp16, the scale of the loss.
 
     Args:
         rate: the full learning rate; the phase's schedule multiplies it.
@@ -62,7 +63,13 @@ class Stepper:
         self.device = next(model.parameters()).device
         self.optimizer = build_optimizer(model, phase, rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=phase.precision == "fp16")
+        self.average = None if phase.ema is None else WeightAverage(model, phase.ema, phase.ema_warmup)
         self.criterion = distributed.wrap(Criterion(model, phase, preprocess))
+
+    @property
+    def deployed(self) -> Network:
+        """What is evaluated and exported: the average of the weights if the phase keeps one."""
+        return self.model if self.average is None else self.average.model
 
     def step(self, batches: Sequence[Batch], number: int, steps_per_epoch: int) -> Losses:
         """Step `number` (0-based) of the phase over the batches that it accumulates.
@@ -90,6 +97,8 @@ class Stepper:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.phase.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.average is not None:
+            self.average.update(number + 1)
         return _means([losses for losses, _ in seen]), _means([counts for _, counts in seen])
 
     def _unsynchronised(self, wanted: bool) -> contextlib.AbstractContextManager:
@@ -99,13 +108,23 @@ class Stepper:
         return contextlib.nullcontext()
 
     def state(self) -> dict:
-        """What resuming needs in addition to the weights."""
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        """What a checkpoint keeps: "model" is deployed; where that is an average, "raw_model" is in training."""
+        state = {"model": _weights(self.deployed)}
+        if self.average is not None:
+            state["raw_model"] = _weights(self.model)
+        return {**state, "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state(self, state: dict) -> None:
         """Continue from what state() returned."""
+        self.deployed.load_state_dict(state["model"])
+        if self.average is not None:
+            self.model.load_state_dict(state["raw_model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state.get("scaler") or {})
+
+
+def _weights(model: Network) -> dict[str, Tensor]:
+    return {name: value.contiguous() for name, value in model.state_dict().items()}
 
 
 def total(values: Iterable[Tensor]) -> Tensor:
