@@ -23,7 +23,8 @@ from directdet.train import distributed
 from directdet.train.banner import banner, describe_start
 from directdet.train.data import load_splits
 from directdet.train.loop import Trainer
-from directdet.train.prepare import apply_norm, load_weights
+from directdet.train.prepare import IMAGENET, apply_norm, load_weights
+from directdet.train.processes.agreement import Meeting, facts_of, meeting
 
 RUN_FILE_FIX = "restore it, or remove it to go on without its check of the settings"
 
@@ -114,7 +115,24 @@ def train(
         UserError: the dataset, a checkpoint or a setting cannot be used, or the loss is no longer finite.
         UsageProblem: arguments that do not go together.
     """
-    out, place = Path(out), choose_device(device)
+    with distributed.told_of_loss(Path(out)), meeting() as met:
+        return _train(recipe, data, Path(out), phase, init, resume, device, seed, dry_run, met)
+
+
+def _train(
+    recipe: Recipe,
+    data: str | Path,
+    out: Path,
+    phase: str | None,
+    init: str | Path | None,
+    resume: bool,
+    device: str,
+    seed: int,
+    dry_run: bool,
+    met: Meeting | None,
+) -> RunResult:
+    """train(), once the processes of the run have met, if there are several."""
+    place = choose_device(device)
     if resume and init is not None:
         raise UsageProblem("--init starts a new run, --resume continues one; give one of them")
     chosen = [p for p in recipe.phases if phase in (None, p.name)]
@@ -131,7 +149,13 @@ def train(
     run = _Run(recipe, str(data), dataset, val, out, place, seed, resume, dry_run)
     for later in chosen[1:]:
         _check_later(run, later)
-    run = replace(run, device=distributed.start(place))
+    if met is not None:
+        names = dict.fromkeys(("pretrain", *(p.name for p in chosen)))
+        files = [Path(init)] if init not in (None, "random", IMAGENET) else []
+        files += [out / name / "checkpoints" / "last.pt" for name in names]
+        asked = [*(p.name for p in chosen), *(["--resume"] if resume else [])]
+        met.agree(facts_of(recipe, asked, dataset, val, seed, place.type, files))
+    run = replace(run, device=distributed.start(place, met and met.store))
     with hold_folder(out, "train") if distributed.is_main() and not dry_run else contextlib.nullcontext():
         result = _train_phases(run, chosen, init)
     distributed.stop()  # not after an error: other processes may wait for this one, and on GPUs it would wait for them
