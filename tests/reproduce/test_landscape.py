@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from directdet.common.errors import UserError
 from directdet.front import cli
 from directdet.infer.preprocess import MEAN
 from directdet.models.build import build_model
@@ -171,6 +172,43 @@ def test_a_picture_of_what_diverged(diverged, tmp_path):
 
 
 # ---- The picture
+
+
+def test_a_full_disk_at_the_end_costs_no_training(shapes, tmp_path, monkeypatch):
+    write, trained = module.write_json_atomic, []
+    run = module._run
+
+    def full(path, value):
+        if path.name == "landscape.json":
+            raise UserError(f"{path}: cannot be written: No space left on device")
+        return write(path, value)
+
+    def counted(variant, *rest):
+        trained.append(variant.name)
+        return run(variant, *rest)
+
+    monkeypatch.setattr(module, "write_json_atomic", full)
+    monkeypatch.setattr(module, "_run", counted)
+    with pytest.raises(UserError, match="No space left"):
+        landscape(shapes, tmp_path / "out", "small", device="cpu")
+    monkeypatch.setattr(module, "write_json_atomic", write)
+    found = landscape(shapes, tmp_path / "out", "small", device="cpu")
+    assert trained == VARIANTS and [row["name"] for row in found["runs"]] == VARIANTS
+    assert json.loads((tmp_path / "out" / "landscape.json").read_text()) == found
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["landscape.json"]
+
+
+def test_the_variants_of_another_landscape_are_not_taken(shapes, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(module, "_run", lambda variant, *_: trained.append(variant.name) or {"name": variant.name})
+    part = tmp_path / module.PART_FILE
+    empty = {"label": "", "learning_rate": 1.0, "stopped": None, "loss": [], "norm": [], "fluctuation": []}
+    part.write_text(json.dumps({"asked": {"seed": 1}, "runs": [{"name": "none_1x", **empty}]}))
+    landscape(shapes, tmp_path, "small", device="cpu")
+    assert trained == VARIANTS
+    part.write_text(json.dumps({"asked": {"seed": 1}, "runs": [{"name": "none_1x", **empty, "loss": ["a"]}]}))
+    with pytest.raises(UserError, match=r"landscape\.part\.json: runs\[0\]: loss: 'a' is not a number; remove it"):
+        landscape(shapes, tmp_path, "small", device="cpu")
 
 
 @pytest.mark.parametrize("width", [1, 4, 15])

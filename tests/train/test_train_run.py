@@ -183,6 +183,25 @@ def test_resume_of_nothing_is_refused(shapes, tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_resume_before_the_first_checkpoint_starts_as_before(shapes, tiny, tmp_path):
+    """From the same weights, as run.json says: --init is not given again."""
+    train(apply_settings(tiny, ["max_steps=3"]), shapes, tmp_path / "first", phase="pretrain")
+    start = tmp_path / "first" / "pretrain" / "checkpoints" / "last.pt"
+    finetune = replace(tiny, phases=tiny.phases[1:])
+    wanted = train(finetune, shapes, tmp_path / "whole", init=start).phases[0]["checkpoint"]
+    run = tmp_path / "run" / "finetune"
+    run.mkdir(parents=True)
+    content = (tmp_path / "whole" / "finetune" / "run.json").read_text()
+    (run / "run.json").write_text(content)  # what a run leaves that is killed in its first steps
+    (run / "log.jsonl").write_text("")
+    with pytest.raises(UserError, match="other settings"):
+        train(apply_settings(finetune, ["base_lr=0.5"]), shapes, tmp_path / "run", resume=True)
+    train(finetune, shapes, tmp_path / "run", resume=True)
+    found, wanted = load_checkpoint(run / "checkpoints" / "last.pt"), load_checkpoint(wanted)
+    assert all(torch.equal(value, wanted["model"][name]) for name, value in found["model"].items())
+    assert json.loads((run / "run.json").read_text())["init"] == str(start)
+
+
 def test_dry_run_refuses_what_the_run_would(shapes, tiny, tmp_path):
     with pytest.raises(UserError, match="random weights"):
         train(tiny, shapes, tmp_path / "run", phase="finetune", dry_run=True)
@@ -269,9 +288,50 @@ def test_log_keeps_only_what_was_trained(tmp_path):
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"kind": "step", "st')  # killed while writing
     assert [row["step"] for row in read_log(tmp_path / "log.jsonl")] == [10, 20, 30]
-    with RunLog(tmp_path, "pretrain", 20) as log:
+    with RunLog(tmp_path, "pretrain", (20, 20)) as log:
         log.write("step", 30, {"loss": 2.0})
     assert [(row["step"], row["loss"]) for row in read_log(tmp_path / "log.jsonl")] == [(10, 1.0), (20, 1.0), (30, 2.0)]
+
+
+def test_an_evaluation_that_is_done_again_has_one_row(shapes, tiny, tmp_path, monkeypatch):
+    """Killed after the row of an evaluation, before the checkpoint that knows of it."""
+    save = Trainer.save
+
+    def killed(self, name):
+        if self.position.evaluated:
+            raise SystemExit
+        save(self, name)
+
+    monkeypatch.setattr(Trainer, "save", killed)
+    with pytest.raises(SystemExit):
+        train(tiny, shapes, tmp_path / "run", phase="pretrain")
+    log = tmp_path / "run" / "pretrain" / "log.jsonl"
+    assert [(row["kind"], row["step"]) for row in read_log(log)] == [("step", 3), ("eval", 3)]
+    monkeypatch.setattr(Trainer, "save", save)
+    train(tiny, shapes, tmp_path / "run", phase="pretrain", resume=True)
+    wanted = [("step", 3), ("eval", 3), ("step", 6), ("eval", 6)]
+    assert [(row["kind"], row["step"]) for row in read_log(log)] == wanted
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{}", "kind: is missing"),
+        ("[1]", "not a JSON object"),
+        ('{"kind": "step", "st', "not JSON"),
+        ('{"kind": "step", "step": "3"}', "step: '3' is not a whole number"),
+        ('{"kind": "step", "step": -1}', "step: -1 is not at least 0"),
+        ('{"kind": 3, "step": 1' + "0" * 400 + "}", "kind: 3 is not a word"),
+        ('{"kind": "step", "step": 1' + "0" * 5000 + "}", "not JSON"),
+    ],
+)
+def test_a_damaged_row_is_named(tmp_path, line, says):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"kind": "step", "step": 1}\n' + line + '\n{"kind": "step", "step": 2}\n')
+    for read in (read_log, lambda path: RunLog(path.parent, "pretrain", (2, 0))):
+        with pytest.raises(UserError, match=r"log\.jsonl: line 2: .*; remove the line") as caught:
+            read(log)
+        assert says in str(caught.value)
 
 
 @pytest.mark.gpu

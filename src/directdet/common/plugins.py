@@ -32,8 +32,8 @@ def load_code(files: Iterable[str | Path]) -> None:
     for file in files:
         path = Path(file).resolve()
         _run(path)
-        if str(path) not in _listed_files():
-            os.environ[VARIABLE] = os.pathsep.join([*_listed_files(), str(path)])
+        if str(path) not in listed_files():
+            os.environ[VARIABLE] = os.pathsep.join([*listed_files(), str(path)])
 
 
 @functools.cache
@@ -45,7 +45,7 @@ def load_plugins() -> None:
     Raises:
         UserError: a plug-in fails to load.
     """
-    load_code(_listed_files())
+    load_code(listed_files())
     for point in importlib.metadata.entry_points(group=GROUP):
         try:
             point.load()
@@ -53,7 +53,7 @@ def load_plugins() -> None:
             raise UserError(f"plug-in {point.name} ({point.value}): {type(error).__name__}: {error}") from error
 
 
-def _listed_files() -> list[str]:
+def listed_files() -> list[str]:
     """The files that the environment variable lists."""
     return [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
 

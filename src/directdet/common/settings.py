@@ -44,7 +44,7 @@ class Between:
 
     def nearest(self, value: float) -> float | None:
         """The valid value nearest to an invalid one; None if there is no such value (NaN, or an excluded bound)."""
-        if not math.isfinite(value) or (self.above and value <= self.low):
+        if value != value or abs(value) == math.inf or (self.above and value <= self.low):
             return None
         return min(max(value, self.low), self.high)
 
@@ -90,7 +90,7 @@ def check_value(name: str, value: Any, expected: Any) -> None:
             if isinstance(rule, Between) and value not in rule:
                 near = rule.nearest(value)
                 hint = "" if near is None else f"; the nearest is {near:g}"
-                raise SettingError(f"{name}: {value:g} is not {rule}{hint}")
+                raise SettingError(f"{name}: {_number(value)} is not {rule}{hint}")
     elif origin is Literal:
         if value not in parts:
             raise SettingError(f"{name}: {value!r} is not one of {_join(parts)}{nearest(value, parts)}")
@@ -103,6 +103,12 @@ def check_value(name: str, value: Any, expected: Any) -> None:
             raise SettingError(f"{name}: {value!r} is not {describe_type(expected)}")
         for one, kind in zip(value, parts[:1] * len(value) if parts[-1] is Ellipsis else parts, strict=True):
             check_value(name, one, kind)
+    elif origin is dict:
+        if not isinstance(value, dict):
+            raise SettingError(f"{name}: {value!r} is not {describe_type(expected)}")
+        for key, one in value.items():
+            check_value(f"{name}: a key", key, parts[0])
+            check_value(f"{name}.{key}", one, parts[1])
     elif not _is_instance(value, expected):
         raise SettingError(f"{name}: {value!r} is not {describe_type(expected)}")
 
@@ -141,14 +147,22 @@ def describe_type(expected: Any) -> str:
         kind = describe_type(parts[0])
         kinds = f"{kind.removeprefix('a ')}s" if kind.startswith("a ") else f"words, each {kind}"
         return kinds if parts[-1] is Ellipsis else f"{len(parts)} {kinds}"
+    if dict in (origin, expected):
+        return f"a table of {describe_type(parts[1]).removeprefix('a ')}s" if parts else "a table"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}.get(expected, str(expected))
+
+
+def _number(value: float) -> str:
+    """A number in a few characters; whole ones of Python may have any number of digits, which no float has."""
+    digits = value.bit_length() // 3 if isinstance(value, int) else 0
+    return f"a number of some {digits} digits" if digits > 300 else f"{value:g}"
 
 
 def _is_instance(value: Any, expected: Any) -> bool:
     if expected in (int, float):
         kind = numbers.Integral if expected is int else numbers.Real
         return isinstance(value, kind) and not isinstance(value, bool)
-    return not isinstance(expected, type) or isinstance(value, expected)
+    return expected is Any or not isinstance(expected, type) or isinstance(value, expected)
 
 
 def _join(words: Iterable[object]) -> str:

@@ -1,10 +1,12 @@
 """The artefact's folder: where it is put together, its meta.json, and the step that puts it in place."""
 
 import contextlib
+import ctypes
 import hashlib
 import importlib.metadata
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +24,24 @@ from directdet.infer.runtimes.torch_runtime import TorchPredictor
 from directdet.models.build import describe_model
 from directdet.models.parts.postprocess import output_names
 
+_OURS = ".directdet-"  # in the names of folders beside an artefact
+_OLD = ".old"
+_HERE, _EXCHANGE = -100, 2  # Linux's AT_FDCWD and RENAME_EXCHANGE
+
 
 @contextlib.contextmanager
 def working_folders(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Two temporary folders next to `out`: for the artefact, and for what is only needed on the way."""
-    made = [Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)) for _ in range(2)]
+    """Two temporary folders next to `out`: for the artefact, and for what is only needed on the way.
+
+    Those that killed exports left are removed, so `out` has to be held (`folder_lock`).
+    """
+    start = f".{out.name[:64]}{_OURS}"
+    for left in sorted(path for path in out.parent.iterdir() if path.name.startswith(start)):
+        if left.name.endswith(_OLD) and not out.exists():
+            os.replace(left, out)  # it was killed between two renames
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+    made = [Path(tempfile.mkdtemp(prefix=start, dir=out.parent)) for _ in range(2)]
     try:
         yield made[0], made[1]
     finally:
@@ -37,13 +52,22 @@ def working_folders(out: Path) -> Iterator[tuple[Path, Path]]:
 def put_in_place(part: Path, out: Path) -> None:
     """Move the finished folder `part` to `out`; an artefact that was there before is only removed then."""
     part.chmod(0o755)
-    if out.exists():
-        old = part.with_name(part.name + ".old")
+    if not out.exists():
+        os.replace(part, out)
+    elif not _exchange(part, out):  # else the earlier artefact is now in `part`, which is removed
+        old = part.with_name(part.name + _OLD)
         os.replace(out, old)
         os.replace(part, out)
         shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.replace(part, out)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders at once, so that no moment is without either; False where the system cannot do it."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    if rename is None:
+        return False
+    paths = os.fsencode(one), os.fsencode(other)
+    return rename(_HERE, paths[0], _HERE, paths[1], _EXCHANGE) == 0
 
 
 def new_meta(trained: TorchPredictor, preprocess: Preprocess, source: Path, options: ExportOptions) -> dict[str, Any]:

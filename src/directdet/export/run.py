@@ -14,6 +14,7 @@ import torch
 
 from directdet.common.errors import UsageProblem, UserError
 from directdet.common.files import require_writable, write_json_atomic
+from directdet.common.folder_lock import hold_folder
 from directdet.common.terminal import terminal
 from directdet.data.dataset import find_splits, load_dataset
 from directdet.data.records import Dataset
@@ -112,7 +113,7 @@ def export(
             match_classes(trained, dataset)  # before minutes of work
     require_writable(out, folder=True)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with working_folders(out) as (part, work):
+    with hold_folder(out, "export", beside=True), working_folders(out) as (part, work):
         model = network_of(trained)
         job = _Job(
             options=options,

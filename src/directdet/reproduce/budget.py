@@ -1,6 +1,5 @@
 """How many steps each row of a comparison makes: equal shares of a budget, from the time that a step takes here."""
 
-import json
 import math
 import os
 import statistics
@@ -15,6 +14,8 @@ import torch
 
 from directdet.common.errors import UserError
 from directdet.common.files import write_json_atomic
+from directdet.common.json_files import read_json
+from directdet.common.settings import Count
 from directdet.common.terminal import terminal
 from directdet.data.records import Dataset
 from directdet.infer.accuracy.evaluate import detect
@@ -30,6 +31,16 @@ PRETRAIN_SHARE = 0.7  # of a row's time, as in P3x + 1x (direct pre-training, Ta
 SHARED_SHARE = 0.4  # of the whole time, for a pre-training that all rows share
 FEWEST_STEPS = 10
 TIMED_STEPS = 4  # after one that warms up
+
+
+PLAN_FIX = "restore it, or choose another --out"
+
+
+@dataclass(frozen=True)
+class _PlanFile:
+    """What is read of plan.json beside the settings that were asked for."""
+
+    steps: dict[str, dict[str, Count]]
 
 
 @dataclass(frozen=True)
@@ -76,10 +87,11 @@ def make_plan(asked: dict[str, Any], experiment: Experiment, trials: list[Trial]
     """
     path = setup.out / "plan.json"
     if path.is_file():
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        plan, file = read_json(path, _PlanFile, PLAN_FIX)
         other = [key for key, value in asked.items() if plan.get(key) != value]
         if other:
             raise UserError(f"{path}: {other[0]}: was {plan.get(other[0])!r}; give the same, or another --out")
+        _check_steps(path, file.steps, trials)
         return plan
     running = _startable(trials, setup)
     if asked["phase_steps"]:
@@ -89,6 +101,17 @@ def make_plan(asked: dict[str, Any], experiment: Experiment, trials: list[Trial]
     plan = {**asked, "equal": experiment.equal, **found}
     write_json_atomic(path, plan)
     return plan
+
+
+def _check_steps(path: Path, steps: Mapping[str, Mapping[str, int]], trials: list[Trial]) -> None:
+    """UserError if a row of plan.json lacks a phase; rows without ImageNet weights are not in it."""
+    for trial in trials:
+        if trial.key not in steps and trial.needs_imagenet:
+            continue
+        for phase in trial.recipe.phases:
+            key = SHARED if trial.shares_pretrain and phase.name == "pretrain" else trial.key
+            if phase.name not in steps.get(key, {}):
+                raise UserError(f"{path}: steps: {key}: {phase.name} is missing; {PLAN_FIX}")
 
 
 def _measured_steps(experiment: Experiment, trials: list[Trial], budget: float, setup: Setup) -> dict[str, Any]:

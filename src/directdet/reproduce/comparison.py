@@ -1,6 +1,5 @@
 """The results of a comparison: what the logs of its runs say, as rows for results.json and as a table."""
 
-import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,15 +12,24 @@ from rich.console import Group
 from rich.table import Table
 
 from directdet.common.files import write_json_atomic
+from directdet.common.json_files import read_json
+from directdet.common.settings import ZeroOrMore
 from directdet.common.terminal import plain
 from directdet.infer.machine import hardware, versions
 from directdet.reproduce.experiments import EXPERIMENTS, SHARED, Trial
-from directdet.train.log import read_log
+from directdet.train.log import read_results
 
 DIVERGED = "diverged.json"  # in a row's folder, if its loss did not stay finite
 CAUTION = "Scaled down: these figures compare rows with each other, not with the paper's AP."
 
 Row = dict[str, Any]  # as in results.json
+
+
+@dataclass(frozen=True)
+class _DivergedFile:
+    """What is read of DIVERGED."""
+
+    after_step: ZeroOrMore
 
 
 @dataclass
@@ -88,10 +96,10 @@ def _read_row(out: Path, plan: dict[str, Any], trial: Trial) -> Row:
         return {**row, "skipped": f"needs ImageNet weights of {trial.recipe.model['backbone']}: --imagenet FILE"}
     ends = [out / key / DIVERGED for key in ((SHARED, trial.key) if trial.shares_pretrain else (trial.key,))]
     if end := next(filter(Path.is_file, ends), None):
-        return {**row, "diverged": json.loads(end.read_text(encoding="utf-8"))["after_step"]}
+        return {**row, "diverged": read_json(end, _DivergedFile, "remove it to train the row again")[1].after_step}
     names = [phase.name for phase in trial.recipe.phases]
     folders = [out / (SHARED if trial.shares_pretrain and name == "pretrain" else trial.key) / name for name in names]
-    logs = [read_log(folder / "log.jsonl") if (folder / "log.jsonl").is_file() else [] for folder in folders]
+    logs = [read_results(folder / "log.jsonl") if (folder / "log.jsonl").is_file() else [] for folder in folders]
     found = [entry for entry in logs[-1] if entry["kind"] == "eval"]
     if found and found[-1]["step"] == plan["steps"][trial.key][names[-1]]:
         last, segm = found[-1], found[-1].get("segm")

@@ -6,8 +6,9 @@ the L2 norm of the gradient of all parameters, and its fluctuation. The paper do
 """
 
 import itertools
+import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import torch
 from rich.progress import track
 from torch import nn
 
-from directdet.common.errors import UsageProblem
+from directdet.common.errors import UsageProblem, UserError
 from directdet.common.files import require_writable, write_json_atomic
+from directdet.common.json_files import check_json, read_json
 from directdet.data.records import Dataset
 from directdet.infer.machine import hardware, versions
 from directdet.infer.preprocess import Preprocess
@@ -28,6 +30,7 @@ from directdet.train.optim import learning_rate
 from directdet.train.run import choose_device
 from directdet.train.step import Stepper, total
 
+PART_FILE = "landscape.part.json"  # the variants so far
 SMOOTHING = 15  # steps of the moving average
 
 
@@ -90,7 +93,8 @@ def landscape(
 ) -> dict[str, Any]:
     """Train every variant of FIGURES briefly on `data`; writes OUT/landscape.json and returns its content.
 
-    A variant whose loss is no longer finite stops there; its "stopped" is the step.
+    A variant whose loss is no longer finite stops there; its "stopped" is the step. The same call after one that was
+    stopped goes on with the variants that are left.
 
     Args:
         size: a key of SIZES; None is "paper" on a GPU and "small" on a CPU.
@@ -109,16 +113,18 @@ def landscape(
     chosen = SIZES[size] if steps is None else replace(SIZES[size], steps=steps)
     dataset, _ = load_splits(data)
     wanted = dict.fromkeys(variant for figure in FIGURES.values() for variant in figure)
-    runs = []
+    settings = {"size": {**asdict(chosen), "name": size}, "base_lr": base_lr, "seed": seed, "data": str(data)}
+    asked = {**settings, "images": len(dataset), "device": place.type}
+    part = Path(out) / PART_FILE
+    runs = _trained(part, asked)
     for variant in track(list(wanted), description="training"):
-        runs.append(_run(variant, chosen, dataset, place, seed, base_lr))
+        if variant.name not in (run["name"] for run in runs):
+            runs.append(_run(variant, chosen, dataset, place, seed, base_lr))
+            write_json_atomic(part, {"asked": asked, "runs": runs})
     result = {
         "figures": {name: [variant.name for variant in figure] for name, figure in FIGURES.items()},
         "fluctuation": f"|norm(t) - norm(t - 1)|, smoothed over {SMOOTHING} steps",
-        "size": {**chosen.__dict__, "name": size},
-        "base_lr": base_lr,
-        "seed": seed,
-        "data": str(data),
+        **settings,
         "runs": runs,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware(),
@@ -126,7 +132,43 @@ def landscape(
     }
     Path(out).mkdir(parents=True, exist_ok=True)
     write_json_atomic(Path(out) / "landscape.json", result)
+    part.unlink(missing_ok=True)
     return result
+
+
+@dataclass(frozen=True)
+class _PartFile:
+    """The content of PART_FILE."""
+
+    asked: dict[str, Any]
+    runs: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """The curves of one variant."""
+
+    name: str
+    label: str
+    learning_rate: float
+    stopped: int | None
+    loss: tuple[float, ...]
+    norm: tuple[float, ...]
+    fluctuation: tuple[float, ...]
+
+
+def _trained(path: Path, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """The variants that a stopped run with these settings has trained."""
+    if not path.is_file():
+        return []
+    fix = "remove it to start again"
+    part = read_json(path, _PartFile, fix)[1]
+    for number, run in enumerate(part.runs):
+        where = f"{path}: runs[{number}]"
+        if not isinstance(run, dict):
+            raise UserError(f"{where}: is not a table; {fix}")
+        check_json(run, _Trained, where, fix)
+    return list(part.runs) if part.asked == json.loads(json.dumps(asked)) else []
 
 
 def _run(

@@ -1,13 +1,17 @@
 """Training in several processes, one per GPU, as `torchrun` starts them; with one process, nothing here acts."""
 
+import contextlib
 import datetime
 import os
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import Store
 from torch.nn.parallel import DistributedDataParallel
 
 from directdet.common.errors import UserError
@@ -15,8 +19,11 @@ from directdet.common.errors import UserError
 TIMEOUT = datetime.timedelta(minutes=30)  # one process evaluates or reads while the others wait
 
 
-def start(device: torch.device) -> torch.device:
+def start(device: torch.device, store: Store | None = None) -> torch.device:
     """Join the other processes that torchrun started, if any, and return the device of this one.
+
+    Args:
+        store: through which the processes have met (`agreement`); None meets them here.
 
     Raises:
         UserError: there are more processes than GPUs.
@@ -32,8 +39,28 @@ def start(device: torch.device) -> torch.device:
             )
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        if store is None:
+            dist.init_process_group(backend, timeout=TIMEOUT)
+        else:
+            number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            dist.init_process_group(backend, store=store, timeout=TIMEOUT, rank=number, world_size=count)
     return device
+
+
+@contextlib.contextmanager
+def told_of_loss(out: Path) -> Iterator[None]:
+    """UserError where another process ended without a word, instead of what the connection to it says."""
+    try:
+        yield
+    except RuntimeError as error:
+        words = ("gloo", "Connection closed by peer")
+        lost = isinstance(error, dist.DistError) or any(word in str(error) for word in words)
+        if not lost or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            raise
+        raise UserError(
+            f"{out}: another process of this run ended; see its own error, and go on with --resume"
+        ) from error
 
 
 def stop() -> None:

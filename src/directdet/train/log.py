@@ -3,14 +3,49 @@
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Any, Literal, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
 from directdet.common.errors import UserError
-from directdet.common.files import write_text_atomic
+from directdet.common.files import write_bytes_atomic
+from directdet.common.json_files import check_json, read_json_lines
+from directdet.common.settings import NotNegative, ZeroOrMore
+
+FIX = "remove the line"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What every row has."""
+
+    kind: str
+    step: ZeroOrMore
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """What others than the log itself read of a row about steps."""
+
+    kind: Literal["step"]
+    loss: float
+    seconds_per_step: NotNegative
+    data_seconds: NotNegative
+    memory_gib: NotNegative | None = None
+
+
+@dataclass(frozen=True)
+class EvalRow:
+    """The same of a row about an evaluation."""
+
+    kind: Literal["eval"]
+    bbox: dict[str, float]
+    segm: dict[str, float] | None = None
+    voc: dict[str, Any] | None = None
+    images_per_second: NotNegative | None = None
 
 
 class RunLog:
@@ -19,13 +54,14 @@ class RunLog:
     Args:
         folder: of the phase.
         phase: its name, written into every row.
-        resume_step: the step that the run continues from, which drops the rows after it; None starts a new log.
+        resumed: the step that the run continues from, and the step of its last evaluation: later rows are dropped,
+            since that work is done again. None starts a new log.
         enabled: False writes nothing; for all processes but the main one.
     """
 
-    def __init__(self, folder: Path, phase: str, resume_step: int | None, enabled: bool = True):
+    def __init__(self, folder: Path, phase: str, resumed: tuple[int, int] | None, enabled: bool = True):
         self.phase = phase
-        self._outputs = _open(folder, resume_step) if enabled else None
+        self._outputs = _open(folder, resumed) if enabled else None
 
     def write(self, kind: str, step: int, numbers: dict) -> None:
         """One row: {"kind", "phase", "step", **numbers}; nested dictionaries become TensorBoard groups."""
@@ -54,33 +90,52 @@ class RunLog:
                 output.close()
 
 
-def _open(folder: Path, resume_step: int | None) -> tuple[TextIO, SummaryWriter]:
+def _open(folder: Path, resumed: tuple[int, int] | None) -> tuple[TextIO, SummaryWriter]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "log.jsonl"
-    rows = _rows_until(path, resume_step) if resume_step is not None else []
-    write_text_atomic(path, "".join(rows))
-    purge = None if resume_step is None else resume_step + 1
+    write_bytes_atomic(path, b"".join(_rows_until(path, *resumed)) if resumed is not None else b"")
+    purge = None if resumed is None else resumed[0] + 1
     return path.open("a", encoding="utf-8"), SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
 
-def _rows_until(path: Path, step: int) -> list[str]:
-    """The rows up to the step that a run is resumed from: the work after it was lost, and is done again."""
+def _rows_until(path: Path, step: int, evaluated: int) -> Iterator[bytes]:
+    """The lines up to the step that a run is resumed from.
+
+    A run that was killed in an evaluation does that again, and so had written its row for nothing.
+    """
     if not path.is_file():
-        return []
-    return [line for line, row in _rows(path) if row["step"] <= step]
+        return
+    for number, line, value in read_json_lines(path, FIX):
+        row = check_json(value, Row, f"{path}: line {number}", FIX)
+        if row.step <= (evaluated if row.kind == "eval" else step):
+            yield line
 
 
-def read_log(path: Path) -> list[dict]:
-    """The rows of a log.jsonl; without the last line if the run was killed while it was written."""
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log.jsonl; without the last line if the run was killed while it was written.
+
+    Raises:
+        UserError: a line is no row.
+    """
     return [row for _, row in _rows(path)]
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict]]:
-    """Every line with its row, up to the first line that is incomplete."""
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            row = json.loads(line)
-            row["step"]
-        except (ValueError, KeyError, TypeError):
-            return
-        yield line, row
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """`read_log`, where the rows also have the fields of StepRow and EvalRow; UserError if one has not."""
+    rows: list[dict[str, Any]] = []
+    for where, row in _rows(path):
+        if row["kind"] == "step":
+            check_json(row, StepRow, where, FIX)
+        elif row["kind"] == "eval":
+            missing = {"AP", "AP50"} - check_json(row, EvalRow, where, FIX).bbox.keys()
+            if missing:
+                raise UserError(f"{where}: bbox: {min(missing)} is missing; {FIX}")
+        rows.append(row)
+    return rows
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, _, row in read_json_lines(path, FIX):
+        where = f"{path}: line {number}"
+        check_json(row, Row, where, FIX)
+        yield where, row

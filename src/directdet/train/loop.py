@@ -126,8 +126,9 @@ class Trainer:
             WorkerError: a worker process of the loader failed; what was trained is saved.
             UserError: memory ran out, or a file cannot be written.
         """
+        start = (self.position.step, self.position.evaluated) if resumed else None
         with (
-            RunLog(self.folder, self.phase.name, self.position.step if resumed else None, distributed.is_main()) as log,
+            RunLog(self.folder, self.phase.name, start, distributed.is_main()) as log,
             _progress() as bar,
             Interrupt() as interrupt,
         ):

@@ -1,5 +1,6 @@
 """`directdet train`: from a recipe and a dataset to checkpoints, in one phase or several."""
 
+import contextlib
 import json
 import time
 from dataclasses import asdict, dataclass, replace
@@ -10,6 +11,8 @@ import torch
 
 from directdet.common.errors import UsageProblem, UserError
 from directdet.common.files import require_writable, write_json_atomic
+from directdet.common.folder_lock import hold_folder
+from directdet.common.json_files import read_json
 from directdet.common.terminal import terminal
 from directdet.data.records import Dataset
 from directdet.models.build import build_model
@@ -20,7 +23,20 @@ from directdet.train import distributed
 from directdet.train.banner import banner, describe_start
 from directdet.train.data import load_splits
 from directdet.train.loop import Trainer
-from directdet.train.prepare import apply_norm, load_weights
+from directdet.train.prepare import IMAGENET, apply_norm, load_weights
+from directdet.train.processes.agreement import Meeting, facts_of, meeting
+
+RUN_FILE_FIX = "restore it, or remove it to go on without its check of the settings"
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """What is read of a run.json, the file beside a phase's checkpoints that says what is trained."""
+
+    recipe: dict[str, Any]
+    classes: tuple[str, ...]
+    images: int | None = None
+    init: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +105,8 @@ def train(
         phase: one of the recipe's phases; None runs all of them, each from the last checkpoint of the one before.
         init: what the first phase starts from: a checkpoint, a file with a torchvision backbone, "imagenet" or
             "random". None takes the recipe's own start; a finetune phase that runs alone starts from OUT/pretrain.
-        resume: continue from OUT/PHASE/checkpoints/last.pt; finished phases are left as they are.
+        resume: continue from OUT/PHASE/checkpoints/last.pt; finished phases are left as they are. A phase that was
+            killed before its first checkpoint starts again as it did.
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
         seed: of weights, the order of the data, augmentation and sampling.
         dry_run: print the banner of every phase and stop before the first step; nothing is written.
@@ -98,7 +115,24 @@ def train(
         UserError: the dataset, a checkpoint or a setting cannot be used, or the loss is no longer finite.
         UsageProblem: arguments that do not go together.
     """
-    out, place = Path(out), choose_device(device)
+    with distributed.told_of_loss(Path(out)), meeting() as met:
+        return _train(recipe, data, Path(out), phase, init, resume, device, seed, dry_run, met)
+
+
+def _train(
+    recipe: Recipe,
+    data: str | Path,
+    out: Path,
+    phase: str | None,
+    init: str | Path | None,
+    resume: bool,
+    device: str,
+    seed: int,
+    dry_run: bool,
+    met: Meeting | None,
+) -> RunResult:
+    """train(), once the processes of the run have met, if there are several."""
+    place = choose_device(device)
     if resume and init is not None:
         raise UsageProblem("--init starts a new run, --resume continues one; give one of them")
     chosen = [p for p in recipe.phases if phase in (None, p.name)]
@@ -108,17 +142,22 @@ def train(
         names = " and ".join(p.name for p in recipe.phases)
         raise UsageProblem(f"--phase {phase}: {recipe.name} has no such phase; it has {names}")
     require_writable(out, folder=True)
-    phases = [out / p.name / "checkpoints" / "last.pt" for p in chosen]
-    if resume and not any(path.is_file() for path in (*phases, out / "pretrain" / "checkpoints" / "last.pt")):
+    if resume and not any(_begun(out / name) for name in (*(p.name for p in chosen), "pretrain")):
         names = " or ".join(p.name for p in chosen)
-        raise UserError(
-            f"{out}: --resume finds no run there (no checkpoint of {names}); leave --resume out to start one"
-        )
+        raise UserError(f"{out}: --resume finds no run there (none of {names}); leave --resume out to start one")
     dataset, val = load_splits(data, recipe.data_fraction)
     run = _Run(recipe, str(data), dataset, val, out, place, seed, resume, dry_run)
     for later in chosen[1:]:
         _check_later(run, later)
-    result = _train_phases(replace(run, device=distributed.start(place)), chosen, init)
+    if met is not None:
+        names = dict.fromkeys(("pretrain", *(p.name for p in chosen)))
+        files = [Path(init)] if init not in (None, "random", IMAGENET) else []
+        files += [out / name / "checkpoints" / "last.pt" for name in names]
+        asked = [*(p.name for p in chosen), *(["--resume"] if resume else [])]
+        met.agree(facts_of(recipe, asked, dataset, val, seed, place.type, files))
+    run = replace(run, device=distributed.start(place, met and met.store))
+    with hold_folder(out, "train") if distributed.is_main() and not dry_run else contextlib.nullcontext():
+        result = _train_phases(run, chosen, init)
     distributed.stop()  # not after an error: other processes may wait for this one, and on GPUs it would wait for them
     return result
 
@@ -134,12 +173,27 @@ def _check_later(run: _Run, phase: Phase) -> None:
 def _train_phases(run: _Run, chosen: list[Phase], init: str | Path | None) -> RunResult:
     done: list[dict] = []
     start: str | Path = init if init is not None else run.recipe.init
+    if run.resume and (before := _started_from(run.out / chosen[0].name)):
+        start = init = before
     for phase in chosen:
         if start == "random" and init is None and phase.name == "finetune":
             start = _pretrained(run.out) or start
         done.append(_train_phase(run, phase, start, planned=run.dry_run and bool(done)))
         start = "random" if run.dry_run else run.out / phase.name / "checkpoints" / "last.pt"
     return RunResult(run.out, done if distributed.is_main() else [])
+
+
+def _begun(folder: Path) -> bool:
+    """Whether a run has begun in the folder of a phase; it may have been killed before its first checkpoint."""
+    return (folder / "run.json").is_file() or (folder / "checkpoints" / "last.pt").is_file()
+
+
+def _started_from(folder: Path) -> str | None:
+    """What a phase started from that has no checkpoint yet, from its run.json; None if it has not begun."""
+    path = folder / "run.json"
+    if not path.is_file() or (folder / "checkpoints" / "last.pt").is_file():
+        return None
+    return read_json(path, RunFile, RUN_FILE_FIX)[1].init
 
 
 def _pretrained(out: Path) -> Path | None:
@@ -169,8 +223,9 @@ def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> d
     model = run.network()
     resumed = run.resume and last.is_file()
     loaded = None
-    if resumed:
+    if run.resume and (folder / "run.json").is_file():
         _check_same_run(folder / "run.json", run.settings())
+    if resumed:
         loaded = load_weights(model, last, run.dataset.classes)
     elif str(start) != "random":
         loaded = load_weights(model, start, run.dataset.classes, phase.parts)
@@ -223,13 +278,13 @@ def _check_same_run(path: Path, settings: dict[str, Any]) -> None:
     """UserError if the run that `path` (run.json) describes was started with another recipe or other data."""
     if not path.is_file():
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if _without_workers(before.get("recipe")) != _without_workers(json.loads(json.dumps(settings["recipe"]))):
+    before = read_json(path, RunFile, RUN_FILE_FIX)[1]
+    if _without_workers(before.recipe) != _without_workers(json.loads(json.dumps(settings["recipe"]))):
         raise UserError(f"{path}: was started with other settings; resume with the same recipe and --set")
-    if before.get("classes") != settings["classes"]:
+    if before.classes != tuple(settings["classes"]):
         raise UserError(f"{path}: was started on data with other classes; resume with the same --data")
-    if before.get("images", settings["images"]) != settings["images"]:  # older files do not have the number
+    if before.images not in (None, settings["images"]):  # older files do not have the number
         raise UserError(
-            f"{path}: was started on {before['images']} images, but --data has {settings['images']}; resume with the "
+            f"{path}: was started on {before.images} images, but --data has {settings['images']}; resume with the "
             "same --data"
         )

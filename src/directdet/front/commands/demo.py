@@ -17,8 +17,10 @@ def demo(out: Path, device: str) -> int:
 
     Train, export, verify, benchmark; about five minutes on two CPU cores, and no files are needed.
     """
+    from directdet.common.folder_lock import hold_folder
     from directdet.front.demo import run_demo
 
-    result = run_demo(out, device=device)
+    with hold_folder(out, "demo", beside=True):
+        result = run_demo(out, device=device)
     print_failures(result.failures)
     return result.exit_code

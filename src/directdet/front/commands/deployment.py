@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +121,20 @@ def infer(model: Path, source: str, out: Path | None, classes: tuple[str, ...] |
             if options.pop(name):
                 raise click.UsageError(f"--{name} is for videos, cameras and streams; {source} is not one")
         find_images(source)  # before a model is loaded for nothing
-        _infer_images(model, loading, source=source, out=out, options=settings, **options)
+        with _held(out):
+            _infer_images(model, loading, source=source, out=out, options=settings, **options)
     else:
         if options.pop("resume"):
             raise click.UsageError("--resume is for images; a video always runs from its start")
-        _infer_video(model, loading, source, out=out, options=settings, limit=options.pop("frames"), **options)
+        with _held(out):
+            _infer_video(model, loading, source, out=out, options=settings, limit=options.pop("frames"), **options)
+
+
+def _held(out: Path | None) -> contextlib.AbstractContextManager[None]:
+    """Other commands are kept out of the output folder, if there is one."""
+    from directdet.common.folder_lock import hold_folder
+
+    return contextlib.nullcontext() if out is None else hold_folder(out, "infer")
 
 
 def _infer_images(model: Path, loading: list[Any], **arguments: Any) -> None:

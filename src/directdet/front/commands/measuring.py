@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def benchmark(models: tuple[str, ...], data: Path, split: str, out: Path | None,
     from directdet.benchmark.report import write_report
     from directdet.benchmark.run import benchmark
     from directdet.benchmark.tables import tables
+    from directdet.common.folder_lock import hold_folder
     from directdet.common.terminal import terminal
     from directdet.data.dataset import load_dataset
     from directdet.infer.runtimes.load import model_kind
@@ -99,12 +101,13 @@ def benchmark(models: tuple[str, ...], data: Path, split: str, out: Path | None,
     dataset = load_dataset(data, split)
     for model in models:
         model_kind(model)  # a mistyped path is reported now, not after the other models were timed
-    result = benchmark(models, dataset, options, out)
-    if result.good:
-        terminal().print(tables(result))
-    if out is not None:
+    with contextlib.nullcontext() if out is None else hold_folder(out, "benchmark"):
+        result = benchmark(models, dataset, options, out)
         if result.good:
-            write_report(result, dataset, out, options.device)
-        say(f"written: {out}")
+            terminal().print(tables(result))
+        if out is not None:
+            if result.good:
+                write_report(result, dataset, out, options.device)
+            say(f"written: {out}")
     print_failures(result.failures)
     return result.exit_code

@@ -55,20 +55,23 @@ def reproduce(
     stopped. direct/table7 times a few iterations and needs no budget.
     """
     require_one_process("reproduce")
+    from directdet.common.folder_lock import hold_folder
     from directdet.common.terminal import terminal
 
     if comparison == "direct/table7":
         from directdet.reproduce.timing import time_table7, timing_table
 
-        terminal().print(timing_table(time_table7(data, out, scale, device)))
+        with hold_folder(out, "reproduce"):
+            terminal().print(timing_table(time_table7(data, out, scale, device)))
         say(f"written: {out / 'results.json'}")
         return
     from directdet.reproduce.comparison_plot import draw_comparison
     from directdet.reproduce.run import ReproduceOptions, reproduce
 
     options = ReproduceOptions(budget, scale, device, seed, imagenet, rows, steps, ssd_batch)
-    found = reproduce(comparison, data, out, options, time_limit)
-    draw_comparison(found.to_dict(), out / "comparison.png")
+    with hold_folder(out, "reproduce"):
+        found = reproduce(comparison, data, out, options, time_limit)
+        draw_comparison(found.to_dict(), out / "comparison.png")
     terminal().print(found.table())
     say(f"written: {out / 'results.json'}")
 
@@ -91,11 +94,13 @@ def landscape(
     ScratchDet's Figures 1 and 7: loss, L2 norm of the gradient and its fluctuation, from the same seed and data.
     """
     require_one_process("landscape")
+    from directdet.common.folder_lock import hold_folder
     from directdet.reproduce.landscape import SMOOTHING, landscape
     from directdet.reproduce.landscape_plot import draw_landscape
 
-    result = landscape(data, out, size, steps, device, seed, base_lr)
-    draw_landscape(result, out / "landscape.png", SMOOTHING)
+    with hold_folder(out, "landscape"):
+        result = landscape(data, out, size, steps, device, seed, base_lr)
+        draw_landscape(result, out / "landscape.png", SMOOTHING)
     for run in result["runs"]:
         end = f"not finite at step {run['stopped']}" if run["stopped"] is not None else f"loss {run['loss'][-1]:.2f}"
         say(f"{run['label']}: {end}")
