@@ -71,7 +71,7 @@ def test_the_least_budget_is_the_least(name):
 
 
 def test_too_small_a_budget_names_one_that_does(shapes, tmp_path, monkeypatch, idle):
-    monkeypatch.setattr(planning, "_seconds", lambda *_: Pace(0.5, 2.0))
+    monkeypatch.setattr(planning, "seconds_of_steps", lambda *_: Pace(0.5, 2.0))
     with pytest.raises(
         UserError, match=r"--budget: 0\.2 minutes are too few for 3 rows here; give at least (\d+)m"
     ) as no:

@@ -34,8 +34,7 @@ def test_what_the_others_are_told_scores_as_the_truth(shapes, tmp_path):
         for box, label in zip(one["boxes"], one["labels"], strict=True)
     ]
     assert figures(score_detections(detections_of(rows, val), val))["AP"] == pytest.approx(100)
-    last = task["val"][-1]["image_id"]
-    rows = [row for row in rows if row[0] != last]
+    rows = rows[: len(rows) // 2]
     assert figures(score_detections(detections_of(rows, val), val))["AP"] < 100
 
 
@@ -52,8 +51,9 @@ def test_yolo_files_give_the_boxes_back(shapes, tmp_path):
             rows = np.loadtxt(tmp_path / "yolo" / "labels" / split / f"{record.image_id}.txt", ndmin=2)
             centre, sides = rows[:, 1:3], rows[:, 3:]
             corners = np.hstack([centre - sides / 2, centre + sides / 2]) * np.tile([record.width, record.height], 2)
-            np.testing.assert_allclose(corners, record.boxes, atol=1e-3)
-            np.testing.assert_array_equal(rows[:, 0], record.labels)
+            used = ~record.crowd
+            np.testing.assert_allclose(corners, record.boxes[used], atol=1e-3)
+            np.testing.assert_array_equal(rows[:, 0], record.labels[used])
             picture = next((tmp_path / "yolo" / "images" / split).glob(f"{record.image_id}.*"))
             assert picture.resolve() == record.path.resolve()
 
