@@ -1,6 +1,8 @@
 """What a phase starts from: which tensors are loaded, which are left and why, and which files are refused."""
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from urllib.error import URLError
 
@@ -270,3 +272,26 @@ class TestImageNet:
         with pytest.raises(UserError, match="--init FILE"):
             train(apply_settings(tiny, ["init=imagenet"]), shapes, tmp_path / "run", phase="finetune")
         assert not (tmp_path / "run").exists()
+
+
+def test_narrow_networks_train_on_a_cpu_where_channels_last_would_crash():
+    """In a process of its own: the crash is a segmentation fault. Wider networks keep the faster format."""
+    code = """
+import torch
+from directdet.models.build import build_model
+from directdet.recipes.recipe import Phase
+from directdet.train.prepare import safe_format
+phase = Phase("pretrain", "direct", (224, 224))
+for width in (4, 8, 16):
+    config = {"detector": "retinanet", "num_classes": 2, "backbone": "resnet18", "width": width, "fpn_channels": 16}
+    model = build_model(config).train()
+    last = safe_format(model, phase).channels_last
+    layout = torch.channels_last if last else torch.contiguous_format
+    model.to(memory_format=layout)
+    images = torch.randn(4, 3, 224, 224).contiguous(memory_format=layout)
+    for _ in range(3):
+        sum(m.square().mean() for m in model.backbone(images).values()).backward()
+    print(width, last, flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.splitlines() == ["4 False", "8 False", "16 True"], done.stderr

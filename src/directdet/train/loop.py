@@ -40,7 +40,7 @@ from directdet.train.interrupt import Interrupt
 from directdet.train.log import RunLog
 from directdet.train.objects import count_objects
 from directdet.train.optim import learning_rate
-from directdet.train.prepare import check_sizes
+from directdet.train.prepare import check_sizes, safe_format
 from directdet.train.step import Batch, Losses, Stepper
 
 LOG_EVERY = 10  # steps; the host waits for the device only then
@@ -91,6 +91,7 @@ class Trainer:
         self, model: Network, phase: Phase, train: Dataset, val: Dataset | None, folder: Path, recipe: str, seed: int
     ):
         check_sizes(model, phase)
+        phase = safe_format(model, phase)
         self.model, self.phase, self.train, self.val = model, phase, train, val
         self.folder, self.recipe, self.seed = folder, recipe, seed
         self.device = next(model.parameters()).device

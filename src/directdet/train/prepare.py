@@ -1,7 +1,7 @@
 """Preparing a model for a phase: input size, weights, batch normalisation, frozen stages."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -21,6 +21,7 @@ from directdet.train import distributed
 # Below this, a batch normalisation's statistics are too noisy to train with (ScratchDet issue 8, mmdetection 1468).
 SMALL_BN_BATCH = 8
 IMAGENET = "imagenet"
+ONEDNN_BLOCK = 16  # channels that oneDNN computes at once
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,21 @@ def check_sizes(model: Network, phase: Phase) -> None:
             model.check_size(phase.size)
         except ValueError as error:
             raise UserError(f"{phase.name}.size: {error}") from None
+
+
+def safe_format(model: nn.Module, phase: Phase) -> Phase:
+    """The phase, without channels_last where the model is on a CPU and would crash there.
+
+    The backward pass of a channels-last 1x1 convolution of stride 2 with fewer than 16 input channels reads beyond its
+    memory (oneDNN in PyTorch 2.14: a segmentation fault for images of some sizes). Other strides, other kernels and
+    more channels do not; the numbers are the same in both formats.
+    """
+    crashes = any(
+        isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and max(m.stride) > 1 and m.in_channels < ONEDNN_BLOCK
+        for m in model.modules()
+    )
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return replace(phase, channels_last=False) if crashes and on_cpu and phase.channels_last else phase
 
 
 def apply_norm(model: Network, phase: Phase, trained: bool, known: bool = True) -> None:
