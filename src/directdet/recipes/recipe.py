@@ -54,6 +54,7 @@ class Phase:
         optimizer: SGD with momentum, or AdamW whose beta1 is `momentum`.
         base_lr, base_batch: the linear scaling rule: learning rate = base_lr * images per step / base_batch.
         norm_weight_decay: whether weight decay applies to normalisation layers and position biases.
+        bias_weight_decay: whether weight decay applies to the biases of other layers.
         milestones, gamma: epochs after which the learning rate is multiplied by gamma; if empty, it is constant.
         warmup_iterations, warmup_factor: the learning rate rises linearly from warmup_factor times its full value.
         norm: batch normalisation: "live" (statistics of each device's batch), "sync" (statistics over all devices),
@@ -91,6 +92,7 @@ class Phase:
     momentum: Share = 0.9
     weight_decay: Share = 1e-4
     norm_weight_decay: bool = True
+    bias_weight_decay: bool = True
     milestones: tuple[Count, ...] = ()
     gamma: Share = 0.1
     warmup_iterations: ZeroOrMore = 500
