@@ -24,6 +24,7 @@ SLIM = {
     "rcnn": {"fpn_channels": 16, "box_convs": 1, "box_features": 16, "mask_convs": 1, "mask_channels": 8},
     "cascade": {"fpn_channels": 16, "box_features": 16, "mask_convs": 1, "mask_channels": 8},
     "retinanet": {"fpn_channels": 16, "head_convs": 1, "test_pre_nms": 60, "candidates": 60, "detections": 20},
+    "rtmdet": {"fpn_channels": 16, "head_convs": 1, "candidates": 60, "detections": 20},
     "ssd": {"detections": 20},
 }
 FEW = {
@@ -186,7 +187,7 @@ def test_it_deploys_static_and_alike(detector: str, backbone: str) -> None:
 
 
 # The exporter takes seconds each: one backbone of every family on each detector that takes it.
-FAMILIES = ("resnet18", "swin_t", "vgg16", "dsod", "root_resnet18")
+FAMILIES = ("resnet18", "swin_t", "cspnext_tiny", "vgg16", "dsod", "root_resnet18")
 EXPORTED = [case for case in CASES if case.values[1] in FAMILIES]
 
 

@@ -17,6 +17,10 @@ from directdet.models.retinanet.config import RetinaNetConfig
 from directdet.models.retinanet.deploy import RetinaNetDeploy
 from directdet.models.retinanet.loss import retinanet_losses
 from directdet.models.retinanet.network import RetinaNet
+from directdet.models.rtmdet.config import RTMDetConfig
+from directdet.models.rtmdet.deploy import RTMDetDeploy
+from directdet.models.rtmdet.loss import rtmdet_losses
+from directdet.models.rtmdet.network import RTMDet
 from directdet.models.ssd.config import SSDConfig
 from directdet.models.ssd.deploy import SSDDeploy
 from directdet.models.ssd.loss import ssd_losses
@@ -55,6 +59,7 @@ DETECTORS = {
     "rcnn": Architecture(RCNNConfig, RCNN, rcnn_losses, RCNNDeploy, ("pyramid", "single_map")),
     "cascade": Architecture(CascadeConfig, Cascade, cascade_losses, CascadeDeploy, ("pyramid", "single_map")),
     "retinanet": Architecture(RetinaNetConfig, RetinaNet, retinanet_losses, RetinaNetDeploy),
+    "rtmdet": Architecture(RTMDetConfig, RTMDet, rtmdet_losses, RTMDetDeploy),
     "ssd": Architecture(SSDConfig, SSD, ssd_losses, SSDDeploy, ("ssd",)),
 }
 

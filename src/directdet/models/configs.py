@@ -6,6 +6,7 @@ from typing import Any
 from directdet.common.plugins import load_plugins
 from directdet.common.settings import SettingError, check_key, nearest
 from directdet.models.retinanet.config import RetinaNetConfig
+from directdet.models.rtmdet.config import RTMDetConfig
 from directdet.models.ssd.config import SSDConfig
 from directdet.models.two_stage.config import CascadeConfig, RCNNConfig
 
@@ -14,6 +15,7 @@ CONFIGS: dict[str, type] = {
     "rcnn": RCNNConfig,
     "cascade": CascadeConfig,
     "retinanet": RetinaNetConfig,
+    "rtmdet": RTMDetConfig,
     "ssd": SSDConfig,
 }
 

@@ -6,10 +6,16 @@ from directdet.common.plugins import load_plugins
 from directdet.common.settings import SettingError, nearest
 from directdet.recipes.direct import DIRECT_RECIPES
 from directdet.recipes.recipe import Recipe
+from directdet.recipes.rtmdet import RTMDET_RECIPES
 from directdet.recipes.scratchdet import SCRATCHDET_RECIPES
 from directdet.recipes.slim import SLIM_RECIPES
 
-RECIPES: dict[str, Callable[[], Recipe]] = {**SLIM_RECIPES, **DIRECT_RECIPES, **SCRATCHDET_RECIPES}
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    **SLIM_RECIPES,
+    **RTMDET_RECIPES,
+    **DIRECT_RECIPES,
+    **SCRATCHDET_RECIPES,
+}
 
 
 def get_recipe(name: str) -> Recipe:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from directdet.common.settings import SettingError
 from directdet.models.backbones.backbone import Backbone
+from directdet.models.backbones.cspnext import CSPNEXTS
 from directdet.models.backbones.dsod import dsod
 from directdet.models.backbones.names import NAMES, TIMM, Kind, check_backbone
 from directdet.models.backbones.resnet import resnet18, resnet50, resnet101
@@ -17,7 +18,13 @@ from directdet.models.backbones.vgg import vgg16, vgg16_conv5
 
 Build = Callable[[int | None, str], Backbone]
 
-BACKBONES: dict[str, Build] = {"resnet18": resnet18, "resnet50": resnet50, "resnet101": resnet101, "swin_t": swin_t}
+BACKBONES: dict[str, Build] = {
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "resnet101": resnet101,
+    "swin_t": swin_t,
+    **CSPNEXTS,
+}
 SSD_BACKBONES: dict[str, Build] = {"vgg16": vgg16, "dsod": dsod, **SSD_RESNETS}
 TABLES: dict[Kind, dict[str, Build]] = {
     "pyramid": BACKBONES,

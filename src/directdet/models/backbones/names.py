@@ -9,7 +9,16 @@ from directdet.common.settings import SettingError, nearest
 Kind = Literal["pyramid", "single_map", "ssd"]
 # builders.add_backbone adds to these.
 NAMES: dict[Kind, list[str]] = {
-    "pyramid": ["resnet18", "resnet50", "resnet101", "swin_t"],
+    "pyramid": [
+        "resnet18",
+        "resnet50",
+        "resnet101",
+        "swin_t",
+        "cspnext_tiny",
+        "cspnext_s",
+        "cspnext_m",
+        "cspnext_l",
+    ],
     "single_map": ["vgg16"],
     "ssd": [
         "vgg16",

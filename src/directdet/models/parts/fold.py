@@ -1,11 +1,14 @@
 """Folding batch normalisation for export: into the preceding convolution or, if there is none, into a scale and shift.
 
-The network is run once to see which normalisation follows which convolution. This works for any network and needs no
-list of layer names.
+A convolution that several normalisations share, as in heads whose levels have statistics of their own, becomes as many
+convolutions. The network is run once to see which normalisation follows which convolution. This works for any network
+and needs no list of layer names.
 """
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,14 +83,18 @@ def _tensors(value: Any) -> list[Tensor]:
 def conv_norm_pairs(network: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     """Pairs of a convolution and the batch normalisation that is the only user of its output, in order of execution.
 
-    A convolution that is used several times, or whose output is also used elsewhere, is not in any pair.
+    A convolution that is used several times is in several pairs if every use has a normalisation of its own, and else
+    in none. Nor is one whose output is also used elsewhere.
 
     Args:
         network: in evaluation mode.
         images: an input of the network, which is run on it once.
     """
     kinds = [(m, type(m)) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    convs = {id(m.weight): m for m in network.modules() if isinstance(m, nn.Conv2d)}
+    convs: dict[int, list[nn.Conv2d]] = {}
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            convs.setdefault(id(module.weight), []).append(module)
     norms = {id(m.running_mean): m for m in network.modules() if isinstance(m, nn.BatchNorm2d)}
     for norm, _ in kinds:
         norm.__class__ = nn.BatchNorm2d  # FixedBatchNorm2d folds itself while running and would be missed
@@ -103,29 +110,35 @@ def conv_norm_pairs(network: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d,
     pairs = []
     for x, mean in recorder.normalised:
         weight = recorder.conv_weights.get(id(x))
-        if weight is None or recorder.uses[id(x)] > 1:
+        if weight is None or recorder.uses[id(x)] > 1 or norm_uses.count(id(mean)) > 1:
             continue
-        if recorder.weight_uses[id(weight)] > 1 or norm_uses.count(id(mean)) > 1:
-            continue
-        if id(weight) in convs and id(mean) in norms:
-            pairs.append((convs[id(weight)], norms[id(mean)]))
-    return pairs
+        if len(convs.get(id(weight), ())) == 1 and id(mean) in norms:
+            pairs.append((convs[id(weight)][0], norms[id(mean)]))
+    count = Counter(id(conv.weight) for conv, _ in pairs)
+    return [(conv, norm) for conv, norm in pairs if count[id(conv.weight)] == recorder.weight_uses[id(conv.weight)]]
 
 
 def fold_batch_norm(network: nn.Module, pairs: Sequence[tuple[nn.Conv2d, nn.BatchNorm2d]]) -> Folding:
     """Fold the normalisations of `pairs`, found by conv_norm_pairs, into their convolutions, in place.
 
-    All other batch normalisations are replaced by a ScaleShift. The arithmetic is done in float64, so folding rounds
-    each weight only once.
+    A convolution of several pairs becomes an Identity, and each of its normalisations a convolution. All other batch
+    normalisations are replaced by a ScaleShift. The arithmetic is done in float64, so folding rounds each weight only
+    once.
     """
+    count = Counter(id(conv) for conv, _ in pairs)
+    instead: dict[int, nn.Module] = {}
     for conv, norm in pairs:
-        _fold(conv, norm)
-    folded = {id(norm) for _, norm in pairs}
+        if count[id(conv)] == 1:
+            instead[id(norm)] = nn.Identity()
+            _fold(conv, norm)
+        else:
+            instead[id(conv)] = nn.Identity()
+            instead[id(norm)] = _fold(copy.deepcopy(conv), norm)
     unfolded = []
     for owner_name, owner in list(network.named_modules()):
         for name, child in list(owner.named_children()):
-            if id(child) in folded:
-                setattr(owner, name, nn.Identity())
+            if id(child) in instead:
+                setattr(owner, name, instead[id(child)])
             elif isinstance(child, nn.BatchNorm2d):
                 setattr(owner, name, ScaleShift(child))
                 unfolded.append(f"{owner_name}.{name}".lstrip("."))
@@ -158,9 +171,10 @@ def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     scale, shift = _scale_and_shift(norm)
     weight = conv.weight.double() * scale[:, None, None, None]
     bias = shift if conv.bias is None else conv.bias.double() * scale + shift
     conv.weight = nn.Parameter(weight.to(conv.weight.dtype))
     conv.bias = nn.Parameter(bias.to(conv.weight.dtype))
+    return conv

@@ -89,8 +89,9 @@ def sample(assigned: Tensor, total: int, positives: int, draw: RandomKeys) -> tu
 def loss_normaliser(mask: Tensor) -> Tensor:
     """The number by which a summed loss is divided: the count of set elements of `mask`, at least 1.
 
-    With several processes it is their mean count. Since gradients are averaged over processes, training on several
-    processes is then equivalent to one process with all their batches, however unevenly the objects are distributed.
+    Weights instead of a mask are added up. With several processes it is their mean. Since gradients are averaged over
+    processes, training on several processes is then equivalent to one process with all their batches, however unevenly
+    the objects are distributed.
     """
     count = mask.sum().float()
     if dist.is_initialized() and dist.get_world_size() > 1:

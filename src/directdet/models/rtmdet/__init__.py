@@ -1,0 +1,1 @@
+"""RTMDet: configuration, network, assignment, losses and deployed form."""

@@ -1,0 +1,47 @@
+"""The configuration of RTMDet. Does not import torch, because recipes use it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from directdet.common.settings import Count, Share, ZeroOrMore, check_fields
+from directdet.models.backbones.names import check_backbone
+
+
+@dataclass(frozen=True)
+class RTMDetConfig:
+    """Settings of the network, its training targets and its post-processing. Defaults are those of RTMDet-s.
+
+    Attributes:
+        num_classes: number of object classes; there is no background class.
+        width: channels of the backbone's stem; None is the published width.
+        norm: "bn" or "gn", in the whole network.
+        fpn_channels: channels of the neck's three maps and of the head.
+        neck_blocks: blocks of each CSP layer of the neck.
+        head_convs: convolutions of each branch of the head before its last layer.
+        exp_distances: whether the predicted distances to a box's sides go through exp(), as in the sizes m and l.
+        top_ious: an object has as many positive points as its `top_ious` best IoUs add up to, at least one.
+        candidates: (point, class) pairs that enter NMS, best first.
+    """
+
+    num_classes: Count
+    backbone: str = "cspnext_s"
+    width: Count | None = None
+    norm: Literal["bn", "gn"] = "bn"
+    fpn_channels: Count = 128
+    neck_blocks: Count = 1
+    head_convs: ZeroOrMore = 2
+    exp_distances: bool = False
+    top_ious: Count = 13
+    score_threshold: Share = 0.001
+    nms: Share = 0.65
+    candidates: Count = 300
+    detections: Count = 100
+
+    @property
+    def masks(self) -> bool:
+        """RTMDet does not predict masks."""
+        return False
+
+    def __post_init__(self) -> None:
+        check_fields(self, "model.")
+        check_backbone("model.backbone", self.backbone, "pyramid")

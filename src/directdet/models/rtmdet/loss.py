@@ -1,0 +1,51 @@
+"""The losses of RTMDet, with static shapes: no sampling, no loop over images, no waiting for the host.
+
+Every point contributes to the class loss, and the positive ones to the box loss. Both are summed over the batch and
+divided by the sum of the positives' IoUs (at least 1), as in mmdet.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from directdet.models.parts.boxes import areas, take
+from directdet.models.parts.targets import RandomKeys, Targets, loss_normaliser, random_keys
+from directdet.models.rtmdet.assign import assign, assigned_boxes
+from directdet.models.rtmdet.network import PointMaps, RTMDet, boxes_of
+
+BOX_WEIGHT = 2.0
+EPSILON = 1e-6  # square pixels
+
+
+def rtmdet_losses(
+    model: RTMDet, raw: PointMaps, targets: Targets, draw: RandomKeys = random_keys
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The losses "class" and "box" (scalars to be summed), and the number of positive points. `draw` is not used."""
+    boxes = boxes_of(raw.distances, raw.points)
+    found = assign(raw.logits, boxes, raw.points, targets, model.config.top_ious)
+    labels = torch.where(found.positive, take(targets.labels, found.objects), -1)
+    total = loss_normaliser(found.quality)
+    class_loss = quality_focal_loss(raw.logits, labels, found.quality).sum() / total
+    box_loss = ((1 - giou(boxes, assigned_boxes(found, targets))) * found.quality).sum() / total
+    return {"class": class_loss, "box": BOX_WEIGHT * box_loss}, {"positives": found.positive.sum()}
+
+
+def quality_focal_loss(logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
+    """Quality focal loss [N, A, C] with beta 2 (Li et al., arXiv 2006.04388).
+
+    logits [N, A, C]; labels [N, A] are 0..C-1, or -1 where there is no object; quality [N, A] is what the score of a
+    point's class is to become.
+    """
+    present = labels.unsqueeze(-1) == torch.arange(logits.shape[-1], device=logits.device)
+    wanted = torch.where(present, quality.unsqueeze(-1), 0.0)
+    entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    return entropy * (wanted - torch.sigmoid(logits)).square()
+
+
+def giou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Generalised IoU of pairs of boxes [..., 4] -> [...], in -1..1 (Rezatofighi et al., arXiv 1902.09630)."""
+    inner = torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(boxes[..., :2], others[..., :2])
+    outer = torch.maximum(boxes[..., 2:], others[..., 2:]) - torch.minimum(boxes[..., :2], others[..., :2])
+    intersection, hull = inner.clamp(min=0).prod(-1), outer.clamp(min=0).prod(-1).clamp(min=EPSILON)
+    union = (areas(boxes) + areas(others) - intersection).clamp(min=EPSILON)
+    return intersection / union - (hull - union) / hull
