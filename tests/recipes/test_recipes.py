@@ -94,6 +94,10 @@ def test_settings_reach_one_phase_or_both():
         ("model.backbone=vgg", "not one of resnet18, resnet50, .*did you mean 'vgg16'"),
         ("channels_last=perhaps", "is not true or false"),
         ("schedule=cosin", "not one of steps, cosine, flat-cosine; did you mean 'cosine'"),
+        ("finetune.mosaic=0.5", "finetune.mosaic: 0.5 needs resize=direct or resize=warp"),
+        ("flip=2", "not between 0 and 1; the nearest is 1"),
+        ("colour=rgb", "not one of none, hsv, photometric"),
+        ("ema=1.1", "not between 0 and 1; the nearest is 1"),
         ("final_lr=1.5", "not between 0 and 1; the nearest is 1"),
     ],
 )
@@ -101,6 +105,12 @@ def test_wrong_settings(setting, says):
     with pytest.raises(UsageProblem, match=says) as caught:
         apply_settings(get_recipe("demo"), [setting])
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("setting", ["colour=hsv", "ssd_crop=true"])
+def test_what_warping_does_already(setting):
+    with pytest.raises(UsageProblem, match="is part of resize=warp already"):
+        apply_settings(get_recipe("ssd300_vgg16_slim"), [setting])
 
 
 def test_unknown_recipe_names_the_nearest():

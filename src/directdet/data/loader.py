@@ -25,13 +25,15 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from directdet.common.errors import UserError
+from directdet.data.augment.compose import Compose
 from directdet.data.augment.sample import Sample, load_sample
 from directdet.data.image import PAD_COLOUR
 from directdet.data.masks import rasterise
+from directdet.data.neighbours import Neighbours
 from directdet.data.records import Dataset, Record
 from directdet.data.sampling import BatchSampler, Sampling
 
-Transform = Callable[[Sample, np.random.Generator], Sample]
+Transform = Callable[[Sample, np.random.Generator], Sample] | Compose
 Batch = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
@@ -80,7 +82,7 @@ def make_loader(
 
     Args:
         transform: ``transform(sample, rng) -> Sample``, e.g.
-            :class:`directdet.data.augment.transforms.PretrainTransform`.
+            :class:`directdet.data.augment.transforms.PretrainTransform`; a :class:`Compose` is also given other images.
         sampling: which images make up a batch.
         padding: the shapes of a batch; None takes the defaults.
         workers: worker processes; 0 reads in this process.
@@ -115,6 +117,7 @@ def make_loader(
             "choose a smaller batch"
         )
     most = max(int((~record.crowd).sum()) for record in records)
+    most *= transform.pictures if isinstance(transform, Compose) else 1
     rows = max(8, -(-max(most, padding.max_objects or 0) // 8) * 8)
     portrait = np.array([record.height > record.width for record in records])
     return BatchLoader(
@@ -283,6 +286,7 @@ class _Samples(TorchDataset):
 
     def __init__(self, records: list[Record], transform: Transform, seed: int, masks: bool, mask_size: int) -> None:
         self.records = records
+        self.neighbours = Neighbours(records, seed, masks or (isinstance(transform, Compose) and transform.needs_masks))
         self.transform = transform
         self.seed = seed
         self.masks = masks
@@ -301,10 +305,13 @@ class _Samples(TorchDataset):
             return _failed(error, str(self.records[image].path))
 
     def _read(self, epoch: int, position: int, image: int) -> tuple[Sample, np.ndarray]:
-        sample = load_sample(self.records[image], self.masks)
-        sample = self.transform(sample, np.random.default_rng([self.seed, epoch, position]))
+        rng = np.random.default_rng([self.seed, epoch, position])
+        if isinstance(self.transform, Compose):
+            sample = self.transform(self.neighbours.read(image), rng, self.neighbours.of(epoch, position))
+        else:
+            sample = self.transform(load_sample(self.records[image], self.masks), rng)
         masks = np.zeros((0, self.mask_size, self.mask_size), np.uint8)
-        if sample.segmentations:
+        if self.masks and sample.segmentations:
             pairs = zip(sample.segmentations, sample.boxes, strict=True)
             masks = np.stack([rasterise(shape, box, self.mask_size) for shape, box in pairs])
         return sample, masks

@@ -100,6 +100,35 @@ def flip_shape(shape: Shape, width: float) -> Shape:
     return [points * np.array([-1.0, 1.0]) + np.array([width, 0.0]) for points in shape]
 
 
+def turn_shape(shape: Shape, height: float, width: float) -> Shape:
+    """Turn by a quarter, counter-clockwise, with an image of ``height`` x ``width``: (x, y) -> (y, width - x)."""
+    if isinstance(shape, CropMask):
+        x1, y1, x2, y2 = shape.box
+        turned = np.ascontiguousarray(np.rot90(shape.mask))
+        return CropMask(turned, np.array([y1, width - x2, y2, width - x1]))
+    return [points[:, ::-1] * np.array([1.0, -1.0]) + np.array([0.0, width]) for points in shape]
+
+
+def draw_pixels(shape: Shape, box: np.ndarray) -> CropMask:
+    """The part of a shape inside ``box`` (xyxy, same pixels) as whole pixels: all that the box touches.
+
+    A pixel is 1 where its centre is in the box and in the mask; of polygons, where they cover at least half of it
+    (measured on cells four times finer, since OpenCV widens polygons by half a cell).
+    """
+    left, top = (int(np.floor(value)) for value in box[:2])
+    right, bottom = max(left + 1, int(np.ceil(box[2]))), max(top + 1, int(np.ceil(box[3])))
+    height, width = bottom - top, right - left
+    times = 1 if isinstance(shape, CropMask) else 4
+    moved = scale_and_shift(shape, (float(times), float(times)), (-left * times - 0.5, -top * times - 0.5))
+    drawn = _draw(moved, (height * times, width * times))
+    if times > 1:
+        drawn = cv2.resize(drawn, (width, height), interpolation=cv2.INTER_AREA)
+    rows, columns = np.arange(top, bottom) + 0.5, np.arange(left, right) + 0.5
+    drawn[(rows < box[1]) | (rows > box[3])] = 0
+    drawn[:, (columns < box[0]) | (columns > box[2])] = 0
+    return CropMask((drawn >= 128).astype(np.uint8), np.array([left, top, right, bottom], np.float64))
+
+
 def rasterise(shape: Shape, box: np.ndarray, size: int = 56) -> np.ndarray:
     """The object's mask inside ``box`` (xyxy, same pixels as ``shape``), uint8 [size, size] of 0 and 1.
 
@@ -111,14 +140,18 @@ def rasterise(shape: Shape, box: np.ndarray, size: int = 56) -> np.ndarray:
     # From image pixels to fine cells; in OpenCV the centre of a cell has integer coordinates, hence the half.
     scale = (fine / max(x2 - x1, 1e-6), fine / max(y2 - y1, 1e-6))
     moved = scale_and_shift(shape, scale, (-x1 * scale[0] - 0.5, -y1 * scale[1] - 0.5))
-    drawn = _draw_crop(moved, fine) if isinstance(moved, CropMask) else _draw_polygons(moved, fine)
+    drawn = _draw(moved, (fine, fine))
     cells = cv2.resize(drawn, (size, size), interpolation=cv2.INTER_AREA)  # the mean of each 4 x 4 block
     return (cells >= 128).astype(np.uint8)
 
 
-def _draw_polygons(polygons: list[np.ndarray], fine: int) -> np.ndarray:
-    """The union of polygons in fine cells, uint8 [fine, fine] of 0 and 255."""
-    drawn = np.zeros((fine, fine), np.uint8)
+def _draw(shape: Shape, size: tuple[int, int]) -> np.ndarray:
+    return _draw_crop(shape, size) if isinstance(shape, CropMask) else _draw_polygons(shape, size)
+
+
+def _draw_polygons(polygons: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """The union of polygons in cells, uint8 [size] of 0 and 255; the centre of a cell has whole coordinates."""
+    drawn = np.zeros(size, np.uint8)
     limit = 2.0**30 / 2**_SHIFT  # far outside the canvas; keeps the fixed-point numbers within 32 bits
     for points in polygons:  # one by one: if drawn together, overlaps would cancel out
         fixed = np.rint(np.clip(points, -limit, limit) * 2**_SHIFT).astype(np.int32)
@@ -126,8 +159,8 @@ def _draw_polygons(polygons: list[np.ndarray], fine: int) -> np.ndarray:
     return drawn
 
 
-def _draw_crop(crop: CropMask, fine: int) -> np.ndarray:
-    """Sample a crop whose box is in fine cells (minus the half), uint8 [fine, fine] of 0 and 255."""
+def _draw_crop(crop: CropMask, size: tuple[int, int]) -> np.ndarray:
+    """Sample a crop whose box is in cells (minus the half), uint8 [size] of 0 and 255."""
     height, width = crop.mask.shape
     x1, y1, x2, y2 = crop.box
     step_x, step_y = width / (x2 - x1), height / (y2 - y1)
@@ -135,4 +168,4 @@ def _draw_crop(crop: CropMask, fine: int) -> np.ndarray:
     matrix = np.array([[step_x, 0.0, -x1 * step_x - 0.5], [0.0, step_y, -y1 * step_y - 0.5]])
     # Nearest, since a mask pixel is a square: interpolation would round the corners of small objects.
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(crop.mask * 255, matrix, (fine, fine), flags=flags, borderMode=cv2.BORDER_CONSTANT)
+    return cv2.warpAffine(crop.mask * 255, matrix, (size[1], size[0]), flags=flags, borderMode=cv2.BORDER_CONSTANT)

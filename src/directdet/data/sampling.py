@@ -49,6 +49,11 @@ class Sampling:
         return self.batch_size * self.world_size
 
 
+def epoch_order(seed: int, epoch: int, images: int) -> np.ndarray:
+    """The image at each position of an epoch, int64 [images]."""
+    return np.random.default_rng([seed, epoch]).permutation(images)
+
+
 class BatchSampler:
     """Yields the batches of one epoch, from ``start`` on, as lists of (epoch, position in the epoch, image index).
 
@@ -82,7 +87,7 @@ class BatchSampler:
     def _batches(self) -> list[list[tuple[int, int]]]:
         """All batches of the epoch, for all processes together, as lists of (position, image index)."""
         size = self.sampling.global_batch_size
-        order = np.random.default_rng([self.sampling.seed, self.epoch]).permutation(self.images).tolist()
+        order = epoch_order(self.sampling.seed, self.epoch, self.images).tolist()
         # Images that fill no batch are dropped before grouping: afterwards it would always be the rarer orientation.
         entries = list(enumerate(order))[: self.batches_per_epoch * size]
         full: list[list[tuple[int, int]]] = []

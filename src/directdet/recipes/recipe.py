@@ -46,6 +46,14 @@ class Phase:
         shrink: with "edges", the factor by which the resized image is then made smaller (Stitcher style, section 3.2).
         short_edges: with "edges", the short edge is drawn at random from these (multi-scale training, Table 6); if
             empty, it is size[0].
+        flip: probability of mirroring left and right.
+        quarter_turns: probability of a turn by one, two or three quarters.
+        colour: "hsv": hue, saturation and value as YOLOX and RTMDet change them; "photometric": as SSD does, which is a
+            part of "warp".
+        ssd_crop: SSD's zoom-out and crop by overlap before the resize, a part of "warp".
+        mosaic: probability of a mosaic of four images, with "direct" and "warp"; `scale` then applies to the mosaic.
+        mixup: probability of blending with another image.
+        copy_paste: probability of pasting objects of another image by their masks.
         skip_empty: leave out images without objects.
         batch_size: images per device and forward pass.
         accumulate: forward passes per step; batch normalisation still sees `batch_size` images.
@@ -87,6 +95,13 @@ class Phase:
     std: tuple[Positive, Positive, Positive] = STD
     shrink: Annotated[float, Between(1, 1000)] = 1.0
     short_edges: tuple[Pixels, ...] = ()
+    flip: Share = 0.5
+    quarter_turns: Share = 0.0
+    colour: Literal["none", "hsv", "photometric"] = "none"
+    ssd_crop: bool = False
+    mosaic: Share = 0.0
+    mixup: Share = 0.0
+    copy_paste: Share = 0.0
     skip_empty: bool = False
     batch_size: Count = 2
     accumulate: Count = 1
@@ -130,7 +145,12 @@ class Phase:
                 f"{self.name}.size: {self.size} is not square, and resize={self.resize} makes square images; give one "
                 "number"
             )
+        if self.mosaic and self.resize == "edges":
+            raise SettingError(f"{self.name}.mosaic: {self.mosaic:g} needs resize=direct or resize=warp; or give 0")
         if self.resize == "warp":
+            for setting, off in (("colour", "none"), ("ssd_crop", False)):
+                if getattr(self, setting) != off:
+                    raise SettingError(f"{self.name}.{setting}: is part of resize=warp already; give {off}")
             if self.eval_size != self.size:
                 raise SettingError(
                     f"{self.name}.eval_size: {self.eval_size} must equal {self.name}.size, {self.size}, with "

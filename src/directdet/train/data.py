@@ -3,10 +3,14 @@
 import os
 from pathlib import Path
 
+from directdet.common.errors import UserError
+from directdet.data.augment.compose import Compose
+from directdet.data.augment.mixing import CopyPaste, MixUp, Mosaic
 from directdet.data.augment.ssd_transforms import SSDTransform
+from directdet.data.augment.steps import Colour, Flip, Resize, Resized, Step, Turn, ZoomAndCrop
 from directdet.data.augment.transforms import EdgesTransform, PretrainTransform
 from directdet.data.dataset import check_same_classes, find_splits, load_dataset
-from directdet.data.loader import BatchLoader, Padding, make_loader
+from directdet.data.loader import BatchLoader, Padding, Transform, make_loader
 from directdet.data.records import Dataset
 from directdet.data.sampling import Sampling
 from directdet.recipes.recipe import Phase
@@ -29,18 +33,49 @@ def load_splits(data: str | Path, fraction: float = 1.0) -> tuple[Dataset, Datas
     return dataset, val
 
 
+def transform_of(phase: Phase) -> Transform:
+    """What a phase does to its pictures: the resize of the papers with a flip, or a composition with more steps."""
+    mixes = phase.mosaic or phase.mixup or phase.copy_paste
+    if not (mixes or phase.quarter_turns or phase.ssd_crop or phase.colour != "none"):
+        return _resize_of(phase, phase.flip)
+    resize = _resize_of(phase, 0.0)
+    first: Step = Resized(resize)
+    if phase.mosaic and phase.resize == "direct":
+        first = Mosaic(phase.mosaic, phase.size[0], phase.scale, resize)
+    steps: list[Step] = [first]
+    if phase.mosaic and phase.resize == "warp":  # SSD's augmentation follows it
+        steps.insert(0, Mosaic(phase.mosaic, phase.size[0], phase.scale))
+    if phase.copy_paste:
+        steps.append(CopyPaste(phase.copy_paste, resize))
+    if phase.colour != "none":
+        steps.append(Colour(phase.colour))
+    steps.append(Flip(phase.flip))
+    if phase.mixup:
+        steps.append(MixUp(phase.mixup, _resize_of(phase, phase.flip)))
+    each: list[Step] = [Turn(phase.quarter_turns)] if phase.quarter_turns else []
+    return Compose((*each, ZoomAndCrop()) if phase.ssd_crop else tuple(each), tuple(steps))
+
+
+def _resize_of(phase: Phase, flip: float) -> Resize:
+    if phase.resize == "direct":
+        return PretrainTransform(phase.size[0], phase.scale, flip)
+    if phase.resize == "warp":
+        return SSDTransform(phase.size[0], flip)
+    return EdgesTransform(*phase.size, flip, phase.shrink, phase.short_edges)
+
+
 def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pin_memory: bool) -> BatchLoader:
     """This process's share of the training batches of a phase.
 
     Raises:
-        UserError: the dataset does not fill one batch.
+        UserError: the dataset does not fill one batch, or lacks masks that the augmentation needs.
     """
-    if phase.resize == "direct":
-        transform = PretrainTransform(phase.size[0], phase.scale)
-    elif phase.resize == "warp":
-        transform = SSDTransform(phase.size[0])
-    else:
-        transform = EdgesTransform(*phase.size, shrink=phase.shrink, short_edges=phase.short_edges)
+    transform = transform_of(phase)
+    if isinstance(transform, Compose) and transform.needs_masks and not dataset.has_masks:
+        raise UserError(
+            f"{dataset.root}: {dataset.split}: {phase.name}.copy_paste needs a mask for every object, and not all have "
+            f"one; give --set {phase.name}.copy_paste=0"
+        )
     sampling = Sampling(
         phase.batch_size,
         seed=seed,

@@ -33,17 +33,19 @@ _LEVELS = np.arange(256, dtype=np.float64)
 class SSDTransform:
     """The whole augmentation, to images of exactly ``size`` x ``size``; masks are transformed too if there are any.
 
-    Objects that end up narrower or lower than a pixel are dropped, as in the other transforms.
+    Objects that end up narrower or lower than a pixel are dropped, as in the other transforms. ``flip`` is the
+    probability of the flip.
     """
 
     size: int = 300
+    flip: float = 0.5
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """``sample`` must not be padded."""
         sample = expand(replace(sample, image=distort(sample.image, rng)), rng)
         sample = crop(sample, sample_window(sample.boxes, *sample.size, rng))
         sample = warp(sample, self.size, INTERPOLATIONS[int(rng.integers(len(INTERPOLATIONS)))])
-        return clip_boxes(hflip(sample) if rng.random() < 0.5 else sample)
+        return clip_boxes(hflip(sample) if rng.random() < self.flip else sample)
 
 
 def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from directdet.front.options import PATH
+from directdet.front.options import PATH, code_option, settings_option
 from directdet.front.say import say
 
 if TYPE_CHECKING:
     from directdet.data.check import CheckReport
+    from directdet.recipes.recipe import Recipe
 
 
 @click.command("check-data")
@@ -20,7 +21,26 @@ if TYPE_CHECKING:
 @click.option("--report", type=PATH, metavar="FILE", help="Write all findings: .json, .html, or else plain text.")
 @click.option("--split", "splits", multiple=True, help="Only this split (may be given again).  [default: all]")
 @click.option("--images/--no-images", default=True, show_default=True, help="Open and decode every picture.")
-def check_data(data: Path, report: Path | None, splits: tuple[str, ...], images: bool) -> int:
+@click.option("--augmented", "recipe", metavar="RECIPE", help="Draw the pictures that training RECIPE would see.")
+@click.option(
+    "--sheet",
+    type=PATH,
+    default=Path("augmented.jpg"),
+    show_default=True,
+    metavar="FILE",
+    help="Where, with --augmented.",
+)
+@settings_option
+@code_option
+def check_data(
+    data: Path,
+    report: Path | None,
+    splits: tuple[str, ...],
+    images: bool,
+    recipe: str | None,
+    sheet: Path,
+    settings: tuple[str, ...],
+) -> int:
     """Check a dataset before time is spent on it.
 
     Exit code 1 if it cannot be used (missing or broken files, splits that do not match) or if training would leave
@@ -30,13 +50,24 @@ def check_data(data: Path, report: Path | None, splits: tuple[str, ...], images:
     from directdet.data.check import check_data
     from directdet.data.check_report import print_report
 
+    if settings and recipe is None:
+        raise click.UsageError("--set changes the recipe of --augmented; give both")
     if report is not None:
         require_writable(report)
+    chosen = None
+    if recipe is not None:
+        from directdet.recipes.by_name import get_recipe
+        from directdet.recipes.settings import apply_settings
+
+        require_writable(sheet)
+        chosen = apply_settings(get_recipe(recipe), list(settings))
     found = check_data(data, splits or None, verify_images=images)
     print_report(found)
     if report is not None:
         write_text_atomic(report, _report_text(found, report.suffix.lower()))
         say(f"report: {report}")
+    if chosen is not None:
+        _write_sheet(data, chosen, sheet)
     if found.dropped:
         first, more = found.dropped[0], len(found.dropped) - 1
         others = f" (and {more} more)" if more else ""
@@ -46,6 +77,24 @@ def check_data(data: Path, report: Path | None, splits: tuple[str, ...], images:
             error=True,
         )
     return int(found.fatal or bool(found.dropped))
+
+
+def _write_sheet(data: Path, recipe: Recipe, sheet: Path) -> None:
+    """Write the first pictures of every phase of a recipe, as they are trained on, to a JPEG file."""
+    from dataclasses import replace
+
+    from directdet.common.files import write_bytes_atomic
+    from directdet.pages.augmented import COLUMNS, drawn_batches, make_sheet
+    from directdet.train.data import load_splits, make_phase_loader
+
+    dataset, _ = load_splits(data, recipe.data_fraction)
+    rows = []
+    for phase in recipe.phases:
+        loader = make_phase_loader(replace(phase, workers=0), dataset, dataset.has_masks, 0, False)
+        title = f"{recipe.name}, {phase.name}: {loader.images} pictures, resize={phase.resize}, size={phase.size[0]}"
+        rows.append((title, drawn_batches(loader, dataset.classes, 2 * COLUMNS)))
+    write_bytes_atomic(sheet, make_sheet(rows))
+    say(f"augmented pictures: {sheet}")
 
 
 def _report_text(found: CheckReport, suffix: str) -> str:
