@@ -15,6 +15,7 @@ from directdet.data.records import Dataset
 from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
 from directdet.models.parts.network import Network
+from directdet.recipes.derived import accumulated
 from directdet.recipes.recipe import Phase, Recipe
 from directdet.train import distributed
 from directdet.train.banner import banner, describe_start
@@ -107,6 +108,8 @@ def train(
     if not chosen:
         names = " and ".join(p.name for p in recipe.phases)
         raise UsageProblem(f"--phase {phase}: {recipe.name} has no such phase; it has {names}")
+    for one in chosen:
+        accumulated(one, distributed.launched())  # before anything is read: whether so many devices can run it
     require_writable(out, folder=True)
     phases = [out / p.name / "checkpoints" / "last.pt" for p in chosen]
     if resume and not any(path.is_file() for path in (*phases, out / "pretrain" / "checkpoints" / "last.pt")):
