@@ -77,7 +77,7 @@ def test_constants_are_those_of_section_4(name):
     assert phase.name == ("finetune" if recipe.init == "imagenet" else "scratch")
     assert (phase.resize, phase.size, phase.eval_size) == ("warp", (300, 300), (300, 300))
     assert (phase.optimizer, phase.momentum, phase.weight_decay, phase.gamma) == ("sgd", 0.9, 0.0005, 0.1)
-    assert (phase.batch_size, phase.accumulate, phase.norm, phase.frozen_stages) == (32, 1, "live", -1)
+    assert (phase.batch_size, phase.fixed_batch, phase.norm, phase.frozen_stages) == (32, True, "live", -1)
     assert (phase.warmup_iterations, phase.clip_norm, phase.precision, phase.max_steps) == (0, None, "fp32", None)
     # Weights of torchvision know pixels divided by ImageNet's deviation, whatever ScratchDet does.
     assert phase.std == (STD if recipe.init == "imagenet" else (1.0, 1.0, 1.0))

@@ -355,8 +355,8 @@ def test_gradients_are_sent_once_a_step_however_many_batches_it_has(pair: Pair, 
 
 
 def test_two_equal_batches_make_the_step_of_both_together() -> None:
-    """Losses are means over what was sampled, so two batches make the step of both together only where both sample
-    equally many; here they are the same, and everything is sampled, so that chance has no part in it."""
+    """In float64, where both are the same to the last digits; everything is sampled, so that chance has no part in it.
+    Batches that differ are in test_accumulation."""
     everything = ("model.rpn_samples=2000", "model.roi_samples=200", "model.mask_slots=40")
     phase = recipe(*everything).phase("pretrain")
     generator = torch.Generator().manual_seed(0)

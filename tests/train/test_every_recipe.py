@@ -41,7 +41,15 @@ def tiny_phase(phase: Phase) -> Phase:
     short_edges = tuple(edge // 10 // 16 * 16 for edge in phase.short_edges)
     # Contiguous: PyTorch 2.15 on a CPU has crashed in the backward pass of channels-last networks as narrow as these.
     layout = {"channels_last": False}
-    changes = {"size": size, "short_edges": short_edges, "batch_size": 2, "workers": 0, **length, **layout}
+    changes = {
+        "size": size,
+        "short_edges": short_edges,
+        "batch_size": 2,
+        "base_batch": 2,
+        "workers": 0,
+        **length,
+        **layout,
+    }
     eval_size = (300, 300) if phase.resize == "warp" else (64, 96)
     return replace(phase, **changes, eval_size=eval_size, eval_fixed=False, eval_every=1_000_000)
 

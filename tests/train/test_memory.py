@@ -230,7 +230,9 @@ def test_other_steps_take_more_by_what_they_hold(cost):
     accumulated = step_cost(FAST, replace(PHASE, accumulate=3), LARGE, BATCH, objects=OBJECTS)
     losses = accumulated.peak - cost.peak - trainable  # the first batch's, kept for the mean
     assert 0 <= losses <= 20 * BLOCK
-    assert accumulated.flops == cost.flops  # of one of its batches
+    # Of one of its batches, with the forward pass that counts the samples of the whole step: a third of forward and
+    # backward, and a little more, since the images themselves have no gradient.
+    assert 4 / 3 < accumulated.flops / cost.flops < 1.45
 
 
 @pytest.mark.slow

@@ -166,7 +166,7 @@ def test_measurements_decide_where_there_are_any(monkeypatch):
     """A stand-in for the GPU: batch 4 runs out of memory there, batch 2 takes more than was estimated."""
     answers = {2: Measured(6_000_000, 0.5), 4: None}
     monkeypatch.setattr(planner, "device_name", lambda: "Some GPU")
-    monkeypatch.setattr(planner, "measure", lambda config, phase, size, batch: answers[batch])
+    monkeypatch.setattr(planner, "measure", lambda config, phase, size, batch, gpus: answers[batch])
     found = plan(SMALL, PHASE, 10**9, Grid((96,), (2, 4)), on_gpu=True, progress=False)
     two, four = found.settings
     assert (two.fits, two.seconds, two.measured) == (True, 0.5, answers[2])

@@ -26,7 +26,7 @@ def slim() -> Recipe:
     """Six steps of a slim SSD300."""
     torch.set_num_threads(1)
     recipe = get_recipe("ssd300_resnet18").with_phase(
-        "scratch", batch_size=3, workers=0, iterations=6, milestones=(5,), eval_every=1_000_000
+        "scratch", batch_size=3, base_batch=3, workers=0, iterations=6, milestones=(5,), eval_every=1_000_000
     )
     return replace(recipe, model={**recipe.model, "width": 8})
 
@@ -46,7 +46,7 @@ def test_evaluation_prepares_as_training_does(shapes, slim, tmp_path):
     dataset, val = load_splits(shapes)
     for phase in (slim.phases[0], get_recipe("ssd300_vgg16_imagenet_both_lr01").phases[0]):
         model = build_model({"detector": "ssd", "num_classes": 4, "width": 8})
-        phase = replace(phase, batch_size=2, workers=0)
+        phase = replace(phase, batch_size=2, base_batch=2, workers=0)
         trainer = Trainer(model, phase, dataset, val, tmp_path, "test", 0)
         assert trainer.preprocess == Preprocess((300, 300), fixed=True, mean=MEAN, std=phase.std, warp=True)
         criterion = trainer.stepper.criterion

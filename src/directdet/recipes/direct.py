@@ -226,14 +226,20 @@ def _less_data() -> dict[str, Callable[[], Recipe]]:
     def by_steps(phase: Phase, iterations: int, **changes: Any) -> Phase:
         drops = (iterations * 2 // 3, iterations * 8 // 9)
         evaluations = {"eval_every": iterations // 7500}  # about ten: a pass over a tenth of COCO takes 740 steps
-        return replace(phase, iterations=iterations, repeat=1, milestones=drops, **evaluations, **changes)
+        same = {"fixed_batch": True, "repeat": 1}
+        return replace(phase, iterations=iterations, milestones=drops, **same, **evaluations, **changes)
 
     by_iterations = {
         f"{phase}.{key}": "the length is given in iterations"
         for phase in ("pretrain", "finetune")
         for key in ("epochs", "repeat")
     }
+    by_iterations |= {
+        "fixed_batch": "the length is given in iterations: each takes as many images on any number of GPUs",
+        "pretrain.base_batch": "section 3.3: 8 images on each of 8 GPUs",
+    }
     coco = {
+        "pretrain.base_lr": "section 3.4: 0.02 for 2 images on each of 8 GPUs, scaled linearly: 0.08 for 64 images",
         "data_fraction": "section 4.8: 1/10 of COCO, 11.8k images",
         "finetune.base_lr": "section 4.8: 0.04",
         "finetune.gamma": "section 4.8: 0.02",
@@ -243,7 +249,8 @@ def _less_data() -> dict[str, Callable[[], Recipe]]:
     }
     tenth = partial(MASK_R50, data_fraction=0.1, sources=coco)
     settings = {"base_lr": 0.04, "gamma": 0.02}
-    pretrain_60k = replace(pretrain(), iterations=60_000, repeat=1, eval_every=30)
+    of_64 = replace(pretrain(), base_lr=0.08, base_batch=64, fixed_batch=True, repeat=1, eval_every=30)
+    pretrain_60k = replace(of_64, iterations=60_000)
     voc = {
         **by_iterations,
         "finetune.size": "mmdet, VOC: (1000, 600)",
@@ -255,18 +262,19 @@ def _less_data() -> dict[str, Callable[[], Recipe]]:
         "finetune.warmup_iterations": "mmdet, VOC: none",
         "finetune.warmup_factor": "not used: there is no warm-up",
         "pretrain.iterations": "Table 9: 93k",
-        "pretrain.base_lr": "linear scaling rule from fine-tuning's 0.01 for 16 images",
+        "pretrain.base_lr": "linear scaling rule from fine-tuning's 0.01 for 16 images: 0.04 for 64 images",
     }
     tune = finetune(
         size=(600, 1000),
         eval_size=(600, 1000),
         base_lr=0.01,
+        fixed_batch=True,
         iterations=12_400,
         milestones=(9_300,),
         warmup_iterations=0,
         eval_every=3,
     )
-    pretrain_93k = replace(pretrain(), base_lr=0.01, iterations=93_000, repeat=1, eval_size=(600, 1000), eval_every=30)
+    pretrain_93k = replace(of_64, base_lr=0.04, iterations=93_000, eval_size=(600, 1000))
     from_imagenet = replace(tune, norm="affine")
     recipes = {
         "mask_rcnn_r50_fpn_coco10_imagenet": partial(

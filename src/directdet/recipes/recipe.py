@@ -18,6 +18,7 @@ from directdet.common.settings import (
 )
 from directdet.infer.preprocess import STD
 from directdet.models.configs import make_config
+from directdet.recipes.derived import check_together
 
 # The parts of a detector that can be loaded from a checkpoint separately, in the order of Table 5 of the direct
 # pre-training paper. "box" is also the head of a one-stage detector.
@@ -56,12 +57,14 @@ class Phase:
         copy_paste: probability of pasting objects of another image by their masks.
         skip_empty: leave out images without objects.
         batch_size: images per device and forward pass.
-        accumulate: forward passes per step; batch normalisation still sees `batch_size` images.
+        accumulate: forward passes per step; batch normalisation still sees `batch_size` images. None: as many as
+            fixed_batch needs, otherwise 1. The losses are divided by the counts of the whole step.
         epochs, repeat: the phase makes epochs * repeat passes over the dataset; evaluation and milestones count epochs.
         iterations: the length in steps, instead of epochs; milestones then count steps as well.
         max_steps: stop after this many steps, whatever the schedule says; None for no limit.
         optimizer: SGD with momentum, or AdamW whose beta1 is `momentum`.
         base_lr, base_batch: the linear scaling rule: learning rate = base_lr * images per step / base_batch.
+        fixed_batch: a step takes base_batch images on any number of devices, so that the learning rate is base_lr.
         norm_weight_decay: whether weight decay applies to normalisation layers and position biases.
         bias_weight_decay: whether weight decay applies to the biases of all other layers.
         schedule: "steps": milestones; "cosine": half a cosine from the end of the warm-up to the end of the phase;
@@ -104,7 +107,7 @@ class Phase:
     copy_paste: Share = 0.0
     skip_empty: bool = False
     batch_size: Count = 2
-    accumulate: Count = 1
+    accumulate: Count | None = None
     epochs: Count = 12
     repeat: Count = 1
     iterations: Count | None = None
@@ -112,6 +115,7 @@ class Phase:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     base_lr: NotNegative = 0.02
     base_batch: Count = 16
+    fixed_batch: bool = False
     momentum: Share = 0.9
     weight_decay: Share = 1e-4
     norm_weight_decay: bool = True
@@ -162,6 +166,7 @@ class Phase:
                 f"{self.name}.eval_size: {self.eval_size} must be multiples of 32 with eval_fixed; the nearest are "
                 f"{near}"
             )
+        check_together(self)
 
 
 @dataclass(frozen=True)

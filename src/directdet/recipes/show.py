@@ -10,6 +10,7 @@ from directdet.common.plugins import load_plugins
 from directdet.common.terminal import TITLE, plain
 from directdet.models.configs import config_of
 from directdet.recipes.by_name import RECIPES
+from directdet.recipes.derived import describe_batches
 from directdet.recipes.recipe import Phase, Recipe
 from directdet.recipes.table_rows import TABLES, published_results, rows_of
 
@@ -70,6 +71,7 @@ def describe_recipe(recipe: Recipe) -> Group:
     facts = [f"First phase starts from: {recipe.init} weights"]
     if recipe.data_fraction < 1:
         facts.append(f"Share of the training images: {recipe.data_fraction:g} ({recipe.sources['data_fraction']})")
+    facts += [describe_batches(phase) for phase in recipe.phases if phase.fixed_batch]
     facts += [f"In the paper: {text}" for text in published_results(recipe.name)]
     facts.append(f"Run it: directdet train {recipe.name} --data DATA --out RUN")
     return Group(table, model, *map(plain, facts))

@@ -44,8 +44,7 @@ def banner(trainer: Trainer, start: str) -> Table:
         "normalisation": describe_norm(model, phase),
         "parameters": f"{total / 1e6:.2f} M, {frozen / 1e6:.2f} M of them frozen (frozen stages: "
         f"{phase.frozen_stages if phase.frozen_stages >= 0 else 'none'})",
-        "learning rate": f"{trainer.rate:g} = {phase.base_lr:g} x {trainer.images_per_step} / {phase.base_batch} "
-        f"images (linear scaling), warm-up {phase.warmup_iterations} steps, {_schedule(phase)}",
+        "learning rate": f"{_rate(trainer)}, warm-up {phase.warmup_iterations} steps, {_schedule(phase)}",
         **({} if phase.ema is None else {"weights kept": f"their moving average, decay {phase.ema:g}"}),
         "steps": f"{trainer.steps}{f' (max_steps) of {whole}' if trainer.steps < whole else ''}, "
         f"{whole / trainer.steps_per_pass:.4g} passes of {trainer.steps_per_pass}",
@@ -74,12 +73,21 @@ def _images(trainer: Trainer) -> str:
     """The images of a step, by device and accumulated batch."""
     phase, processes = trainer.phase, distributed.world_size()
     text = f"{trainer.images_per_step} images per step"
-    if processes > 1 or phase.accumulate > 1:
+    if processes > 1 or trainer.accumulate > 1:
         text += f" ({phase.batch_size}"
         text += f" on each of {processes} devices" if processes > 1 else ""
-        text += f", {phase.accumulate} times" if phase.accumulate > 1 else ""
+        text += f", {trainer.accumulate} times" if trainer.accumulate > 1 else ""
         text += ")"
-    return text
+    return f"{text} on any number of devices" if phase.fixed_batch else text
+
+
+def _rate(trainer: Trainer) -> str:
+    """The learning rate, and where it comes from."""
+    phase = trainer.phase
+    if phase.fixed_batch:
+        return f"{trainer.rate:g} (that of {phase.base_batch} images, which every step takes)"
+    images = f"{trainer.images_per_step} / {phase.base_batch} images"
+    return f"{trainer.rate:g} = {phase.base_lr:g} x {images} (linear scaling)"
 
 
 def _objects(count: ObjectCount) -> str:

@@ -28,7 +28,7 @@ def start(device: torch.device, store: Store | None = None) -> torch.device:
     Raises:
         UserError: there are more processes than GPUs.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launched() == 1:
         return device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -67,6 +67,11 @@ def stop() -> None:
     """Leave the other processes."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def launched() -> int:
+    """The number of processes that torchrun started, known before they have joined."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:

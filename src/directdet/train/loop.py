@@ -33,6 +33,7 @@ from directdet.infer.runtimes.torch_runtime import TorchPredictor
 from directdet.models.build import describe_model
 from directdet.models.checkpoint import load_checkpoint, not_finite, save_checkpoint
 from directdet.models.parts.network import Network
+from directdet.recipes.derived import accumulated, images_per_step
 from directdet.recipes.recipe import Phase
 from directdet.train import distributed
 from directdet.train.data import make_phase_loader
@@ -99,16 +100,18 @@ class Trainer:
             model.to(memory_format=torch.channels_last)
         self.objects = count_objects(phase, train)
         self.loader = make_phase_loader(phase, train, model.config.masks, seed, self.device.type == "cuda")
-        self.steps_per_pass = self.loader.batches_per_epoch // phase.accumulate
+        self.accumulate = accumulated(phase, distributed.world_size())
+        self.images_per_step = images_per_step(phase, distributed.world_size())
+        self.steps_per_pass = self.loader.batches_per_epoch // self.accumulate
         if not self.steps_per_pass:
+            setting = "base_batch" if phase.fixed_batch else "accumulate"
             raise UserError(
-                f"{phase.name}.accumulate: a step takes {phase.accumulate} batches, but the data has only "
-                f"{self.loader.batches_per_epoch}; lower accumulate or batch_size"
+                f"{phase.name}.{setting}: a step takes {self.accumulate} batches, but the data has only "
+                f"{self.loader.batches_per_epoch}; lower {setting} or batch_size"
             )
         self.steps_per_epoch = self.steps_per_pass * phase.repeat
         whole = phase.iterations or self.steps_per_epoch * phase.epochs
         self.steps = min(whole, phase.max_steps or sys.maxsize)
-        self.images_per_step = phase.batch_size * phase.accumulate * distributed.world_size()
         self.rate = learning_rate(phase, self.images_per_step)
         warp = phase.resize == "warp"
         self.preprocess = Preprocess(phase.eval_size, fixed=phase.eval_fixed or warp, std=phase.std, warp=warp)
@@ -190,7 +193,7 @@ class Trainer:
     def _one_pass(self, output: _Output, interrupt: Interrupt) -> None:
         """One pass over the dataset, or the rest of it, or as much as comes before an interrupt."""
         self.model.train()
-        accumulate, number = self.phase.accumulate, self.position.step // self.steps_per_pass
+        accumulate, number = self.accumulate, self.position.step // self.steps_per_pass
         self.loader.set_epoch(number, self.position.step % self.steps_per_pass * accumulate)
         totals, since = None, 0
         begun = started = waiting = time.perf_counter()

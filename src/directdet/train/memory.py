@@ -22,6 +22,7 @@ from directdet.common.errors import UsageProblem, UserError
 from directdet.infer.preprocess import Preprocess
 from directdet.models.build import build_model
 from directdet.models.parts.network import Network
+from directdet.recipes.derived import accumulated
 from directdet.recipes.recipe import Phase
 from directdet.train.ledger import Ledger
 from directdet.train.prepare import apply_norm
@@ -38,8 +39,9 @@ class StepCost:
 
     Attributes:
         peak: memory in bytes.
-        flops: of the forward and backward pass, two for a multiplication and addition, of convolutions and matrix
-            products; pooling of RoIs (EmbeddingBag) and elementwise work is not counted.
+        flops: of the forward and backward pass of a batch, two for a multiplication and addition, of convolutions and
+            matrix products; pooling of RoIs (EmbeddingBag) and elementwise work is not counted. Where batches are
+            accumulated, with a second forward pass (see Stepper.step).
         parts: what is alive at the peak: bytes by purpose, largest first.
     """
 
@@ -79,13 +81,14 @@ def step_cost(
     """
     if phase.precision == "fp16":  # bf16 takes the same memory, and its step reads no value
         phase = replace(phase, precision="bf16")
-    phase = replace(phase, batch_size=batch, accumulate=min(phase.accumulate, 2))  # a third batch is like the second
+    times = min(accumulated(replace(phase, batch_size=batch), processes), 2)  # a third batch is like the second
+    phase = replace(phase, batch_size=batch, accumulate=times, fixed_batch=False)
     model = _shapes_only(model_config, phase)
     with torch.random.fork_rng(devices=[]), FakeTensorMode():
         _make_fake(model)
         stepper = Stepper(model, phase, Preprocess(size=size), 0.0, 0)
         _start_optimizer(stepper.optimizer)
-        batches = [_empty_batch(size, batch, objects, model.config.masks)] * phase.accumulate
+        batches = [_empty_batch(size, batch, objects, model.config.masks)] * times
         weights = [*model.parameters(), *model.buffers()]
         gradients = [p.grad for p in weights if p.grad is not None]
         buckets = [torch.empty_like(g) for g in gradients] if processes > 1 else []
@@ -100,7 +103,7 @@ def step_cost(
         del gradients
         with ledger:
             stepper.step(batches, number=1, steps_per_epoch=1)
-        return StepCost(ledger.peak, ledger.flops // phase.accumulate, ledger.parts())
+        return StepCost(ledger.peak, ledger.flops // times, ledger.parts())
 
 
 def _shapes_only(model_config: Mapping[str, Any], phase: Phase) -> Network:
@@ -160,21 +163,27 @@ def measure(
     phase: Phase,
     size: tuple[int, int],
     batch: int,
+    processes: int = 1,
     objects: int = OBJECTS,
     steps: int = 5,
 ) -> Measured | None:
-    """Peak and time of real steps of one process on the current GPU, on noise; None if they run out of memory."""
+    """Peak and time of the real steps of one of several processes on the current GPU, on noise.
+
+    None if they run out of memory.
+    """
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
+    phase = replace(phase, batch_size=batch)
+    times = accumulated(phase, processes)
     try:
         model = build_model(model_config)
         model.cuda().train()
         apply_norm(model, phase, trained=True, known=False)
         if phase.channels_last:
             model.to(memory_format=torch.channels_last)
-        stepper = Stepper(model, replace(phase, batch_size=batch), Preprocess(size=size), 0.0, 0)
-        batches = [_noise(size, batch, objects, model.config.masks)] * phase.accumulate
+        stepper = Stepper(model, phase, Preprocess(size=size), 0.0, 0)
+        batches = [_noise(size, batch, objects, model.config.masks)] * times
         for number in range(WARM_STEPS):
             stepper.step(batches, number, steps_per_epoch=WARM_STEPS + steps)
         torch.cuda.synchronize()

@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 from rich.progress import track
 
 from directdet.common.errors import UsageProblem
+from directdet.common.settings import SettingError
 from directdet.common.terminal import terminal
+from directdet.recipes.derived import accumulated, images_per_step
 from directdet.recipes.published import direct_table10
 from directdet.recipes.recipe import Phase
 from directdet.train.memory import StepCost, device_name, measure, step_cost
@@ -118,7 +120,8 @@ def plan(
         UsageProblem: the phase has no length to plan, or there is no such network.
         UserError: on_gpu without a GPU.
     """
-    grid, workload = grid or Grid(), workload or Workload()
+    workload = workload or Workload()
+    grid = _possible(phase, grid or Grid(), workload.gpus)
     if phase.resize != "direct":
         raise UsageProblem(
             f"{phase.name}: resize={phase.resize}; only phases with resize=direct have a length to plan; choose a "
@@ -133,16 +136,17 @@ def plan(
     second = paper[448].flops / PAPER_SECONDS  # FLOPs per second of the paper's GPU
     settings = []
     for (length, batch), cost in _track(list(costs.items()), "measuring", progress and on_gpu):
-        images_per_step = batch * workload.gpus * phase.accumulate
-        found = measure(model_config, _at(phase, length, batch), (length, length), batch) if on_gpu else None
+        at = _at(phase, length, batch)
+        per_step, times = images_per_step(at, workload.gpus), accumulated(at, workload.gpus)
+        found = measure(model_config, at, (length, length), batch, workload.gpus) if on_gpu else None
         setting = Setting(
             length,
             batch,
             cost.peak,
             cost.flops / batch,
-            learning_rate(phase, images_per_step),
-            _iterations(phase, passes, workload.images, images_per_step),
-            found.seconds if found else phase.accumulate * cost.flops / second,
+            learning_rate(phase, per_step),
+            _iterations(phase, passes, workload.images, per_step),
+            found.seconds if found else times * cost.flops / second,
             (found is not None and found.peak <= memory) if on_gpu else cost.peak <= memory,
             found,
         )
@@ -171,6 +175,20 @@ def choose(settings: Iterable[Setting]) -> Setting | None:
     """
     fitting = [s for s in settings if s.fits]
     return max(fitting, key=lambda s: (min(s.batch, ENOUGH_FOR_BN), s.length, s.batch), default=None)
+
+
+def _possible(phase: Phase, grid: Grid, gpus: int) -> Grid:
+    """The grid without the batches that cannot make up the phase's fixed step; SettingError if none can."""
+    batches: list[int] = []
+    for batch in grid.batches:
+        try:
+            accumulated(_at(phase, grid.lengths[0], batch), gpus)
+        except SettingError:
+            if batch == grid.batches[-1] and not batches:
+                raise
+        else:
+            batches.append(batch)
+    return replace(grid, batches=batches)
 
 
 def _at(phase: Phase, length: int, batch: int) -> Phase:

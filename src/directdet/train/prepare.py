@@ -15,6 +15,7 @@ from directdet.common.terminal import TITLE, plain
 from directdet.models.checkpoint import CheckpointError, load_checkpoint
 from directdet.models.parts.network import Network
 from directdet.models.parts.norm import FixedBatchNorm2d, fix_batch_norm, has_statistics, sync_batch_norm
+from directdet.recipes.derived import accumulated
 from directdet.recipes.recipe import PARTS, Part, Phase
 from directdet.train import distributed
 
@@ -248,8 +249,8 @@ def describe_norm(model: nn.Module, phase: Phase) -> str:
         parts.append(f"{live} live batch normalisations over {images} images {over}")
         if images < SMALL_BN_BATCH:
             parts[-1] += f" (fewer than {SMALL_BN_BATCH}: expect noisy statistics; gradient accumulation does not help)"
-        elif phase.accumulate > 1:
-            parts[-1] += f" (not over the {phase.accumulate} accumulated batches)"
+        elif (times := accumulated(phase, distributed.world_size())) > 1:
+            parts[-1] += f" (not over the {times} accumulated batches)"
     for kind in (nn.GroupNorm, nn.LayerNorm):
         if count := sum(isinstance(m, kind) for m in model.modules()):
             parts.append(f"{count} live {'group' if kind is nn.GroupNorm else 'layer'} normalisations")

@@ -18,6 +18,7 @@ from directdet.data.records import Dataset
 from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
 from directdet.models.parts.network import Network
+from directdet.recipes.derived import accumulated
 from directdet.recipes.recipe import Phase, Recipe
 from directdet.train import distributed
 from directdet.train.banner import banner, describe_start
@@ -141,6 +142,8 @@ def _train(
     if not chosen:
         names = " and ".join(p.name for p in recipe.phases)
         raise UsageProblem(f"--phase {phase}: {recipe.name} has no such phase; it has {names}")
+    for one in chosen:
+        accumulated(one, distributed.launched())  # before anything is read: whether so many devices can run it
     require_writable(out, folder=True)
     if resume and not any(_begun(out / name) for name in (*(p.name for p in chosen), "pretrain")):
         names = " or ".join(p.name for p in chosen)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from directdet.infer.preprocess import Preprocess
 from directdet.models.build import losses_of
 from directdet.models.parts.network import Network
-from directdet.models.parts.targets import Targets
+from directdet.models.parts.targets import Targets, note_counts, whole_step_counts
 from directdet.recipes.recipe import Phase
 from directdet.train import distributed
 from directdet.train.averages.weights import WeightAverage
@@ -74,7 +74,8 @@ class Stepper:
     def step(self, batches: Sequence[Batch], number: int, steps_per_epoch: int) -> Losses:
         """Step `number` (0-based) of the phase over the batches that it accumulates.
 
-        Each batch is seeded by its own number, so a run that continues at any step is the same run.
+        Each batch is seeded by its own number, so a run that continues at any step is the same run. The losses of all
+        batches are divided by the counts of the whole step, as they are over several processes.
 
         Returns:
             Losses and counts by name, each the mean over the batches, detached and still on the device.
@@ -83,11 +84,11 @@ class Stepper:
             group["lr"] = self.rate * factor_at(self.phase, number, steps_per_epoch)
         self.optimizer.zero_grad(set_to_none=True)
         seen: list[Losses] = []
-        for index, (images, targets) in enumerate(batches):
-            torch.manual_seed(self.seed * 1_000_003 + number * len(batches) + index)
-            moved = Targets(**{name: value.to(self.device, non_blocking=True) for name, value in targets.items()})
-            with self._unsynchronised(index < len(batches) - 1):
-                losses, counts = self.criterion(images.to(self.device, non_blocking=True), moved)
+        divisors = self._whole_step(batches, number) if len(batches) > 1 else None
+        for index, batch in enumerate(batches):
+            whole = contextlib.nullcontext() if divisors is None else whole_step_counts(divisors)
+            with self._unsynchronised(index < len(batches) - 1), whole:
+                losses, counts = self._losses(batch, number * len(batches) + index)
                 self.scaler.scale(total(losses.values()) / len(batches)).backward()
             seen.append(
                 ({k: v.detach() for k, v in losses.items()}, {k: v.detach().float() for k, v in counts.items()})
@@ -100,6 +101,30 @@ class Stepper:
         if self.average is not None:
             self.average.update(number + 1)
         return _means([losses for losses, _ in seen]), _means([counts for _, counts in seen])
+
+    def _losses(self, batch: Batch, number: int) -> Losses:
+        """The losses and counts of a batch, seeded by its number."""
+        torch.manual_seed(self.seed * 1_000_003 + number)
+        images, targets = batch
+        moved = Targets(**{name: value.to(self.device, non_blocking=True) for name, value in targets.items()})
+        return self.criterion(images.to(self.device, non_blocking=True), moved)
+
+    @torch.no_grad()
+    def _whole_step(self, batches: Sequence[Batch], number: int) -> list[Tensor]:
+        """The counts that the losses of a step are divided by: the mean of its batches, of each at least one in all.
+
+        The samples that are counted depend on the network, so this takes a forward pass of every batch.
+        """
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        rows = []
+        for index, batch in enumerate(batches):
+            with note_counts() as counts:
+                self._losses(batch, number * len(batches) + index)
+            rows.append(torch.stack(counts))
+        for buffer, before in buffers:  # the statistics of batch normalisation see each batch once
+            buffer.copy_(before)
+        least = 1 / (len(batches) * distributed.world_size())
+        return list(torch.stack(rows).mean(0).clamp(min=least))
 
     def _unsynchronised(self, wanted: bool) -> contextlib.AbstractContextManager:
         """Gradients are averaged over the processes once per step, not with each of its batches."""

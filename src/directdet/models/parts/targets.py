@@ -3,7 +3,9 @@
 All operations have static shapes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -86,16 +88,51 @@ def sample(assigned: Tensor, total: int, positives: int, draw: RandomKeys) -> tu
     return index, priority >= 0, priority > 1
 
 
+# What loss_normaliser() returns next, or where it notes its counts; None outside the two functions that set them.
+_GIVEN: ContextVar[Iterator[Tensor] | None] = ContextVar("given", default=None)
+_NOTED: ContextVar[list[Tensor] | None] = ContextVar("noted", default=None)
+
+
 def loss_normaliser(mask: Tensor) -> Tensor:
     """The number by which a summed loss is divided: the count of set elements of `mask`, at least 1.
 
     Weights instead of a mask are added up. With several processes it is their mean. Since gradients are averaged over
     processes, training on several processes is then equivalent to one process with all their batches, however unevenly
-    the objects are distributed.
+    the objects are distributed. The same holds for the batches that one step accumulates; see whole_step_counts().
     """
-    count = mask.sum().float()
+    given, noted = _GIVEN.get(), _NOTED.get()
+    if given is not None:
+        return next(given)
+    count, processes = mask.sum().float(), 1
     if dist.is_initialized() and dist.get_world_size() > 1:
+        processes = dist.get_world_size()
         dist.all_reduce(count)
-        count /= dist.get_world_size()
-        return count.clamp(min=1 / dist.get_world_size())
-    return count.clamp(min=1)
+        count /= processes
+    if noted is not None:
+        noted.append(count)
+    return count.clamp(min=1 / processes)
+
+
+@contextmanager
+def note_counts() -> Iterator[list[Tensor]]:
+    """Within it, loss_normaliser() adds each count to the list that is returned."""
+    noted: list[Tensor] = []
+    token = _NOTED.set(noted)
+    try:
+        yield noted
+    finally:
+        _NOTED.reset(token)
+
+
+@contextmanager
+def whole_step_counts(counts: list[Tensor]) -> Iterator[None]:
+    """Within it, the losses are divided by these counts, in the order in which loss_normaliser() is called.
+
+    A step that accumulates gradients divides the losses of each of its batches by the mean counts of all of them, so
+    that it is the same as a step with all their images at once.
+    """
+    token = _GIVEN.set(iter(counts))
+    try:
+        yield
+    finally:
+        _GIVEN.reset(token)
