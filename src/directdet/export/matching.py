@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from directdet.infer.detections import Detections
+from directdet.infer.detections import MASK_THRESHOLD, Detections
 
 
 @dataclass(frozen=True)
@@ -14,9 +14,14 @@ class Tolerance:
 
     Attributes:
         box: of a box side, in pixels of the network's input.
-        score, mask: of a score, and of a mask's probabilities.
+        score: of a score.
+        mask: of a mask's probabilities; None: not limited, since a lower precision moves an outline by a cell, where
+            the probability goes from 0 to 1.
+        mask_iou: the smallest mean IoU of the masks of matched detections, in the masks' own cells.
+        shift: of the mean over the matched detections, to either side and up or down, in pixels of the input: rounding
+            moves boxes to all sides, a wrong graph to one.
         matched: the smallest share of detections that must be matched.
-        ap: of the AP (0 to 1), either way.
+        ap: of the AP (0 to 1), either way, beyond what the pictures leave open; see `ap_difference`.
         window: a partner may differ by this many tolerances. Above 1, a large difference counts as a difference, and
             fails; with 1, a detection beyond the tolerance counts as a miss, of which a lower precision may have a few.
         disturbance: standard deviation of the noise on the normalised input that shows what PyTorch itself does not
@@ -25,9 +30,11 @@ class Tolerance:
 
     box: float = 0.1
     score: float = 1e-3
-    mask: float = 0.02
+    mask: float | None = 0.02
+    mask_iou: float = 0.99
+    shift: float = 0.02
     matched: float = 0.99
-    ap: float = 0.002
+    ap: float = 0.001
     window: float = 10.0
     disturbance: float = 1e-5
 
@@ -42,6 +49,8 @@ class Comparison:
         counted: detections that must have a partner; matched: those that have one.
         undecided: detections not counted, because PyTorch itself does not repeat them (see `verify`).
         box, score, mask: the largest differences among the matched.
+        mask_iou: the mean IoU of the matched masks; None without masks.
+        shift: mean difference of the matched boxes' centres, found minus expected, in pixels of the input, (x, y).
     """
 
     picture: str
@@ -53,6 +62,8 @@ class Comparison:
     box: float = 0.0
     score: float = 0.0
     mask: float = 0.0
+    mask_iou: float | None = None
+    shift: tuple[float, float] = (0.0, 0.0)
 
 
 def compare(
@@ -68,34 +79,40 @@ def compare(
 
     Not counted, if unmatched, are detections at the other side's floor, within the tolerance, where rounding decides
     what gets onto the list; those of `expected` that some `disturbed` run lacks; and those of `found` that some
-    `disturbed` run has. Where only one side has masks, nothing matches.
+    `disturbed` run has. Nor is a pair beyond the tolerance of which the same is true within it: of two boxes on one
+    object, each side kept another. Where only one side has masks, nothing matches.
 
     Args:
         name: of the picture.
-        disturbed: called only where something is unmatched.
+        disturbed: called only where something is unmatched, or matched beyond the tolerance.
         floors: the lowest scores that `expected` and `found` can contain.
         scale: network pixels per picture pixel.
     """
     if (expected.masks is None) != (found.masks is None):
         return Comparison(name, len(expected), len(found), len(expected) + len(found), 0, 0)
-    pairs = _match(expected, found, scale, tolerance)
+    pairs = _match(expected, found, scale, tolerance, tolerance.window)
     missed = _unmatched(expected, {i for i, _ in pairs}, floors[1] + tolerance.score)
     extra = _unmatched(found, {j for _, j in pairs}, floors[0] + tolerance.score)
-    undecided = 0
-    if missed or extra:
+    beyond = [pair for pair in pairs if not _within(expected, found, pair, scale, tolerance)]
+    before = len(pairs) + len(missed) + len(extra)
+    if missed or extra or beyond:
         runs = disturbed()
-        repeated = [{i for i, _ in _match(expected, run, scale, tolerance)} for run in runs]
-        known = [{j for j, _ in _match(found, run, scale, tolerance)} for run in runs]
-        undecided += sum(any(i not in run for run in repeated) for i in missed)
-        undecided += sum(any(j in run for run in known) for j in extra)
-    counted = len(pairs) + len(missed) + len(extra) - undecided
+        varying, known = _unsteady(expected, found, runs, scale, tolerance, tolerance.window)
+        missed, extra = [i for i in missed if i not in varying], [j for j in extra if j not in known]
+        varying, known = _unsteady(expected, found, runs, scale, tolerance, 1.0)
+        pairs = [(i, j) for i, j in pairs if (i, j) not in beyond or (i not in varying and j not in known)]
+    counted = len(pairs) + len(missed) + len(extra)
+    undecided = before - counted
     if not pairs:
         return Comparison(name, len(expected), len(found), counted, 0, undecided)
     left, right = (np.array(side) for side in zip(*pairs, strict=True))
-    mask = 0.0
+    mask, mask_iou = 0.0, None
     if expected.masks is not None and found.masks is not None:
         difference = np.abs(expected.masks[left] - found.masks[right])
         mask = float(np.nan_to_num(difference, nan=1.0).max())  # NaN counts as the largest error
+        mask_iou = float(_mask_ious(expected.masks[left], found.masks[right]).mean())
+    moved = (found.boxes[right] - expected.boxes[left]) * scale
+    x, y = (moved[:, :2] + moved[:, 2:]).mean(0) / 2
     return Comparison(
         name,
         len(expected),
@@ -103,23 +120,58 @@ def compare(
         counted,
         len(pairs),
         undecided,
-        float(np.abs(expected.boxes[left] - found.boxes[right]).max()) * scale,
+        float(np.abs(moved).max()),
         float(np.abs(expected.scores[left] - found.scores[right]).max()),
         mask,
+        mask_iou,
+        (float(x), float(y)),
     )
+
+
+def _mask_ious(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """IoU [K] of masks [K, M, M] in their own cells; two empty ones are the same, and NaN agrees with nothing."""
+    ours, theirs = expected >= MASK_THRESHOLD, found >= MASK_THRESHOLD
+    shared, either = (ours & theirs).sum((1, 2)), (ours | theirs).sum((1, 2))
+    iou = np.where(either > 0, shared / np.maximum(either, 1), 1.0)
+    return np.where(np.isnan(found).any((1, 2)), 0.0, iou)
+
+
+def _within(expected: Detections, found: Detections, pair: tuple[int, int], scale: float, tolerance: Tolerance) -> bool:
+    i, j = pair
+    distance = np.abs(expected.boxes[i] - found.boxes[j]).max() * scale
+    return bool(distance <= tolerance.box and abs(expected.scores[i] - found.scores[j]) <= tolerance.score)
+
+
+def _unsteady(
+    expected: Detections,
+    found: Detections,
+    runs: Sequence[Detections],
+    scale: float,
+    tolerance: Tolerance,
+    window: float,
+) -> tuple[set[int], set[int]]:
+    """Which of `expected` some run lacks, and which of `found` some run has."""
+    varying: set[int] = set()
+    known: set[int] = set()
+    for run in runs:
+        varying |= set(range(len(expected))) - {i for i, _ in _match(expected, run, scale, tolerance, window)}
+        known |= {j for j, _ in _match(found, run, scale, tolerance, window)}
+    return varying, known
 
 
 def _unmatched(detections: Detections, matched: set[int], floor: float) -> list[int]:
     return [i for i, score in enumerate(detections.scores) if i not in matched and score > floor]
 
 
-def _match(expected: Detections, found: Detections, scale: float, tolerance: Tolerance) -> list[tuple[int, int]]:
-    """Pairs of the same label whose boxes and scores are near, nearest first."""
+def _match(
+    expected: Detections, found: Detections, scale: float, tolerance: Tolerance, window: float
+) -> list[tuple[int, int]]:
+    """Pairs of the same label whose boxes and scores are within `window` tolerances, nearest first."""
     if not len(expected) or not len(found):
         return []
     distance = np.abs(expected.boxes[:, None] - found.boxes[None]).max(-1) * scale
     gap = np.abs(expected.scores[:, None] - found.scores[None])
-    near = (distance <= tolerance.window * tolerance.box) & (gap <= tolerance.window * tolerance.score)
+    near = (distance <= window * tolerance.box) & (gap <= window * tolerance.score)
     near &= expected.labels[:, None] == found.labels[None]
     cost = np.where(near, distance / tolerance.box + gap / tolerance.score, np.inf)
     pairs, used_i, used_j = [], set(), set()

@@ -10,18 +10,30 @@ from pathlib import Path
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from rich.text import Text
 
 from directdet.common.errors import MissingLibraryError
 from directdet.common.terminal import CAPTION, TITLE, plain, verdict
-from directdet.data.records import Dataset
-from directdet.export.verify import DIFFERENCES, TOLERANCES, SameCanvas, Verification, expect, planes, verify
-from directdet.infer.accuracy.evaluate import Metrics, evaluate
+from directdet.data.records import Dataset, Record
+from directdet.export.ap_difference import Found, average_precisions, spread_of_difference
+from directdet.export.matching import Tolerance
+from directdet.export.verify import (
+    DIFFERENCES,
+    SPREADS,
+    TOLERANCES,
+    SameCanvas,
+    Verification,
+    expect,
+    marked,
+    planes,
+    verify,
+)
+from directdet.infer.accuracy.evaluate import detect
 from directdet.infer.predictor import Predictor
 from directdet.infer.runtimes.load import load
 from directdet.infer.runtimes.names import RUNTIMES
 
 AP_IMAGES = 100
+ROWS = ("box px", "score", "mask")  # of the table, for verify.DIFFERENCES
 TIMED_RUNS = 3
 
 
@@ -70,50 +82,73 @@ class SideBySide:
             "pytorch": {"rough_latency_ms": self.latency_ms, "ap": self.ap},
             "timed_batch": self.batch,
             "ap_images": self.ap_images,
+            "failed": [f"{one.runtime}: {what.name}" for one in self.runtimes for what in one.failed],
             "runtimes": [one.to_dict() for one in self.runtimes],
             "notes": list(self.notes),
         }
 
     def table(self) -> Table:
-        """One row per runtime, and the tolerance, within 80 columns."""
-        kinds = list(self.ap)
+        """A row for each figure, a column for each runtime; what failed is red. Within 80 columns."""
         table = Table(
-            title=plain("verification: ", TITLE).append_text(verdict(self.passed)), box=SIMPLE_HEAD, padding=0
+            title=plain("verification: ", TITLE).append_text(verdict(self.passed)), box=SIMPLE_HEAD, padding=(0, 1)
         )
         table.add_column("", no_wrap=True)
-        columns = [
-            "found",
-            "unsure",
-            "matched",
-            "box px",
-            "score",
-            "mask",
-            *(f"{kind} AP" for kind in kinds),
-            "ms",
-        ]
-        for name in columns:
-            table.add_column(name, justify="right", no_wrap=True)
         first, limits = self.runtimes[0], self.runtimes[0].tolerance
-        expected = str(sum(c.expected for c in first.comparisons))
-        own = [f"{100 * self.ap[kind]:.2f}" for kind in kinds]
-        table.add_row("PyTorch", expected, "", "", "", "", "", *own, f"{self.latency_ms:.0f}")
-        for one in self.runtimes:
-            name = one.runtime if one.passed else Text(one.runtime, "bold red")
-            found, undecided = (str(sum(getattr(c, key) for c in one.comparisons)) for key in ("found", "undecided"))
-            numbers = [f"{one.largest(what):.1e}" for what in DIFFERENCES]
-            theirs = [f"{100 * one.ap[kind]:.2f}" if kind in one.ap else "none" for kind in kinds]
-            latency = "-" if one.latency_ms is None else f"{one.latency_ms:.0f}"
-            table.add_row(name, found, undecided, f"{one.matched:.1%}", *numbers, *theirs, latency)
-        table.add_section()
-        allowed = [f"{getattr(limits, what):.1e}" for what in DIFFERENCES]
-        ap = [f"±{100 * limits.ap:.2f}" for _ in kinds]
-        table.add_row("tolerance", "", "", f"{limits.matched:.0%}", *allowed, *ap, "")
-        notes = [f"ms: rough, median of {TIMED_RUNS} runs of {self.batch} image(s), network alone; not a benchmark"]
+        for name in ("PyTorch", *(one.runtime for one in self.runtimes), "tolerance"):
+            table.add_column(name, justify="right", no_wrap=True)
+        own = {f"{kind} AP": f"{100 * ap:.2f}" for kind, ap in self.ap.items()}
+        own |= {"found": str(sum(c.expected for c in first.comparisons)), "ms": f"{self.latency_ms:.0f}"}
+        columns = [_cells(one) for one in self.runtimes]
+        failed = [{criterion.name for criterion in one.failed} for one in self.runtimes]
+        names = dict.fromkeys(name for cells in columns for name in cells if name != "ms")
+        for name in (*names, "ms"):
+            cells = [marked(cells.get(name, "-"), name in bad) for cells, bad in zip(columns, failed, strict=True)]
+            table.add_row(name, own.get(name, ""), *cells, _allowed(name, limits, self.runtimes))
+        notes = [reason for one in self.runtimes for reason in one.reasons]
+        notes.append(f"ms: rough, median of {TIMED_RUNS} runs of {self.batch} image(s), network alone; not a benchmark")
         notes.append("unsure: what PyTorch itself does not repeat under rounding errors; not counted")
-        notes += [f"AP: %, on {self.ap_images} images"] if kinds else []
+        notes += [f"AP: %, on {self.ap_images} images"] if self.ap else []
+        if any(one.ap_spread for one in self.runtimes):
+            notes.append(
+                f"AP's tolerance: {100 * limits.ap:g}, and {SPREADS} times what the choice of the pictures does"
+            )
         notes += [note for one in self.runtimes for note in one.notes]
         table.caption = plain("\n".join(dict.fromkeys([*notes, *self.notes])), CAPTION)
         return table
+
+
+def _cells(one: Verification) -> dict[str, str]:
+    """What was measured in one runtime, by row."""
+    found, undecided = (str(sum(getattr(c, key) for c in one.comparisons)) for key in ("found", "undecided"))
+    numbers = {name: f"{one.largest(what):.1e}" for name, what in zip(ROWS, DIFFERENCES, strict=True)}
+    if one.mask_iou is None:
+        del numbers["mask"]
+    else:
+        numbers["mask IoU"] = f"{one.mask_iou:.3f}"
+    return {
+        "found": found,
+        "unsure": undecided,
+        "matched": f"{one.matched:.1%}",
+        **numbers,
+        "shift px": f"{one.shift:.1e}",
+        **{f"{kind} AP": f"{100 * one.ap[kind]:.2f}" if kind in one.ap else "none" for kind in one.reference_ap},
+        "ms": "-" if one.latency_ms is None else f"{one.latency_ms:.0f}",
+    }
+
+
+def _allowed(name: str, limits: Tolerance, runtimes: Sequence[Verification]) -> str:
+    """What is allowed of a row of `_cells`; empty for those that are only told."""
+    fixed = {
+        "matched": f"{limits.matched:.0%}",
+        "box px": f"{limits.box:g}",
+        "score": f"{limits.score:g}",
+        "mask": "any" if limits.mask is None else f"{limits.mask:g}",
+        "mask IoU": f"{limits.mask_iou:g}",
+        "shift px": f"{limits.shift:g}",
+    }
+    if name.endswith(" AP"):
+        return f"±{100 * max(one.ap_limit(name.removesuffix(' AP')) for one in runtimes):.2f}"
+    return fixed.get(name, "")
 
 
 def compare_runtimes(
@@ -140,8 +175,8 @@ def compare_runtimes(
     """
     dataset, pictures, ap_images = verify_on.dataset, verify_on.pictures, verify_on.ap_images
     scored = dataset if dataset is not None and dataset.records and ap_images else None
-    count = min(ap_images, len(scored.records)) if scored else 0
-    own: dict[str, float] = {}
+    records = scored.records[:ap_images] if scored else ()
+    count, own, own_found = len(records), dict[str, float](), []
     timing, expected, found, missing = 0.0, None, [], []
     for runtime in RUNTIMES[kind]:
         say(f"verification in {runtime}")
@@ -158,11 +193,13 @@ def compare_runtimes(
             if scored:
                 say(f"AP of PyTorch on {count} images")
                 same = SameCanvas(reference, candidate)
-                own = _ap(evaluate(same, scored, progress=True, max_images=ap_images))
+                own_found = detect(same, scored, records, progress=True)
+                own = average_precisions(own_found, scored, records)
         one = verify(reference, candidate, pictures, precision, expected)
-        ap = _ap(evaluate(candidate, scored, progress=True, max_images=ap_images)) if scored else {}
-        latency = _milliseconds(candidate, candidate.prepare(sample)[0])
-        found.append(replace(one, latency_ms=latency, ap=ap, reference_ap=own))
+        if scored:
+            theirs = detect(candidate, scored, records, progress=True)
+            one = with_ap(one, own, own_found, theirs, scored, records)
+        found.append(replace(one, latency_ms=_milliseconds(candidate, candidate.prepare(sample)[0])))
         del candidate  # so that two runtimes' copies of the weights are not in memory together
         gc.collect()
     if not found:
@@ -172,12 +209,24 @@ def compare_runtimes(
     return SideBySide(tuple(found), timing, own, count, batch, tuple(missing))
 
 
-def _ap(metrics: Metrics) -> dict[str, float]:
-    """AP by kind; pycocotools' -1, where the ground truth has no such objects, is left as it is."""
-    both = {"box": metrics.bbox["AP"]}
-    if metrics.segm is not None:
-        both["mask"] = metrics.segm["AP"]
-    return both
+def with_ap(
+    one: Verification,
+    own: dict[str, float],
+    own_found: Found,
+    theirs: Found,
+    dataset: Dataset,
+    records: Sequence[Record],
+) -> Verification:
+    """`one` with the AP of both sides on `records`, and the spread of those differences that need it.
+
+    Args:
+        own: the AP of PyTorch, of `own_found`.
+        theirs: what the runtime found.
+    """
+    ap = average_precisions(theirs, dataset, records)
+    far = [kind for kind in own if kind in ap and abs(ap[kind] - own[kind]) > one.tolerance.ap]
+    spread = {kind: spread_of_difference(own_found, theirs, dataset, records, kind) for kind in far}
+    return replace(one, ap=ap, reference_ap=own, ap_spread=spread)
 
 
 def _milliseconds(detector: Predictor, batch: np.ndarray) -> float:

@@ -25,6 +25,7 @@ from directdet.common.terminal import plain, terminal, verdict
 from directdet.data.dataset import load_dataset
 from directdet.data.synthetic import make_synthetic
 from directdet.export.run import ExportResult, export
+from directdet.export.verify import limited
 from directdet.front.demo_report import Report, render
 from directdet.infer.runtimes.load import load
 from directdet.pages.gallery import make_gallery
@@ -221,20 +222,23 @@ def _verification_grid(verification: Verification) -> Grid:
         share = f"{one.matched}/{one.counted}"
         differences = (f"{getattr(one, name):.1e}" for name in names)
         rows.append((one.picture, one.expected, one.found, share, one.undecided, *differences))
-    largest = (f"{verification.largest(name):.1e}" for name in names)
-    rows.append(("largest", "", "", f"{verification.matched:.1%}", "", *largest))
-    rows.append(("allowed", "", "", f"{limits.matched:.0%}", "", *(f"{getattr(limits, name):.1e}" for name in names)))
+    bad = {one.name.removesuffix(" px") for one in verification.failed}
+    largest = (f"{verification.largest(name):.1e}{' FAIL' * (name in bad)}" for name in names)
+    matched = f"{verification.matched:.1%}{' FAIL' * ('matched' in bad)}"
+    rows.append(("largest", "", "", matched, "", *largest))
+    rows.append(("allowed", "", "", f"{limits.matched:.0%}", "", *(limited(getattr(limits, name)) for name in names)))
     return Grid(("picture", "PyTorch", "ONNX", "matched", "undecided", "box (px)", "score", "mask"), rows)
 
 
 def _verification_note(verification: Verification) -> str:
     detections = sum(one.expected for one in verification.comparisons)
-    return (
+    told = (
         f"{detections} detections of PyTorch on {len(verification.comparisons)} pictures, a blank one and one of an "
         "odd aspect ratio among them, compared with those of the exported graph in ONNX Runtime. Undecided detections "
         "are those that PyTorch itself does not repeat when its input is disturbed by rounding errors; they are not "
         "counted. The last three columns are the largest differences."
     )
+    return " ".join((*verification.reasons, told))
 
 
 def _about(timed: BenchmarkResult, seconds: dict[str, float], command: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -13,6 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from directdet.data.dataset import Dataset, Record
 from directdet.data.masks import coco_mask
+from directdet.infer.detections import Detections
 
 
 def coco_ground_truth(dataset: Dataset, records: Iterable[Record] | None = None) -> COCO:
@@ -83,18 +84,8 @@ class _Evaluation(COCOeval):
 def score(
     results: list[dict[str, Any]], dataset: Dataset, records: Iterable[Record], kind: Literal["bbox", "segm"]
 ) -> tuple[list[float], list[float]]:
-    """The twelve numbers in pycocotools' order, and the AP of each class, for kind "bbox" or "segm".
-
-    The results are not loaded with `loadRes`, which refuses an empty list, and which gives masks the area of their box,
-    so that small, medium and large would not mean the same for masks as in the ground truth.
-    """
-    annotations = []
-    for number, result in enumerate(results, start=1):
-        area = result["bbox"][2] * result["bbox"][3]
-        if kind == "segm":
-            area = float(coco_mask().area(result["segmentation"]))
-        annotations.append({**result, "id": number, "area": area, "iscrowd": 0})
-    evaluation = _Evaluation(coco_ground_truth(dataset, records), _coco(dataset, records, annotations), kind)
+    """The twelve numbers in pycocotools' order, and the AP of each class, for kind "bbox" or "segm"."""
+    evaluation = _evaluation(results, dataset, records, kind)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
         evaluation.accumulate()
@@ -103,6 +94,43 @@ def score(
     by_id = dict(zip(evaluation.params.catIds, range(precision.shape[2]), strict=True))
     per_class = [_mean(precision[:, :, by_id[number], 0, -1]) for number in dataset.category_ids]
     return [float(value) for value in evaluation.stats], per_class
+
+
+def evaluated(
+    found: Iterable[tuple[int, Detections]], dataset: Dataset, records: Sequence[Record], kind: Literal["bbox", "segm"]
+) -> list[list[dict[str, Any] | None]]:
+    """pycocotools' matches of objects of any size, by class of the dataset and picture: `COCOeval.evaluateImg`'s.
+
+    Args:
+        found: (image id, detections with the dataset's labels), at most one entry per image.
+        records: the images that were processed.
+    """
+    results = [entry for image, one in found for entry in one.to_coco(image, dataset.category_ids)]
+    evaluation = _evaluation(results, dataset, records, kind)
+    evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+    images = len(evaluation.params.imgIds)
+    cells = cast("list[dict[str, Any] | None]", evaluation.evalImgs)
+    by_id = {number: cells[start * images :][:images] for start, number in enumerate(evaluation.params.catIds)}
+    return [by_id[number] for number in dataset.category_ids]
+
+
+def _evaluation(
+    results: list[dict[str, Any]], dataset: Dataset, records: Iterable[Record], kind: Literal["bbox", "segm"]
+) -> _Evaluation:
+    """Results against ground truth, ready to evaluate.
+
+    They are not loaded with `loadRes`, which refuses an empty list, and which gives masks the area of their box, so
+    that small, medium and large would not mean the same for masks as in the ground truth.
+    """
+    annotations = []
+    for number, result in enumerate(results, start=1):
+        area = result["bbox"][2] * result["bbox"][3]
+        if kind == "segm":
+            area = float(coco_mask().area(result["segmentation"]))
+        annotations.append({**result, "id": number, "area": area, "iscrowd": 0})
+    return _Evaluation(coco_ground_truth(dataset, records), _coco(dataset, records, annotations), kind)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -64,6 +64,21 @@ def pack_detections(boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tens
     return (scores > 0).sum(1, keepdim=True, dtype=torch.int32), boxes, scores, labels.to(torch.int32)
 
 
+def log_odds(logits: Tensor) -> Tensor:
+    """log(p / (1 - p)) of the softmax p of logits [..., C], to rank by and, through a sigmoid, to score with.
+
+    Confident probabilities all round to 1, so that the order of equal ones would decide which box survives NMS, and
+    runtimes order them differently. 1 - p is summed from the other classes, as the difference would round to 0 as well.
+    """
+    top = logits.amax(-1, keepdim=True)
+    is_top = logits == top
+    terms = torch.exp(logits - top)
+    ties = is_top.to(logits.dtype).sum(-1, keepdim=True)
+    rest = torch.where(is_top, 0.0, terms).sum(-1, keepdim=True)
+    others = torch.where(is_top, rest + (ties - 1), rest + ties - terms)
+    return (logits - top) - torch.log(others.clamp(min=torch.finfo(logits.dtype).tiny))
+
+
 def best_pairs(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The best (anchor, class) pairs of logits [N, A, C]: their logits, anchors and classes [N, K], best first.
 

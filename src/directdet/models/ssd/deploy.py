@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from directdet.models.parts.boxes import areas, clip_boxes, decode_boxes, pairwise_intersection, take
-from directdet.models.parts.postprocess import best_pairs, pack_detections, select_detections
+from directdet.models.parts.postprocess import best_pairs, log_odds, pack_detections, select_detections
 from directdet.models.ssd.config import SSDConfig
 from directdet.models.ssd.loss import DELTA_WEIGHTS
 from directdet.models.ssd.network import SSD
@@ -30,10 +30,10 @@ class SSDDeploy(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         raw = self.model(images, self.model.priors)
-        scores, index, labels = best_pairs(torch.softmax(raw.logits, -1)[..., 1:], MAX_PAIRS)
+        odds, index, labels = best_pairs(log_odds(raw.logits)[..., 1:], MAX_PAIRS)
         boxes = decode_boxes(take(raw.deltas, index), raw.anchors[index], DELTA_WEIGHTS)
         boxes = clip_boxes(boxes, self.limit.expand(images.shape[0], -1))
-        return pack_detections(*select_in_rounds(self.model.config, boxes, scores, labels))
+        return pack_detections(*select_in_rounds(self.model.config, boxes, torch.sigmoid(odds), labels))
 
 
 def select_in_rounds(config: SSDConfig, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,8 +55,10 @@ def select_in_rounds(config: SSDConfig, boxes: Tensor, scores: Tensor, labels: T
         scores = torch.where(_covered(config, chosen[0], chosen[2], boxes, labels), 0.0, scores)
         # The last round needs only its own candidates, earlier rounds also those of the rounds after them.
         count = min(config.candidates, scores.shape[1]) if number + 1 == ROUNDS else scores.shape[1]
-        scores, index = torch.topk(scores, count, dim=1)
-        boxes, labels = take(boxes, index), take(labels, index)
+        # Those that remain keep their order; sorting them by score would shuffle the confident, which are all 1.
+        order = torch.arange(scores.shape[1], 0, -1, device=scores.device, dtype=scores.dtype)
+        _, index = torch.topk(torch.where(scores > 0, order, -order), count, dim=1)
+        scores, boxes, labels = take(scores, index), take(boxes, index), take(labels, index)
     boxes, scores, labels = (torch.cat(values, 1) for values in zip(*found, strict=True))
     scores, index = torch.topk(scores, min(config.detections, scores.shape[1]), dim=1)
     return take(boxes, index), scores, take(labels, index)

@@ -27,8 +27,7 @@ class CascadeDeploy(TwoStageDeploy):
             logits, deltas = self.model.predict_boxes(stage, self.pool(features, boxes, BOX_BINS))
             stages.append(logits)
             boxes = refine(stage, boxes, deltas, sizes)
-        scores = torch.softmax(_mean(stages), -1).reshape(*valid.shape, -1)[..., 1:]
-        scores, _, roi, labels = self.best_candidates(scores, valid)
+        scores, _, roi, labels = self.best_candidates(_mean(stages), valid)
         boxes, scores, labels = select_detections(self.model.config, take(boxes, roi), scores, labels)
         return self.outputs(features, boxes, scores, labels)
 

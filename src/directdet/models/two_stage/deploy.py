@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from directdet.models.parts.boxes import clip_boxes, decode_boxes, take
-from directdet.models.parts.postprocess import pack_detections, select_detections
+from directdet.models.parts.postprocess import log_odds, pack_detections, select_detections
 from directdet.models.parts.pyramid import AnchoredDeploy
 from directdet.models.two_stage.network import BOX_BINS, BOX_WEIGHTS, MASK_BINS, MASK_SIZE, RCNN
-from directdet.models.two_stage.rpn import propose
+from directdet.models.two_stage.rpn import SUPPRESSED, propose
 
 
 class TwoStageDeploy(AnchoredDeploy):
@@ -26,17 +26,18 @@ class TwoStageDeploy(AnchoredDeploy):
         """Boxes [N, R, 4] -> [N * R, C, bins, bins]."""
         return self.model.pool_batch(features, boxes, bins, self.portable)
 
-    def best_candidates(self, scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The best (RoI, class) pairs of scores [N, R, classes], only for RoIs that are `valid` [N, R].
+    def best_candidates(self, logits: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The best (RoI, class) pairs of logits [N * R, 1 + classes], only for RoIs that are `valid` [N, R].
 
         Returns their scores, indices into [R * classes], RoIs and labels, each [N, K], best first.
         """
-        classes = scores.shape[2]
-        scores = (scores * valid.unsqueeze(-1).to(scores.dtype)).flatten(1)
+        odds = log_odds(logits).reshape(*valid.shape, -1)[..., 1:]
+        classes = odds.shape[2]
+        odds = torch.where(valid.unsqueeze(-1), odds, SUPPRESSED).flatten(1)
         # NMS is greedy, so lower candidates never affect which of the best survive. k must not exceed their number.
-        scores, index = torch.topk(scores, min(self.model.config.candidates, scores.shape[1]), dim=1)
+        odds, index = torch.topk(odds, min(self.model.config.candidates, odds.shape[1]), dim=1)
         roi = torch.div(index, classes, rounding_mode="floor")
-        return scores, index, roi, index - roi * classes
+        return torch.sigmoid(odds), index, roi, index - roi * classes
 
     def outputs(self, features: list[Tensor], boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         """Detections [N, K] -> num, boxes, scores, labels and, with masks, masks."""
@@ -68,8 +69,7 @@ class RCNNDeploy(TwoStageDeploy):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Head outputs of proposals [N, R, 4] -> boxes [N, K, 4], scores [N, K], labels [N, K], best first."""
         images, count, classes = *proposals.shape[:2], self.model.config.num_classes
-        scores = torch.softmax(logits, -1).reshape(images, count, classes + 1)[..., 1:]
-        scores, index, roi, labels = self.best_candidates(scores, valid)
+        scores, index, roi, labels = self.best_candidates(logits, valid)
         deltas = deltas.reshape(images, count, classes + 1, 4)[:, :, 1:].reshape(images, -1, 4)
         boxes = clip_boxes(decode_boxes(take(deltas, index), take(proposals, roi), BOX_WEIGHTS), sizes)
         return select_detections(self.model.config, boxes, scores, labels)
