@@ -21,6 +21,7 @@ SMALL = {
     "cascade": {"fpn_channels": 16, "box_features": 16, "mask_convs": 1, "mask_channels": 8},
     "ssd": {},
     "retinanet": {"fpn_channels": 16, "head_convs": 1, "test_pre_nms": 32, "candidates": 64},
+    "rtmdet": {"fpn_channels": 16, "neck_blocks": 1, "candidates": 64},
 }
 FEW = {
     "train_pre_nms": 64,

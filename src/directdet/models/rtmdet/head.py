@@ -1,6 +1,7 @@
 """RTMDet's head: a branch for the classes and one for the boxes, with convolutions shared by all levels."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,8 @@ class Branch(nn.Module):
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         found = []
         for x, norms, last in zip(maps, self.norms, self.last, strict=True):
-            for conv, norm in zip(self.convs, norms.children(), strict=True):
+            convs: list[Any] = list(self.convs)
+            for conv, norm in zip(convs, norms.children(), strict=True):
                 x = F.silu(conv_norm(conv, norm, x))
             found.append(flatten_map(last(x), self.outputs))
         return found
