@@ -6,7 +6,13 @@ import pytest
 
 from directdet.common.settings import SettingError
 from directdet.recipes.by_name import RECIPES, get_recipe
-from directdet.recipes.derived import accumulated, images_per_step, possible_devices
+from directdet.recipes.derived import (
+    accumulated,
+    evaluation_size,
+    images_per_step,
+    passes_per_epoch,
+    possible_devices,
+)
 from directdet.recipes.recipe import Phase
 from directdet.recipes.settings import apply_settings
 from directdet.train.optim import learning_rate
@@ -92,3 +98,95 @@ def test_synchronised_normalisation_sees_all_devices():
     (phase,) = apply_settings(get_recipe("ssd300_vgg16_both_lr05"), ["norm=sync"]).phases
     with pytest.raises(SettingError, match=r"batch_size=16 \(batch normalisation then sees 128 at a time\)"):
         accumulated(phase, 8)
+
+
+# ---- Settings that hang together
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 8, 16])
+def test_pre_training_keeps_its_steps_whatever_the_batch(batch):
+    """Section 3.1 fixes the steps K: 12 epochs of 117,266 images by 2 on each of 8 GPUs, 88k."""
+    (phase, _) = apply_settings(get_recipe("mask_rcnn_r50_fpn"), [f"pretrain.batch_size={batch}"]).phases
+    passes = phase.epochs * passes_per_epoch(phase)
+    assert passes * 117_266 / (8 * batch) == pytest.approx(88_000, rel=0.001)
+    (given, _) = apply_settings(get_recipe("mask_rcnn_r50_fpn"), ["pretrain.batch_size=16", "pretrain.repeat=4"]).phases
+    assert passes_per_epoch(given) == 4  # what is given stays
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "phase", "wanted"),
+    [
+        ("mask_rcnn_r18_slim", [], "pretrain", (224, 224)),
+        ("mask_rcnn_r18_slim", [], "finetune", (448, 448)),
+        ("mask_rcnn_r18_slim", ["finetune.size=640"], "finetune", (640, 640)),
+        ("mask_rcnn_r18_slim", ["finetune.size=480,700"], "finetune", (704, 704)),  # a canvas for both orientations
+        ("mask_rcnn_r18_slim", ["finetune.size=640", "finetune.eval_size=512"], "finetune", (512, 512)),
+        ("mask_rcnn_r50_fpn", [], "pretrain", (800, 1333)),  # the authors evaluate pre-training at full size
+        ("mask_rcnn_r50_fpn", ["finetune.size=480,800"], "finetune", (480, 800)),
+        ("faster_rcnn_vgg16_scratch", ["size=480,800"], "scratch", (480, 800)),
+        ("ssd300_resnet18", ["size=512", "model.size=512"], "scratch", (512, 512)),
+        ("demo", ["finetune.size=256"], "finetune", (256, 256)),
+    ],
+)
+def test_evaluation_follows_the_size_of_training(recipe, settings, phase, wanted):
+    assert evaluation_size(apply_settings(get_recipe(recipe), settings).phase(phase)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "wanted"),
+    [
+        ("mask_rcnn_r18_slim", ["finetune.epochs=30"], (18, 27)),
+        ("mask_rcnn_r18_slim", ["finetune.epochs=2"], (1,)),  # of two equal ones the first, none at the end
+        ("mask_rcnn_r18_slim", ["finetune.epochs=1"], ()),
+        ("mask_rcnn_r18_slim", ["finetune.epochs=30", "finetune.milestones=10"], (10,)),
+        ("mask_rcnn_r18_slim", ["finetune.iterations=1000"], (600, 900)),  # epochs are no steps
+        ("mask_rcnn_r18_slim", ["finetune.epochs=30", "finetune.iterations=none"], (18, 27)),
+        ("mask_rcnn_r50_fpn", ["finetune.epochs=24"], (16, 22)),  # mmdet's own 2x
+        ("ssd300_resnet18", ["iterations=1000"], (450, 750, 950)),
+        ("ssd300_resnet18", ["iterations=none", "epochs=20"], (9, 15, 19)),
+        ("mask_rcnn_r18_slim", ["finetune.base_lr=0.1"], (6, 9)),
+    ],
+)
+def test_drops_of_the_rate_stay_in_proportion(recipe, settings, wanted):
+    phase = apply_settings(get_recipe(recipe), settings).phases[-1]
+    assert phase.milestones == wanted
+
+
+def test_from_python_as_from_the_command_line():
+    recipe = get_recipe("mask_rcnn_r18_slim").with_phase("finetune", epochs=30, size=(640, 640))
+    assert recipe.phase("finetune").milestones == (18, 27)
+    assert evaluation_size(recipe.phase("finetune")) == (640, 640)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            ["finetune.milestones=10"],
+            r"finetune\.milestones: 10 do not lie within 10 epochs; .*milestones=7,9 or .*=11",
+        ),
+        (["finetune.epochs=5", "finetune.milestones=6,9"], r"6, 9 do not lie within 5 epochs; .*milestones=3 or .*=10"),
+        (["finetune.iterations=60", "finetune.milestones=60"], r"within 60 iterations; .*milestones=40,55 or .*=61"),
+        (
+            ["finetune.eval_size=2048"],
+            r"eval_size: \(2048, 2048\) is more than 4 times away .*eval_size=none",
+        ),
+        (["finetune.size=640", "finetune.eval_size=128"], r"eval_size: \(128, 128\) is more than 4 times away"),
+        (["finetune.short_edges=480,640"], r"short_edges: 640 is above the long edge .* 448; .*finetune\.size=320,640"),
+    ],
+)
+def test_pairs_that_cannot_be_meant(settings, says):
+    with pytest.raises(SettingError, match=says) as told:
+        apply_settings(get_recipe("mask_rcnn_r18_slim"), settings)
+    assert "\n" not in str(told.value) and told.value.exit_code == 2
+    for text in re.findall(r"--set (finetune\.\w+=\S+?)(?=,? |$)", str(told.value))[-1:]:
+        key = text.partition("=")[0]
+        kept = [setting for setting in settings if not setting.startswith(key + "=")]
+        apply_settings(get_recipe("mask_rcnn_r18_slim"), [*kept, text])  # the advice is a pair that can be
+
+
+def test_rules_hold_for_every_recipe():
+    for name in RECIPES:
+        for phase in get_recipe(name).phases:
+            assert max(phase.milestones, default=0) < (phase.iterations or phase.epochs), name
+            assert phase.eval_size is None or phase.name == "pretrain" or "dropblock" in name, name

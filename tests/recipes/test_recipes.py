@@ -8,6 +8,7 @@ from torch import nn
 from directdet.common.errors import UsageProblem
 from directdet.models.build import build_model
 from directdet.recipes.by_name import RECIPES, get_recipe
+from directdet.recipes.derived import passes_per_epoch
 from directdet.recipes.recipe import PARTS, Phase
 from directdet.recipes.settings import apply_settings
 from directdet.train.optim import learning_rate
@@ -38,7 +39,7 @@ def test_paper_constants():
     assert learning_rate(recipe.phase("finetune"), 2 * 8) == pytest.approx(0.02)
     assert recipe.phase("pretrain").size == (448, 448) and recipe.phase("finetune").size == (800, 1333)
     coco_train = 117266  # images of train2017 with objects
-    passes = recipe.phase("pretrain").epochs * recipe.phase("pretrain").repeat
+    passes = recipe.phase("pretrain").epochs * passes_per_epoch(recipe.phase("pretrain"))
     assert passes * coco_train / 64 == pytest.approx(88_000, rel=0.01)  # "1x schedule is 12 epochs (88k steps)"
 
 
@@ -59,7 +60,7 @@ def test_settings_reach_one_phase_or_both():
     assert (changed.phase("pretrain").batch_size, changed.phase("finetune").batch_size) == (3, 3)
     assert (changed.phase("pretrain").size, changed.phase("finetune").size) == ((96, 96), (320, 512))
     assert changed.model["width"] == 16 and changed.phase("pretrain").clip_norm is None
-    assert apply_settings(recipe, ["milestones=2,5"]).phase("finetune").milestones == (2, 5)
+    assert apply_settings(recipe, ["milestones=2,3"]).phase("finetune").milestones == (2, 3)
     assert recipe == get_recipe("demo")
 
 

@@ -13,6 +13,7 @@ from directdet.infer.preprocess import STD
 from directdet.models.backbones.builders import SSD_BACKBONES
 from directdet.models.ssd.config import SSDConfig
 from directdet.recipes.by_name import get_recipe
+from directdet.recipes.derived import evaluation_size
 from directdet.recipes.recipe import Phase, Recipe
 from directdet.recipes.scratchdet import SCRATCHDET_RECIPES
 from directdet.recipes.settings import apply_settings
@@ -75,7 +76,7 @@ def test_constants_are_those_of_section_4(name):
     recipe = get_recipe(name)
     (phase,) = recipe.phases
     assert phase.name == ("finetune" if recipe.init == "imagenet" else "scratch")
-    assert (phase.resize, phase.size, phase.eval_size) == ("warp", (300, 300), (300, 300))
+    assert (phase.resize, phase.size, evaluation_size(phase)) == ("warp", (300, 300), (300, 300))
     assert (phase.optimizer, phase.momentum, phase.weight_decay, phase.gamma) == ("sgd", 0.9, 0.0005, 0.1)
     assert (phase.batch_size, phase.fixed_batch, phase.norm, phase.frozen_stages) == (32, True, "live", -1)
     assert (phase.warmup_iterations, phase.clip_norm, phase.precision, phase.max_steps) == (0, None, "fp32", None)
@@ -178,4 +179,6 @@ def test_pixels_cannot_be_divided_by_nothing(value):
 
 def test_warp_needs_one_size_for_training_and_evaluation():
     with pytest.raises(UsageProblem, match=r"eval_size: .* must equal scratch\.size, \(320, 320\), with resize=warp"):
-        apply_settings(get_recipe("ssd300_resnet18"), ["size=320"])
+        apply_settings(get_recipe("ssd300_resnet18"), ["size=320", "eval_size=300"])
+    (phase,) = apply_settings(get_recipe("ssd300_resnet18"), ["size=320"]).phases
+    assert evaluation_size(phase) == (320, 320)

@@ -10,6 +10,7 @@ from directdet.front.cli import main
 from directdet.models.build import DETECTORS
 from directdet.recipes import published
 from directdet.recipes.by_name import RECIPES, get_recipe
+from directdet.recipes.derived import evaluation_size, passes_per_epoch
 from directdet.recipes.direct import DIRECT_RECIPES
 from directdet.recipes.published import ApRow
 from directdet.recipes.recipe import PARTS, Phase, Recipe
@@ -52,7 +53,7 @@ def test_every_table_is_there_with_every_row():
 
 def steps(phase: Phase) -> int:
     """Steps on the paper's machine; on a tenth of COCO and VOC they are given."""
-    return phase.iterations or phase.epochs * phase.repeat * COCO_TRAIN // (phase.batch_size * GPUS)
+    return phase.iterations or phase.epochs * passes_per_epoch(phase) * COCO_TRAIN // (phase.batch_size * GPUS)
 
 
 def test_the_speed_tables_name_the_recipes_of_their_rows():
@@ -213,7 +214,8 @@ def test_sources_do_not_contradict_the_values(name):
             assert phase.warmup_iterations == int(found[1] or found[2])
         for size in ("size", "eval_size"):
             if found := re.search(r"\((\d+), (\d+)\)$", says[size]):
-                assert getattr(phase, size) == (int(found[2]), int(found[1]))
+                value = phase.size if size == "size" else evaluation_size(phase)
+                assert value == (int(found[2]), int(found[1]))
         if found := re.search(r"(\d+)x\1\b", says["size"]):
             assert phase.size == (int(found[1]),) * 2
         if found := re.search(r"(\d+) images (?:per|on each)", says["batch_size"]):

@@ -52,7 +52,7 @@ def test_figures_beside_the_rows_are_the_papers(name):
 
 def test_rows_differ_in_what_their_table_compares():
     batches = {t.key: (t.recipe.phases[0].batch_size, t.recipe.phases[0].size) for t in trials_of("direct/table1")}
-    paper = replace(MICRO, factor=1.0)
+    paper = replace(MICRO, factor=1.0, full=(800, 1333))
     assert [trial.recipe.phases[0].size[0] for trial in trials_of("direct/table1", paper)[:5]] == [448] * 3 + [320, 640]
     assert [batch for batch, _ in batches.values()] == [2, 4, 8, 4, 4, 2, 2]
     tiny = [trial.recipe.phases[0].size for trial in trials_of("direct/table1", SCALES["tiny"])[2:5]]

@@ -135,6 +135,31 @@ def test_accumulated_batches_make_one_step():
     assert asked.settings[0].iterations == 3 * (100 // 8)
 
 
+def test_steps_do_not_depend_on_the_batch():
+    """Section 3.1 fixes K: on 8 GPUs, 12 epochs of COCO by 2 images are 88k steps; larger batches take longer."""
+    phase = replace(PHASE, epochs=12, repeat=None, epoch_batch=2)
+    found = plan(SMALL, phase, 10**12, Grid((96,), (2, 4, 8)), Workload(8), progress=False)
+    assert [row.iterations for row in found.settings] == [12 * (117_266 // 16)] + [pytest.approx(87_948, rel=1e-3)] * 2
+    days = [row.days for row in found.settings]
+    assert days[2] / days[0] == pytest.approx(4, rel=0.01)
+    assert "12 epochs of 117266 images by 2 per GPU, whatever the batch" in shown(found)
+
+
+def test_fixed_steps_leave_out_what_cannot_make_them_up():
+    phase = replace(PHASE, base_batch=16, fixed_batch=True, iterations=500)
+    found = plan(SMALL, phase, 10**12, Grid((96,), (2, 3, 4, 8)), Workload(4), progress=False)
+    assert [(row.batch, row.iterations, row.rate) for row in found.settings] == [(2, 500, 0.02), (4, 500, 0.02)]
+    with pytest.raises(UsageProblem, match="8 images"):
+        plan(SMALL, phase, 10**12, Grid((96,), (8,)), Workload(4), progress=False)
+
+
+def test_advice_leaves_no_evaluation_far_away():
+    """What is advised can be trained: evaluation at 800 is too far from 96 pixels."""
+    far = replace(PHASE, size=(448, 448), eval_size=(800, 1333))
+    text = shown(plan(SMALL, far, 10**12, ONE, progress=False))
+    assert "--set pretrain.size=96 --set pretrain.batch_size=2 --set pretrain.eval_size=none" in text
+
+
 def shown(found: Plan) -> str:
     console = Console(file=io.StringIO(), width=120)
     console.print(found.table())

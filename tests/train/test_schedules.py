@@ -16,6 +16,7 @@ from directdet.data.image import fit_size
 from directdet.infer.preprocess import Preprocess
 from directdet.models.checkpoint import load_checkpoint
 from directdet.recipes.by_name import get_recipe
+from directdet.recipes.derived import evaluation_size, passes_per_epoch
 from directdet.recipes.direct_phases import MULTI_SCALE
 from directdet.recipes.recipe import Phase, Recipe
 from directdet.train import loop
@@ -78,11 +79,11 @@ def test_steps_and_rate(pictures, tmp_path, settings, steps_per_epoch, steps, im
 
 def test_more_batches_to_a_step_than_there_are(pictures, tmp_path):
     with pytest.raises(
-        UserError, match=r"pretrain\.accumulate: a step takes 7 batches, but the data has only 6; lower accumulate"
+        UserError, match=r"pretrain\.accumulate: .* 7 batches of 2 images, but the data has only 6; .*accumulate=6"
     ):
         trainer_of(phase_of(accumulate=7), pictures, tmp_path)
     with pytest.raises(
-        UserError, match=r"pretrain\.base_batch: a step takes 8 batches, but the data has only 6; lower base_batch or"
+        UserError, match=r"pretrain\.base_batch: .* 8 batches of 2 images, but the data has only 6; .*base_batch=12"
     ):
         trainer_of(phase_of(fixed_batch=True), pictures, tmp_path)
 
@@ -306,7 +307,7 @@ def test_constants_of_the_baselines_from_scratch():
         recipe = get_recipe(f"mask_rcnn_r50_fpn_{name}")
         (phase,) = recipe.phases
         assert recipe.init == "random" and recipe.model.get("norm", "bn") == norm and phase.norm == batch_norm
-        assert (phase.epochs, phase.repeat, phase.milestones) == (73, 1, (65, 71))
+        assert (phase.epochs, passes_per_epoch(phase), phase.milestones) == (73, 1, (65, 71))
         assert (phase.warmup_iterations, phase.warmup_factor, phase.norm_weight_decay) == (500, 0.1, False)
         assert (phase.size, phase.batch_size, phase.base_lr) == ((800, 1333), 2, 0.02)
     (phase,) = get_recipe("mask_rcnn_r50_fpn_scratch_sync_3x_ms").phases
@@ -321,7 +322,7 @@ def test_constants_of_direct_pre_training(name):
     recipe = get_recipe(name)
     pretrain, finetune = recipe.phases
     assert (pretrain.size, pretrain.scale, pretrain.batch_size) == ((448, 448), (0.8, 1.2), 8)
-    assert (pretrain.epochs, pretrain.repeat, pretrain.milestones) == (12, 4, ())
+    assert (pretrain.epochs, passes_per_epoch(pretrain), pretrain.milestones) == (12, 4, ())
     assert pretrain.warmup_iterations == (1000 if name.startswith("retinanet") else 500)
     assert (pretrain.warmup_factor, pretrain.norm, pretrain.norm_weight_decay) == (0.01, "live", False)
     assert (finetune.size, finetune.batch_size, finetune.epochs) == ((800, 1333), 2, 12)
@@ -330,4 +331,4 @@ def test_constants_of_direct_pre_training(name):
     assert (finetune.norm, finetune.frozen_stages) == ("fixed", 1)
     for phase in recipe.phases:
         assert (phase.momentum, phase.weight_decay, phase.clip_norm, phase.precision) == (0.9, 1e-4, None, "fp32")
-        assert (phase.eval_size, phase.eval_fixed) == ((800, 1333), False)
+        assert (evaluation_size(phase), phase.eval_fixed) == ((800, 1333), False)

@@ -74,7 +74,7 @@ def test_frozen_stages_do_not_change(shapes, tiny, tmp_path):
     ("setting", "says"),
     [
         ("finetune.batch_size=13", "12 images do not fill one batch of 13"),
-        ("finetune.accumulate=9", "accumulate: a step takes 9 batches, but the data has only 3"),
+        ("finetune.accumulate=9", "accumulate: a step takes 9 batches of 4 images, but the data has only 3"),
         ("finetune.parts=fpn,rpn", "fixed batch normalisation would freeze layers that still hold random weights"),
     ],
 )

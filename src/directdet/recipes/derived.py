@@ -3,12 +3,46 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from directdet.common.settings import SettingError
 
 if TYPE_CHECKING:
     from directdet.recipes.recipe import Phase
+
+
+FAR = 4  # times: a network trained at one scale finds next to nothing at another that is further away
+
+
+def evaluation_size(phase: Phase) -> tuple[int, int]:
+    """The size that evaluation resizes to, and that a deployed network gets by default.
+
+    Where it is not given, it follows the size of training. Pictures of both orientations have to fit on a fixed canvas,
+    so that is a square of the long edge, rounded up to a multiple of 32.
+    """
+    if phase.eval_size is not None:
+        return phase.eval_size
+    if phase.resize == "warp" or not phase.eval_fixed:
+        return phase.size
+    side = math.ceil(max(phase.size) / 32) * 32
+    return side, side
+
+
+def passes_per_epoch(phase: Phase) -> float:
+    """Passes over the dataset in an epoch, not always whole: with epoch_batch, as many as keep its number of steps."""
+    if phase.repeat is not None or phase.epoch_batch is None:
+        return phase.repeat or 1
+    return phase.batch_size * (phase.accumulate or 1) / phase.epoch_batch
+
+
+def in_proportion(phase: Phase, changes: dict[str, Any]) -> dict[str, Any]:
+    """The changes, and milestones that keep their place in the phase if only its length is among the changes."""
+    before = phase.iterations or phase.epochs
+    after = changes.get("iterations", phase.iterations) or changes.get("epochs", phase.epochs)
+    if "milestones" in changes or after == before or not isinstance(after, int) or after < 1:
+        return changes
+    places = dict.fromkeys(max(1, round(milestone * after / before)) for milestone in phase.milestones)
+    return {**changes, "milestones": tuple(place for place in places if place < after)}
 
 
 def accumulated(phase: Phase, devices: int) -> int:
@@ -78,6 +112,46 @@ def check_together(phase: Phase) -> None:
             f"{phase.name}.batch_size: batches of {phase.batch_size} never make up the {phase.base_batch} images of a "
             f"step; give {near}, or steps of another size with --set {phase.name}.base_batch={phase.batch_size}"
         )
+    _check_evaluation(phase)
+    long = max(phase.size)
+    if phase.resize == "edges" and max(phase.short_edges, default=0) > long:
+        raise SettingError(
+            f"{phase.name}.short_edges: {max(phase.short_edges)} is above the long edge of {phase.name}.size, {long}; "
+            f"give short edges up to {long}, or --set {phase.name}.size={phase.size[0]},{max(phase.short_edges)}"
+        )
+    length, unit = (phase.epochs, "epochs") if phase.iterations is None else (phase.iterations, "iterations")
+    last = max(phase.milestones, default=0)
+    if last >= length:
+        drops = sorted({place for place in (round(length * 2 / 3), round(length * 11 / 12)) if 0 < place < length})
+        raise SettingError(
+            f"{phase.name}.milestones: {_listed(phase.milestones)} do not lie within {length} {unit}; give --set "
+            f"{phase.name}.milestones={','.join(map(str, drops))} or --set {phase.name}.{unit}={last + 1}"
+        )
+
+
+def _check_evaluation(phase: Phase) -> None:
+    """SettingError for an eval_size that cannot be, or cannot be meant."""
+    size, given = f"{phase.name}.size, {phase.size}", phase.eval_size
+    if given is None:
+        return
+    if phase.resize == "warp" and given != phase.size:
+        raise SettingError(
+            f"{phase.name}.eval_size: {given} must equal {size}, with resize=warp; leave it out, and it follows"
+        )
+    if phase.resize != "warp" and phase.eval_fixed and any(side % 32 for side in given):
+        near = tuple(max(32, round(side / 32) * 32) for side in given)
+        raise SettingError(
+            f"{phase.name}.eval_size: {given} must be multiples of 32 with eval_fixed; the nearest are {near}"
+        )
+    if not 1 / FAR <= min(given) / min(phase.size) <= FAR:
+        raise SettingError(
+            f"{phase.name}.eval_size: {given} is more than {FAR} times away from {size}; give both, or --set "
+            f"{phase.name}.eval_size=none, and it follows"
+        )
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _words(numbers: list[int]) -> str:

@@ -96,6 +96,8 @@ def _mask_rcnn() -> dict[str, Callable[[], Recipe]]:
         "_dropblock_3x": {
             "scratch.resize": "section 7.2: ImageNet style",
             "scratch.scale": "section 3.2: alpha in (0.8, 1.2)",
+            "scratch.epoch_batch": "section 3.1: fixed steps K; 12 epochs of 2 images per GPU are 88k steps",
+            "scratch.eval_size": "as in direct pre-training: validation at (1333, 800)",
             "scratch.repeat": "section 3.1: 1x is 88k steps, and Table 10's 3.32 days are 1.1 s for each of 264k",
             "scratch.warmup_factor": "as in direct pre-training: from 1 %",
             "scratch.norm_weight_decay": "as in direct pre-training: none",
@@ -232,7 +234,7 @@ def _less_data() -> dict[str, Callable[[], Recipe]]:
     by_iterations = {
         f"{phase}.{key}": "the length is given in iterations"
         for phase in ("pretrain", "finetune")
-        for key in ("epochs", "repeat")
+        for key in ("epochs", "repeat", "epoch_batch")
     }
     by_iterations |= {
         "fixed_batch": "the length is given in iterations: each takes as many images on any number of GPUs",
@@ -254,7 +256,6 @@ def _less_data() -> dict[str, Callable[[], Recipe]]:
     voc = {
         **by_iterations,
         "finetune.size": "mmdet, VOC: (1000, 600)",
-        "finetune.eval_size": "mmdet, VOC: (1000, 600)",
         "pretrain.eval_size": "mmdet, VOC: (1000, 600)",
         "finetune.base_lr": "mmdet, VOC: 0.01 for 16 images",
         "finetune.iterations": "Table 9: 12.4k; mmdet's 4 epochs of a 3 times repeated dataset",
@@ -266,7 +267,6 @@ def _less_data() -> dict[str, Callable[[], Recipe]]:
     }
     tune = finetune(
         size=(600, 1000),
-        eval_size=(600, 1000),
         base_lr=0.01,
         fixed_batch=True,
         iterations=12_400,

@@ -23,10 +23,11 @@ def pretrain(times: int = 1, batch: int = 8, length: int = 448) -> Phase:
         batch_size=batch,
         epochs=12 * times,
         skip_empty=True,
-        repeat=batch // 2,
+        epoch_batch=2,
         norm_weight_decay=False,
         warmup_factor=0.01,
         workers=4,
+        eval_size=(800, 1333),
     )
 
 

@@ -12,6 +12,7 @@ SOURCES = {
     "pretrain.base_lr": "section 3.4: 0.02 for 2 images on each of 8 GPUs, scaled linearly (0.08 for 8)",
     "pretrain.epochs": "Table 3: 12 for P1x (88k iterations), 24, 36 and 48 for P2x, P3x and P4x",
     "pretrain.repeat": "authors' code: RepeatDataset(times=4), so that 1x is 88k iterations at batch 8 as at batch 2",
+    "pretrain.epoch_batch": "section 3.1: fixed steps K; 12 epochs of 2 images per GPU are 88k steps",
     "pretrain.milestones": "section 4.1: the learning rate is not reduced while pre-training",
     "pretrain.warmup_iterations": "authors' code: linear, 500 iterations",
     "pretrain.warmup_factor": "authors' code: from 1 %",

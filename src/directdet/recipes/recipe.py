@@ -18,7 +18,7 @@ from directdet.common.settings import (
 )
 from directdet.infer.preprocess import STD
 from directdet.models.configs import make_config
-from directdet.recipes.derived import check_together
+from directdet.recipes.derived import check_together, in_proportion
 
 # The parts of a detector that can be loaded from a checkpoint separately, in the order of Table 5 of the direct
 # pre-training paper. "box" is also the head of a one-stage detector.
@@ -60,6 +60,9 @@ class Phase:
         accumulate: forward passes per step; batch normalisation still sees `batch_size` images. None: as many as
             fixed_batch needs, otherwise 1. The losses are divided by the counts of the whole step.
         epochs, repeat: the phase makes epochs * repeat passes over the dataset; evaluation and milestones count epochs.
+            repeat None follows epoch_batch, and is 1 without it.
+        epoch_batch: images per device whose number of steps an epoch has, whatever the batch (section 3.1: fixed steps
+            K). With batch_size 8 and epoch_batch 2, an epoch is 4 passes. None: an epoch is a pass.
         iterations: the length in steps, instead of epochs; milestones then count steps as well.
         max_steps: stop after this many steps, whatever the schedule says; None for no limit.
         optimizer: SGD with momentum, or AdamW whose beta1 is `momentum`.
@@ -70,7 +73,7 @@ class Phase:
         schedule: "steps": milestones; "cosine": half a cosine from the end of the warm-up to the end of the phase;
             "flat-cosine": the same from half way on (RTMDet, arXiv 2212.07784).
         milestones, gamma: with "steps", epochs after which the learning rate is multiplied by gamma; if empty, it is
-            constant.
+            constant. They stay in proportion where only the length is changed; see Recipe.with_phase.
         final_lr: the share of the learning rate that a cosine ends at.
         warmup_iterations, warmup_factor: the learning rate rises linearly from warmup_factor times its full value.
         norm: batch normalisation: "live" (statistics of each device's batch), "sync" (statistics over all devices),
@@ -84,7 +87,8 @@ class Phase:
         precision: "fp32", "bf16" (autocast) or "fp16" (autocast with a scaled loss; on a CPU, computed in fp32).
         channels_last: keep images and weights in the channels-last memory format.
         workers: processes that read data; no more than there are CPU cores are started.
-        eval_size: like `size`; evaluation resizes by edges, or onto a canvas of exactly this size if eval_fixed.
+        eval_size: like `size`; evaluation resizes by edges, or onto a canvas of exactly this size if eval_fixed. None
+            follows `size`; see derived.evaluation_size.
         eval_every: epochs between evaluations, with one more at the end of the phase; 0 for no evaluation at all.
 
     Raises:
@@ -109,7 +113,8 @@ class Phase:
     batch_size: Count = 2
     accumulate: Count | None = None
     epochs: Count = 12
-    repeat: Count = 1
+    repeat: Count | None = None
+    epoch_batch: Count | None = None
     iterations: Count | None = None
     max_steps: Count | None = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -135,7 +140,7 @@ class Phase:
     precision: Precision = "fp32"
     channels_last: bool = True
     workers: ZeroOrMore = 2
-    eval_size: tuple[Pixels, Pixels] = (800, 1333)
+    eval_size: tuple[Pixels, Pixels] | None = None
     eval_fixed: bool = False
     eval_every: ZeroOrMore = 1
 
@@ -155,17 +160,6 @@ class Phase:
             for setting, off in (("colour", "none"), ("ssd_crop", False)):
                 if getattr(self, setting) != off:
                     raise SettingError(f"{self.name}.{setting}: is part of resize=warp already; give {off}")
-            if self.eval_size != self.size:
-                raise SettingError(
-                    f"{self.name}.eval_size: {self.eval_size} must equal {self.name}.size, {self.size}, with "
-                    "resize=warp"
-                )
-        elif self.eval_fixed and any(side % 32 for side in self.eval_size):
-            near = tuple(max(32, round(side / 32) * 32) for side in self.eval_size)
-            raise SettingError(
-                f"{self.name}.eval_size: {self.eval_size} must be multiples of 32 with eval_fixed; the nearest are "
-                f"{near}"
-            )
         check_together(self)
 
 
@@ -212,6 +206,8 @@ class Recipe:
     def with_phase(self, name: str, **changes: Any) -> "Recipe":
         """A copy of this recipe with settings of one phase changed.
 
+        Milestones that are not among them keep their place in the phase if its length changes.
+
         Raises:
             SettingError: no such phase or setting, or a value that is not allowed.
         """
@@ -219,5 +215,7 @@ class Recipe:
         known = [f.name for f in fields(Phase)]
         for key in changes:
             check_key(f"{name}.{key}", key, known)
-        phases = tuple(replace(phase, **changes) if phase.name == name else phase for phase in self.phases)
+        phases = tuple(
+            replace(phase, **in_proportion(phase, changes)) if phase.name == name else phase for phase in self.phases
+        )
         return replace(self, phases=phases)

@@ -62,7 +62,6 @@ VOC_PHASE = Phase(
     milestones=(45_000, 75_000, 95_000),
     warmup_iterations=0,
     workers=8,
-    eval_size=(300, 300),
     eval_every=20,
 )
 COCO_PHASE = replace(VOC_PHASE, iterations=325_000, milestones=(150_000, 250_000, 310_000), eval_every=10)

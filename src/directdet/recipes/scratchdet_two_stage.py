@@ -52,7 +52,6 @@ VOC_PHASE = Phase(
     weight_decay=5e-4,
     milestones=(70_000, 90_000),
     workers=8,
-    eval_size=(600, 1000),
     eval_every=10,
 )
 MODEL = {

@@ -10,7 +10,7 @@ from directdet.common.plugins import load_plugins
 from directdet.common.terminal import TITLE, plain
 from directdet.models.configs import config_of
 from directdet.recipes.by_name import RECIPES
-from directdet.recipes.derived import describe_batches
+from directdet.recipes.derived import describe_batches, evaluation_size, passes_per_epoch
 from directdet.recipes.recipe import Phase, Recipe
 from directdet.recipes.table_rows import TABLES, published_results, rows_of
 
@@ -56,7 +56,8 @@ def describe_recipe(recipe: Recipe) -> Group:
             found = [f"{name}: {recipe.sources[name]}" for name in names if name in recipe.sources]
         unused = all(value == setting.default for value in values)
         why = "; ".join(found) or ("default" if unused else "ours")
-        table.add_row(setting.name, *(plain(_shown(value)) for value in values), plain(why))
+        shown = [_shown_of(phase, setting.name) for phase in recipe.phases]
+        table.add_row(setting.name, *(plain(value) for value in shown), plain(why))
     model = Table(Column(f"{recipe.detector} setting", no_wrap=True), "value", Column("source", overflow="fold"))
     for setting in fields(config_of(recipe.detector)):
         if setting.name == "num_classes":
@@ -75,6 +76,21 @@ def describe_recipe(recipe: Recipe) -> Group:
     facts += [f"In the paper: {text}" for text in published_results(recipe.name)]
     facts.append(f"Run it: directdet train {recipe.name} --data DATA --out RUN")
     return Group(table, model, *map(plain, facts))
+
+
+def _shown_of(phase: Phase, name: str) -> str:
+    """A setting of a phase; where it is not given, what it follows from."""
+    value = getattr(phase, name)
+    if value is not None:
+        return _shown(value)
+    if name == "eval_size":
+        return f"{_shown(evaluation_size(phase))} (follows size)"
+    if name == "repeat":
+        follows = " (follows batch_size)" if phase.epoch_batch is not None else ""
+        return f"{passes_per_epoch(phase):g}{follows}"
+    if name == "accumulate":
+        return "follows base_batch" if phase.fixed_batch else "1"
+    return _shown(value)
 
 
 def _shown(value: Any) -> str:

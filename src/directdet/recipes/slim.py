@@ -28,7 +28,6 @@ def mask_rcnn_r18_slim() -> Recipe:
         warmup_iterations=100,
         warmup_factor=0.01,
         clip_norm=10.0,
-        eval_size=(224, 224),
         eval_fixed=True,
         eval_every=25,
     )
@@ -43,7 +42,6 @@ def mask_rcnn_r18_slim() -> Recipe:
         milestones=(6, 9),
         warmup_iterations=30,
         norm="fixed",
-        eval_size=(448, 448),
         eval_every=5,
     )
     model = {
@@ -118,9 +116,7 @@ def demo() -> Recipe:
     """What `directdet demo` trains; takes minutes on two CPU cores."""
     slim = mask_rcnn_r18_slim()
     recipe = slim.with_phase("pretrain", size=(128, 128), epochs=12, eval_size=(192, 192), eval_every=4)
-    recipe = recipe.with_phase(
-        "finetune", size=(192, 192), epochs=4, milestones=(3,), eval_size=(192, 192), eval_every=2
-    )
+    recipe = recipe.with_phase("finetune", size=(192, 192), epochs=4, milestones=(3,), eval_every=2)
     return replace(
         recipe,
         name="demo",

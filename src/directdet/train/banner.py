@@ -6,6 +6,7 @@ from rich.table import Table
 
 from directdet.common.terminal import TITLE, plain
 from directdet.data.records import Dataset
+from directdet.recipes.derived import evaluation_size, passes_per_epoch
 from directdet.recipes.recipe import Phase
 from directdet.train import distributed
 from directdet.train.loop import Trainer
@@ -41,13 +42,14 @@ def banner(trainer: Trainer, start: str) -> Table:
         f"{_left_out(trainer.train)}",
         "start": start,
         "input": f"{size}, {_images(trainer)}, {_precision(trainer)}, {trainer.device}",
+        "evaluation": _evaluation(trainer),
         "normalisation": describe_norm(model, phase),
         "parameters": f"{total / 1e6:.2f} M, {frozen / 1e6:.2f} M of them frozen (frozen stages: "
         f"{phase.frozen_stages if phase.frozen_stages >= 0 else 'none'})",
         "learning rate": f"{_rate(trainer)}, warm-up {phase.warmup_iterations} steps, {_schedule(phase)}",
         **({} if phase.ema is None else {"weights kept": f"their moving average, decay {phase.ema:g}"}),
         "steps": f"{trainer.steps}{f' (max_steps) of {whole}' if trainer.steps < whole else ''}, "
-        f"{whole / trainer.steps_per_pass:.4g} passes of {trainer.steps_per_pass}",
+        f"{whole / trainer.steps_per_pass:.4g} passes of {trainer.steps_per_pass}{_length(trainer)}",
     }.items():
         table.add_row(name, plain(value))
     return table
@@ -79,6 +81,27 @@ def _images(trainer: Trainer) -> str:
         text += f", {trainer.accumulate} times" if trainer.accumulate > 1 else ""
         text += ")"
     return f"{text} on any number of devices" if phase.fixed_batch else text
+
+
+def _evaluation(trainer: Trainer) -> str:
+    """The size of evaluation, where it comes from, and how often it is."""
+    phase, (height, width) = trainer.phase, evaluation_size(trainer.phase)
+    text = f"a canvas of {height}x{width}" if trainer.preprocess.fixed else f"edges {(height, width)}"
+    text += " (follows size)" if phase.eval_size is None else ""
+    if trainer.val is None or not phase.eval_every:
+        return f"{text}; never evaluated"
+    return f"{text}, every {phase.eval_every} epoch{'s' if phase.eval_every > 1 else ''}"
+
+
+def _length(trainer: Trainer) -> str:
+    """What an epoch is, where it is not a pass; and a warm-up that does not end."""
+    phase, text = trainer.phase, ""
+    if passes_per_epoch(phase) != 1 and phase.iterations is None:
+        text = f"; {phase.epochs} epochs of {passes_per_epoch(phase):g} passes"
+        text += f" (the steps of {phase.epoch_batch} images per device)" if phase.repeat is None else ""
+    if phase.warmup_iterations >= trainer.steps:
+        text += f"; the warm-up of {phase.warmup_iterations} steps does not end"
+    return text
 
 
 def _rate(trainer: Trainer) -> str:

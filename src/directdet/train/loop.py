@@ -33,7 +33,7 @@ from directdet.infer.runtimes.torch_runtime import TorchPredictor
 from directdet.models.build import describe_model
 from directdet.models.checkpoint import load_checkpoint, not_finite, save_checkpoint
 from directdet.models.parts.network import Network
-from directdet.recipes.derived import accumulated, images_per_step
+from directdet.recipes.derived import accumulated, evaluation_size, images_per_step, passes_per_epoch
 from directdet.recipes.recipe import Phase
 from directdet.train import distributed
 from directdet.train.data import make_phase_loader
@@ -104,17 +104,18 @@ class Trainer:
         self.images_per_step = images_per_step(phase, distributed.world_size())
         self.steps_per_pass = self.loader.batches_per_epoch // self.accumulate
         if not self.steps_per_pass:
-            setting = "base_batch" if phase.fixed_batch else "accumulate"
+            takes = f"a step takes {self.accumulate} batches of {phase.batch_size} images, but the data has only "
+            setting, few = "base_batch" if phase.fixed_batch else "accumulate", self.loader.batches_per_epoch
+            value = few * phase.batch_size * distributed.world_size() if phase.fixed_batch else few
             raise UserError(
-                f"{phase.name}.{setting}: a step takes {self.accumulate} batches, but the data has only "
-                f"{self.loader.batches_per_epoch}; lower {setting} or batch_size"
+                f"{phase.name}.{setting}: {takes}{few}; lower it (--set {phase.name}.{setting}={value}) or batch_size"
             )
-        self.steps_per_epoch = self.steps_per_pass * phase.repeat
+        self.steps_per_epoch = max(1, round(self.steps_per_pass * passes_per_epoch(phase)))
         whole = phase.iterations or self.steps_per_epoch * phase.epochs
         self.steps = min(whole, phase.max_steps or sys.maxsize)
         self.rate = learning_rate(phase, self.images_per_step)
         warp = phase.resize == "warp"
-        self.preprocess = Preprocess(phase.eval_size, fixed=phase.eval_fixed or warp, std=phase.std, warp=warp)
+        self.preprocess = Preprocess(evaluation_size(phase), fixed=phase.eval_fixed or warp, std=phase.std, warp=warp)
         self.stepper = Stepper(model, phase, self.preprocess, self.rate, seed)
         self.position = Position()
         self._saved, self._saving = -math.inf, 0.0  # when last.pt was written, and how long that took
@@ -182,8 +183,9 @@ class Trainer:
         step, every = self.position.step, self.phase.eval_every
         if self.val is None or not every or step in (0, self.position.evaluated):
             return False
-        epoch, rest = divmod(step, self.steps_per_epoch)
-        return step == self.steps or (rest == 0 and epoch % every == 0)
+        period = self.steps_per_epoch * every  # of epochs that need not end with a pass; evaluations do
+        passed = step // period > self.position.evaluated // period
+        return step == self.steps or (passed and step % self.steps_per_pass == 0)
 
     def _saving_is_due(self) -> bool:
         """Whether to write last.pt after a pass."""

@@ -15,7 +15,7 @@ from rich.progress import track
 from directdet.common.errors import UsageProblem
 from directdet.common.settings import SettingError
 from directdet.common.terminal import terminal
-from directdet.recipes.derived import accumulated, images_per_step
+from directdet.recipes.derived import accumulated, images_per_step, passes_per_epoch
 from directdet.recipes.published import direct_table10
 from directdet.recipes.recipe import Phase
 from directdet.train.memory import StepCost, device_name, measure, step_cost
@@ -127,9 +127,6 @@ def plan(
             f"{phase.name}: resize={phase.resize}; only phases with resize=direct have a length to plan; choose a "
             "recipe with direct pre-training"
         )
-    passes = workload.passes
-    if passes is None and phase.iterations is None:
-        passes = phase.epochs * phase.repeat
     device = device_name() if on_gpu else None
     costs = _grid_costs(model_config, phase, grid, workload.gpus, progress)
     paper = paper_costs()
@@ -145,7 +142,7 @@ def plan(
             cost.peak,
             cost.flops / batch,
             learning_rate(phase, per_step),
-            _iterations(phase, passes, workload.images, per_step),
+            _iterations(at, workload, per_step),
             found.seconds if found else times * cost.flops / second,
             (found is not None and found.peak <= memory) if on_gpu else cost.peak <= memory,
             found,
@@ -157,10 +154,12 @@ def plan(
         memory,
         workload.gpus,
         workload.images,
-        passes,
+        workload.passes,
+        _schedule(phase, workload),
         device,
         tuple(settings),
         chosen,
+        _advice(phase, chosen) if chosen else "",
         costs[chosen.length, chosen.batch].parts if chosen else {},
         _checks(paper),
     )
@@ -192,7 +191,18 @@ def _possible(phase: Phase, grid: Grid, gpus: int) -> Grid:
 
 
 def _at(phase: Phase, length: int, batch: int) -> Phase:
-    return replace(phase, size=(length, length), batch_size=batch)
+    # A size of evaluation that is too far from this length is the user's to change: see _advice.
+    return replace(phase, size=(length, length), batch_size=batch, eval_size=None)
+
+
+def _advice(phase: Phase, setting: Setting) -> str:
+    """The settings that train with a choice, by which no other setting is left behind."""
+    settings = f"--set {phase.name}.size={setting.length} --set {phase.name}.batch_size={setting.batch}"
+    try:
+        replace(phase, size=(setting.length, setting.length), batch_size=setting.batch)
+    except SettingError:  # evaluation would be at a size too far away
+        return f"{settings} --set {phase.name}.eval_size=none"
+    return settings
 
 
 def _grid_costs(model_config: Mapping[str, Any], phase: Phase, grid: Grid, gpus: int, progress: bool) -> Costs:
@@ -223,15 +233,31 @@ def interpolate(low: StepCost, high: StepCost, share: float) -> StepCost:
     return StepCost(mix(low.peak, high.peak), mix(low.flops, high.flops), parts)
 
 
-def _iterations(phase: Phase, passes: int | None, images: int, per_step: int) -> int:
-    """Steps of the schedule: those of the phase, or of `passes` over the images.
+def _iterations(phase: Phase, workload: Workload, per_step: int) -> int:
+    """Steps of the schedule: those of the phase, or of the passes that were asked for.
 
     The rest of a pass that does not fill a batch is left out, as in training.
     """
-    steps = phase.iterations
-    if passes is not None or steps is None:
-        steps = (passes or 0) * (images // per_step)
+    a_pass = workload.images // per_step
+    if workload.passes is not None:
+        steps = workload.passes * a_pass
+    else:
+        steps = phase.iterations or phase.epochs * round(a_pass * passes_per_epoch(phase))
     return min(steps, phase.max_steps or steps)
+
+
+def _schedule(phase: Phase, workload: Workload) -> str:
+    """Where the number of iterations comes from, in words."""
+    if workload.passes is not None:
+        return f"{workload.passes} passes over {workload.images} images"
+    if phase.iterations is not None:
+        return "those of the phase, whatever the batch"
+    if phase.repeat is None and phase.epoch_batch is not None:
+        return (
+            f"{phase.epochs} epochs of {workload.images} images by {phase.epoch_batch} per GPU, whatever the batch "
+            "(section 3.1 of the paper: fixed steps K)"
+        )
+    return f"{phase.epochs * (phase.repeat or 1)} passes over {workload.images} images"
 
 
 def paper_costs() -> dict[int, StepCost]:

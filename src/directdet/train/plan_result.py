@@ -80,10 +80,12 @@ class Plan:
         memory: the limit of each GPU in bytes.
         gpus: how many train together.
         images: in the training set.
-        passes: over the training set; None if the phase counts iterations.
+        passes: over the training set, as asked for; None for the phase's own length.
+        schedule: where the number of iterations comes from, in words.
         device: the GPU that was measured on, or None.
         settings: the grid.
         chosen: one of them; None if none fits.
+        advice: what to give to `directdet train` for it.
         parts: the memory of the choice by purpose, in bytes.
         checks: how good the estimate is.
     """
@@ -93,9 +95,11 @@ class Plan:
     gpus: int
     images: int
     passes: int | None
+    schedule: str
     device: str | None
     settings: tuple[Setting, ...]
     chosen: Setting | None
+    advice: str
     parts: dict[str, int]
     checks: tuple[Check, ...]
 
@@ -132,16 +136,16 @@ class Plan:
         s = self.chosen
         return (
             f"Chosen: {s.length}x{s.length}, {s.batch} images per GPU, learning rate {s.rate:.4g} (linear scaling): "
-            f"--set {self.phase}.size={s.length} --set {self.phase}.batch_size={s.batch}"
+            f"{self.advice}"
         )
 
     def _time(self) -> str:
-        passes = f"Iterations: {self.passes} passes over {self.images} images." if self.passes else ""
+        iterations = f"Iterations: {self.schedule}."
         if self.device:
-            return f"{passes} Time: measured on one {self.device}, without the exchange of gradients."
+            return f"{iterations} Time: measured on one {self.device}, without the exchange of gradients."
         return (
-            f"{passes} Time: on {self.gpus} of the paper's RTX 2080 Ti, scaled by FLOPs from its Table 3, where P1x "
-            f"(448, 8, 88k iterations) takes {PAPER_DAYS['Direct(P1x)']} days. The table contradicts itself: three "
+            f"{iterations} Time: on {self.gpus} of the paper's RTX 2080 Ti, scaled by FLOPs from its Table 3, where "
+            f"P1x (448, 8, 88k iterations) takes {PAPER_DAYS['Direct(P1x)']} days. The table contradicts itself: three "
             f"times the iterations (P3x) take {PAPER_DAYS['Direct(P3x)']} days in it."
         )
 

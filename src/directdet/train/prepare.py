@@ -15,7 +15,7 @@ from directdet.common.terminal import TITLE, plain
 from directdet.models.checkpoint import CheckpointError, load_checkpoint
 from directdet.models.parts.network import Network
 from directdet.models.parts.norm import FixedBatchNorm2d, fix_batch_norm, has_statistics, sync_batch_norm
-from directdet.recipes.derived import accumulated
+from directdet.recipes.derived import accumulated, evaluation_size
 from directdet.recipes.recipe import PARTS, Part, Phase
 from directdet.train import distributed
 
@@ -170,11 +170,12 @@ def check_sizes(model: Network, phase: Phase) -> None:
         UserError: it does not; the message gives the settings that fit.
     """
     own = model.input_size()
-    if own is not None and (phase.resize, phase.size, phase.eval_size) != ("warp", own, own):
+    if own is not None and (phase.resize, phase.size, evaluation_size(phase)) != ("warp", own, own):
         side = own[0]
+        evaluated = "" if phase.eval_size is None else f" --set {phase.name}.eval_size={side}"
         raise UserError(
             f"{phase.name}: model.size={side}: this network takes images of {side}x{side} only; give "
-            f"--set {phase.name}.resize=warp --set {phase.name}.size={side} --set {phase.name}.eval_size={side}"
+            f"--set {phase.name}.resize=warp --set {phase.name}.size={side}{evaluated}"
         )
     if own is None and phase.resize == "warp":
         try:
