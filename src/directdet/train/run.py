@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from directdet.common.errors import UsageProblem, UserError
 from directdet.common.files import require_writable, write_json_atomic
 from directdet.common.terminal import terminal
+from directdet.data.digest import describe_content, difference
 from directdet.data.records import Dataset
 from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
@@ -51,10 +53,13 @@ class _Run:
     resume: bool
     dry_run: bool
 
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """What run.json keeps, so that a run is resumed as the same run."""
         facts = {"recipe": asdict(self.recipe), "data": self.data, "seed": self.seed}
-        return {**facts, "classes": list(self.dataset.classes), "images": len(self.dataset)}
+        splits = {"train": self.dataset, "val": self.val}
+        content = {name: describe_content(split) for name, split in splits.items() if split is not None}
+        return {**facts, "classes": list(self.dataset.classes), "images": len(self.dataset), "content": content}
 
     def network(self) -> Network:
         """The recipe's network for the classes of the data; UsageProblem if its settings do not go together."""
@@ -170,7 +175,7 @@ def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> d
     resumed = run.resume and last.is_file()
     loaded = None
     if resumed:
-        _check_same_run(folder / "run.json", run.settings())
+        _check_same_run(folder / "run.json", run.settings)
         loaded = load_weights(model, last, run.dataset.classes)
     elif str(start) != "random":
         loaded = load_weights(model, start, run.dataset.classes, phase.parts)
@@ -189,7 +194,7 @@ def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> d
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         facts = {"init": str(last if resumed else start), "torch": torch.__version__}
-        write_json_atomic(folder / "run.json", {**run.settings(), **facts, "processes": distributed.world_size()})
+        write_json_atomic(folder / "run.json", {**run.settings, **facts, "processes": distributed.world_size()})
     started = time.perf_counter()
     metrics = trainer.run(resumed)
     if metrics is not None and distributed.is_main():
@@ -233,3 +238,10 @@ def _check_same_run(path: Path, settings: dict[str, Any]) -> None:
             f"{path}: was started on {before['images']} images, but --data has {settings['images']}; resume with the "
             "same --data"
         )
+    for split in ("train", "val"):
+        had, has = (side.get("content", {}).get(split, {}) for side in (before, settings))
+        what = difference(had, has) if "content" in before else ""  # older files do not have it
+        if what:
+            raise UserError(
+                f"{path}: was started on other data: {split} differs in the {what}; resume with the same --data"
+            )
