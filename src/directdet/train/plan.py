@@ -14,9 +14,10 @@ from rich.progress import track
 
 from directdet.common.errors import UsageProblem
 from directdet.common.terminal import terminal
+from directdet.data.padding import target_rows
 from directdet.recipes.published import direct_table10
 from directdet.recipes.recipe import Phase
-from directdet.train.memory import StepCost, device_name, measure, step_cost
+from directdet.train.memory import OBJECTS, StepCost, device_name, measure, step_cost
 from directdet.train.optim import learning_rate
 from directdet.train.plan_result import ENOUGH_FOR_BN, PAPER_DAYS, Check, Plan, Setting
 
@@ -66,6 +67,7 @@ class Workload:
         gpus: how many train together.
         images: in the training set.
         passes: over the training set; None takes the length of the phase.
+        objects: in its fullest image, by which the targets of a batch with it are padded.
 
     Raises:
         UsageProblem: a number below 1.
@@ -74,6 +76,7 @@ class Workload:
     gpus: int = 1
     images: int = COCO_IMAGES
     passes: int | None = None
+    objects: int = OBJECTS
 
     def __post_init__(self) -> None:
         for name, value in (("--gpus", self.gpus), ("--images", self.images)):
@@ -128,13 +131,16 @@ def plan(
     if passes is None and phase.iterations is None:
         passes = phase.epochs * phase.repeat
     device = device_name() if on_gpu else None
-    costs = _grid_costs(model_config, phase, grid, workload.gpus, progress)
+    rows = target_rows(workload.objects)
+    costs = _grid_costs(model_config, phase, grid, workload, progress)
     paper = paper_costs()
     second = paper[448].flops / PAPER_SECONDS  # FLOPs per second of the paper's GPU
     settings = []
     for (length, batch), cost in _track(list(costs.items()), "measuring", progress and on_gpu):
         images_per_step = batch * workload.gpus * phase.accumulate
-        found = measure(model_config, _at(phase, length, batch), (length, length), batch) if on_gpu else None
+        found = (
+            measure(model_config, _at(phase, length, batch), (length, length), batch, objects=rows) if on_gpu else None
+        )
         setting = Setting(
             length,
             batch,
@@ -159,6 +165,7 @@ def plan(
         chosen,
         costs[chosen.length, chosen.batch].parts if chosen else {},
         _checks(paper),
+        rows,
     )
 
 
@@ -177,12 +184,13 @@ def _at(phase: Phase, length: int, batch: int) -> Phase:
     return replace(phase, size=(length, length), batch_size=batch)
 
 
-def _grid_costs(model_config: Mapping[str, Any], phase: Phase, grid: Grid, gpus: int, progress: bool) -> Costs:
+def _grid_costs(model_config: Mapping[str, Any], phase: Phase, grid: Grid, workload: Workload, progress: bool) -> Costs:
     """The cost of every setting. It is affine in the batch, so only the smallest and the largest are traced."""
     ends = sorted({grid.batches[0], grid.batches[-1]})
     points = [(length, batch) for length in grid.lengths for batch in ends]
+    gpus, rows = workload.gpus, target_rows(workload.objects)
     traced = {
-        (length, batch): step_cost(model_config, _at(phase, length, batch), (length, length), batch, gpus)
+        (length, batch): step_cost(model_config, _at(phase, length, batch), (length, length), batch, gpus, objects=rows)
         for length, batch in _track(points, "estimating", progress)
     }
     return {
