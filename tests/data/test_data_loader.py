@@ -5,6 +5,7 @@ import pickle
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from directdet.common.errors import UserError
 from directdet.data.augment.transforms import EdgesTransform, PretrainTransform
 from directdet.data.dataset import Dataset, Record, load_dataset
 from directdet.data.image import PAD_COLOUR
-from directdet.data.loader import Padding, WorkerError, make_loader
+from directdet.data.loader import WorkerError, make_loader
+from directdet.data.padding import Padding, target_rows
 from directdet.data.sampling import Sampling
 
 SQUARE = PretrainTransform(96)
@@ -44,8 +46,8 @@ def test_shapes_types_and_padding(dataset):
     loader = make_loader(dataset, SQUARE, Sampling(4, seed=1))
     assert len(loader) == loader.batches_per_epoch == 3 and loader.images == 12
     for images, targets in loader:
-        rows = loader.max_objects
-        assert rows % 8 == 0 and rows >= 8
+        rows = targets["valid"].shape[1]
+        assert rows == 8  # no image has more objects
         assert images.shape == (4, 3, 96, 96) and images.dtype == torch.uint8 and images.is_contiguous()
         expected = {
             "boxes": ((4, rows, 4), torch.float32),
@@ -199,13 +201,62 @@ def test_grouped_batches_are_read(dataset, drop_last):
         assert tall == [portrait[index] for index in indices]
 
 
-def test_max_objects_never_cuts(dataset):
-    most = max(int((~record.crowd).sum()) for record in dataset.records)
-    assert make_loader(dataset, SQUARE, Sampling(2)).max_objects == 8
-    assert make_loader(dataset, SQUARE, Sampling(2), Padding(max_objects=1)).max_objects >= most
-    assert make_loader(dataset, SQUARE, Sampling(2), Padding(max_objects=9)).max_objects == 16
-    boxes = sum(int(targets["valid"].sum()) for _, targets in make_loader(dataset, FREE, Sampling(12)))
-    assert boxes == sum(int((~record.crowd).sum()) for record in dataset.records)
+def test_rows_are_few_sizes_that_hold_the_objects():
+    sizes = [target_rows(objects) for objects in range(5000)]
+    assert sorted(set(sizes)) == [
+        8,
+        16,
+        24,
+        32,
+        48,
+        64,
+        96,
+        128,
+        192,
+        256,
+        384,
+        512,
+        768,
+        1024,
+        1536,
+        2048,
+        3072,
+        4096,
+        6144,
+    ]
+    assert all(objects <= rows <= max(16, 1.5 * objects) for objects, rows in enumerate(sizes))
+
+
+def crowded(dataset, objects):
+    """The dataset with an image of so many objects, all of them its first one."""
+    full = next(record for record in dataset.records if not record.crowd.any() and len(record.boxes))
+    index = np.zeros(objects, int)
+    fields = {name: getattr(full, name)[index] for name in ("boxes", "labels", "crowd", "difficult", "areas")}
+    fields["segmentations"] = (full.segmentations[0],) * objects
+    fields["annotation_ids"] = tuple(range(objects))
+    return replace(dataset, records=(*dataset.records, replace(full, **fields))), len(dataset.records)
+
+
+def test_a_crowded_image_pads_its_own_batch_and_no_other(dataset):
+    data, full = crowded(dataset, 100)
+    loader = make_loader(data, FREE, Sampling(3, drop_last=False), Padding(masks=False))
+    for batch, (_, targets) in zip(planned(loader), loader, strict=True):
+        counts = [int((~data.records[index].crowd).sum()) for index in batch]
+        assert targets["valid"].sum(1).tolist() == counts  # none is cut off
+        assert targets["boxes"].shape[1] == (128 if full in batch else 8)
+    fewest = make_loader(dataset, FREE, Sampling(3), Padding(masks=False, min_objects=9))
+    assert {targets["boxes"].shape[1] for _, targets in fewest} == {16}
+
+
+def test_processes_pad_a_batch_that_they_share_alike(dataset):
+    """Random sampling draws by the number of rows, and must not depend on how a batch is spread."""
+    data, full = crowded(dataset, 100)
+    padding = Padding(masks=False)
+    shares = [make_loader(data, FREE, Sampling(3, seed=2, rank=rank, world_size=2), padding) for rank in (0, 1)]
+    whole = make_loader(data, FREE, Sampling(6, seed=2), padding)
+    rows = [[targets["boxes"].shape[1] for _, targets in loader] for loader in (*shares, whole)]
+    assert rows[0] == rows[1] == rows[2] and len(rows[0]) == 2
+    assert [128 if full in batch else 8 for batch in planned(whole)] == rows[0] != [8, 8]
 
 
 def test_empty_images_are_kept_unless_skipped(dataset):

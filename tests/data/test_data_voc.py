@@ -87,7 +87,7 @@ def test_missing_size_is_read_from_the_picture(voc, tmp_path):
     ("xml", "message"),
     [
         ("<annotation>", r"a\.xml: not valid XML"),
-        (f"<annotation>{object_xml().replace('cat', '')}</annotation>", r"a\.xml: an object has no name"),
+        (f"<annotation>{object_xml().replace('cat', '')}</annotation>", r"a\.xml: object 1: name is missing"),
         (f"<annotation>{object_xml(box=('x', 1, 2, 3))}</annotation>", "object 1: bndbox: xmin 'x' is not"),
         (f"<annotation>{object_xml(box=('nan', 1, 2, 3))}</annotation>", "object 1: bndbox: xmin 'nan' is not"),
         ("<annotation><object><name>cat</name></object></annotation>", "object 1: bndbox is missing"),
@@ -161,7 +161,7 @@ def test_classes_are_those_of_all_lists(years, tmp_path):
     ("content", "message"),
     [
         ('voc = ["VOC2007/trainval", "VOC2007/trainval"]', "image '000005' is in two lists of 'train'"),
-        ('voc = ["VOC2007/nothing"]', "nothing.txt: image list cannot be read"),
+        ('voc = ["VOC2007/nothing"]', "nothing.txt: image list not found"),
         ('voc = ["../VOC2007/trainval"]', "may point outside"),
         ('voc = "VOC2007/trainval"', "is not a list such as"),
         ("voc = []", "is not a list such as"),

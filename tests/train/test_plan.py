@@ -38,9 +38,11 @@ ONE = Grid((96,), (2,))
 PAPER = {448: StepCost(8 * 10**9, 8 * 10**12, {}), 640: StepCost(11 * 10**9, 10**13, {})}
 
 
-def made_up_cost(model_config: dict, phase: Phase, size: tuple[int, int], batch: int, processes: int = 1) -> StepCost:
+def made_up_cost(
+    model_config: dict, phase: Phase, size: tuple[int, int], batch: int, processes: int = 1, objects: int = 96
+) -> StepCost:
     """Affine in the batch, as the real ones."""
-    pixels = size[0] * size[1] * batch
+    pixels = size[0] * size[1] * batch + 1000 * (objects - 96)
     return StepCost(10**6 + 200 * pixels, 5000 * pixels, {"parameters": 10**6, "images": 200 * pixels})
 
 
@@ -191,7 +193,7 @@ def test_measurements_decide_where_there_are_any(monkeypatch):
     """A stand-in for the GPU: batch 4 runs out of memory there, batch 2 takes more than was estimated."""
     answers = {2: Measured(6_000_000, 0.5), 4: None}
     monkeypatch.setattr(planner, "device_name", lambda: "Some GPU")
-    monkeypatch.setattr(planner, "measure", lambda config, phase, size, batch, gpus: answers[batch])
+    monkeypatch.setattr(planner, "measure", lambda config, phase, size, batch, gpus, **_: answers[batch])
     found = plan(SMALL, PHASE, 10**9, Grid((96,), (2, 4)), on_gpu=True, progress=False)
     two, four = found.settings
     assert (two.fits, two.seconds, two.measured) == (True, 0.5, answers[2])
@@ -233,6 +235,19 @@ def test_measuring_without_a_gpu_is_refused_at_once(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="needs a GPU"):
         plan(SMALL, PHASE, 10**9, on_gpu=True, progress=False)
+
+
+def test_memory_follows_the_objects_of_the_data():
+    """Rows are rounded up as the loader does; 93 is COCO's fullest image."""
+    peaks = {
+        objects: plan(SMALL, PHASE, 10**9, Grid((96,), (2,)), Workload(objects=objects), progress=False)
+        .settings[0]
+        .peak
+        for objects in (1, 93, 96, 97, 2000)
+    }
+    assert {objects: (peak - peaks[96]) / 200_000 + 96 for objects, peak in peaks.items()} == {
+        1: 8, 93: 96, 96: 96, 97: 128, 2000: 2048,
+    }  # fmt: skip
 
 
 def test_interpolation_meets_both_ends():

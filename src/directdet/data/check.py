@@ -15,12 +15,16 @@ from rich.progress import Progress
 from directdet.common.errors import UserError
 from directdet.common.terminal import terminal
 from directdet.data.dataset import check_same_classes, find_splits, load_dataset
-from directdet.data.image import decode_image, read_bytes
+from directdet.data.headers import read_header
+from directdet.data.image import decode_image, read_bytes, similar_file
+from directdet.data.plausible import doubts_about, misfit_areas, too_small
 from directdet.data.records import Dataset, Problem, Record, check_size
 
 # COCO's limits between small, medium and large objects, in square pixels.
 _SMALL, _LARGE = 32**2, 96**2
 _FEW = 10  # classes with fewer objects in train are reported
+# An image whose brightest level is below this is nearly black: 12 bits in 16 reach level 15, 13 bits 31.
+_DARK, _DARK_16 = 16, 32
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,10 @@ class SplitReport:
     dropped_boxes: int
     missing_files: tuple[FileProblem, ...]
     broken_files: tuple[FileProblem, ...]
+    turned_files: tuple[str, ...]  # with an EXIF note of rotation or mirroring, which is ignored
+    dark_files: tuple[str, ...]  # nearly black after reading
     problems: tuple[Problem, ...]
+    unreadable_entries: int  # of the annotation file
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,8 @@ class CheckReport:
     splits: tuple[SplitReport, ...]
     duplicates: tuple[tuple[str, ...], ...] = ()  # image files with the same content in more than one split
     untrained_classes: tuple[str, ...] = ()  # with objects in val or test, but none in train
-    errors: tuple[str, ...] = ()  # reasons why the splits cannot be used together
+    errors: tuple[str, ...] = ()  # reasons why the dataset cannot be used, the worst first
+    doubts: tuple[str, ...] = ()  # reasons why its annotations can hardly be meant as they stand
     warnings: tuple[str, ...] = field(default=())
 
     @property
@@ -100,53 +108,99 @@ def check_data(
     names = list(splits) if splits else find_splits(root)
     if not names:
         raise UserError(f"{root}: no splits found")
-    datasets = [load_dataset(root, name) for name in names]
+    datasets: list[Dataset] = []
+    errors: list[str] = []
+    for name in names:
+        try:
+            datasets.append(load_dataset(root, name, leave_out=True))
+        except UserError as error:
+            errors.append(str(error))
+    if not datasets:
+        raise UserError(errors[0])
     digests: dict[str, dict[str, set[str]]] = {}  # content -> split -> files
-    reports = []
+    reports: list[SplitReport] = []
     console = terminal(stderr=True)
     # A bar that disappears leaves an empty line in a log file.
     with Progress(console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
         for dataset in datasets:
             task = bar.add_task(f"images of {dataset.split}", total=len(dataset))
-            missing, broken = [], []
-            for record, kind, detail in _examine_images(dataset, verify_images):
+            files = _Files()
+            for record, found in _examine_images(dataset, verify_images):
                 bar.advance(task)
-                if kind == "missing":
-                    missing.append(FileProblem(str(record.path), detail))
-                elif kind == "broken":
-                    broken.append(FileProblem(str(record.path), detail))
-                elif detail:
-                    digests.setdefault(detail, {}).setdefault(dataset.split, set()).add(str(record.path))
-            reports.append(_count(dataset, missing, broken))
+                files.add(str(record.path), found)
+                if found.digest:
+                    digests.setdefault(found.digest, {}).setdefault(dataset.split, set()).add(str(record.path))
+            reports.append(_count(dataset, files))
     duplicates = sorted(tuple(sorted(set().union(*found.values()))) for found in digests.values() if len(found) > 1)
-    return _summarise(datasets, reports, tuple(duplicates), verify_images)
+    copies = {
+        split: sum(len(found.get(split, ())) > 1 for found in digests.values()) for split in map(_split, datasets)
+    }
+    return _summarise(datasets, reports, errors, _Copies(tuple(duplicates), copies), verify_images)
 
 
-def _examine_images(dataset: Dataset, verify: bool) -> Iterable[tuple[Record, str, str]]:
-    """(record, "ok" | "missing" | "broken", content digest or message) for each image, in order."""
+@dataclass(frozen=True)
+class _Image:
+    """What was found out about one image file: why it cannot be used, or a digest of its content and what is odd."""
+
+    missing: str = ""
+    broken: str = ""
+    digest: str = ""
+    turned: bool = False
+    dark: bool = False
+
+
+@dataclass
+class _Files:
+    """The image files of a split that are not as they should be."""
+
+    missing: list[FileProblem] = field(default_factory=list)
+    broken: list[FileProblem] = field(default_factory=list)
+    turned: list[str] = field(default_factory=list)
+    dark: list[str] = field(default_factory=list)
+
+    def add(self, file: str, found: _Image) -> None:
+        if found.missing:
+            self.missing.append(FileProblem(file, found.missing))
+        if found.broken:
+            self.broken.append(FileProblem(file, found.broken))
+        if found.turned:
+            self.turned.append(file)
+        if found.dark:
+            self.dark.append(file)
+
+
+def _examine_images(dataset: Dataset, verify: bool) -> Iterable[tuple[Record, _Image]]:
+    """Each record, in order, with what was found out about its image."""
     # Threads are enough: reading, decoding and hashing release the GIL.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         found = pool.map(_verify if verify else _exists, dataset.records)
-        for record, (kind, detail) in zip(dataset.records, found, strict=True):
-            yield record, kind, detail
+        yield from zip(dataset.records, found, strict=True)
 
 
-def _exists(record: Record) -> tuple[str, str]:
-    return ("ok", "") if record.path.is_file() else ("missing", f"{record.path}: image file not found")
+def _exists(record: Record) -> _Image:
+    if os.path.isfile(record.path):  # False for names that no file can have
+        return _Image()
+    hint = similar_file(record.path)
+    return _Image(missing=f"{record.path}: image file not found{'; ' if hint else ''}{hint}")
 
 
-def _verify(record: Record) -> tuple[str, str]:
-    if not record.path.is_file():
-        return _exists(record)
+def _verify(record: Record) -> _Image:
+    found = _exists(record)
+    if found.missing:
+        return found
     try:
         content = read_bytes(record.path)
-        check_size(record, *decode_image(content, record.path).shape[:2])
+        image = decode_image(content, record.path)
+        check_size(record, *image.shape[:2])
     except UserError as error:
-        return "broken", str(error)
-    return "ok", hashlib.blake2b(content, digest_size=16).hexdigest()
+        return _Image(broken=str(error))
+    header = read_header(content)
+    darkest = _DARK_16 if header.bits > 8 else _DARK
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    return _Image("", "", digest, header.orientation > 1, int(image.max()) < darkest)
 
 
-def _count(dataset: Dataset, missing: list[FileProblem], broken: list[FileProblem]) -> SplitReport:
+def _count(dataset: Dataset, files: _Files) -> SplitReport:
     records = dataset.records
     used = [~record.crowd for record in records]
     areas = _join([record.areas[keep] for record, keep in zip(records, used, strict=True)])
@@ -166,7 +220,7 @@ def _count(dataset: Dataset, missing: list[FileProblem], broken: list[FileProble
         empty_images=per_image.count(0),
         objects_with_mask=dataset.mask_counts()[0],
         first_without_mask=dataset.first_without_mask(),
-        misfit_areas=int(_misfits(areas, sides).sum()),
+        misfit_areas=int(misfit_areas(areas, sides).sum()),
         sizes={"small": small, "medium": len(areas) - small - large, "large": large},
         width_range=(min(widths, default=0), max(widths, default=0)),
         height_range=(min(heights, default=0), max(heights, default=0)),
@@ -175,38 +229,48 @@ def _count(dataset: Dataset, missing: list[FileProblem], broken: list[FileProble
         class_counts=tuple(np.bincount(labels, minlength=len(dataset.classes)).tolist()),
         clipped_boxes=sum(problem.action == "clipped" for problem in dataset.problems),
         dropped_boxes=sum(problem.action == "dropped" for problem in dataset.problems),
-        missing_files=tuple(missing),
-        broken_files=tuple(broken),
+        missing_files=tuple(files.missing),
+        broken_files=tuple(files.broken),
+        turned_files=tuple(files.turned),
+        dark_files=tuple(files.dark),
         problems=dataset.problems,
+        unreadable_entries=len(dataset.errors),
     )
 
 
-def _misfits(areas: np.ndarray, sides: np.ndarray) -> np.ndarray:
-    """Which objects, bool [N], have an area [N] that their box of ``sides`` [N, 2] cannot have.
+@dataclass(frozen=True)
+class _Copies:
+    """Image files with the same content: those in several splits, and how many there are within each split."""
 
-    A mask lies inside its box but for its border's pixels, and even a rod that crosses its box fills more than a
-    hundredth of it.
-    """
-    width, height = sides[:, 0], sides[:, 1]
-    most = (width + 2) * (height + 2)
-    return (areas > 1.5 * most) | (areas < width * height / 100)
+    across: tuple[tuple[str, ...], ...]
+    within: dict[str, int]
+
+
+def _split(dataset: Dataset) -> str:
+    return dataset.split
 
 
 def _summarise(
-    datasets: list[Dataset], reports: list[SplitReport], duplicates: tuple[tuple[str, ...], ...], verified: bool
+    datasets: list[Dataset], reports: list[SplitReport], errors: list[str], copies: _Copies, verified: bool
 ) -> CheckReport:
-    first = datasets[0]
-    errors, warnings = [], []
+    first, duplicates = datasets[0], copies.across
+    warnings = list(dict.fromkeys(note for dataset in datasets for note in dataset.notes))
     for other in datasets[1:]:
         try:
             check_same_classes(first, other)
         except UserError as error:
             errors.append(str(error))
-    for report in reports:
+    doubts: list[str] = []
+    for dataset, report in zip(datasets, reports, strict=True):
         if report.images == 0:
             errors.append(f"{report.split}: no images")
         elif report.objects == 0:
             errors.append(f"{report.split}: no objects")
+        errors += too_small(dataset)
+        doubts += doubts_about(dataset)
+        doubts += _file_doubts(report)
+        if copies.within[report.split]:
+            warnings.append(f"{report.split}: {copies.within[report.split]} images occur under several names")
         if report.objects_with_mask == 0 < report.objects:
             warnings.append(f"{report.split}: no object has a mask; use a recipe without masks (faster_rcnn_...)")
         elif report.objects_with_mask < report.objects:
@@ -215,10 +279,12 @@ def _summarise(
                 f"first without: {report.first_without_mask}); training with masks needs all of them"
             )
         if report.misfit_areas:
-            warnings.append(
+            (doubts if 2 * report.misfit_areas > report.objects else warnings).append(
                 f"{report.split}: the area of {report.misfit_areas} of {report.objects} objects does not fit their "
                 "box; AP of small, medium and large objects goes by it: correct or remove the areas"
             )
+    # One annotation file may hold several splits.
+    errors += dict.fromkeys(error for dataset in datasets for error in dataset.errors)
     if duplicates:
         warnings.append(f"{len(duplicates)} images are in several splits: results on them will be too good")
     by_name = {report.split: report for report in reports}
@@ -253,8 +319,25 @@ def _summarise(
         duplicates=duplicates,
         untrained_classes=tuple(untrained),
         errors=tuple(errors),
+        doubts=tuple(doubts),
         warnings=tuple(warnings),
     )
+
+
+def _file_doubts(report: SplitReport) -> list[str]:
+    doubts: list[str] = []
+    if report.turned_files:
+        doubts.append(
+            f"{report.split}: {len(report.turned_files)} of {report.images} images have an EXIF note of rotation or "
+            f"mirroring (the first: {report.turned_files[0]}), which is ignored here; if the boxes were drawn as a "
+            "viewer shows them, save the images turned, without the note"
+        )
+    if report.dark_files:
+        doubts.append(
+            f"{report.split}: {len(report.dark_files)} of {report.images} images are black or nearly black (the first: "
+            f"{report.dark_files[0]}); 16 bits are divided by 256, so scale images of 10 or 12 bits up to all 16"
+        )
+    return doubts
 
 
 def _join(arrays: list[np.ndarray]) -> np.ndarray:

@@ -28,11 +28,15 @@ def print_report(report: CheckReport, console: Console | None = None, shown: int
         _print_list(console, f"{split.split}: annotations put right or dropped", lines, shown)
     _print_list(console, "the same image in several splits", [" = ".join(files) for files in report.duplicates], shown)
     _print_list(console, "errors", report.errors, shown)
+    _print_list(console, "doubts", report.doubts, shown)
     _print_list(console, "warnings", report.warnings, shown)
     if report.fatal:
         console.print(Text("not usable:", "bold red"), "fix the errors and the missing or broken files first")
+        return
+    unopened = "" if report.images_verified else " (images were not opened)"
+    if report.doubts:
+        console.print(Text.assemble(("doubtful", "bold yellow"), unopened, ": look at the doubts first"))
     else:
-        unopened = "" if report.images_verified else " (images were not opened)"
         console.print(Text.assemble(("usable", "bold green"), unopened))
 
 
@@ -58,6 +62,7 @@ def _split_table(report: CheckReport) -> Table:
         "objects dropped": lambda split: split.dropped_boxes,
         "missing files": lambda split: len(split.missing_files),
         "broken files": lambda split: len(split.broken_files) if report.images_verified else "not checked",
+        "unreadable entries": lambda split: split.unreadable_entries,
     }
     for name, value in rows.items():
         table.add_row(name, *(str(value(split)) for split in report.splits))

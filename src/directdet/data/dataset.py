@@ -40,15 +40,24 @@ def find_splits(root: str | os.PathLike[str]) -> list[str]:
     return _names(folder, layout)
 
 
-def load_dataset(root: str | os.PathLike[str], split: str) -> Dataset:
-    """Read the annotations of one split, without opening the images.
+def load_dataset(root: str | os.PathLike[str], split: str, *, leave_out: bool = False) -> Dataset:
+    """Read the annotations of one split, without opening the images (unless their sizes are not given).
 
     ``root`` is the dataset's folder, or a .toml file. Boxes are clipped to their image, objects with nothing left are
-    dropped, and each such case is listed in ``Dataset.problems``.
+    dropped, and each such case is listed in ``Dataset.problems``. With ``leave_out``, entries that cannot be read are
+    left out and listed in ``Dataset.errors``.
 
     Raises:
         UserError: unknown layout or split, or unusable annotations; the message names the file and annotation.
     """
+    dataset = _load(root, split)
+    if dataset.errors and not leave_out:
+        others = len(dataset.errors) - 1
+        raise UserError(dataset.errors[0] + (f" (and {others} more: check-data lists them)" if others else ""))
+    return dataset
+
+
+def _load(root: str | os.PathLike[str], split: str) -> Dataset:
     folder, layout = _find_layout(root)
     splits = find_splits(root)
     if split not in splits:
@@ -57,8 +66,9 @@ def load_dataset(root: str | os.PathLike[str], split: str) -> Dataset:
         return read_toml(folder, split)
     if layout == "voc":
         return read_voc(Path(root), split, folder)
-    annotations, images = (coco_splits if layout == "coco" else roboflow_splits)(folder)[split]
-    return read_coco(folder, split, layout, annotations, images)
+    files = (coco_splits if layout == "coco" else roboflow_splits)(folder)
+    others = [annotations for name, (annotations, _) in files.items() if name != split]
+    return read_coco(folder, split, layout, *files[split], others)
 
 
 def check_same_classes(first: Dataset, second: Dataset) -> None:
@@ -103,5 +113,6 @@ def _find_layout(root: str | os.PathLike[str]) -> tuple[Path, str]:
 
 
 def _names(folder: Path, layout: str) -> list[str]:
-    found = {"coco": coco_splits, "roboflow": roboflow_splits, "voc": voc_splits}[layout](folder)
-    return list(found)
+    if layout == "voc":
+        return list(voc_splits(folder).names)
+    return list((coco_splits if layout == "coco" else roboflow_splits)(folder))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 import zlib
+from functools import lru_cache
 from pathlib import Path
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
 
 from directdet.common.errors import UserError
+from directdet.data.headers import read_header
 
 # The ImageNet mean rounded to whole numbers: padding with it leaves (nearly) zeros after normalising.
 PAD_COLOUR = (124, 116, 104)
@@ -45,11 +49,45 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path}: image file not found; check the path and the dataset's image folder") from None
+        hint = similar_file(path) or "check the path and the dataset's image folder"
+        raise UserError(f"{path}: image file not found; {hint}") from None
     except OSError as error:
         raise UserError(f"{path}: image file cannot be read: {error.strerror or error}") from None
     except ValueError as error:  # e.g. a NUL character in the name
         raise UserError(f"{str(path)!r}: not a usable file name: {error}") from None
+
+
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(width, height) of an image file; from its header where that says it. Errors as :func:`read_image`."""
+    content = read_bytes(path)
+    size = read_header(content).size
+    if size is not None:
+        return size
+    height, width = decode_image(content, path).shape[:2]
+    return width, height
+
+
+def similar_file(path: str | os.PathLike[str]) -> str:
+    """Which file of the folder has nearly the name of one that is missing, in words; nothing if none has.
+
+    Names are taken as equal whatever the case, the form of accents (macOS decomposes them), URL encoding and ending.
+    """
+    path = Path(path)
+    try:
+        beside = _names_in(path.parent, path.parent.stat().st_mtime_ns).get(_canonical(path.name))
+    except (OSError, ValueError):
+        return ""
+    return f"there is {beside}, whose name differs in form; correct one of the two names" if beside else ""
+
+
+@lru_cache(maxsize=4)
+def _names_in(folder: Path, changed: int) -> dict[str, str]:
+    """The files of a folder that was ``changed`` then, by their :func:`_canonical` name."""
+    return {_canonical(name): name for name in sorted(os.listdir(folder), reverse=True)}
+
+
+def _canonical(name: str) -> str:
+    return unicodedata.normalize("NFC", os.path.splitext(unquote(name))[0]).casefold()
 
 
 def decode_image(content: bytes, name: str | os.PathLike[str] = "image") -> np.ndarray:

@@ -30,6 +30,7 @@ from directdet.data.augment.sample import Sample, load_sample
 from directdet.data.image import PAD_COLOUR
 from directdet.data.masks import rasterise
 from directdet.data.neighbours import Neighbours
+from directdet.data.padding import Padding, target_rows
 from directdet.data.records import Dataset, Record
 from directdet.data.sampling import BatchSampler, Sampling
 
@@ -39,34 +40,6 @@ Batch = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 class WorkerError(UserError):
     """A worker process failed or was killed; the images may be fine. Fewer workers, or none, may be the mend."""
-
-
-@dataclass(frozen=True)
-class Padding:
-    """The static shapes that images and targets are padded to.
-
-    Attributes:
-        divisor: height and width of the canvas, which a batch shares, are rounded up to a multiple of it.
-        max_objects: rows of the padded targets; None takes the most objects of any image, rounded up to a multiple of
-            8. A smaller number is raised to that: objects are never cut off.
-        masks: include masks; None includes them if every object has one.
-        mask_size: height and width of a mask inside its box.
-
-    Raises:
-        ValueError: a value is out of range.
-    """
-
-    divisor: int = 32
-    max_objects: int | None = None
-    masks: bool | None = None
-    mask_size: int = 56
-
-    def __post_init__(self) -> None:
-        for name in ("divisor", "mask_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
-        if self.max_objects is not None and self.max_objects < 0:
-            raise ValueError(f"max_objects = {self.max_objects}: must not be negative")
 
 
 def make_loader(
@@ -101,7 +74,7 @@ def make_loader(
     """
     padding = padding or Padding()
     where = f"{dataset.root}: {dataset.split}"
-    records = [record for record in dataset.records if not sampling.skip_empty or not record.crowd.all()]
+    records = usable(dataset, sampling)
     if not records:
         raise UserError(f"{where}: no images to train on")
     masks = dataset.has_masks if padding.masks is None else padding.masks
@@ -116,17 +89,19 @@ def make_loader(
             f"{where}: {len(records)} images do not fill one batch of {sampling.global_batch_size}; "
             "choose a smaller batch"
         )
-    most = max(int((~record.crowd).sum()) for record in records)
-    most *= transform.pictures if isinstance(transform, Compose) else 1
-    rows = max(8, -(-max(most, padding.max_objects or 0) // 8) * 8)
     portrait = np.array([record.height > record.width for record in records])
     return BatchLoader(
         _Samples(records, transform, sampling.seed, masks, padding.mask_size),
         BatchSampler(sampling, len(records), portrait),
-        _Collate(padding.divisor, rows, padding.mask_size, masks),
+        _Collate(padding.divisor, padding.min_objects, padding.mask_size, masks),
         workers,
         pin_memory,
     )
+
+
+def usable(dataset: Dataset, sampling: Sampling) -> list[Record]:
+    """The images that are read: all, or those with objects."""
+    return [record for record in dataset.records if not sampling.skip_empty or not record.crowd.all()]
 
 
 class BatchLoader:
@@ -140,12 +115,11 @@ class BatchLoader:
         self, samples: _Samples, sampler: BatchSampler, collate: _Collate, workers: int, pin_memory: bool
     ) -> None:
         self._sampler = sampler
-        self.max_objects = collate.rows
         self.images = len(samples.records)
         self._open = partial(
             DataLoader,
             samples,
-            batch_sampler=sampler,
+            batch_sampler=_Fetches(sampler, [int((~record.crowd).sum()) for record in samples.records]),
             collate_fn=collate,
             num_workers=workers,
             pin_memory=pin_memory,
@@ -281,6 +255,25 @@ def _failed(error: Exception, doing: str) -> _Failure:
     return _Failure(f"{doing}: a data worker failed: {reason}", worker=True)
 
 
+class _Fetches:
+    """What the batches of a sampler read: each image's entry, and the objects of the fullest image of the batch.
+
+    Processes that share a batch pad to the same number of rows: random sampling draws by it.
+    """
+
+    def __init__(self, sampler: BatchSampler, objects: list[int]) -> None:
+        self.sampler = sampler
+        self.objects = objects
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int, int]]]:
+        for own, images in self.sampler.with_images():
+            most = max(self.objects[image] for image in images)
+            yield [(*entry, most) for entry in own]
+
+
 class _Samples(TorchDataset):
     """The dataset that workers see: reads, augments and rasterises one image."""
 
@@ -295,10 +288,10 @@ class _Samples(TorchDataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: tuple[int, int, int]) -> tuple[Sample, np.ndarray] | _Failure:
-        epoch, position, image = index
+    def __getitem__(self, index: tuple[int, int, int, int]) -> tuple[Sample, np.ndarray, int] | _Failure:
+        epoch, position, image, most = index
         try:
-            return self._read(epoch, position, image)
+            return *self._read(epoch, position, image), most
         except UserError as error:
             return _Failure(str(error))
         except Exception as error:
@@ -322,24 +315,27 @@ class _Collate:
     """Pads samples to one canvas and one number of objects."""
 
     divisor: int
-    rows: int
+    min_objects: int
     mask_size: int
     masks: bool
 
-    def __call__(self, items: list[tuple[Sample, np.ndarray] | _Failure]) -> Batch | _Packed | _Failure:
+    def __call__(self, items: list[tuple[Sample, np.ndarray, int] | _Failure]) -> Batch | _Packed | _Failure:
         pairs: list[tuple[Sample, np.ndarray]] = []
+        most = self.min_objects
         for item in items:
             if isinstance(item, _Failure):
                 return item
-            pairs.append(item)
+            sample, masks, fullest = item
+            pairs.append((sample, masks))
+            most = max(most, fullest, len(sample.boxes))  # an augmentation may put images together
         try:
-            batch = self._pad(pairs)
+            batch = self._pad(pairs, target_rows(most))
             return batch if get_worker_info() is None else _Packed(bytes(ForkingPickler.dumps(batch)))
         except Exception as error:
             return _failed(error, f"a batch of {len(pairs)} images")
 
-    def _pad(self, pairs: list[tuple[Sample, np.ndarray]]) -> Batch:
-        count, rows = len(pairs), self.rows
+    def _pad(self, pairs: list[tuple[Sample, np.ndarray]], rows: int) -> Batch:
+        count = len(pairs)
         height, width = (
             -(-max(sample.image.shape[axis] for sample, _ in pairs) // self.divisor) * self.divisor for axis in (0, 1)
         )

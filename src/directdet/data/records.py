@@ -35,6 +35,7 @@ class Problem:
     annotation_id: int | None
     message: str
     action: str  # "dropped" and "clipped" are about the box; else what became of the field, in words
+    outside: float = 0.0  # the share of a box's area that lies outside its image
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +72,11 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """One split of a dataset. ``category_ids[label]`` is the annotation file's id of ``classes[label]``."""
+    """One split of a dataset. ``category_ids[label]`` is the annotation file's id of ``classes[label]``.
+
+    ``notes`` say what was decided about the whole split, such as which list it was read from; ``errors`` name the
+    entries that could not be read and are left out, the worst first.
+    """
 
     root: Path
     split: str
@@ -80,6 +85,8 @@ class Dataset:
     category_ids: tuple[int, ...]
     records: tuple[Record, ...]
     problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -107,6 +114,10 @@ class Dataset:
         """Whether every object that training uses has a mask (and there is at least one)."""
         masks, objects = self.mask_counts()
         return 0 < masks == objects
+
+    def most_objects(self) -> int:
+        """Objects of the fullest image, without crowd regions."""
+        return max((int((~record.crowd).sum()) for record in self.records), default=0)
 
     def subset(self, fraction: float, seed: int) -> Dataset:
         """A random ``fraction`` of the images, which depends only on ``seed``; at least one, in their original order.
@@ -173,10 +184,11 @@ def clip_box(
     # Compared as float32, which is how boxes are stored: a sliver thinner than that has no area.
     if np.float32(clipped[2]) <= np.float32(clipped[0]) or np.float32(clipped[3]) <= np.float32(clipped[1]):
         message = f"box {shown} lies outside its {width}x{height} image"
-        return None, Problem("outside-box", file, annotation_id, message, "dropped")
+        return None, Problem("outside-box", file, annotation_id, message, "dropped", 1.0)
     if max(abs(old - new) for old, new in zip(box, clipped, strict=True)) > 1e-3:
         message = f"box {shown} extends beyond its {width}x{height} image"
-        return clipped, Problem("clipped-box", file, annotation_id, message, "clipped")
+        left = (clipped[2] - clipped[0]) * (clipped[3] - clipped[1]) / ((x2 - x1) * (y2 - y1))
+        return clipped, Problem("clipped-box", file, annotation_id, message, "clipped", 1 - left)
     return clipped, None
 
 

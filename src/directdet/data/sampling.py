@@ -79,10 +79,15 @@ class BatchSampler:
         return self.batches_per_epoch - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        return (batch for batch, _ in self.with_images())
+
+    def with_images(self) -> Iterator[tuple[list[tuple[int, int, int]], list[int]]]:
+        """Each batch of this process, and the indices of the images that all processes together have in it."""
         size = self.sampling.batch_size
         first = self.sampling.rank * size
         for batch in self._batches()[self.start :]:
-            yield [(self.epoch, position, index) for position, index in batch[first : first + size]]
+            own = [(self.epoch, position, index) for position, index in batch[first : first + size]]
+            yield own, [index for _, index in batch]
 
     def _batches(self) -> list[list[tuple[int, int]]]:
         """All batches of the epoch, for all processes together, as lists of (position, image index)."""

@@ -122,11 +122,14 @@ def _objects(count: ObjectCount) -> str:
 
 
 def _left_out(dataset: Dataset) -> str:
-    """The objects that were dropped while the annotations were read, in words."""
+    """The objects that were dropped while the annotations were read, and what was decided about them, in words."""
+    parts = ["", *dataset.notes]
     dropped = [p for p in dataset.problems if p.action == "dropped"]
-    if not dropped:
-        return ""
-    first = dropped[0]
-    return (
-        f"; {len(dropped)} objects left out, the first: {first.file}: annotation {first.annotation_id}: {first.message}"
-    )
+    if dropped:
+        first = dropped[0]
+        parts.insert(
+            1,
+            f"{len(dropped)} objects left out, the first: {first.file}: annotation {first.annotation_id}: "
+            f"{first.message}",
+        )
+    return "; ".join(parts)

@@ -10,7 +10,8 @@ from directdet.data.augment.ssd_transforms import SSDTransform
 from directdet.data.augment.steps import Colour, Flip, Resize, Resized, Step, Turn, ZoomAndCrop
 from directdet.data.augment.transforms import EdgesTransform, PretrainTransform
 from directdet.data.dataset import check_same_classes, find_splits, load_dataset
-from directdet.data.loader import BatchLoader, Padding, Transform, make_loader
+from directdet.data.loader import BatchLoader, Transform, make_loader, usable
+from directdet.data.padding import Padding
 from directdet.data.records import Dataset
 from directdet.data.sampling import Sampling
 from directdet.recipes.recipe import Phase
@@ -84,6 +85,13 @@ def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pi
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
+    images, batch = len(usable(dataset, sampling)), sampling.global_batch_size
+    if 0 < images < batch:
+        fitting = images // sampling.world_size
+        mend = f"--set {phase.name}.batch_size={fitting}" if fitting else f"at most {images} processes"
+        raise UserError(
+            f"{dataset.root}: {dataset.split}: {images} images do not fill one batch of {batch}; give {mend}"
+        )
     padding = Padding(divisor=1 if phase.resize == "warp" else 32, masks=masks)
     workers = min(phase.workers, os.cpu_count() or 1)
     return make_loader(dataset, transform, sampling, padding, workers=workers, pin_memory=pin_memory)

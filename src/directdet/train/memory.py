@@ -28,7 +28,7 @@ from directdet.train.ledger import Ledger
 from directdet.train.prepare import apply_norm
 from directdet.train.step import Batch, Stepper
 
-OBJECTS = 96  # rows of the padded targets: the fullest image of COCO has 93 objects
+OBJECTS = 96  # rows of the padded targets of the fullest batch: the fullest image of COCO has 93 objects
 MASK_SIDE = 56  # of the loader's masks
 WARM_STEPS = 3  # before a measurement: cuDNN chooses its algorithms, the optimiser makes its state
 

@@ -15,10 +15,11 @@ from rich.progress import track
 from directdet.common.errors import UsageProblem
 from directdet.common.settings import SettingError
 from directdet.common.terminal import terminal
+from directdet.data.padding import target_rows
 from directdet.recipes.derived import accumulated, images_per_step, passes_per_epoch
 from directdet.recipes.published import direct_table10
 from directdet.recipes.recipe import Phase
-from directdet.train.memory import StepCost, device_name, measure, step_cost
+from directdet.train.memory import OBJECTS, StepCost, device_name, measure, step_cost
 from directdet.train.optim import learning_rate
 from directdet.train.plan_result import ENOUGH_FOR_BN, PAPER_DAYS, Check, Plan, Setting
 
@@ -68,6 +69,7 @@ class Workload:
         gpus: how many train together.
         images: in the training set.
         passes: over the training set; None takes the length of the phase.
+        objects: in its fullest image, by which the targets of a batch with it are padded.
 
     Raises:
         UsageProblem: a number below 1.
@@ -76,6 +78,7 @@ class Workload:
     gpus: int = 1
     images: int = COCO_IMAGES
     passes: int | None = None
+    objects: int = OBJECTS
 
     def __post_init__(self) -> None:
         for name, value in (("--gpus", self.gpus), ("--images", self.images)):
@@ -128,14 +131,15 @@ def plan(
             "recipe with direct pre-training"
         )
     device = device_name() if on_gpu else None
-    costs = _grid_costs(model_config, phase, grid, workload.gpus, progress)
+    rows = target_rows(workload.objects)
+    costs = _grid_costs(model_config, phase, grid, workload, progress)
     paper = paper_costs()
     second = paper[448].flops / PAPER_SECONDS  # FLOPs per second of the paper's GPU
     settings = []
     for (length, batch), cost in _track(list(costs.items()), "measuring", progress and on_gpu):
         at = _at(phase, length, batch)
         per_step, times = images_per_step(at, workload.gpus), accumulated(at, workload.gpus)
-        found = measure(model_config, at, (length, length), batch, workload.gpus) if on_gpu else None
+        found = measure(model_config, at, (length, length), batch, workload.gpus, objects=rows) if on_gpu else None
         setting = Setting(
             length,
             batch,
@@ -162,6 +166,7 @@ def plan(
         _advice(phase, chosen) if chosen else "",
         costs[chosen.length, chosen.batch].parts if chosen else {},
         _checks(paper),
+        rows,
     )
 
 
@@ -205,12 +210,13 @@ def _advice(phase: Phase, setting: Setting) -> str:
     return settings
 
 
-def _grid_costs(model_config: Mapping[str, Any], phase: Phase, grid: Grid, gpus: int, progress: bool) -> Costs:
+def _grid_costs(model_config: Mapping[str, Any], phase: Phase, grid: Grid, workload: Workload, progress: bool) -> Costs:
     """The cost of every setting. It is affine in the batch, so only the smallest and the largest are traced."""
     ends = sorted({grid.batches[0], grid.batches[-1]})
     points = [(length, batch) for length in grid.lengths for batch in ends]
+    gpus, rows = workload.gpus, target_rows(workload.objects)
     traced = {
-        (length, batch): step_cost(model_config, _at(phase, length, batch), (length, length), batch, gpus)
+        (length, batch): step_cost(model_config, _at(phase, length, batch), (length, length), batch, gpus, objects=rows)
         for length, batch in _track(points, "estimating", progress)
     }
     return {

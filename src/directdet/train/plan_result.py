@@ -88,6 +88,7 @@ class Plan:
         advice: what to give to `directdet train` for it.
         parts: the memory of the choice by purpose, in bytes.
         checks: how good the estimate is.
+        objects: rows of the padded targets, those of a batch with the fullest image.
     """
 
     phase: str
@@ -102,6 +103,7 @@ class Plan:
     advice: str
     parts: dict[str, int]
     checks: tuple[Check, ...]
+    objects: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: bytes, seconds, days."""
@@ -158,7 +160,8 @@ class Plan:
         return (
             f"Error of the estimate against the paper's Table 10: {'; '.join(lines)}, if its G means GiB (if GB, up to "
             f"{100 * worst:.1f} %). Its figure is taken for mmdet's peak, that of the fullest batch; here every batch "
-            "is full: 512 RoIs and 128 mask slots per image, used or not."
+            "is full: 512 RoIs and 128 mask slots per image, used or not, and targets padded to "
+            f"{self.objects} objects, as a batch with the fullest image is."
         )
 
 

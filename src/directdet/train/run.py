@@ -4,6 +4,7 @@ import contextlib
 import json
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from directdet.common.files import require_writable, write_json_atomic
 from directdet.common.folder_lock import hold_folder
 from directdet.common.json_files import read_json
 from directdet.common.terminal import terminal
+from directdet.data.digest import describe_content, difference
 from directdet.data.records import Dataset
 from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
@@ -38,6 +40,7 @@ class RunFile:
     classes: tuple[str, ...]
     images: int | None = None
     init: str | None = None
+    content: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,13 @@ class _Run:
     resume: bool
     dry_run: bool
 
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """What run.json keeps, so that a run is resumed as the same run."""
         facts = {"recipe": asdict(self.recipe), "data": self.data, "seed": self.seed}
-        return {**facts, "classes": list(self.dataset.classes), "images": len(self.dataset)}
+        splits = {"train": self.dataset, "val": self.val}
+        content = {name: describe_content(split) for name, split in splits.items() if split is not None}
+        return {**facts, "classes": list(self.dataset.classes), "images": len(self.dataset), "content": content}
 
     def network(self) -> Network:
         """The recipe's network for the classes of the data; UsageProblem if its settings do not go together."""
@@ -227,7 +233,7 @@ def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> d
     resumed = run.resume and last.is_file()
     loaded = None
     if run.resume and (folder / "run.json").is_file():
-        _check_same_run(folder / "run.json", run.settings())
+        _check_same_run(folder / "run.json", run.settings)
     if resumed:
         loaded = load_weights(model, last, run.dataset.classes)
     elif str(start) != "random":
@@ -247,7 +253,7 @@ def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> d
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         facts = {"init": str(last if resumed else start), "torch": torch.__version__}
-        write_json_atomic(folder / "run.json", {**run.settings(), **facts, "processes": distributed.world_size()})
+        write_json_atomic(folder / "run.json", {**run.settings, **facts, "processes": distributed.world_size()})
     started = time.perf_counter()
     metrics = trainer.run(resumed)
     if metrics is not None and distributed.is_main():
@@ -291,3 +297,10 @@ def _check_same_run(path: Path, settings: dict[str, Any]) -> None:
             f"{path}: was started on {before.images} images, but --data has {settings['images']}; resume with the "
             "same --data"
         )
+    for split in ("train", "val"):
+        had, has = ((content or {}).get(split, {}) for content in (before.content, settings["content"]))
+        what = "" if before.content is None else difference(had, has)  # older files do not have it
+        if what:
+            raise UserError(
+                f"{path}: was started on other data: {split} differs in the {what}; resume with the same --data"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,15 @@ import numpy as np
 
 from directdet.common.errors import UserError
 from directdet.data.formats.polygons import near_picture
+from directdet.data.formats.reading import CATEGORY, IMAGE, OBJECT, Faults, read_file
 from directdet.data.formats.rle import check_rle
 from directdet.data.formats.values import area_or_none, flag, name_text, whole
+from directdet.data.image import read_size
 from directdet.data.records import (
     AnnotatedObject,
     Dataset,
     Problem,
-    Record,
     Segmentation,
-    clip_box,
     is_number,
     make_record,
     path_inside,
@@ -51,53 +52,117 @@ def roboflow_splits(root: Path) -> dict[str, tuple[Path, Path]]:
     return found
 
 
-def read_coco(root: Path, split: str, layout: str, annotations: Path, images: Path) -> Dataset:
-    """Read one COCO JSON file.
+def read_coco(
+    root: Path, split: str, layout: str, annotations: Path, images: Path, others: Sequence[Path] = ()
+) -> Dataset:
+    """Read one COCO JSON file; ``others`` are the annotation files of the other splits.
 
     Category ids are mapped to labels 0..C-1 in ascending order. Every category of the file is a class, used or not, so
-    that the files of two splits agree.
+    that the files of two splits agree; but for Roboflow's placeholder, see :func:`_placeholder`.
+
+    Entries that cannot be read (missing keys, unknown or repeated ids, paths that point outside ``images``) are left
+    out, and named in ``Dataset.errors``.
 
     Raises:
-        UserError: invalid JSON, missing keys, unknown or repeated ids, paths that point outside ``images``; the
-            message names the file and the annotation.
+        UserError: not JSON, or without any category.
     """
     content = _read_json(annotations)
-    names = _read_categories(annotations, content)
+    faults = Faults()
+    names, lost = _read_categories(annotations, content, faults)
+    entries = _list(annotations, content, "annotations")
+    notes: list[str] = []
+    placeholder = _placeholder(content, entries, others)
+    if placeholder is not None and len(names) > 1:
+        name = names.pop(placeholder)
+        notes.append(
+            f"{annotations}: category {placeholder} {name!r} is no class: it is the placeholder of a Roboflow export "
+            "(supercategory none, no objects)"
+        )
     category_ids = tuple(sorted(names))
-    reader = _ObjectReader(annotations, {category: label for label, category in enumerate(category_ids)})
-    image_entries = _read_images(annotations, content)
+    image_entries, lost_images = _read_images(annotations, content, images, faults)
+    measured = [image_id for image_id, entry in image_entries.items() if entry["measured"]]
+    if measured:
+        notes.append(
+            f"{annotations}: {len(measured)} images (the first: {measured[0]}) have no width or height; theirs are "
+            "those of the image files"
+        )
+    labels = {category: label for label, category in enumerate(category_ids)}
+    reader = _ObjectReader(annotations, labels, image_entries, faults)
     grouped: dict[int, list[AnnotatedObject]] = {image_id: [] for image_id in image_entries}
-    for index, entry in enumerate(_list(annotations, content, "annotations")):
-        found = reader.read(index, entry, image_entries)
+    for index, entry in enumerate(entries):
+        try:
+            found = reader.read(index, entry)
+        except UserError as error:
+            # That the image or category of an object cannot be read is told already, once.
+            if whole(entry.get("image_id") if isinstance(entry, dict) else None) not in lost_images and (
+                whole(entry.get("category_id") if isinstance(entry, dict) else None) not in lost
+            ):
+                faults.add(OBJECT, error)
+            continue
         if found is not None:
             image_id, item = found
             grouped[image_id].append(item)
-    records: list[Record] = []
-    for image_id, entry in image_entries.items():
-        path = path_inside(images, entry["file_name"], f"{annotations}: image {image_id}: file_name")
-        records.append(make_record(image_id, path, entry["width"], entry["height"], grouped[image_id]))
+    records = [
+        make_record(image_id, entry["path"], entry["width"], entry["height"], grouped[image_id])
+        for image_id, entry in image_entries.items()
+    ]
     classes = tuple(names[category] for category in category_ids)
-    return Dataset(root, split, layout, classes, category_ids, tuple(records), tuple(reader.problems))
+    return Dataset(
+        root,
+        split,
+        layout,
+        classes,
+        category_ids,
+        tuple(records),
+        tuple(faults.problems),
+        tuple(notes),
+        faults.errors(),
+    )
+
+
+def _placeholder(content: dict[str, Any], entries: list[Any], others: Sequence[Path]) -> int | None:
+    """The id of the category that Roboflow writes for a whole project: no class, and no object is of it.
+
+    It has id 0 and supercategory "none", and the classes have another supercategory (the project's name). Some tools
+    write "none" for every class, and a class may be rare: so it is one as soon as an object in any split is of it.
+    """
+    none = [
+        entry for entry in content["categories"] if isinstance(entry, dict) and entry.get("supercategory") == "none"
+    ]
+    if len(none) != 1 or whole(none[0].get("id")) != 0 or _uses(entries, 0):
+        return None
+    for file in others:
+        try:
+            if _uses(_list(file, _read_json(file), "annotations"), 0):
+                return None
+        except UserError:  # it is told when that split is read
+            continue
+    return 0
+
+
+def _uses(entries: list[Any], category: int) -> bool:
+    return any(isinstance(entry, dict) and whole(entry.get("category_id")) == category for entry in entries)
 
 
 class _ObjectReader:
-    """Reads the entries of "annotations", and collects the problems that do not stop it."""
+    """Reads the entries of "annotations", and collects the problems that it deals with."""
 
-    def __init__(self, file: Path, labels: dict[int, int]) -> None:
+    def __init__(self, file: Path, labels: dict[int, int], images: dict[int, dict[str, Any]], faults: Faults) -> None:
         self.file = str(file)
         self.labels = labels
-        self.problems: list[Problem] = []
+        self.images = images
+        self.faults = faults
         self._seen: set[int] = set()
 
-    def read(self, index: int, entry: Any, images: dict[int, dict[str, Any]]) -> tuple[int, AnnotatedObject] | None:
-        """(id of its image, the object), or None if it is dropped."""
+    def read(self, index: int, entry: Any) -> tuple[int, AnnotatedObject] | None:
+        """(id of its image, the object), or None if it is dropped; UserError if it cannot be read."""
         annotation_id = self._identify(index, entry)
         where = f"{self.file}: annotation {annotation_id}"
         for key in ("image_id", "category_id", "bbox"):
             if key not in entry:
                 raise UserError(f"{where}: key {key!r} is missing; add it or remove the annotation")
         image_id = whole(entry["image_id"])
-        image = None if image_id is None else images.get(image_id)
+        image = None if image_id is None else self.images.get(image_id)
         if image_id is None or image is None:
             raise UserError(f"{where}: image_id {entry['image_id']!r} is not among the images; correct or remove it")
         category = whole(entry["category_id"])
@@ -112,9 +177,7 @@ class _ObjectReader:
         if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
             raise UserError(f"{where}: bbox {box!r} is not four finite numbers [x, y, width, height]; correct it")
         corners = (box[0], box[1], box[0] + box[2], box[1] + box[3])
-        clipped, problem = clip_box(corners, image["width"], image["height"], self.file, annotation_id)
-        if problem is not None:
-            self.problems.append(problem)
+        clipped = self.faults.clip(corners, (image["width"], image["height"]), self.file, annotation_id)
         if clipped is None:
             return None
         item = AnnotatedObject(
@@ -146,7 +209,7 @@ class _ObjectReader:
             return area
         if value is not None:
             message = f"area {value!r} is not positive"
-            self.problems.append(Problem("bad-area", self.file, annotation_id, message, "taken from the box"))
+            self.faults.problems.append(Problem("bad-area", self.file, annotation_id, message, "taken from the box"))
         return (box[2] - box[0]) * (box[3] - box[1])
 
     def _segmentation(self, where: str, annotation_id: int, value: Any, image: dict[str, Any]) -> Segmentation:
@@ -165,7 +228,9 @@ class _ObjectReader:
                 polygons.append(np.array(polygon, np.float64))
         if not polygons and any(value):  # [] and [[]] are how converters write that there is no mask
             message = "no polygon of the mask has three points"
-            self.problems.append(Problem("bad-polygon", self.file, annotation_id, message, "mask left out, box kept"))
+            self.faults.problems.append(
+                Problem("bad-polygon", self.file, annotation_id, message, "mask left out, box kept")
+            )
         return self._near(annotation_id, polygons, image) if polygons else None
 
     def _near(self, annotation_id: int, polygons: list[np.ndarray], image: dict[str, Any]) -> Segmentation:
@@ -177,17 +242,14 @@ class _ObjectReader:
         farthest = max(np.concatenate(polygons).tolist(), key=abs)
         message = f"a polygon of the mask has a corner at {farthest:g}, far outside its picture"
         action = "mask cut off there" if kept else "mask left out, box kept"
-        self.problems.append(Problem("far-polygon", self.file, annotation_id, message, action))
+        self.faults.problems.append(Problem("far-polygon", self.file, annotation_id, message, action))
         return kept or None
 
 
 def _read_json(file: Path) -> dict[str, Any]:
+    text = read_file(file, "annotation file")
     try:
-        content = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{file}: annotation file not found") from None
-    except OSError as error:
-        raise UserError(f"{file}: annotation file cannot be read: {error.strerror or error}") from None
+        content = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{file}: line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:  # not UTF-8, a number of thousands of digits, endless nesting
@@ -197,42 +259,67 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _read_categories(file: Path, content: dict[str, Any]) -> dict[int, str]:
+def _read_categories(file: Path, content: dict[str, Any], faults: Faults) -> tuple[dict[int, str], set[int | None]]:
+    """The names by id, and the ids of entries that cannot be read."""
     names: dict[int, str] = {}
+    lost: set[int | None] = set()
     for index, entry in enumerate(_list(file, content, "categories")):
         category = whole(entry.get("id")) if isinstance(entry, dict) else None
         name = name_text(entry.get("name")) if isinstance(entry, dict) else None
+        where = f"{file}: categories"
         if category is None or name is None:
-            raise UserError(f"{file}: categories: entry {index} has no integer id or no name; correct it")
-        if category in names:
-            raise UserError(f"{file}: categories: id {category} is used twice; give every category its own id")
-        names[category] = name
+            faults.add(CATEGORY, UserError(f"{where}: entry {index} has no integer id or no name; correct it"))
+            lost |= {category} - {None}
+        elif category in names:
+            faults.add(CATEGORY, UserError(f"{where}: id {category} is used twice; give every category its own id"))
+        else:
+            names[category] = name
     if not names:
-        raise UserError(f"{file}: categories: the list is empty; a detector needs at least one class")
-    return names
+        found = faults.errors()
+        raise UserError(
+            found[0] if found else f"{file}: categories: the list is empty; a detector needs at least one class"
+        )
+    return names, lost
 
 
-def _read_images(file: Path, content: dict[str, Any]) -> dict[int, dict[str, Any]]:
+def _read_images(
+    file: Path, content: dict[str, Any], folder: Path, faults: Faults
+) -> tuple[dict[int, dict[str, Any]], set[int | None]]:
+    """Path, width and height of the images by id, and the ids of entries that cannot be read."""
     images: dict[int, dict[str, Any]] = {}
+    lost: set[int | None] = set()
     for index, entry in enumerate(_list(file, content, "images")):
         image_id = whole(entry.get("id")) if isinstance(entry, dict) else None
-        if image_id is None:
-            raise UserError(f"{file}: images: entry {index} has no integer id; correct it")
-        for key in ("file_name", "width", "height"):
-            if key not in entry:
-                raise UserError(f"{file}: image {image_id}: key {key!r} is missing; add it")
-        width, height = whole(entry["width"]), whole(entry["height"])
-        if width is None or height is None or width < 1 or height < 1:
-            raise UserError(
-                f"{file}: image {image_id}: width {entry['width']!r} and height {entry['height']!r} are not both "
-                "positive integers; correct them"
-            )
-        if width * height > _MOST_PIXELS:
-            raise UserError(f"{file}: image {image_id}: {width} x {height} are more than 2**30 pixels; correct them")
-        if image_id in images:
-            raise UserError(f"{file}: image {image_id}: id is used twice; give every image its own id")
-        images[image_id] = {"file_name": entry["file_name"], "width": width, "height": height}
-    return images
+        try:
+            if image_id is None:
+                raise UserError(f"{file}: images: entry {index} has no integer id; correct it")
+            if image_id in images:
+                raise UserError(f"{file}: image {image_id}: id is used twice; give every image its own id")
+            images[image_id] = _read_image_entry(f"{file}: image {image_id}", entry, folder)
+        except UserError as error:
+            faults.add(IMAGE, error)
+            lost |= {image_id} - {None} - images.keys()
+    return images, lost
+
+
+def _read_image_entry(where: str, entry: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Path, width and height of one image; sizes that are missing (no key, null or 0) are those of the file."""
+    if "file_name" not in entry:
+        raise UserError(f"{where}: key 'file_name' is missing; add it")
+    path = path_inside(folder, entry["file_name"], f"{where}: file_name")
+    given = entry.get("width"), entry.get("height")
+    measured = any(value in (None, 0) and value is not False for value in given)
+    if measured:
+        width, height = read_size(path)
+    else:
+        width, height = map(whole, given)
+    if width is None or height is None or width < 1 or height < 1:
+        raise UserError(
+            f"{where}: width {given[0]!r} and height {given[1]!r} are not both positive integers; correct them"
+        )
+    if width * height > _MOST_PIXELS:
+        raise UserError(f"{where}: {width} x {height} are more than 2**30 pixels; correct them")
+    return {"path": path, "width": width, "height": height, "measured": measured}
 
 
 def _list(file: Path, content: dict[str, Any], key: str) -> list[Any]:

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ import numpy as np
 
 from directdet.common.errors import UserError
 from directdet.data.formats.coco import read_coco
+from directdet.data.formats.reading import read_text
 from directdet.data.formats.voc import read_voc_lists
 from directdet.data.records import Dataset, is_integer, is_number, path_inside
 
@@ -67,15 +69,19 @@ def read_toml(file: Path, split: str) -> Dataset:
         # All of them, whichever split is read: they share one set of classes.
         lists = {key: _voc_lists(file, key, table) for key, table in content.items() if _VOC in table}
         return read_voc_lists(file.parent, split, lists)
-    return _read_set(file, content[split], split, f"{file}: [{split}]")
+    return _read_set(file, content[split], split, f"{file}: [{split}]", _other_files(file, content, split))
+
+
+def _other_files(file: Path, content: dict[str, Any], split: str) -> list[Path]:
+    """The annotation files of the other splits; what is wrong with one is told when that split is read."""
+    names = [table.get("annotations") for key, table in content.items() if key != split]
+    return [file.parent / name for name in names if isinstance(name, str)]
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file}: file not found") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        content = tomllib.loads(read_text(file, "file"))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{file}: not readable TOML: {error}") from None
     tables = [split for split in _SPLITS if isinstance(content.get(split), dict)]
     single = [key for key in content if key in _SINGLE_KEYS]
@@ -110,12 +116,12 @@ def _voc_lists(file: Path, split: str, table: dict[str, Any]) -> list[Path]:
     return [path_inside(file.parent, name, where) for name in names]
 
 
-def _read_set(file: Path, table: dict[str, Any], split: str, where: str) -> Dataset:
+def _read_set(file: Path, table: dict[str, Any], split: str, where: str, others: Sequence[Path] = ()) -> Dataset:
     for key in _SPLIT_KEYS:
         if key not in table:
             raise UserError(f"{where}: key {key!r} is missing; add it")
     images, annotations = (path_inside(file.parent, table[key], f"{where}: {key}") for key in _SPLIT_KEYS)
-    return read_coco(file.parent, split, "toml", annotations, images)
+    return read_coco(file.parent, split, "toml", annotations, images, others)
 
 
 def _hold_out(file: Path, content: dict[str, Any], split: str) -> Dataset:
@@ -133,6 +139,12 @@ def _hold_out(file: Path, content: dict[str, Any], split: str) -> Dataset:
 
 def _hold_out_count(file: Path, content: dict[str, Any], images: int) -> int:
     fraction, count = content.get("val_fraction"), content.get("val_count")
+    if images < 2:
+        key = "val_count" if fraction is None else "val_fraction"
+        raise UserError(
+            f"{file}: {key}: {images} image{'' if images == 1 else 's'} cannot be divided into two splits; move images "
+            "and annotations into a table [train], without [val], to train without validation"
+        )
     if (fraction is None) == (count is None):
         raise UserError(f"{file}: give either val_fraction (0.3 keeps 30 % for validation) or val_count")
     if fraction is not None:

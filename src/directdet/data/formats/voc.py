@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 
 from directdet.common.errors import UserError
-from directdet.data.image import read_image
-from directdet.data.records import AnnotatedObject, Dataset, Problem, clip_box, is_number, make_record, path_inside
+from directdet.data.formats.reading import IMAGE, OBJECT, Faults, read_file, read_text
+from directdet.data.formats.values import whole
+from directdet.data.image import read_size
+from directdet.data.records import AnnotatedObject, Dataset, Record, is_number, make_record, path_inside
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
+_LISTS = ("trainval", "train", "val", "test")
+_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+# What files that declare an encoding really hold: the set of characters that Windows adds to it.
+_SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949"}
 
 
 def find_voc(root: Path) -> Path | None:
@@ -32,34 +43,76 @@ def find_voc(root: Path) -> Path | None:
     return None
 
 
-def voc_splits(folder: Path) -> dict[str, list[str]]:
-    """Image names of each split.
+@dataclass(frozen=True)
+class VocSplits:
+    """Image names of each split, and what was decided about the lists, in words."""
 
-    train is trainval.txt (or train.txt), val is test.txt (or val.txt). Names in val are removed from train: without a
-    test.txt, trainval.txt contains the val images too.
+    names: dict[str, list[str]]
+    notes: tuple[str, ...] = ()
+
+
+def voc_splits(folder: Path) -> VocSplits:
+    """The splits that ImageSets/Main says.
+
+    train.txt, val.txt and test.txt are what they are called. Where there is a trainval.txt, or no val.txt, the papers'
+    protocol holds: train is trainval.txt (or train.txt), val is test.txt (or val.txt). A test.txt without any
+    annotation, as in VOC 2012, is left out. Names that val or test hold are removed from train, since trainval.txt
+    contains the images of val.txt.
+
+    Raises:
+        UserError: there is none of these lists, or one cannot be read.
     """
-    splits: dict[str, list[str]] = {}
-    for split, lists in (("train", ("trainval", "train")), ("val", ("test", "val"))):
-        files = [_list_file(folder, name) for name in lists]
-        file = next((file for file in files if file.is_file()), None)
-        if file is not None:
-            splits[split] = _read_names(file)
-    if len(splits) == 2:
-        held_out = set(splits["val"])
-        splits["train"] = [name for name in splits["train"] if name not in held_out]
-    return splits
+    lists = {name: _read_names(file) for name in _LISTS if (file := _list_file(folder, name)).is_file()}
+    if not lists:
+        raise UserError(_no_lists(folder))
+    notes: list[str] = []
+    where = folder / "ImageSets" / "Main"
+    if lists.get("test") and not any(os.path.isfile(_xml(folder, name)) for name in lists["test"]):
+        notes.append(f"{where / 'test.txt'} is left out: none of its {len(lists.pop('test'))} images has annotations")
+    sources = {"train": "trainval" if "trainval" in lists else "train", "val": "val", "test": "test"}
+    if "test" in lists and ("trainval" in lists or "val" not in lists):
+        sources["val"] = sources.pop("test")
+        unused = f"; val.txt is not used ({len(lists['val'])} images)" if "val" in lists else ""
+        notes.append(
+            f"val is {where / 'test.txt'}, as in VOC's protocol{unused}: best.pt is chosen on it; a dataset.toml can "
+            "name other lists"
+        )
+    splits = {split: lists[name] for split, name in sources.items() if name in lists}
+    if "train" in splits:
+        held_out = {name for split, names in splits.items() if split != "train" for name in names}
+        kept = [name for name in splits["train"] if name not in held_out]
+        if len(kept) < len(splits["train"]) and sources["train"] == "train":
+            count = len(splits["train"]) - len(kept)
+            notes.append(f"{where / 'train.txt'}: {count} images are in val or test, too; they are left out of train")
+        splits["train"] = kept
+    return VocSplits(splits, tuple(notes))
+
+
+def _no_lists(folder: Path) -> str:
+    where = folder / "ImageSets" / "Main"
+    others = sorted(file.stem for file in where.glob("*.txt"))
+    if not others:
+        return f"{where}: holds no image lists; add train.txt and val.txt, with the names of images line by line"
+    shown = ", ".join(f"{name}.txt" for name in others[:10]) + (", ..." if len(others) > 10 else "")
+    example = f'{folder.name}/{others[0]}"]'
+    return (
+        f"{where}: holds no train.txt, val.txt, trainval.txt or test.txt, but {shown}; rename them, or write a "
+        f'dataset.toml beside {folder.name} with [train] and voc = ["{example}, and [val] likewise'
+    )
 
 
 def read_voc(root: Path, split: str, folder: Path) -> Dataset:
     """Read one split. VOC boxes are 1-based and inclusive; here they become 0-based (xmin-1, ymin-1, xmax, ymax).
 
     The classes are VOC's 20 if all names are among them, else the names found in all splits, sorted; ids are 1..C.
+    XML files and objects that cannot be read are left out, and named in ``Dataset.errors``.
 
     Raises:
-        UserError: a missing or invalid XML file; the message names it and the object.
+        UserError: an image list cannot be read.
     """
     splits = voc_splits(folder)
-    return _read(root, split, "voc", {key: [(folder, name) for name in names] for key, names in splits.items()})
+    images = {key: [(folder, name) for name in names] for key, names in splits.names.items()}
+    return _read(root, split, "voc", images, splits.notes)
 
 
 def read_voc_lists(root: Path, split: str, lists: dict[str, list[Path]]) -> Dataset:
@@ -80,53 +133,78 @@ def read_voc_lists(root: Path, split: str, lists: dict[str, list[Path]]) -> Data
     return _read(root, split, "toml", images)
 
 
-def _read(root: Path, split: str, layout: str, splits: dict[str, list[tuple[Path, str]]]) -> Dataset:
+def _read(
+    root: Path, split: str, layout: str, splits: dict[str, list[tuple[Path, str]]], notes: tuple[str, ...] = ()
+) -> Dataset:
     """One split; ``splits`` gives the images of all of them as (VOC folder, image name)."""
-    roots = {image: _parse(*image) for images in splits.values() for image in images}
-    found = {_text(_xml(*image), item, "name") for image, tree in roots.items() for item in tree.findall("object")}
+    faults = Faults()
+    trees: dict[tuple[Path, str], ElementTree.Element] = {}
+    for key, images in splits.items():
+        for image in images:
+            try:
+                trees[image] = _parse(*image)
+            except UserError as error:  # of other splits when they are read
+                if key == split:
+                    faults.add(IMAGE, error)
+    found = {name for tree in trees.values() for item in tree.findall("object") if (name := _text(item, "name"))}
     classes = VOC_CLASSES if found <= set(VOC_CLASSES) else tuple(sorted(found))
-    reader = _ObjectReader({name: label for label, name in enumerate(classes)})
-    records = []
-    for image_id, (folder, name) in zip(_image_ids([name for _, name in splits[split]]), splits[split], strict=True):
-        path, tree = _image_path(folder, name), roots[folder, name]
-        file = _xml(folder, name)
-        width, height = _image_size(file, tree, path)
-        objects = []
-        for index, item in enumerate(tree.findall("object")):
-            # Unique in the split and the same on every read: evaluation needs ids, and VOC has none.
-            annotation_id = image_id * 1000 + index + 1
-            entry = reader.read(file, index, annotation_id, item, (width, height))
-            if entry is not None:
-                objects.append(entry)
-        records.append(make_record(image_id, path, width, height, objects))
+    reader = _ObjectReader({name: label for label, name in enumerate(classes)}, faults)
+    records: list[Record] = []
+    for image_id, image in zip(_image_ids([name for _, name in splits[split]]), splits[split], strict=True):
+        if image not in trees:
+            continue
+        try:
+            records.append(_read_image(image_id, *image, trees[image], reader))
+        except UserError as error:
+            faults.add(IMAGE, error)
     category_ids = tuple(range(1, len(classes) + 1))
-    return Dataset(root, split, layout, classes, category_ids, tuple(records), tuple(reader.problems))
+    return Dataset(
+        root, split, layout, classes, category_ids, tuple(records), tuple(faults.problems), notes, faults.errors()
+    )
+
+
+def _read_image(image_id: int, folder: Path, name: str, tree: ElementTree.Element, reader: _ObjectReader) -> Record:
+    path, file = _image_path(folder, name, tree), _xml(folder, name)
+    width, height = _image_size(file, tree, path)
+    objects: list[AnnotatedObject] = []
+    for index, item in enumerate(tree.findall("object")):
+        # Unique in the split and the same on every read: evaluation needs ids, and VOC has none.
+        annotation_id = image_id * 1000 + index + 1
+        try:
+            entry = reader.read(file, index, annotation_id, item, (width, height))
+        except UserError as error:
+            reader.faults.add(OBJECT, error)
+            continue
+        if entry is not None:
+            objects.append(entry)
+    return make_record(image_id, path, width, height, objects)
 
 
 class _ObjectReader:
-    """Reads objects of all images, and collects the problems that do not stop it."""
+    """Reads objects of all images, and collects the problems that it deals with."""
 
-    def __init__(self, labels: dict[str, int]) -> None:
+    def __init__(self, labels: dict[str, int], faults: Faults) -> None:
         self.labels = labels
-        self.problems: list[Problem] = []
+        self.faults = faults
 
     def read(
         self, file: Path, index: int, annotation_id: int, item: ElementTree.Element, size: tuple[int, int]
     ) -> AnnotatedObject | None:
-        """One object of an image of ``size`` (width, height), or None if it is dropped."""
+        """One object of an image of ``size`` (width, height), or None if it is dropped; UserError if it is broken."""
         where = f"{file}: object {index + 1}"
+        name = _text(item, "name")
+        if not name:
+            raise UserError(f"{where}: name is missing; add it or remove the object")
         bounds = item.find("bndbox")
         if bounds is None:
             raise UserError(f"{where}: bndbox is missing; add it or remove the object")
         xmin, ymin, xmax, ymax = (_number(where, bounds, key) for key in ("xmin", "ymin", "xmax", "ymax"))
-        box, problem = clip_box((xmin - 1, ymin - 1, xmax, ymax), *size, str(file), annotation_id)
-        if problem is not None:
-            self.problems.append(problem)
+        box = self.faults.clip((xmin - 1, ymin - 1, xmax, ymax), size, str(file), annotation_id)
         if box is None:
             return None
-        label = self.labels[_text(file, item, "name")]
-        difficult = (item.findtext("difficult") or "0").strip() == "1"
-        return AnnotatedObject(annotation_id, label, box, (box[2] - box[0]) * (box[3] - box[1]), difficult=difficult)
+        difficult = _text(item, "difficult").lower() in ("1", "1.0", "true")
+        area = (box[2] - box[0]) * (box[3] - box[1])
+        return AnnotatedObject(annotation_id, self.labels[name], box, area, difficult=difficult)
 
 
 def _is_voc(folder: Path) -> bool:
@@ -138,10 +216,7 @@ def _list_file(folder: Path, name: str) -> Path:
 
 
 def _read_names(file: Path) -> list[str]:
-    try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: image list cannot be read: {error}") from None
+    names = [line.strip() for line in read_text(file, "image list").splitlines() if line.strip()]
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -163,45 +238,75 @@ def _xml(folder: Path, name: str) -> Path:
 
 def _parse(folder: Path, name: str) -> ElementTree.Element:
     file = _xml(folder, name)
+    if not os.path.isfile(file):
+        raise UserError(f"{file}: annotation file not found, but an image list contains {name!r}")
+    content = read_file(file, "annotation file")
     try:
-        return ElementTree.fromstring(file.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{file}: annotation file not found, but an image list contains {name!r}") from None
-    except OSError as error:
-        raise UserError(f"{file}: annotation file cannot be read: {error.strerror or error}") from None
+        return ElementTree.fromstring(content)
+    except (ValueError, LookupError):  # expat knows no encodings of several bytes but UTF-8 and UTF-16
+        return ElementTree.fromstring(_decode_declared(file, content))
     except ElementTree.ParseError as error:
         raise UserError(f"{file}: not valid XML: {error}") from None
 
 
-def _image_path(folder: Path, name: str) -> Path:
-    source = f"{folder / 'ImageSets' / 'Main'}: image list"
-    candidates = [path_inside(folder / "JPEGImages", f"{name}{end}", source) for end in (".jpg", ".jpeg", ".png")]
-    return next((path for path in candidates if path.is_file()), candidates[0])
+def _decode_declared(file: Path, content: bytes) -> str:
+    """The text of an XML file in the encoding that its first line declares, such as gb2312 or shift_jis."""
+    declared = re.match(rb"\s*<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)", content)
+    name = declared[1].decode("ascii", "replace") if declared else "utf-8"
+    wide = _SUPERSETS.get(name.lower().replace("-", "_"), name)
+    try:
+        return content.decode(wide)
+    except (LookupError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not readable in its encoding {name}: {error}; save it as UTF-8") from None
+
+
+def _image_path(folder: Path, name: str, tree: ElementTree.Element) -> Path:
+    """The image of an XML file: the one called like it, whatever its ending; else the one that <filename> names."""
+    source, images = f"{folder / 'ImageSets' / 'Main'}: image list", folder / "JPEGImages"
+    usual = path_inside(images, f"{name}.jpg", source)
+    given = _text(tree, "filename")
+    named = images / PurePosixPath(given.replace("\\", "/")).name if given else usual
+    if named.stem == usual.stem and os.path.isfile(usual.parent / named.name):
+        return usual.parent / named.name
+    if os.path.isfile(usual):
+        return usual
+    with contextlib.suppress(OSError, ValueError):
+        beside = _pictures_in(usual.parent, usual.parent.stat().st_mtime_ns).get(usual.stem)
+        if beside is not None:
+            return usual.parent / beside
+    return named if os.path.isfile(named) else usual
+
+
+@lru_cache(maxsize=4)
+def _pictures_in(folder: Path, changed: int) -> dict[str, str]:
+    """The pictures of a folder that was ``changed`` then, by their names without the ending."""
+    files = [name for name in sorted(os.listdir(folder), reverse=True) if name.lower().endswith(_ENDINGS)]
+    return {os.path.splitext(name)[0]: name for name in files}
 
 
 def _image_size(file: Path, tree: ElementTree.Element, image: Path) -> tuple[int, int]:
     """(width, height) from the XML file; some tools write none, or zeros: then from the image itself."""
     size = tree.find("size")
     if size is not None:
-        values = [(size.findtext(key) or "0").strip() for key in ("width", "height")]
-        if not all(value.isascii() and value.isdigit() for value in values):
-            raise UserError(f"{file}: size: {values[0]!r} x {values[1]!r} are not integers; correct them")
-        width, height = map(int, values)
+        texts = [_text(size, key) or "0" for key in ("width", "height")]
+        try:
+            values = [whole(float(text)) for text in texts]
+        except ValueError:
+            values = [None, None]
+        width, height = values
+        if width is None or height is None or min(width, height) < 0:
+            raise UserError(f"{file}: size: {texts[0]!r} x {texts[1]!r} are not integers; correct them")
         if width and height:
             return width, height
-    height, width = read_image(image).shape[:2]
-    return width, height
+    return read_size(image)
 
 
-def _text(file: Path, item: ElementTree.Element, key: str) -> str:
-    text = (item.findtext(key) or "").strip()
-    if not text:
-        raise UserError(f"{file}: an object has no {key}; add it or remove the object")
-    return text
+def _text(item: ElementTree.Element, key: str) -> str:
+    return (item.findtext(key) or "").strip()
 
 
 def _number(where: str, bounds: ElementTree.Element, key: str) -> float:
-    text = (bounds.findtext(key) or "").strip()
+    text = _text(bounds, key)
     try:
         value = float(text)
     except ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -37,7 +38,8 @@ def recipes(name: str | None) -> None:
 @click.option("--lengths", type=Numbers(), default="224,320,448,640", show_default=True, help="Sides to try.")
 @click.option("--batches", type=Numbers(), default="2,4,8,16", show_default=True, help="Images per GPU to try.")
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="How many there are.")
-@click.option("--classes", type=click.IntRange(min=1), default=80, show_default=True, help="Classes of the data.")
+@click.option("--data", type=PATH, metavar="DATA", help="Count classes, images and objects here.  [default: COCO's]")
+@click.option("--classes", type=click.IntRange(min=1), help="Classes of the data.  [default: COCO's 80]")
 @click.option("--images", type=click.IntRange(min=1), help="Images of the training set.  [default: COCO's 117266]")
 @click.option("--measure", is_flag=True, help="Measure on the GPU here as well.")
 @click.option("--json", "json_file", type=PATH, metavar="FILE", help="Write the plan as JSON.")
@@ -49,7 +51,8 @@ def plan(
     lengths: tuple[int, ...],
     batches: tuple[int, ...],
     gpus: int,
-    classes: int,
+    data: Path | None,
+    classes: int | None,
     images: int | None,
     measure: bool,
     json_file: Path | None,
@@ -68,11 +71,19 @@ def plan(
     if json_file is not None:
         require_writable(json_file)
     chosen = apply_settings(get_recipe(recipe), list(settings))
-    from directdet.train.plan import COCO_IMAGES, Grid, Workload, parse_memory, plan
+    from directdet.train.plan import Grid, Workload, parse_memory, plan
 
     limit = parse_memory(memory)
-    model = {"detector": chosen.detector, "num_classes": classes, **chosen.model}
-    grid, workload = Grid(lengths, batches), Workload(gpus, images or COCO_IMAGES)
+    grid, workload, own_classes = Grid(lengths, batches), Workload(gpus), 80
+    if data is not None:
+        from directdet.data.dataset import load_dataset
+
+        dataset = load_dataset(data, "train")
+        own_classes = len(dataset.classes)
+        workload = replace(workload, images=len(dataset), objects=max(1, dataset.most_objects()))
+    if images is not None:
+        workload = replace(workload, images=images)
+    model = {"detector": chosen.detector, "num_classes": classes or own_classes, **chosen.model}
     found = plan(model, chosen.phases[0], limit, grid, workload, on_gpu=measure)
     terminal().print(found.table())
     if json_file is not None:

@@ -1,0 +1,74 @@
+"""What the readers of annotation files share: how files are opened, and how faults are collected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from directdet.common.errors import UserError
+from directdet.data.records import Problem, clip_box
+
+# Kinds of entries, the worst first: what is lost with one that cannot be read.
+CATEGORY, IMAGE, OBJECT = range(3)
+MOST_ERRORS = 1000  # kept of each kind; the others are counted
+
+
+def read_file(file: Path, what: str) -> bytes:
+    """The content of a file; ``what`` it is goes into the message.
+
+    Raises:
+        UserError: it is missing or cannot be read.
+    """
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{file}: {what} not found") from None
+    except OSError as error:
+        raise UserError(f"{file}: {what} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # e.g. a NUL character or half a surrogate pair in the name
+        raise UserError(f"{str(file)!r}: not a usable file name: {error}") from None
+
+
+def read_text(file: Path, what: str) -> str:
+    """The text of a UTF-8 file, without the byte order mark that Windows editors write.
+
+    Raises:
+        UserError: it is missing, cannot be read, or is not UTF-8.
+    """
+    try:
+        return read_file(file, what).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: {what} is not UTF-8: {error}; save it as UTF-8") from None
+
+
+class Faults:
+    """What a reader finds wrong: problems that it deals with, and entries that it cannot read and leaves out."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self._kept: tuple[list[str], ...] = ([], [], [])
+        self._counts = [0, 0, 0]
+
+    def add(self, kind: int, error: UserError) -> None:
+        """Note an entry (CATEGORY, IMAGE or OBJECT) that cannot be read."""
+        self._counts[kind] += 1
+        if len(self._kept[kind]) < MOST_ERRORS:
+            self._kept[kind].append(str(error))
+
+    def errors(self) -> tuple[str, ...]:
+        """All that was added, the worst kind first; beyond a thousand of a kind only their number."""
+        lines: list[str] = []
+        for kept, count, name in zip(self._kept, self._counts, ("categories", "images", "objects"), strict=True):
+            lines += kept
+            if count > len(kept):
+                lines.append(f"... and {count - len(kept)} more {name} that cannot be read")
+        return tuple(lines)
+
+    def clip(
+        self, box: Sequence[float], size: tuple[int, int], file: str, annotation_id: int | None
+    ) -> list[float] | None:
+        """An xyxy box clipped to its image of ``size`` (width, height), or None if nothing is left."""
+        clipped, problem = clip_box(box, *size, file, annotation_id)
+        if problem is not None:
+            self.problems.append(problem)
+        return clipped
