@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from directdet import __version__
-from directdet.common.files import write_json_atomic
+from directdet.common.files import write_json_atomic, write_text_atomic
+from directdet.export.contract import README_FILE, contract, readme
 from directdet.export.onnx_graph import INPUT_NAME, GraphFacts
 from directdet.export.options import ExportOptions
 from directdet.export.verify import network_of
@@ -79,6 +80,7 @@ def new_meta(trained: TorchPredictor, preprocess: Preprocess, source: Path, opti
     rows, (height, width) = least if least == most else None, preprocess.size
     shape = [rows, height, width, 3] if LAYOUTS[options.input] == "NHWC" else [rows, 3, height, width]
     libraries = ("torch", "torchvision", "onnx", "onnxscript")
+    thresholds = {key: config[key] for key in keys if key in config}
     return {
         "format": FORMAT,
         "classes": list(trained.classes),
@@ -90,7 +92,8 @@ def new_meta(trained: TorchPredictor, preprocess: Preprocess, source: Path, opti
         "input": {"name": INPUT_NAME, "shape": shape, "dtype": options.input, "layout": LAYOUTS[options.input]},
         "shapes": {"batch": {"min": least, "opt": usual, "max": most}, "height": height, "width": width},
         "outputs": list(output_names(settings)),
-        "thresholds": {key: config[key] for key in keys if key in config},
+        "thresholds": thresholds,
+        "contract": contract(preprocess, options.input, thresholds, settings.masks),
         "built_with": {"directdet": __version__} | {name: importlib.metadata.version(name) for name in libraries},
         "checkpoint_sha256": _sha256(source),
         "recipe": trained.meta["recipe"],
@@ -124,6 +127,12 @@ def write_meta(
     files = {name: _sha256(folder / name) for name in (file, *others)}
     meta.update(kind=kind, file=file, files=files, runs_with=list(RUNTIMES[kind]), built_for=built_for, **more)
     write_json_atomic(folder / META_FILE, meta)
+
+
+def finish_meta(folder: Path, meta: dict[str, Any]) -> None:
+    """Write the complete `meta` once more, with the verification in it, and the same contract as README.md."""
+    write_json_atomic(folder / META_FILE, meta)
+    write_text_atomic(folder / README_FILE, readme(meta))
 
 
 def _sha256(path: Path) -> str:

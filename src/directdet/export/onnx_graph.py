@@ -3,12 +3,14 @@
 import contextlib
 import copy
 import io
+import json
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -145,14 +147,41 @@ def write_onnx(
             verbose=False,
         )
     del folded, deployed
-    graph = onnx.load(str(path))
-    onnx.checker.check_model(graph)
+    graph = finish_graph(path)
     _check_batch(graph, None if fixed else "batch", path)
     operators = count_operators(graph)
     found = [name for name in FORBIDDEN if name in operators]
     if found:
         raise UserError(f"{path}: the graph holds {', '.join(found)}, which not every runtime takes")
     return GraphFacts(operators, folding.folded, error, tuple(kept), opset, folding.unfolded)
+
+
+def finish_graph(path: Path, about: Mapping[str, Any] | None = None) -> onnx.ModelProto:
+    """Take what only describes how the graph was made out of the file, and put `about` into its metadata, as JSON.
+
+    Exporters note source lines and paths of this machine at every node. The file gets the oldest IR version that its
+    operator set allows, since older runtimes refuse newer ones whatever is in them.
+
+    Returns the graph, which ONNX's checker has accepted.
+    """
+    graph = onnx.load(str(path))
+    inner = [graph.graph, *graph.functions]
+    for one in inner:
+        inner += [sub for node in one.node for value in node.attribute for sub in (value.g, *value.graphs) if sub.node]
+    for one in inner:
+        parts = [one, *one.node, *one.value_info]
+        if isinstance(one, onnx.GraphProto):
+            parts += [*one.initializer, *one.input, *one.output]
+        for part in parts:
+            part.ClearField("metadata_props")
+            part.ClearField("doc_string")
+    graph.ClearField("doc_string")
+    graph.ClearField("metadata_props")
+    graph.ir_version = onnx.helper.find_min_ir_version_for(graph.opset_import, ignore_unknown=True)
+    onnx.helper.set_model_props(graph, {name: json.dumps(value) for name, value in (about or {}).items()})
+    onnx.checker.check_model(graph)
+    onnx.save(graph, str(path))
+    return graph
 
 
 def _check_batch(graph: onnx.ModelProto, name: str | None, path: Path) -> None:

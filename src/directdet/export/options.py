@@ -27,6 +27,8 @@ class ExportOptions:
         batch: images per run: N, or (MIN, OPT, MAX) or "MIN,OPT,MAX" for any number between MIN and MAX, with OPT the
             usual one.
         compute_capability: of the GPUs to build for, such as "8.9" or "8.6,8.9"; None: 8.9 where the format takes one.
+        score: scores above this leave the graph, nms: the IoU above which it suppresses, detections: how many a picture
+            it returns; None: what the model was trained with. They are constants of the graph.
         reduce_range: int8 weights of 7 bits, for x86 processors without VNNI: their 16-bit sums overflow with 8.
 
     Raises:
@@ -39,6 +41,9 @@ class ExportOptions:
     size: tuple[int, int] | None = None
     batch: int | str | Sequence[int] = 1
     compute_capability: str | None = None
+    score: float | None = None
+    nms: float | None = None
+    detections: int | None = None
     reduce_range: bool = False
 
     def __post_init__(self) -> None:
@@ -62,6 +67,12 @@ class ExportOptions:
             )
         if self.reduce_range and (self.format, self.precision) != ("onnx", CALIBRATED):
             raise UsageProblem(f"--reduce-range: only for --format onnx --precision {CALIBRATED}")
+        for name in ("score", "nms"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UsageProblem(f"--{name} {value}: give a number from 0 to 1")
+        if self.detections is not None and self.detections < 1:
+            raise UsageProblem(f"--detections {self.detections}: give at least 1")
         check_batch(self.batch)
         for text in (self.compute_capability or DEFAULT_CAPABILITY).split(","):
             check_capability(text)
@@ -70,6 +81,12 @@ class ExportOptions:
         """UsageProblem where the precision needs a dataset and none is `given`."""
         if self.precision == CALIBRATED and not given:
             raise UsageProblem(f"--precision {self.precision}: is calibrated on real pictures; give --data")
+
+    @property
+    def thresholds(self) -> dict[str, float | int]:
+        """What the model's own configuration is changed to."""
+        given = {"score_threshold": self.score, "nms": self.nms, "detections": self.detections}
+        return {name: value for name, value in given.items() if value is not None}
 
     @property
     def batch_sizes(self) -> tuple[int, int, int]:

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from directdet.common.errors import UsageProblem, UserError
-from directdet.common.files import require_writable, write_json_atomic
+from directdet.common.files import require_writable
 from directdet.common.folder_lock import hold_folder
 from directdet.common.terminal import terminal
 from directdet.data.dataset import find_splits, load_dataset
 from directdet.data.records import Dataset
-from directdet.export.artefact import graph_meta, new_meta, put_in_place, working_folders, write_meta
+from directdet.export.artefact import finish_meta, graph_meta, new_meta, put_in_place, working_folders, write_meta
 from directdet.export.formats import CALIBRATED, FORMATS
-from directdet.export.onnx_graph import GraphFacts, write_onnx
+from directdet.export.onnx_graph import GraphFacts, finish_graph, write_onnx
 from directdet.export.openvino_model import write_openvino
 from directdet.export.options import ExportOptions
 from directdet.export.side_by_side import AP_IMAGES, SideBySide, VerificationSet, compare_runtimes
@@ -35,6 +35,8 @@ from directdet.infer.runtimes.torch_runtime import TorchPredictor, load_torch
 
 LARGEST_SIDE = 4096  # pixels
 CALIBRATION_IMAGES = 128
+# What of meta.json the ONNX file says, too, since files get separated from their folder.
+IN_THE_FILE = ("classes", "category_ids", "preprocess", "input", "thresholds", "contract")
 SAMPLES = 8  # pictures that show which layers would overflow in a lower precision
 
 
@@ -104,6 +106,8 @@ def export(
         raise UserError(f"{out}: exists and is not an artefact; choose another --out")
     trained = load_torch(source, device="cpu")
     preprocess = deployed_preprocess(trained.preprocess, options.size)
+    model = network_of(trained)
+    model.config = _with_thresholds(model.config, options)
     dataset = calibration = None
     if data is not None:
         splits = find_splits(data)
@@ -114,7 +118,6 @@ def export(
     require_writable(out, folder=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     with hold_folder(out, "export", beside=True), working_folders(out) as (part, work):
-        model = network_of(trained)
         job = _Job(
             options=options,
             preprocess=preprocess,
@@ -134,13 +137,15 @@ def export(
         job.meta.update(graph_meta(graph))
         engine, verification = _BUILDERS[options.format](job, part, graph_file)
         job.meta["verification"] = verification.to_dict()
-        write_json_atomic(part / META_FILE, job.meta)
+        finish_meta(part, job.meta)
         put_in_place(part, out)
     return ExportResult(out, graph, verification, engine)
 
 
 def _onnx(job: _Job, part: Path, graph: Path) -> tuple[None, SideBySide]:
-    os.replace(_quantised_onnx(job, graph), part / FORMATS["onnx"].file)
+    target = part / FORMATS["onnx"].file
+    os.replace(_quantised_onnx(job, graph), target)
+    finish_graph(target, {name: job.meta[name] for name in IN_THE_FILE})
     write_meta(part, job.meta, "onnx", FORMATS["onnx"].file)
     return None, _compare(job, part, "onnx")
 
@@ -267,6 +272,17 @@ def deployed_preprocess(trained: Preprocess, size: tuple[int, int] | None) -> Pr
     if any(side % 32 or not 32 <= side <= LARGEST_SIDE for side in size):
         raise UsageProblem(f"--size {height},{width}: height and width must be multiples of 32, at most {LARGEST_SIDE}")
     return replace(trained, size=(height, width), fixed=True)
+
+
+def _with_thresholds(config: Any, options: ExportOptions) -> Any:
+    """The model's configuration with the thresholds that are asked for; UsageProblem where it cannot have them."""
+    unknown = [name for name in options.thresholds if not hasattr(config, name)]
+    if unknown:
+        raise UsageProblem(f"{', '.join(unknown)}: this model has no such setting")
+    most = getattr(config, "candidates", None)
+    if options.detections is not None and most is not None and options.detections > most:
+        raise UsageProblem(f"--detections {options.detections}: at most {most}, as many as enter this model's NMS")
+    return replace(config, **options.thresholds)
 
 
 def _checkpoint_file(path: str | Path) -> Path:

@@ -1,0 +1,165 @@
+"""The contract of an artefact in words: what goes into the graph, and what comes out. In meta.json and in README.md.
+
+Both say the same, from the same values. Whoever has only them can run the graph, in any language, and reach the AP that
+`directdet eval` measures.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from directdet.infer.preprocess import Preprocess
+
+README_FILE = "README.md"
+
+# What each threshold of meta.json means.
+_THRESHOLDS: dict[str, Callable[[Any], str]] = {
+    "score_threshold": lambda value: f"only scores above {value:g} are returned",
+    "nms": lambda value: f"of two boxes of one class with an IoU above {value:g} only the better is returned",
+    "detections": lambda value: f"at most {value} detections a picture are returned, the best of all classes",
+    "candidates": lambda value: f"the best {value} pairs of box and class enter NMS",
+    "test_proposals": lambda value: f"the region proposals are the best {value} of a picture",
+}
+
+
+def contract(preprocess: Preprocess, dtype: str, thresholds: dict[str, Any], masks: bool) -> dict[str, Any]:
+    """What meta.json says under "contract": short sentences by name, the numbers of this artefact in them.
+
+    Args:
+        preprocess: onto a fixed canvas.
+        dtype: of the input, "uint8" or "float32".
+        thresholds: as in meta.json.
+        masks: whether the graph has the output `masks`.
+    """
+    height, width = preprocess.size
+    scale = f"scale = min({height} / height, {width} / width); new_height = floor(height * scale + 0.5)"
+    bounds = f"both at least 1, new_height at most {height}, new_width at most {width}"
+    letterbox = f"proportions kept: {scale}, new_width = floor(width * scale + 0.5), {bounds}"
+    warp = f"stretched to the whole canvas, proportions not kept: new_height = {height}, new_width = {width}"
+    return {
+        "picture": "8 bits a channel, 3 channels, 0 to 255, as stored in the file: `directdet eval` does not apply a "
+        "photo's EXIF orientation, because annotations count the stored pixels; grey is repeated in 3 channels, "
+        "transparency is dropped, of 16 bits the upper 8 are taken",
+        "resize": warp if preprocess.warp else letterbox,
+        "interpolation": "bilinear between the four nearest pixels, without antialiasing; pixel centres lie at halves: "
+        "x_source = (x + 0.5) * width / new_width - 0.5, clamped to 0 .. width - 1, and y likewise; the result is "
+        "rounded to whole grey levels (OpenCV: resize with INTER_LINEAR on 8-bit pixels)",
+        "place": f"canvas of height {height} and width {width}; the resized picture lies in its top left corner"
+        + (" and fills it" if preprocess.warp else "; the rest, at the right or below, is padding"),
+        **_input(preprocess, dtype),
+        "outputs": _outputs(masks),
+        "empty_rows": "rows from num on are zero in every output",
+        "boxes": f"x0, y0, x1, y1 (left, top, right, bottom) in pixels of the canvas, 0 to {width} and 0 to {height}; "
+        "pixel x covers x to x + 1; not normalised",
+        "boxes_to_picture": "divide x by new_width / width and y by new_height / height, clip to 0 .. width and "
+        "0 .. height, and drop boxes without area: they lie in the padding",
+        "labels": "count from 0 (there is no background class): the index into classes, and into category_ids, which "
+        "are the ids of the training data's annotation file",
+        "scores": "0 to 1, sorted, the best detection first",
+        **({"masks": _MASKS} if masks else {}),
+        "thresholds": [_THRESHOLDS[name](value) for name, value in thresholds.items()],
+    }
+
+
+_MASKS = (
+    "probabilities of the object, row by row from the top, whose equal cells tile the box as it is returned, before it "
+    "is clipped to the picture: convert that box to the picture without clipping. A picture's pixel belongs to the "
+    "object if its centre (x + 0.5, y + 0.5) lies in the clipped box and the bilinear interpolation of the "
+    "probabilities between the cells' centres, with zero beyond the outermost centres as if another ring of cells were there, is at "
+    "least 0.5"
+)
+
+
+def _input(preprocess: Preprocess, dtype: str) -> dict[str, Any]:
+    """What depends on the type of the input."""
+    if dtype == "uint8":
+        return {
+            "channel_order": "blue, green, red",
+            "values": "whole grey levels, 0 to 255; the graph normalises them itself: neither divide nor subtract",
+            "padding_value": [int(level) for level in preprocess.pad_colour],
+            "layout": "[picture, row, column, channel]",
+        }
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
+    return {
+        "channel_order": "red, green, blue",
+        "values": f"(grey level - mean) / std, grey levels 0 to 255, mean {mean} and std {std} of red, green, blue",
+        "padding_value": [0.0, 0.0, 0.0],
+        "layout": "[picture, channel, row, column]",
+    }
+
+
+def _outputs(masks: bool) -> dict[str, str]:
+    outputs = {
+        "num": "int32 [N, 1]: how many detections the picture has",
+        "boxes": "float32 [N, K, 4]",
+        "scores": "float32 [N, K]",
+        "labels": "int32 [N, K]",
+    }
+    return outputs | ({"masks": "float32 [N, K, M, M]"} if masks else {})
+
+
+def readme(meta: dict[str, Any]) -> str:
+    """The text of the artefact's README.md, from the content of meta.json."""
+    words, given = meta["contract"], meta["input"]
+    shape = ", ".join("N" if size is None else str(size) for size in given["shape"])
+    batch = meta["shapes"]["batch"]
+    if batch["min"] == batch["max"]:
+        batch_text = f"always {batch['min']} at once"
+    else:
+        batch_text = f"{batch['min']} to {batch['max']} at once, usually {batch['opt']}"
+    files = ", ".join(f"`{name}`" for name in meta["files"])
+    pairs = zip(meta["classes"], meta["category_ids"], strict=True)
+    steps = [
+        f"Read the picture: {words['picture']}.",
+        f"Resize it: {words['resize']}.",
+        f"Interpolation: {words['interpolation']}.",
+        f"Place: {words['place']}.",
+        f"Order of the channels: {words['channel_order']}.",
+        f"Values: {words['values']}.",
+        f"Padding, in this order of channels: {', '.join(map(str, words['padding_value']))}.",
+        f"Layout: {words['layout']}.",
+    ]
+    about = [
+        f"Empty rows: {words['empty_rows']}.",
+        f"`boxes`: {words['boxes']}.",
+        f"Boxes in the picture: {words['boxes_to_picture']}.",
+        f"`labels`: {words['labels']}.",
+        f"`scores`: {words['scores']}.",
+        *([f"`masks`: {words['masks']}."] if "masks" in words else []),
+    ]
+    return "\n".join(
+        [
+            "# An object detector",
+            "",
+            f"Written by directdet {meta['built_with']['directdet']}: {files} ({meta['kind']}, {meta['precision']}).",
+            "`meta.json` says the same as this page, for programs.",
+            "",
+            "## What goes in",
+            "",
+            f"One input, `{given['name']}`: {given['dtype']} `[{shape}]`, pictures {batch_text}.",
+            "",
+            *(f"{number}. {step}" for number, step in enumerate(steps, start=1)),
+            "",
+            "## What comes out",
+            "",
+            *(f"- `{name}`: {text}" for name, text in words["outputs"].items()),
+            "",
+            *(f"- {sentence}" for sentence in about),
+            "",
+            "What was set when it was exported (it is part of the graph):",
+            "",
+            *(f"- {text}" for text in words["thresholds"]),
+            "",
+            "## Classes",
+            "",
+            "| label | category id | name |",
+            "| --- | --- | --- |",
+            *(f"| {label} | {number} | {_cell(name)} |" for label, (name, number) in enumerate(pairs)),
+            "",
+        ]
+    )
+
+
+def _cell(text: str) -> str:
+    """Any text in a cell of a Markdown table."""
+    return json.dumps(text, ensure_ascii=False)[1:-1].replace("|", "\\|")
