@@ -187,8 +187,10 @@ def test_it_deploys_static_and_alike(detector: str, backbone: str) -> None:
 
 
 # The exporter takes seconds each: one backbone of every family on each detector that takes it.
-FAMILIES = ("resnet18", "swin_t", "cspnext_tiny", "vgg16", "dsod", "root_resnet18")
+FAMILIES = ("resnet18", "swin_t", "vgg16", "dsod", "root_resnet18")
 EXPORTED = [case for case in CASES if case.values[1] in FAMILIES]
+# CSPNeXt's untrained maps fade with depth, until proposals tie and rounding chooses; without proposals, none is lost.
+EXPORTED += [pytest.param("rtmdet", "cspnext_tiny", id="rtmdet-cspnext_tiny")]
 
 
 @pytest.mark.slow
