@@ -11,7 +11,9 @@ is kept in the work folder, so that a run goes on where it stopped. The exit cod
 
 import argparse
 import functools
+import hashlib
 import json
+import pickle
 import shutil
 import sys
 import time
@@ -61,7 +63,7 @@ KINDS = (
     ("openvino", "int8"),
 )
 OBLONG = (SIDE * 3 // 4, SIDE * 5 // 4)
-PICTURES, AP_PICTURES = 8, 40
+PICTURES, AP_PICTURES = 8, 24
 # Damaged in lower precisions, too; what the faults of fp32 do is partly as small as the rounding itself.
 LOWER = ("channels", "mean_and_std", "classes", "half_lost", "masks_transposed", "shifted", "nms", "scores")
 
@@ -71,27 +73,28 @@ def cells(names: list[str], seeds: list[int]) -> list[str]:
     made = []
     for name in names:
         sizes = ["own"] if name == "ssd" else ["own", "x".join(map(str, OBLONG))]
-        made += [f"sound/{name}/{seed}/{k}/{p}/{size}" for size in sizes for seed in seeds for k, p in KINDS]
+        made += [f"sound/{name}/{seed}/{k}/{p}/own" for seed in seeds for k, p in KINDS]
         faults = [fault for fault, damage in FAULTS.items() if damage.fits(SMALL[name])]
         made += [f"damaged/{name}/{seeds[0]}/onnx/fp32/{fault}" for fault in faults]
         for kind, precision in (("onnx", "fp16"), ("openvino", "bf16"), ("openvino", "int8")):
             made += [f"damaged/{name}/{seeds[0]}/{kind}/{precision}/{fault}" for fault in faults if fault in LOWER]
+        made += [f"sound/{name}/{seed}/{k}/{p}/{size}" for size in sizes[1:] for seed in seeds for k, p in KINDS]
     return made
 
 
 def same_graph_once(work: Path) -> None:
     """Let exports that write the same graph write it once: it takes most of the time of an export."""
     write = export_run.write_onnx
-    known: dict[str, Any] = {}
 
     def cached(model: Any, size: Any, batch: Any, path: Path, canvas: Any, precision: str, samples: Any = None) -> Any:
         weights = float(sum(value.double().abs().sum() for value in model.state_dict().values()))
-        key = f"{weights:.6f}-{size}-{batch}-{canvas}-{precision}"
-        file = work / f"graph-{abs(hash(key))}.onnx"
-        if key not in known:
-            known[key] = write(model, size, batch, file, canvas, precision, samples)
+        key = hashlib.sha256(f"{weights:.6f}-{size}-{batch}-{canvas}-{precision}".encode()).hexdigest()[:16]
+        file, facts = work / f"{key}.onnx", work / f"{key}.pickle"
+        if not facts.is_file():
+            found = write(model, size, batch, file, canvas, precision, samples)
+            facts.write_bytes(pickle.dumps(found))
         shutil.copyfile(file, path)
-        return known[key]
+        return pickle.loads(facts.read_bytes())
 
     export_run.write_onnx = cached
 
@@ -207,9 +210,7 @@ def main() -> int:
     given = options.parse_args()
     torch.set_num_threads(1)
     (given.work / "cells").mkdir(parents=True, exist_ok=True)
-    own = given.work / f"graphs-{'-'.join(given.networks)}"
-    own.mkdir(exist_ok=True)
-    same_graph_once(own)
+    same_graph_once(given.work / "cells")
     bench = functools.cache(lambda name, seed: Bench(name, seed, given.work))
     for cell in [] if given.table else cells(given.networks, given.seeds):
         file = given.work / "cells" / f"{cell.replace('/', '_')}.json"

@@ -4,7 +4,7 @@
     python scripts/mask_border.py --table                                             # only prints it
 
 The same weights and the same detections, on canvases of several shapes: the network's box may reach beyond the picture
-into the padding, and `decode.to_detections` cuts it. The mask covers the box before the cut (`mask_boxes`); the squeezed
+into the padding, and `decode.to_detections` cuts it. The mask covers the box before the cut (`mask_boxes`); the old
 way, which is made here again, pastes it into the box after it.
 """
 
