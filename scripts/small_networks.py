@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from directdet.data.synthetic import make_synthetic
+from directdet.models.checkpoint import load_checkpoint
 from directdet.recipes.recipe import Phase, Recipe
 from directdet.train.run import train
 
@@ -64,7 +65,7 @@ class Small:
 
 
 SMALL = {
-    "mask_rcnn": Small("rcnn", {**TWO_STAGE, "box_convs": 2}),
+    "mask_rcnn": Small("rcnn", {**TWO_STAGE, "box_convs": 2}, {"epochs": 14, "milestones": (11, 13)}),
     "faster_rcnn": Small("rcnn", {**TWO_STAGE, "box_convs": 0, "masks": False}),
     "cascade_mask_rcnn": Small("cascade", TWO_STAGE),
     "retinanet": Small(
@@ -87,6 +88,8 @@ def trained(name: str, seed: int, folder: Path) -> Path:
     """The checkpoint of a small detector, trained in `folder` unless it lies there already."""
     out = folder / f"{name}-{seed}"
     checkpoint = out / "scratch" / "checkpoints" / "last.pt"
+    if checkpoint.is_file() and (found := load_checkpoint(checkpoint))["step"] >= found["steps"]:
+        return checkpoint
     recipe = SMALL[name].recipe(name)
     with contextlib.redirect_stdout(io.StringIO()):
         train(recipe, made_data(folder / "data"), out, resume=checkpoint.is_file(), device="cpu", seed=seed)

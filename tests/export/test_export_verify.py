@@ -14,11 +14,19 @@ from directdet.common.errors import MissingLibraryError, UserError
 from directdet.export import side_by_side
 from directdet.export.matching import Comparison, compare
 from directdet.export.side_by_side import SideBySide, VerificationSet, compare_runtimes
-from directdet.export.verify import TOLERANCES, SameCanvas, Verification, _in_several_batches, network_of
+from directdet.export.verify import (
+    TOLERANCES,
+    SameCanvas,
+    Verification,
+    _in_several_batches,
+    input_difference,
+    network_of,
+)
 from directdet.infer.decode import to_detections
 from directdet.infer.detections import Detections
 from directdet.infer.network_input import NetworkInput
-from directdet.infer.preprocess import Placement
+from directdet.infer.predictor import Predictor
+from directdet.infer.preprocess import Placement, Preprocess, fixture_image
 from directdet.infer.runtimes.load import load
 from directdet.infer.runtimes.torch_runtime import TorchPredictor, load_torch
 
@@ -46,6 +54,31 @@ def test_one_difference_too_large_fails_and_is_named(change, name):
     assert not failed.passed and [one.name for one in failed.failed] == [name]
     assert failed.reasons[0].startswith("FAIL in onnxruntime: ") and failed.reasons[-1].startswith("What to do: ")
     assert failed.to_dict()["failed"] == [name] and failed.to_dict()["reasons"] == list(failed.reasons)
+
+
+def test_another_preprocessing_fails():
+    assert verification(input=0.5).passed
+    failed = verification(input=3.0)
+    assert [one.name for one in failed.failed] == ["input"] and "3 grey levels" in failed.reasons[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"mean": (0.0, 0.0, 0.0)}, {"std": (64.0, 64.0, 64.0)}, {"warp": True}, {"size": (96, 160)}],
+)
+def test_a_different_preprocessing_is_measured(change):
+    """Detections are compared on the candidate's own canvases, which hide a wrong one."""
+    right = Preprocess((64, 96))
+    image = fixture_image(80, 70)
+
+    def predictor(preprocess, channels_last):
+        batch = NetworkInput("uint8") if channels_last else NetworkInput()
+        return Predictor(SimpleNamespace(input=batch), preprocess, ("a",), (1,))
+
+    for channels_last in (True, False):
+        wrong = predictor(replace(right, **change), channels_last)
+        assert input_difference(predictor(right, False), predictor(right, channels_last), image) < 0.01
+        assert input_difference(predictor(right, False), wrong, image) > 1
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
@@ -152,7 +185,7 @@ def test_a_runtime_that_is_not_installed_is_told(monkeypatch):
 
 
 def test_pytorch_gets_the_padding_that_the_artefact_gets(exported):
-    """The rounded grey of a uint8 canvas is no difference between runtimes: both sides see it, in AP as elsewhere."""
+    """The rounded grey that pads a uint8 canvas is zero in the graph, as the padding of a normalised image is."""
     candidate = load(exported.artefact, runtime="onnxruntime", device="cpu")
     reference = load_torch(exported.artefact.parent / "model.pt", device="cpu")
     reference = TorchPredictor.from_model(
@@ -164,10 +197,8 @@ def test_pytorch_gets_the_padding_that_the_artefact_gets(exported):
     )
     canvas, (placement,) = same.prepare([tall])
     own, _ = reference.prepare([tall])
-    inside = canvas[..., : placement.height, : placement.width] - own[..., : placement.height, : placement.width]
-    assert np.abs(inside).max() < 1e-5
-    padding = np.abs(canvas[..., placement.width :]).max()  # exactly 0 in float32, up to half a grey level in uint8
-    assert not own[..., placement.width :].any() and 1e-3 < padding < 0.6 / 57
+    assert np.abs(canvas - own).max() < 1e-5
+    assert not own[..., placement.width :].any() and not canvas[..., placement.width :].any()  # exactly zero in both
     theirs, _ = candidate.prepare([tall])
     assert np.array_equal(canvas, candidate.preprocess.normalise(theirs))
     found, expected = candidate.detect_batch([tall])[0], same.detect_batch([tall])[0]

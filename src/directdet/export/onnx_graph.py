@@ -55,12 +55,14 @@ class CanvasInput(nn.Module):
     """forward(canvases uint8 [N, H, W, 3] BGR) -> outputs of `deployed` for them, normalised as Preprocess does it.
 
     The cast comes first: TensorRT has no other operation on uint8. Subtraction and multiplication of float32 are
-    exact to the last digit, and so the same in every runtime.
+    exact to the last digit, and so the same in every runtime. Pixels of the padding's colour, the mean rounded to grey
+    levels, become exactly zero; a canvas without padding is left as it is.
     """
 
     mean: Tensor
     factor: Tensor
     rgb: Tensor
+    padding: Tensor
 
     def __init__(self, deployed: nn.Module, preprocess: Preprocess):
         super().__init__()
@@ -68,10 +70,17 @@ class CanvasInput(nn.Module):
         for name, values in zip(("mean", "factor"), preprocess.factors, strict=True):
             self.register_buffer(name, torch.from_numpy(values).reshape(3, 1, 1), persistent=False)
         self.register_buffer("rgb", torch.tensor([2, 1, 0]), persistent=False)
+        colour = torch.tensor(preprocess.pad_colour[::-1], dtype=torch.float32).reshape(3, 1, 1)
+        self.register_buffer("padding", colour, persistent=False)
+        self.padded = not preprocess.warp
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         planes = images.float().permute(0, 3, 1, 2).index_select(1, self.rgb)
-        return self.deployed((planes - self.mean) * self.factor)
+        values = (planes - self.mean) * self.factor
+        if self.padded:
+            distance = (planes - self.padding).abs().amax(1, keepdim=True)  # grey levels, whole numbers
+            values = torch.where(distance > 0, values, 0.0)
+        return self.deployed(values)
 
 
 def fold(model: Network, size: tuple[int, int]) -> tuple[Network, Folding, float]:

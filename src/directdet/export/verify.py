@@ -38,6 +38,8 @@ TOLERANCES = {
     "int8": Tolerance(8.0, 0.15, None, 0.9, 0.5, matched=0.6, ap=0.01, window=1.0, disturbance=1e-2),
 }
 SPREADS = 3  # standard deviations of the AP's difference over the pictures that are put down to their choice
+INPUT_LEVELS = 0.51  # a uint8 canvas is rounded to grey levels
+WHOLLY_DIFFERENT = 255.0  # grey levels
 DISTURBED_RUNS = 8  # with 3, ties on a blank picture were missed: there are many ways to break them
 DIFFERENCES = ("box", "score", "mask")
 
@@ -48,7 +50,8 @@ class Verification:
 
     latency_ms: rough median time of a run of one batch; None if it was not measured. ap, reference_ap: AP 0 to 1 by
     "box" and "mask" of this runtime and of PyTorch on the same pictures; empty if it was not measured. ap_spread: see
-    `ap_difference`, for those whose difference is beyond the tolerance.
+    `ap_difference`, for those whose difference is beyond the tolerance. input: the largest difference between the
+    canvases that the two are given, in grey levels.
     """
 
     runtime: str
@@ -60,6 +63,7 @@ class Verification:
     reference_ap: dict[str, float] = field(default_factory=dict)
     ap_spread: dict[str, float] = field(default_factory=dict)
     precision: str = "fp32"
+    input: float = 0.0
 
     @property
     def matched(self) -> float:
@@ -91,7 +95,9 @@ class Verification:
     def criteria(self) -> tuple[Criterion, ...]:
         """What the verdict is made of."""
         limits = self.tolerance
+        about = "its preprocessing differs from the model's by {measured:.2g} grey levels, at most {limit:g}"
         made = [
+            Criterion("input", self.input, INPUT_LEVELS, about),
             Criterion("matched", self.matched, limits.matched, "{measured:.1%} matched, at least {limit:.0%}", True),
             Criterion(
                 "box px", self.largest("box"), limits.box, "a box differs by {measured:.2g} px, at most {limit:g}"
@@ -273,15 +279,29 @@ def verify(
     for (name, _), own, found in zip(pictures, expected, candidates, strict=True):
         floors = [_floor(other, limits.detections, limits.score_threshold) for other in (own.found, found)]
         comparisons.append(compare(name, own.found, found, own.disturbed, floors, own.scale, tolerance))
+    levels = max((input_difference(reference, candidate, image) for _, image in pictures), default=0.0)
     if not any(c.counted for c in comparisons):
         notes = ("no detections to compare: verify again with --data when the model is trained",)
-    return Verification(candidate.runtime, tolerance, tuple(comparisons), notes, precision=precision)
+    return Verification(candidate.runtime, tolerance, tuple(comparisons), notes, precision=precision, input=levels)
 
 
 def planes(candidate: Predictor, images: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Placement]]:
     """float32 [B, 3, H, W], normalised, of exactly the canvases that `candidate` gets for `images`."""
     batch, placements = candidate.prepare(images)
     return (candidate.preprocess.normalise(batch) if candidate.backend.input.channels_last else batch), placements
+
+
+def input_difference(reference: Predictor, candidate: Predictor, image: np.ndarray) -> float:
+    """The largest difference between what both make of an image, in grey levels; 255 if it lies elsewhere.
+
+    Detections are compared on the candidate's canvases, so that a wrong one would not show there.
+    """
+    (theirs,), (placement,) = planes(candidate, [image])
+    ours, own = reference.preprocess(image)
+    if ours.shape != theirs.shape or own != placement:
+        return WHOLLY_DIFFERENT
+    std = np.array(reference.preprocess.std, np.float32)[:, None, None]
+    return float((np.abs(ours - theirs) * std).max())
 
 
 class SameCanvas(Predictor):

@@ -47,7 +47,7 @@ class Preprocess:
 
     It gives a network one of two inputs: the normalised float32 image (by calling it), or the uint8 canvas
     (`letterbox`) if the network's graph normalises by itself. The mean colour is not exact in uint8: that canvas is
-    padded with the nearest colour, which with ImageNet's std is within a hundredth of zero once normalised.
+    padded with the nearest colour, `pad_colour`, which the graph takes for zero wherever it meets it.
 
     Attributes:
         size: (H, W). If `fixed`, the size of the canvas; otherwise the limits (short edge, long edge) in any order.
@@ -174,9 +174,18 @@ class Preprocess:
         return np.asarray(self.mean, np.float32), (1 / np.asarray(self.std, np.float64)).astype(np.float32)
 
     def normalise(self, canvases: np.ndarray) -> np.ndarray:
-        """uint8 [B, H, W, 3] BGR -> float32 [B, 3, H, W] RGB normalised, in the same steps as the exported graph."""
+        """uint8 [B, H, W, 3] BGR -> float32 [B, 3, H, W] RGB normalised, in the same steps as the exported graph.
+
+        Pixels of the padding's colour become exactly zero, as the padding of a normalised image is; one of the picture
+        that has this colour changes by half a grey level at most.
+        """
         mean, factor = (values[:, None, None] for values in self.factors)
-        return (np.ascontiguousarray(canvases[..., ::-1].transpose(0, 3, 1, 2)).astype(np.float32) - mean) * factor
+        planes = np.ascontiguousarray(canvases[..., ::-1].transpose(0, 3, 1, 2)).astype(np.float32)
+        values = (planes - mean) * factor
+        if not self.warp:
+            colour = np.array(self.pad_colour[::-1], np.float32)[:, None, None]
+            np.copyto(values, 0, where=(planes == colour).all(1, keepdims=True))
+        return values
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for meta.json and checkpoints; `from_dict` is the inverse."""
