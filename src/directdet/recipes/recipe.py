@@ -26,6 +26,7 @@ PARTS: tuple[Part, ...] = get_args(Part)
 PhaseName: TypeAlias = Literal["pretrain", "finetune", "scratch"]
 Norm: TypeAlias = Literal["live", "sync", "affine", "fixed"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+BestBy: TypeAlias = Literal["AP", "mAP_11point", "mAP_area"]
 Init: TypeAlias = Literal["random", "imagenet"]
 Pixels = Annotated[int, Between(32, MANY)]
 
@@ -46,6 +47,7 @@ class Phase:
         short_edges: with "edges", the short edge is drawn at random from these (multi-scale training, Table 6); if
             empty, it is size[0].
         skip_empty: leave out images without objects.
+        skip_difficult: leave out objects marked difficult, as mmdet and Faster R-CNN's code do on VOC.
         batch_size: images per device and forward pass.
         accumulate: forward passes per step; batch normalisation still sees `batch_size` images.
         epochs, repeat: the phase makes epochs * repeat passes over the dataset; evaluation and milestones count epochs.
@@ -54,6 +56,9 @@ class Phase:
         optimizer: SGD with momentum, or AdamW whose beta1 is `momentum`.
         base_lr, base_batch: the linear scaling rule: learning rate = base_lr * images per step / base_batch.
         norm_weight_decay: whether weight decay applies to normalisation layers and position biases.
+        head_norm_weight_decay: whether, if so, it applies to those of the box head (part "box") too.
+        bias_rate: what the learning rate of the biases of convolutions and fully connected layers is multiplied by.
+        bias_weight_decay: whether weight decay applies to these biases.
         milestones, gamma: epochs after which the learning rate is multiplied by gamma; if empty, it is constant.
         warmup_iterations, warmup_factor: the learning rate rises linearly from warmup_factor times its full value.
         norm: batch normalisation: "live" (statistics of each device's batch), "sync" (statistics over all devices),
@@ -65,6 +70,7 @@ class Phase:
         channels_last: keep images and weights in the channels-last memory format.
         workers: processes that read data; no more than there are CPU cores are started.
         eval_size: like `size`; evaluation resizes by edges, or onto a canvas of exactly this size if eval_fixed.
+        best_by: by which number best.pt is chosen: COCO's box "AP", or VOC's "mAP_11point" (2007) or "mAP_area".
         eval_every: epochs between evaluations, with one more at the end of the phase; 0 for no evaluation at all.
 
     Raises:
@@ -79,6 +85,7 @@ class Phase:
     shrink: Annotated[float, Between(1, 1000)] = 1.0
     short_edges: tuple[Pixels, ...] = ()
     skip_empty: bool = False
+    skip_difficult: bool = False
     batch_size: Count = 2
     accumulate: Count = 1
     epochs: Count = 12
@@ -91,6 +98,9 @@ class Phase:
     momentum: Share = 0.9
     weight_decay: Share = 1e-4
     norm_weight_decay: bool = True
+    head_norm_weight_decay: bool = True
+    bias_rate: Positive = 1.0
+    bias_weight_decay: bool = True
     milestones: tuple[Count, ...] = ()
     gamma: Share = 0.1
     warmup_iterations: ZeroOrMore = 500
@@ -104,6 +114,7 @@ class Phase:
     workers: ZeroOrMore = 2
     eval_size: tuple[Pixels, Pixels] = (800, 1333)
     eval_fixed: bool = False
+    best_by: BestBy = "AP"
     eval_every: ZeroOrMore = 1
 
     def __post_init__(self) -> None:

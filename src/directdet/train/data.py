@@ -49,6 +49,8 @@ def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pi
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
+    if phase.skip_difficult:
+        dataset = dataset.without_difficult()
     padding = Padding(divisor=1 if phase.resize == "warp" else 32, masks=masks)
     workers = min(phase.workers, os.cpu_count() or 1)
     return make_loader(dataset, transform, sampling, padding, workers=workers, pin_memory=pin_memory)

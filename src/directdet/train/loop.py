@@ -50,7 +50,7 @@ SAVING_SHARE = 0.05  # of the time at most, for the checkpoints after a pass: sm
 
 @dataclass
 class Position:
-    """How far a phase is: steps done, the best box AP so far (-1 for none), and the step of the last evaluation."""
+    """How far a phase is: steps done, the best of its `best_by` so far (-1 for none), step of the last evaluation."""
 
     step: int = 0
     best: float = -1.0
@@ -301,8 +301,9 @@ class Trainer:
         with interrupt.deferred():
             log.write("eval", self.position.step, row)
             self.position.evaluated = self.position.step
-            if metrics.bbox["AP"] > self.position.best:
-                self.position.best = metrics.bbox["AP"]
+            reached = metrics.bbox["AP"] if self.phase.best_by == "AP" else metrics.voc[self.phase.best_by]
+            if reached > self.position.best:
+                self.position.best = reached
                 self.save("best.pt")
             self.save("last.pt")
         return metrics

@@ -16,7 +16,7 @@ from directdet.models.parts.boxes import (
     take,
 )
 from directdet.models.parts.pyramid import RawMaps
-from directdet.models.parts.targets import RandomKeys, Targets, loss_normaliser, match_boxes, sample
+from directdet.models.parts.targets import RandomKeys, Targets, loss_normaliser, match_boxes, sample, usable_anchors
 from directdet.models.two_stage.config import TwoStageConfig
 from directdet.models.two_stage.network import RPN_WEIGHTS
 
@@ -90,7 +90,12 @@ def rpn_losses(config: TwoStageConfig, raw: RawMaps, targets: Targets, draw: Ran
     with torch.no_grad():
         anchors = raw.anchors.expand(targets.boxes.shape[0], -1, -1)  # [N, A, 4]
         objects, assigned = match_boxes(
-            anchors, targets, config.rpn_positive_iou, config.rpn_negative_iou, config.rpn_min_positive_iou
+            anchors,
+            targets,
+            config.rpn_positive_iou,
+            config.rpn_negative_iou,
+            config.rpn_min_positive_iou,
+            usable_anchors(anchors, targets, config.cross_border_anchors),
         )
         positives = int(config.rpn_samples * config.rpn_positive_fraction)
         index, filled, positive = sample(assigned, config.rpn_samples, positives, draw)
