@@ -7,7 +7,9 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, nms
 
 from directdet.models.parts.boxes import (
-    NMS_SWEEPS,
+    BOUNDED_SWEEPS,
+    SWEEPS,
+    best_first,
     box_loss,
     clip_boxes,
     decode_boxes,
@@ -15,6 +17,7 @@ from directdet.models.parts.boxes import (
     is_larger_than,
     nms_mask,
     pairwise_iou,
+    sweep_boxes,
     take,
 )
 
@@ -167,16 +170,75 @@ def chain(links: int) -> Tensor:
     return torch.stack([x, torch.zeros_like(x), x + 20, torch.full_like(x, 20)], 1)
 
 
-def test_sweeps_suffice_for_the_longest_chain_they_claim() -> None:
-    boxes = chain(NMS_SWEEPS)
-    keep = nms_mask(boxes[None], torch.ones(1, len(boxes), dtype=torch.bool), 0.6)[0]
-    assert torch.equal(keep, greedy(boxes, 0.6))
-    assert keep.tolist() == [i % 2 == 0 for i in range(len(boxes))]
+def tied_grid(side: int) -> Tensor:
+    """Boxes of a blank picture, where all scores are tied: a grid in row order, each overlapping its neighbours."""
+    y, x = torch.meshgrid(torch.arange(side) * 4.0, torch.arange(side) * 4.0, indexing="ij")
+    corner = torch.stack([x, y], -1).reshape(-1, 2)
+    return torch.cat([corner, corner + 20], 1)
 
 
-def test_a_longer_chain_keeps_boxes_too_many_and_never_loses_one() -> None:
-    boxes = chain(4 * NMS_SWEEPS)
-    keep = nms_mask(boxes[None], torch.ones(1, len(boxes), dtype=torch.bool), 0.6)[0]
-    right = greedy(boxes, 0.6)
-    assert torch.equal(keep[: NMS_SWEEPS + 1], right[: NMS_SWEEPS + 1])
-    assert (keep | ~right).all()
+HARD = {
+    "no box": torch.zeros(0, 4),
+    "one box": chain(0),
+    **{f"chain of {links}": chain(links) for links in (1, SWEEPS, SWEEPS + 1, 31, 32, 33, 63, 999)},
+    "tied grid": tied_grid(25),
+    "identical": torch.tensor([[3.0, 4, 30, 40]]).repeat(300, 1),
+    "empty": torch.zeros(100, 4),
+}
+
+
+@pytest.mark.parametrize("block", [None, 64, 256])
+@pytest.mark.parametrize("name", HARD)
+def test_nms_is_exact_for_any_chain(name: str, block: int | None) -> None:
+    boxes = HARD[name]
+    keep, undecided = sweep_boxes(boxes[None], torch.ones(1, len(boxes), dtype=torch.bool), 0.6, block=block)
+    assert torch.equal(keep[0], greedy(boxes, 0.6))
+    assert undecided == 0
+
+
+def test_the_chain_of_64_and_the_grid_of_ties_keep_what_torchvision_keeps() -> None:
+    kept = [
+        int(nms_mask(b[None], torch.ones(1, len(b), dtype=torch.bool), 0.6).sum()) for b in (chain(63), tied_grid(25))
+    ]
+    assert kept == [32, len(nms(tied_grid(25), torch.ones(625), 0.6))]
+
+
+class Nms(torch.nn.Module):
+    def forward(self, boxes: Tensor) -> Tensor:
+        return nms_mask(boxes, boxes[..., 2] >= 0, 0.6)
+
+
+@pytest.mark.parametrize("name", [name for name in HARD if name != "no box"])
+def test_traced_nms_is_exact_for_any_chain(name: str) -> None:
+    boxes = HARD[name][None]
+    compiled = torch.compile(Nms(), backend="eager", fullgraph=True, dynamic=False)
+    assert torch.equal(compiled(boxes)[0], greedy(boxes[0], 0.6))
+
+
+def test_where_it_must_not_wait_nms_counts_what_it_left_undecided() -> None:
+    short, long = chain(BOUNDED_SWEEPS - 1)[None], chain(200)[None]
+
+    def bounded(boxes: Tensor) -> tuple[Tensor, Tensor]:
+        return sweep_boxes(boxes, boxes[..., 2] >= 0, 0.6, wait=False)
+
+    compiled = torch.compile(bounded, backend="eager", fullgraph=True, dynamic=False)
+    keep, undecided = compiled(short)
+    assert undecided == 0 and torch.equal(keep[0], greedy(short[0], 0.6))
+    keep, undecided = compiled(long)
+    right = greedy(long[0], 0.6)
+    assert (keep[0] | ~right).all()  # nothing is lost
+    assert undecided >= (keep[0] != right).sum() > 0
+    assert bounded(long)[1] == 0  # on a CPU it need not wait
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("count", [1, 40, 700, 1000])
+def test_best_first_orders_ties_by_index(count: int, compiled: bool) -> None:
+    generator = torch.Generator().manual_seed(count)
+    values = torch.randint(-3, 3, (3, 1000), generator=generator) * 0.25
+    values[1] = torch.randn(1000, generator=generator)
+    values[2, ::7] = -0.0
+    chosen = torch.compile(best_first, backend="eager", fullgraph=True, dynamic=False) if compiled else best_first
+    found, index = chosen(values, count)
+    expected, order = torch.sort(values, dim=1, descending=True, stable=True)
+    assert torch.equal(found, expected[:, :count]) and torch.equal(index, order[:, :count])

@@ -79,7 +79,7 @@ def test_proposals_equal_torchvision(
     elif kind == "noisy":
         images += 0.2 * torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        boxes, real = propose(
+        boxes, real, _ = propose(
             conditioned(images),
             torch.tensor(sizes, dtype=torch.float32),
             config.test_pre_nms,
@@ -101,7 +101,7 @@ def test_fewer_proposals_than_asked_for_are_padded(conditioned: RCNN, conditione
     twin = conditioned_twin
     with torch.no_grad():
         for single_nms in (False, True):
-            boxes, real = propose(conditioned(images), torch.full((2, 2), 64.0), 300, 1000, 0.5, single_nms)
+            boxes, real, _ = propose(conditioned(images), torch.full((2, 2), 64.0), 300, 1000, 0.5, single_nms)
             twin.rpn.nms_thresh, nms = 0.5, twin.rpn.nms_thresh
             twin.rpn._post_nms_top_n["testing"], count = 1000, twin.rpn._post_nms_top_n["testing"]
             theirs = their_proposals(twin, images, [(64, 64)] * 2)

@@ -159,7 +159,7 @@ def test_proposals_equal_torchvision(models: dict[str, RCNN], single_nms: bool) 
     images, sizes = smooth_images(2, size, 11), [(151, 224), (129, 197)]
     with torch.no_grad():
         limit = torch.tensor(sizes, dtype=torch.float32)
-        boxes, real = propose(
+        boxes, real, _ = propose(
             model(images), limit, config.test_pre_nms, config.test_proposals, config.rpn_nms, single_nms
         )
         twin = build_twin(model)

@@ -63,9 +63,10 @@ def make_loader(
 
     Yields:
         (images uint8 [N, 3, H, W] RGB, targets), targets being a dict: boxes float32 [N, G, 4] xyxy in canvas pixels,
-        labels int64 [N, G], valid bool [N, G], sizes float32 [N, 2] (height, width of the image in the canvas), and,
-        with masks, masks uint8 [N, G, mask_size, mask_size] inside each box. Rows that are not valid are zero; images
-        are padded with ``PAD_COLOUR``, the rounded mean used for normalisation.
+        labels int64 [N, G], valid bool [N, G], sizes float32 [N, 2] (height, width of the image in the canvas), padded
+        float32 [N, 2] (the same of what the image is padded to in a batch of its own), and, with masks, masks uint8
+        [N, G, mask_size, mask_size] inside each box. Rows that are not valid are zero; images are padded with
+        ``PAD_COLOUR``, the rounded mean used for normalisation.
 
     Raises:
         UserError: too few images for a batch, masks required but absent; while iterating, a missing or broken image.
@@ -355,7 +356,9 @@ class _Collate:
             if self.masks:
                 masks[index, :objects] = sample_masks
         sizes = np.array([sample.size for sample, _ in pairs], np.float32)
-        targets = {"boxes": boxes, "labels": labels, "valid": valid, "sizes": sizes}
+        own = np.array([sample.image.shape[:2] for sample, _ in pairs])
+        padded = (-(-own // self.divisor) * self.divisor).astype(np.float32)
+        targets = {"boxes": boxes, "labels": labels, "valid": valid, "sizes": sizes, "padded": padded}
         if self.masks:
             targets["masks"] = masks
         return torch.from_numpy(images), {name: torch.from_numpy(value) for name, value in targets.items()}

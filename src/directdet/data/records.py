@@ -43,7 +43,7 @@ class Record:
     """One image and its G objects. Boxes are xyxy, 0-based pixels, clipped to the image.
 
     Crowd regions and VOC's difficult objects are kept: evaluation ignores detections on them. Training leaves out crowd
-    regions only.
+    regions, and difficult objects if its phase says so (`Dataset.without_difficult`).
     """
 
     image_id: int
@@ -119,6 +119,13 @@ class Dataset:
         """Objects of the fullest image, without crowd regions."""
         return max((int((~record.crowd).sum()) for record in self.records), default=0)
 
+    def without_difficult(self) -> Dataset:
+        """The dataset without the objects marked difficult; images that had no others stay, without objects."""
+        records = self.records
+        if not any(record.difficult.any() for record in records):
+            return self
+        return replace(self, records=tuple(_without_difficult(record) for record in records))
+
     def subset(self, fraction: float, seed: int) -> Dataset:
         """A random ``fraction`` of the images, which depends only on ``seed``; at least one, in their original order.
 
@@ -133,6 +140,17 @@ class Dataset:
         count = max(1, int(fraction * len(self.records) + 0.5))
         drawn = np.sort(np.random.default_rng(seed).permutation(len(self.records))[:count])
         return replace(self, records=tuple(self.records[index] for index in drawn))
+
+
+def _without_difficult(record: Record) -> Record:
+    if not record.difficult.any():
+        return record
+    kept = np.flatnonzero(~record.difficult)
+    arrays = ("boxes", "labels", "crowd", "difficult", "areas")
+    lists = {
+        name: tuple(getattr(record, name)[index] for index in kept) for name in ("segmentations", "annotation_ids")
+    }
+    return replace(record, **{name: getattr(record, name)[kept] for name in arrays}, **lists)
 
 
 def read_record_image(record: Record) -> np.ndarray:

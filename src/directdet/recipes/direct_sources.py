@@ -35,6 +35,8 @@ SOURCES = {
     "model.candidates": "ours: mmdet limits the boxes that enter NMS only by their score",
     "model.box_convs": "section 4.1: 4conv1fc box head, without normalisation",
     "skip_empty": "mmdet's default: images without objects are left out, 117k of COCO's 118k remain",
+    "skip_difficult": "mmdet's VOC dataset: difficult objects are ignored",
+    "best_by": "COCO's measure",
     "base_batch": "section 3.4: 2 images on each of 8 GPUs",
     "momentum": "mmdet schedule: 0.9",
     "weight_decay": "mmdet schedule: 1e-4",

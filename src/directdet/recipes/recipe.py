@@ -28,6 +28,7 @@ PhaseName: TypeAlias = Literal["pretrain", "finetune", "scratch"]
 Norm: TypeAlias = Literal["live", "sync", "affine", "fixed"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 Schedule: TypeAlias = Literal["steps", "cosine", "flat-cosine"]
+BestBy: TypeAlias = Literal["AP", "mAP_11point", "mAP_area"]
 Init: TypeAlias = Literal["random", "imagenet"]
 Pixels = Annotated[int, Between(32, MANY)]
 
@@ -56,6 +57,7 @@ class Phase:
         mixup: probability of blending with another image.
         copy_paste: probability of pasting objects of another image by their masks.
         skip_empty: leave out images without objects.
+        skip_difficult: leave out objects marked difficult, as mmdet and Faster R-CNN's code do on VOC.
         batch_size: images per device and forward pass.
         accumulate: forward passes per step; batch normalisation still sees `batch_size` images. None: as many as
             fixed_batch needs, otherwise 1. The losses are divided by the counts of the whole step.
@@ -69,7 +71,9 @@ class Phase:
         base_lr, base_batch: the linear scaling rule: learning rate = base_lr * images per step / base_batch.
         fixed_batch: a step takes base_batch images on any number of devices, so that the learning rate is base_lr.
         norm_weight_decay: whether weight decay applies to normalisation layers and position biases.
-        bias_weight_decay: whether weight decay applies to the biases of all other layers.
+        head_norm_weight_decay: whether, if so, it applies to those of the box head (part "box") too.
+        bias_rate: what the learning rate of the biases of convolutions and fully connected layers is multiplied by.
+        bias_weight_decay: whether weight decay applies to these biases.
         schedule: "steps": milestones; "cosine": half a cosine from the end of the warm-up to the end of the phase;
             "flat-cosine": the same from half way on (RTMDet, arXiv 2212.07784).
         milestones, gamma: with "steps", epochs after which the learning rate is multiplied by gamma; if empty, it is
@@ -89,6 +93,7 @@ class Phase:
         workers: processes that read data; no more than there are CPU cores are started.
         eval_size: like `size`; evaluation resizes by edges, or onto a canvas of exactly this size if eval_fixed. None
             follows `size`; see derived.evaluation_size.
+        best_by: by which number best.pt is chosen: COCO's box "AP", or VOC's "mAP_11point" (2007) or "mAP_area".
         eval_every: epochs between evaluations, with one more at the end of the phase; 0 for no evaluation at all.
 
     Raises:
@@ -110,6 +115,7 @@ class Phase:
     mixup: Share = 0.0
     copy_paste: Share = 0.0
     skip_empty: bool = False
+    skip_difficult: bool = False
     batch_size: Count = 2
     accumulate: Count | None = None
     epochs: Count = 12
@@ -124,6 +130,8 @@ class Phase:
     momentum: Share = 0.9
     weight_decay: Share = 1e-4
     norm_weight_decay: bool = True
+    head_norm_weight_decay: bool = True
+    bias_rate: Positive = 1.0
     bias_weight_decay: bool = True
     schedule: Schedule = "steps"
     milestones: tuple[Count, ...] = ()
@@ -142,6 +150,7 @@ class Phase:
     workers: ZeroOrMore = 2
     eval_size: tuple[Pixels, Pixels] | None = None
     eval_fixed: bool = False
+    best_by: BestBy = "AP"
     eval_every: ZeroOrMore = 1
 
     def __post_init__(self) -> None:

@@ -26,7 +26,12 @@ SOURCES = {
     "scratch.weight_decay": "section 4.1: 0.0005",
     "scratch.momentum": "section 4.1: 0.9",
     "scratch.warmup_iterations": "authors' code: none",
-    "scratch.norm_weight_decay": "authors' code: on those of the backbone, not of the head",
+    "scratch.norm_weight_decay": "authors' code: on those of the backbone, extra layers included",
+    "scratch.head_norm_weight_decay": "authors' code: not on those of the head",
+    "scratch.bias_rate": "SSD's code, which the authors' is made from: biases learn at twice the rate",
+    "scratch.bias_weight_decay": "SSD's code: none on biases",
+    "skip_difficult": "SSD's code: it trains on difficult objects",
+    "scratch.best_by": "section 4.1: VOC 2007 mAP; authors' code: by the 11-point rule",
     "gamma": "section 4.2.2: divided by 10",
     "optimizer": "section 4.1: SGD",
     "clip_norm": "authors' code: none",
@@ -59,17 +64,22 @@ VOC_PHASE = Phase(
     base_batch=128,
     fixed_batch=True,
     weight_decay=5e-4,
+    head_norm_weight_decay=False,
+    bias_rate=2.0,
+    bias_weight_decay=False,
     milestones=(45_000, 75_000, 95_000),
     warmup_iterations=0,
     workers=8,
+    best_by="mAP_11point",
     eval_every=20,
 )
-COCO_PHASE = replace(VOC_PHASE, iterations=325_000, milestones=(150_000, 250_000, 310_000), eval_every=10)
+COCO_PHASE = replace(VOC_PHASE, iterations=325_000, milestones=(150_000, 250_000, 310_000), best_by="AP", eval_every=10)
 COCO_SOURCES = {
     "scratch.base_lr": "authors' COCO script: 0.05 for 128 images",
     "scratch.iterations": "authors' COCO script: 325k",
     "scratch.milestones": "authors' COCO script: after 150k, 250k and 310k",
     "gamma": "authors' COCO script: divided by 10",
+    "scratch.best_by": "COCO's measure",
     "model.priors": "section 4.1: the original SSD's, for COCO",
 }
 IMAGENET_SOURCES = {

@@ -17,11 +17,14 @@ SOURCES = {
     "scratch.base_batch": "ours: 16 images",
     "fixed_batch": "the length is given in iterations: each takes as many images on any number of GPUs",
     "scratch.base_lr": "ours: 0.01 for 16 images",
+    "scratch.bias_rate": "Faster R-CNN's code: biases learn at twice the rate",
     "scratch.iterations": "ours: 100k, as long as SSD300's in section 4.2.2",
     "scratch.milestones": "ours: after 70k and 90k",
     "scratch.warmup_iterations": "ours: 500",
     "scratch.weight_decay": "Faster R-CNN, section 3.1.3: 0.0005",
     "scratch.momentum": "Faster R-CNN, section 3.1.3: 0.9",
+    "skip_difficult": "Faster R-CNN's code: difficult objects are left out",
+    "best_by": "Faster R-CNN, section 4.1: VOC 2007 mAP; its code: by the 11-point rule",
     "gamma": "Faster R-CNN, section 3.1.3: divided by 10",
     "optimizer": "Faster R-CNN, section 3.1.3: SGD",
     "eval_every": "ours: about ten evaluations in all",
@@ -34,6 +37,7 @@ SOURCES = {
     "model.box_convs": "Faster R-CNN: fc6 and fc7",
     "model.box_features": "Faster R-CNN: fc6 and fc7 of 4096; ours: no dropout",
     "model.anchor_scales": "Faster R-CNN, section 3.3: 128, 256 and 512 pixels, at stride 16",
+    "model.cross_border_anchors": "Faster R-CNN, section 3.3: anchors across the border are ignored in training",
     "model.test_pre_nms": "ours: the most that TensorRT's top-k takes; Faster R-CNN's code: 6000",
 }
 NORM_SOURCES = {
@@ -44,6 +48,7 @@ VOC_PHASE = Phase(
     name="scratch",
     resize="edges",
     size=(600, 1000),
+    skip_difficult=True,
     batch_size=2,
     iterations=100_000,
     base_lr=0.01,
@@ -52,6 +57,7 @@ VOC_PHASE = Phase(
     weight_decay=5e-4,
     milestones=(70_000, 90_000),
     workers=8,
+    best_by="mAP_11point",
     eval_every=10,
 )
 MODEL = {
@@ -61,6 +67,7 @@ MODEL = {
     "box_convs": 0,
     "box_features": 4096,
     "anchor_scales": (8.0, 16.0, 32.0),
+    "cross_border_anchors": False,
     "rpn_min_positive_iou": 0.0,
     "rpn_smooth_l1_beta": 1 / 9,
     "train_pre_nms": 12_000,

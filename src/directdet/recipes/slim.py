@@ -95,8 +95,12 @@ def ssd300_vgg16_slim() -> Recipe:
         base_batch=16,
         warmup_iterations=100,
         warmup_factor=0.01,
+        head_norm_weight_decay=True,
+        bias_rate=1.0,
+        bias_weight_decay=True,
         clip_norm=10.0,
         workers=2,
+        best_by="AP",
         eval_every=40,
     )
     return Recipe(

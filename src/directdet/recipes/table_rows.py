@@ -80,7 +80,7 @@ TABLES = {
     "direct/table7": TrainedTable(
         "Direct pre-training, Table 7",
         published.direct_table7,
-        _r50("_imagenet_1x", "_scratch_gn_6x", "_scratch_sync_6x", "_p3x_1x"),
+        _r50("_imagenet_1x_4conv1fc", "_scratch_gn_6x", "_scratch_sync_6x", "_p3x_1x"),
     ),
     "direct/table8": TrainedTable(
         "Direct pre-training, Table 8",

@@ -85,6 +85,8 @@ def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pi
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
+    if phase.skip_difficult:
+        dataset = dataset.without_difficult()
     images, batch = len(usable(dataset, sampling)), sampling.global_batch_size
     if 0 < images < batch:
         fitting = images // sampling.world_size

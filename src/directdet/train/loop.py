@@ -51,7 +51,7 @@ SAVING_SHARE = 0.05  # of the time at most, for the checkpoints after a pass: sm
 
 @dataclass
 class Position:
-    """How far a phase is: steps done, the best box AP so far (-1 for none), and the step of the last evaluation."""
+    """How far a phase is: steps done, the best of its `best_by` so far (-1 for none), step of the last evaluation."""
 
     step: int = 0
     best: float = -1.0
@@ -272,16 +272,19 @@ class Trainer:
     ) -> None:
         step = self.position.step
         dropped = means.pop("mask_dropped", 0.0)
+        undecided = means.pop("nms_undecided", 0.0)
         positives = means.pop("positives")
         rate = self.stepper.optimizer.param_groups[0]["lr"]
         row = {"epoch": step / self.steps_per_epoch, "lr": rate, "loss": loss, "losses": means}
-        row |= {"positives": positives, "mask_dropped": dropped}
+        row |= {"positives": positives, "mask_dropped": dropped, "nms_undecided": undecided}
         if self.device.type == "cuda":
             row["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         output.log.write("step", step, {**row, "seconds_per_step": seconds, "data_seconds": data_seconds})
         note = f"loss {loss:.3f}  lr {rate:.2g}  {seconds:.2f} s/step"
         if dropped:
             note += f"  {dropped:.0f} of {positives:.0f} mask RoIs dropped: raise model.mask_slots"
+        if undecided:
+            note += f"  {undecided:.0f} boxes per step undecided in NMS and kept"
         output.bar.update(output.task, completed=step, note=note)
 
     def _evaluate(self, val: Dataset, log: RunLog, interrupt: Interrupt) -> Metrics:
@@ -306,8 +309,9 @@ class Trainer:
         with interrupt.deferred():
             log.write("eval", self.position.step, row)
             self.position.evaluated = self.position.step
-            if metrics.bbox["AP"] > self.position.best:
-                self.position.best = metrics.bbox["AP"]
+            reached = metrics.bbox["AP"] if self.phase.best_by == "AP" else metrics.voc[self.phase.best_by]
+            if reached > self.position.best:
+                self.position.best = reached
                 self.save("best.pt")
             self.save("last.pt")
         return metrics

@@ -145,6 +145,7 @@ def _empty_batch(size: tuple[int, int], batch: int, objects: int, masks: bool) -
         "labels": torch.empty(batch, objects, dtype=torch.int64),
         "valid": torch.empty(batch, objects, dtype=torch.bool),
         "sizes": torch.empty(batch, 2),
+        "padded": torch.empty(batch, 2),
     }
     if masks:
         targets["masks"] = torch.empty(batch, objects, MASK_SIDE, MASK_SIDE, dtype=torch.uint8)
@@ -203,7 +204,7 @@ def _noise(size: tuple[int, int], batch: int, objects: int, masks: bool) -> Batc
     side = torch.tensor([size[1], size[0]])
     corners = torch.rand(batch, objects, 2, 2).sort(2).values * side
     targets["boxes"] = corners.flatten(2)
-    targets["sizes"] = torch.tensor(size, dtype=torch.float32).repeat(batch, 1)
+    targets["sizes"] = targets["padded"] = torch.tensor(size, dtype=torch.float32).repeat(batch, 1)
     targets["labels"].zero_()
     targets["valid"].fill_(True)
     if masks:

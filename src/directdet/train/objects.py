@@ -15,18 +15,23 @@ from directdet.recipes.recipe import Phase
 
 @dataclass(frozen=True)
 class ObjectCount:
-    """Objects of a training set, without crowd regions: all, and those that can be a pixel wide and high."""
+    """Objects that a phase uses of a training set: all, and those that can be a pixel wide and high."""
 
     objects: int
     seen: int
 
 
 def count_objects(phase: Phase, dataset: Dataset) -> ObjectCount:
-    """Count the objects of ``dataset``; one is seen if it reaches a pixel at the largest size that the phase draws.
+    """Count the objects of ``dataset`` that the phase uses: no crowd regions, no difficult ones if it skips them.
+
+    One is seen if it reaches a pixel at the largest size that the phase draws.
 
     Raises:
         UserError: training would see none.
     """
+    difficult = sum(int(record.difficult.sum()) for record in dataset.records) if phase.skip_difficult else 0
+    if difficult:
+        dataset = dataset.without_difficult()
     records = [record for record in dataset.records if not record.crowd.all()]
     objects = seen = 0
     if records:
@@ -39,7 +44,9 @@ def count_objects(phase: Phase, dataset: Dataset) -> ObjectCount:
     if not objects:
         crowd = sum(len(record.boxes) for record in dataset.records)
         dropped = sum(problem.action == "dropped" for problem in dataset.problems)
-        left_out = f" ({crowd} crowd regions, {dropped} left out for their boxes)" if crowd or dropped else ""
+        counts = ((crowd, "crowd regions"), (difficult, "difficult"), (dropped, "left out for their boxes"))
+        words = ", ".join(f"{count} {what}" for count, what in counts if count)
+        left_out = f" ({words})" if words else ""
         raise UserError(f"{where}: no object to train on{left_out}; check-data tells more")
     if not seen:
         raise UserError(

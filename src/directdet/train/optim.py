@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 
+from directdet.models.parts.network import Network
 from directdet.recipes.recipe import Phase
 
 
@@ -41,29 +42,34 @@ def _cosine(phase: Phase, step: int, steps_per_epoch: int) -> float:
     return phase.final_lr + (1 - phase.final_lr) * (1 + math.cos(math.pi * share)) / 2
 
 
-def build_optimizer(model: nn.Module, phase: Phase, rate: float) -> torch.optim.Optimizer:
+def build_optimizer(model: Network, phase: Phase, rate: float) -> torch.optim.Optimizer:
     """SGD or AdamW over the trainable parameters.
 
-    With norm_weight_decay=False, there is no weight decay on normalisation layers and the position biases of attention;
-    with bias_weight_decay=False, none on the biases of the other layers.
+    The groups are: weights; normalisation layers and the position biases of attention; those of the box head, if they
+    have a weight decay of their own; biases, if they have a rate or a weight decay of their own. A group's
+    "rate_factor" is what its learning rate is multiplied by.
     """
-    norms = {
-        id(p)
-        for module in model.modules()
-        if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm))
-        for p in module.parameters(recurse=False)
+    names = {id(p): name for name, p in model.named_parameters()}
+    kinds = {id(p): "norm" for name, p in model.named_parameters() if name.endswith("relative_position_bias_table")}
+    own_biases = phase.bias_rate != 1 or not phase.bias_weight_decay
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)):
+            for p in module.parameters(recurse=False):
+                box = not phase.head_norm_weight_decay and model.part_of(names[id(p)]) == "box"
+                kinds[id(p)] = "box norm" if box else "norm"
+        elif own_biases and isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)) and module.bias is not None:
+            kinds[id(module.bias)] = "bias"
+    settings = {
+        "plain": (phase.weight_decay, 1.0),
+        "norm": (phase.weight_decay if phase.norm_weight_decay else 0.0, 1.0),
+        "box norm": (0.0, 1.0),
+        "bias": (phase.weight_decay if phase.bias_weight_decay else 0.0, phase.bias_rate),
     }
-    norms |= {id(p) for name, p in model.named_parameters() if name.endswith("relative_position_bias_table")}
-    biases = {id(p) for name, p in model.named_parameters() if name.rpartition(".")[2] == "bias"} - norms
-    if phase.bias_weight_decay:
-        biases = set()
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    decay = phase.weight_decay
-    groups = [{"params": [p for p in trainable if id(p) not in norms | biases], "weight_decay": decay}]
-    if affine := [p for p in trainable if id(p) in norms]:
-        groups.append({"params": affine, "weight_decay": decay if phase.norm_weight_decay else 0.0})
-    if shifts := [p for p in trainable if id(p) in biases]:
-        groups.append({"params": shifts, "weight_decay": 0.0})
+    groups = []
+    for kind, (decay, factor) in settings.items():
+        own = [p for p in model.parameters() if p.requires_grad and kinds.get(id(p), "plain") == kind]
+        if own or kind == "plain":
+            groups.append({"params": own, "lr": rate * factor, "weight_decay": decay, "rate_factor": factor})
     if phase.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=rate, betas=(phase.momentum, 0.999))
     return torch.optim.SGD(groups, lr=rate, momentum=phase.momentum)

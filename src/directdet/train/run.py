@@ -49,8 +49,8 @@ class RunResult:
 
     Attributes:
         out: its folder.
-        phases: for each phase "name", "best_ap" (box AP, None without a val split), "checkpoint" and "seconds". With
-            several processes, only the main one has them.
+        phases: for each phase "name", "best_ap" (None without a val split), "best_by" (what that is), "checkpoint" and
+            "seconds". With several processes, only the main one has them.
     """
 
     out: Path
@@ -247,7 +247,7 @@ def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> d
         terminal().print(banner(trainer, f"{words}; resumed at step {trainer.position.step}" if resumed else words))
         if loaded is not None and not resumed:
             terminal().print(loaded.table())
-    result = {"name": phase.name, "best_ap": None, "checkpoint": str(last), "seconds": 0.0}
+    result = {"name": phase.name, "best_ap": None, "best_by": phase.best_by, "checkpoint": str(last), "seconds": 0.0}
     if run.dry_run:
         return result
     if distributed.is_main():

@@ -81,7 +81,7 @@ class Stepper:
             Losses and counts by name, each the mean over the batches, detached and still on the device.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * factor_at(self.phase, number, steps_per_epoch)
+            group["lr"] = self.rate * group.get("rate_factor", 1.0) * factor_at(self.phase, number, steps_per_epoch)
         self.optimizer.zero_grad(set_to_none=True)
         seen: list[Losses] = []
         divisors = self._whole_step(batches, number) if len(batches) > 1 else None

@@ -19,6 +19,9 @@ from directdet.front.options import (
 )
 from directdet.front.say import say
 
+# What the recipes' best_by chooses by, in words.
+MEASURES = {"AP": "box AP", "mAP_11point": "VOC mAP (11-point)", "mAP_area": "VOC mAP (area)"}
+
 
 @click.command("recipes")
 @click.argument("name", required=False)
@@ -146,4 +149,4 @@ def train(
         return
     for row in result.phases:
         best = "-" if row.get("best_ap") is None else f"{100 * row['best_ap']:.1f}"
-        say(f"{row['name']}: best box AP {best}, {row['seconds']:.0f} s, {row['checkpoint']}")
+        say(f"{row['name']}: best {MEASURES[row['best_by']]} {best}, {row['seconds']:.0f} s, {row['checkpoint']}")

@@ -11,9 +11,10 @@ from torch import Tensor
 
 # Upper bound of predicted log scales, which keeps exp() finite (torchvision and mmdet use the same bound).
 LOG_SCALE_CLIP = math.log(1000.0 / 16)
-# Iterations of the NMS fixed point. Suppression chains are at most 16 long on real images, but longer if all scores are
-# tied, as on a blank image. Blocks shorten the chains, and are used in training only, where an extra box does no harm.
-NMS_SWEEPS, BLOCK_SWEEPS = 32, 16
+# Sweeps of the NMS fixed point between two looks at whether it is reached: few real images need more than one look.
+SWEEPS = 8
+BOUNDED_SWEEPS = 16  # all sweeps of a block in training on a GPU, where looking would make the GPU wait for the host
+_LOW = 2**31 - 1
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
@@ -21,6 +22,37 @@ def take(values: Tensor, index: Tensor) -> Tensor:
     if values.dim() == 2:
         return torch.gather(values, 1, index)
     return torch.gather(values, 1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+
+
+def best_first(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of values [N, M] and their indices, both [N, count], best first; equal values by index.
+
+    torch.topk leaves open which of equal values it takes, and in which order; ONNX's TopK has this order. NaN is first.
+    """
+    if torch.compiler.is_exporting():
+        return torch.topk(values, count, dim=1)
+    if can_look(values):
+        found, index = torch.topk(values, count, dim=1)
+        if not count or bool(((values >= found[:, -1:]).sum(1) == count).all()):  # what is chosen has no ties outside
+            index = index.sort(dim=1).values
+            found, order = torch.sort(take(values, index), dim=1, descending=True, stable=True)
+            return found, take(index, order)
+        found, index = torch.sort(values, dim=1, descending=True, stable=True)
+        return found[:, :count], index[:, :count]
+    # The float's bits as an integer of the same order, then the place in the row, make keys without ties.
+    bits = (values.float() + 0.0).view(torch.int32).long()  # -0.0 becomes 0.0
+    place = _LOW - torch.arange(values.shape[1], device=values.device)
+    keys, _ = torch.topk((torch.where(bits < 0, bits ^ _LOW, bits) << 31) + place, count, dim=1)
+    index = _LOW - (keys & _LOW)
+    return take(values, index), index
+
+
+def can_look(values: Tensor) -> bool:
+    """Whether Python may decide by these values: not while a graph is traced, nor if a GPU would have to be waited for.
+
+    Tensors without content (of torch's FakeTensorMode) are of another type.
+    """
+    return type(values) is Tensor and values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def encode_boxes(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
@@ -90,24 +122,43 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
 def nms_mask(
     boxes: Tensor, valid: Tensor, threshold: float, labels: Tensor | None = None, block: int | None = None
 ) -> Tensor:
-    """Greedy NMS with static shapes: the mask [B, N] of the boxes that are kept.
-
-    Greedy NMS is the only fixed point of the rule "a box is kept unless an earlier kept box overlaps it". Starting with
-    all boxes kept, applying the rule repeatedly reaches it in as many steps as the longest suppression chain has links.
+    """Greedy NMS with static shapes: the mask [B, N] of the boxes that are kept; exact for any input.
 
     Args:
         boxes: [B, N, 4], sorted by descending score.
         valid: [B, N], False for padding.
         threshold: IoU above which a box suppresses a later one.
         labels: [B, N]; boxes with different labels do not suppress each other. None: all have the same label.
+        block: see `sweep_boxes`.
+    """
+    return sweep_boxes(boxes, valid, threshold, labels, block)[0]
+
+
+def sweep_boxes(
+    boxes: Tensor,
+    valid: Tensor,
+    threshold: float,
+    labels: Tensor | None = None,
+    block: int | None = None,
+    wait: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """`nms_mask`, and the number of boxes of which it is not decided whether they are kept, a scalar.
+
+    Greedy NMS is the only fixed point of the rule "a box is kept unless an earlier kept box overlaps it". Starting with
+    all boxes kept, applying the rule repeatedly reaches it in as many steps as the longest suppression chain has links.
+    On the way, every second step keeps too many boxes and the others too few; where two of them agree, it is reached.
+
+    Args:
         block: process the boxes in blocks of this size: earlier blocks are compared once, and only boxes within a block
             are iterated over. Cheaper for many boxes (training), but a larger graph (so not for export).
+        wait: go on until all is decided. False, for training: only where that costs nothing; on a GPU and in a traced
+            graph, stop after BOUNDED_SWEEPS sweeps of each block.
     """
     count = boxes.shape[1]
-    sweeps = BLOCK_SWEEPS if block else NMS_SWEEPS
-    block = block or count
+    block = block or max(count, 1)
     kept: list[Tensor] = []
-    for start in range(0, count, block):
+    undecided: list[Tensor] = []
+    for start in range(0, max(count, 1), block):
         stop = min(start + block, count)
         covers = _covers(boxes, labels, start, stop, threshold)  # [B, stop, stop - start]
         alive = valid[:, None, start:stop].to(boxes.dtype)  # [B, 1, stop - start]
@@ -118,10 +169,44 @@ def nms_mask(
         # subtraction.
         state = F.pad(alive, (0, 1), value=1.0)
         sweep = torch.cat([F.pad(-covers[:, start:], (0, 1)), state], 1)
-        for _ in range(min(sweeps, stop - start - 1)):
-            state = torch.relu(torch.matmul(state, sweep))
+        state, before = _fixed_point(state, sweep, stop - start - 1, wait)
         kept.append(state[..., : stop - start])
-    return torch.cat(kept, 2).squeeze(1) > 0.5
+        undecided.append((state - before).abs().sum())
+    return torch.cat(kept, 2).squeeze(1) > 0.5, torch.stack(undecided).sum()
+
+
+def _fixed_point(state: Tensor, sweep: Tensor, links: int, wait: bool) -> tuple[Tensor, Tensor]:
+    """Sweeps of state [B, 1, n] with sweep [B, n, n] until nothing changes: the last two states, which are then equal.
+
+    links: of the longest possible chain, so that many sweeps reach the fixed point.
+    """
+
+    def some(state: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        before = state
+        for _ in range(number):
+            before, state = state, torch.relu(torch.matmul(state, sweep))
+        return state, before
+
+    if links <= SWEEPS:
+        return some(state, max(links, 0) + 1)
+    if can_look(state):  # then looking costs less than a sweep
+        state, before = some(state, 1)
+        while not torch.equal(state, before):
+            state, before = some(state, 1)
+        return state, before
+    if not wait or (state.is_cuda and torch.cuda.is_current_stream_capturing()):  # a CUDA graph cannot wait
+        return some(state, BOUNDED_SWEEPS)
+    state, before = some(state, SWEEPS)
+    if torch.compiler.is_compiling():
+        # One operation for all of an exported graph's looping. Nothing may be both an input and an output of its body.
+        return torch.while_loop(
+            lambda state, before: (state - before).abs().sum() > 0.5,
+            lambda state, before: some(state, SWEEPS),
+            (state, before),
+        )
+    while not torch.equal(state, before):
+        state, before = some(state, SWEEPS)
+    return state, before
 
 
 def _covers(boxes: Tensor, labels: Tensor | None, start: int, stop: int, threshold: float) -> Tensor:

@@ -2,7 +2,9 @@
 
 A deployed detector is a module for one input size that turns normalised images [N, 3, H, W] into detections; evaluation
 during training runs the same module. Its operations have static shapes and need no plugins: no NonMaxSuppression,
-RoiAlign, NonZero, If or Loop. With K = config.detections (or the number of candidates, if smaller), the outputs are
+RoiAlign, NonZero or If. A Loop lets NMS go on where more than a few sweeps are needed.
+
+With K = config.detections (or the number of candidates, if smaller), the outputs are
 
     num [N, 1] int32: number of detections; later rows are zero
     boxes [N, K, 4]: xyxy in pixels of the canvas, best detection first
@@ -16,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from directdet.models.parts.boxes import is_larger_than, nms_mask, take
+from directdet.models.parts.boxes import best_first, is_larger_than, nms_mask, take
 
 MIN_SIDE = 1e-2  # pixels; smaller detections are dropped, as in torchvision
 OUTPUTS = ("num", "boxes", "scores", "labels", "masks")
@@ -53,7 +55,7 @@ def select_detections(
     """
     valid = (scores > config.score_threshold) & is_larger_than(boxes, MIN_SIDE)
     keep = nms_mask(boxes, valid, config.nms, labels)
-    scores, index = torch.topk(torch.where(keep, scores, -1.0), min(config.detections, scores.shape[1]), dim=1)
+    scores, index = best_first(torch.where(keep, scores, -1.0), min(config.detections, scores.shape[1]))
     chosen = scores > 0
     boxes = take(boxes, index) * chosen.unsqueeze(-1)
     return boxes, scores.clamp(min=0), torch.where(chosen, take(labels, index), 0)
@@ -88,7 +90,7 @@ def best_pairs(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     small enough for exact division, which is done in float32 in an exported graph.
     """
     anchors, classes = logits.shape[1:]
-    _, index = torch.topk(logits.amax(-1), min(count, anchors), dim=1)
-    logits, pair = torch.topk(take(logits, index).flatten(1), min(count, index.shape[1] * classes), dim=1)
+    _, index = best_first(logits.amax(-1), min(count, anchors))
+    logits, pair = best_first(take(logits, index).flatten(1), min(count, index.shape[1] * classes))
     row = torch.div(pair, classes, rounding_mode="floor")
     return logits, take(index, row), pair - row * classes

@@ -24,6 +24,8 @@ class Targets(NamedTuple):
         valid: [N, G] bool, False for padding.
         sizes: [N, 2], height and width of each image on the canvas, in pixels.
         masks: [N, G, S, S] uint8, each object's mask inside its box; or None.
+        padded: [N, 2], height and width of each image as padded by itself, in pixels: anchors beyond lie in the padding
+            that only the other images of the batch ask for. None: the whole canvas.
     """
 
     boxes: Tensor
@@ -31,6 +33,7 @@ class Targets(NamedTuple):
     valid: Tensor
     sizes: Tensor
     masks: Tensor | None = None
+    padded: Tensor | None = None
 
 
 # Draws the keys by which random sampling sorts: (shape, device) -> uniform in [0, 1).
@@ -67,10 +70,36 @@ def match(
 
 
 def match_boxes(
-    boxes: Tensor, targets: Targets, positive_iou: float, negative_iou: float, min_positive_iou: float | None = None
+    boxes: Tensor,
+    targets: Targets,
+    positive_iou: float,
+    negative_iou: float,
+    min_positive_iou: float | None = None,
+    usable: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`match` for boxes [N, A, 4] and the objects of `targets`, by their IoU."""
-    return match(pairwise_iou(boxes, targets.boxes), targets.valid, positive_iou, negative_iou, min_positive_iou)
+    """`match` for boxes [N, A, 4] and the objects of `targets`, by their IoU; those not `usable` [N, A] are ignored."""
+    iou = pairwise_iou(boxes, targets.boxes)
+    if usable is not None:
+        iou = torch.where(usable[..., None], iou, -1.0)
+    index, assigned = match(iou, targets.valid, positive_iou, negative_iou, min_positive_iou)
+    return index, assigned if usable is None else torch.where(usable, assigned, -1)
+
+
+def usable_anchors(anchors: Tensor, targets: Targets, cross_border: bool = True) -> Tensor | None:
+    """Which anchors [N, A, 4] take part in training, [N, A]; None: all.
+
+    Left out are those whose cell lies in padding that only other images of the batch ask for (mmdet's valid flags)
+    and, unless `cross_border`, those that cross the border of their image (Faster R-CNN, section 3.3).
+    """
+    usable = None
+    if targets.padded is not None:
+        limit = targets.padded.flip(-1)[:, None]  # [N, 1, 2]: width, height
+        # Half a pixel: an anchor is centred on the corner of its cell up to rounding.
+        usable = ((anchors[..., :2] + anchors[..., 2:]) * 0.5 + 0.5 < limit).all(-1)
+    if not cross_border:
+        inside = (anchors[..., :2] >= 0).all(-1) & (anchors[..., 2:] <= targets.sizes.flip(-1)[:, None]).all(-1)
+        usable = inside if usable is None else usable & inside
+    return usable
 
 
 def sample(assigned: Tensor, total: int, positives: int, draw: RandomKeys) -> tuple[Tensor, Tensor, Tensor]:

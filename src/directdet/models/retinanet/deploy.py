@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from directdet.models.parts.boxes import clip_boxes, decode_boxes, take
+from directdet.models.parts.boxes import best_first, clip_boxes, decode_boxes, take
 from directdet.models.parts.postprocess import best_pairs, pack_detections, select_detections
 from directdet.models.parts.pyramid import AnchoredDeploy, RawMaps
 from directdet.models.retinanet.loss import DELTA_WEIGHTS
@@ -34,5 +34,5 @@ class RetinaNetDeploy(AnchoredDeploy):
             start += number
         logits, index, labels = (torch.cat(values, 1) for values in zip(*found, strict=True))
         # NMS is greedy, so lower candidates never affect which of the best survive. k must not exceed their number.
-        logits, chosen = torch.topk(logits, min(config.candidates, logits.shape[1]), dim=1)
+        logits, chosen = best_first(logits, min(config.candidates, logits.shape[1]))
         return logits, take(index, chosen), take(labels, chosen)

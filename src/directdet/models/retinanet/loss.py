@@ -1,7 +1,7 @@
 """The losses of RetinaNet, with static shapes: no sampling, no loop over images, no waiting for the host.
 
-All anchors contribute except those between the negative and the positive IoU. Both losses are summed over the batch and
-divided by its number of positives, as in mmdet.
+All anchors contribute except those between the negative and the positive IoU and those in the padding of a batch. Both
+losses are summed over the batch and divided by its number of positives, as in mmdet.
 """
 
 import torch
@@ -10,7 +10,14 @@ from torch import Tensor
 
 from directdet.models.parts.boxes import box_loss, encode_boxes, take
 from directdet.models.parts.pyramid import RawMaps
-from directdet.models.parts.targets import RandomKeys, Targets, loss_normaliser, match_boxes, random_keys
+from directdet.models.parts.targets import (
+    RandomKeys,
+    Targets,
+    loss_normaliser,
+    match_boxes,
+    random_keys,
+    usable_anchors,
+)
 from directdet.models.retinanet.network import RetinaNet
 
 DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
@@ -24,7 +31,10 @@ def retinanet_losses(
     config = model.config
     with torch.no_grad():
         anchors = raw.anchors.expand(targets.boxes.shape[0], -1, -1)  # [N, A, 4]
-        objects, assigned = match_boxes(anchors, targets, config.positive_iou, config.negative_iou, MIN_POSITIVE_IOU)
+        usable = usable_anchors(anchors, targets)
+        objects, assigned = match_boxes(
+            anchors, targets, config.positive_iou, config.negative_iou, MIN_POSITIVE_IOU, usable
+        )
         positive = assigned == 1
         labels = torch.where(positive, take(targets.labels, objects), -1)
         delta_targets = encode_boxes(take(targets.boxes, objects), anchors, DELTA_WEIGHTS)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from directdet.models.parts.boxes import areas, clip_boxes, decode_boxes, pairwise_intersection, take
+from directdet.models.parts.boxes import areas, best_first, clip_boxes, decode_boxes, pairwise_intersection, take
 from directdet.models.parts.postprocess import best_pairs, log_odds, pack_detections, select_detections
 from directdet.models.ssd.config import SSDConfig
 from directdet.models.ssd.loss import DELTA_WEIGHTS
@@ -55,12 +55,11 @@ def select_in_rounds(config: SSDConfig, boxes: Tensor, scores: Tensor, labels: T
         scores = torch.where(_covered(config, chosen[0], chosen[2], boxes, labels), 0.0, scores)
         # The last round needs only its own candidates, earlier rounds also those of the rounds after them.
         count = min(config.candidates, scores.shape[1]) if number + 1 == ROUNDS else scores.shape[1]
-        # Those that remain keep their order; sorting them by score would shuffle the confident, which are all 1.
-        order = torch.arange(scores.shape[1], 0, -1, device=scores.device, dtype=scores.dtype)
-        _, index = torch.topk(torch.where(scores > 0, order, -order), count, dim=1)
-        scores, boxes, labels = take(scores, index), take(boxes, index), take(labels, index)
+        # Best first, equal ones by index: those that remain keep their order, the confident, which are all 1, too.
+        scores, index = best_first(scores, count)
+        boxes, labels = take(boxes, index), take(labels, index)
     boxes, scores, labels = (torch.cat(values, 1) for values in zip(*found, strict=True))
-    scores, index = torch.topk(scores, min(config.detections, scores.shape[1]), dim=1)
+    scores, index = best_first(scores, min(config.detections, scores.shape[1]))
     return take(boxes, index), scores, take(labels, index)
 
 

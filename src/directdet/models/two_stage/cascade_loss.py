@@ -27,13 +27,13 @@ def cascade_losses(
     """Losses by name (scalars to be summed), and counts to monitor (scalars without gradient).
 
     Losses: rpn_class, rpn_box and, for stages i = 1..3 and multiplied by the stage's weight, class<i>, box<i> and, with
-    masks, mask<i>. Counts: positives, the positive RoIs sampled in stage 1, and mask_dropped, the positive RoIs of all
-    stages that did not get a mask slot.
+    masks, mask<i>. Counts: positives, the positive RoIs sampled in stage 1; nms_undecided, see training_proposals; and
+    mask_dropped, the positive RoIs of all stages that did not get a mask slot.
     """
     config = model.config
     losses = rpn_losses(config, raw, targets, draw)
-    boxes, valid = training_proposals(config, raw, targets)
-    counts: dict[str, Tensor] = {}
+    boxes, valid, undecided = training_proposals(config, raw, targets)
+    counts: dict[str, Tensor] = {"nms_undecided": undecided}
     for stage, weight in enumerate(config.stage_loss_weights):
         iou, name = config.stage_positive_ious[stage], stage + 1
         rois = sample_rois(config, boxes, valid, targets, iou, STAGE_WEIGHTS[stage], draw)

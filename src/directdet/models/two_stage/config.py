@@ -28,6 +28,7 @@ class TwoStageConfig:
             R-CNN did; only with vgg16.
         anchor_scale: side of a level's square anchor, in strides.
         anchor_scales: several such sides per cell, instead of anchor_scale.
+        cross_border_anchors: whether anchors that cross the border of the image take part in training (mmdet: yes).
         rpn_min_positive_iou: the best anchor of an object is positive from this IoU (mmdet: 0.3; torchvision: 0).
         mask_slots: mask RoIs per image, shared over the batch: positives beyond mask_slots * batch are dropped. 128 is
             the maximum that the paper's sampling can produce.
@@ -47,6 +48,7 @@ class TwoStageConfig:
     anchor_scale: Positive = 8.0
     anchor_scales: tuple[Positive, ...] = ()
     anchor_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)
+    cross_border_anchors: bool = True
     rpn_positive_iou: Share = 0.7
     rpn_negative_iou: Share = 0.3
     rpn_min_positive_iou: Share = 0.3

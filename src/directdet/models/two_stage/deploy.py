@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from directdet.models.parts.boxes import clip_boxes, decode_boxes, take
+from directdet.models.parts.boxes import best_first, clip_boxes, decode_boxes, take
 from directdet.models.parts.postprocess import log_odds, pack_detections, select_detections
 from directdet.models.parts.pyramid import AnchoredDeploy
 from directdet.models.two_stage.network import BOX_BINS, BOX_WEIGHTS, MASK_BINS, MASK_SIZE, RCNN
@@ -17,7 +17,7 @@ class TwoStageDeploy(AnchoredDeploy):
         """Features, proposals [N, R, 4], which of them are valid [N, R], and image sizes [N, 2]."""
         config, raw = self.model.config, self.model(images, self.anchors)
         sizes = self.limit.expand(images.shape[0], -1)
-        proposals, valid = propose(
+        proposals, valid, _ = propose(
             raw, sizes, config.test_pre_nms, config.test_proposals, config.rpn_nms, single_nms=self.portable
         )
         return raw.features, proposals, valid, sizes
@@ -35,7 +35,7 @@ class TwoStageDeploy(AnchoredDeploy):
         classes = odds.shape[2]
         odds = torch.where(valid.unsqueeze(-1), odds, SUPPRESSED).flatten(1)
         # NMS is greedy, so lower candidates never affect which of the best survive. k must not exceed their number.
-        odds, index = torch.topk(odds, min(self.model.config.candidates, odds.shape[1]), dim=1)
+        odds, index = best_first(odds, min(self.model.config.candidates, odds.shape[1]))
         roi = torch.div(index, classes, rounding_mode="floor")
         return torch.sigmoid(odds), index, roi, index - roi * classes
 

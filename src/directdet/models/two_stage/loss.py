@@ -49,25 +49,30 @@ def rcnn_losses(
     """Losses by name (scalars to be summed), and counts to monitor (scalars without gradient).
 
     Losses: rpn_class, rpn_box, class, box and, with masks, mask. Counts: positives, the positive RoIs sampled in the
-    batch, and mask_dropped, those that did not get a mask slot.
+    batch; nms_undecided, see training_proposals; and mask_dropped, the positive RoIs that did not get a mask slot.
     """
     config = model.config
     losses = rpn_losses(config, raw, targets, draw)
-    boxes, valid = training_proposals(config, raw, targets)
+    boxes, valid, undecided = training_proposals(config, raw, targets)
     rois = sample_rois(config, boxes, valid, targets, config.roi_positive_iou, BOX_WEIGHTS, draw)
     logits, deltas = model.predict_boxes(model.pool_batch(raw.features, rois.boxes, BOX_BINS))
     deltas = take(deltas, rois.labels.reshape(-1, 1)).squeeze(1)  # the deltas of each RoI's class
     losses["class"], losses["box"] = class_and_box_loss(logits, deltas, rois, config.smooth_l1_beta)
-    counts = {"positives": rois.positive.sum()}
+    counts = {"positives": rois.positive.sum(), "nms_undecided": undecided}
     if config.masks:
         losses["mask"], counts["mask_dropped"] = sampled_mask_loss(model, raw, targets, rois, draw, model.predict_masks)
     return losses, counts
 
 
 @torch.no_grad()
-def training_proposals(config: TwoStageConfig, raw: RawMaps, targets: Targets) -> tuple[Tensor, Tensor]:
-    """Proposals [N, P, 4] for training, and which of them are valid [N, P]."""
-    return propose(raw, targets.sizes, config.train_pre_nms, config.train_proposals, config.rpn_nms, single_nms=False)
+def training_proposals(config: TwoStageConfig, raw: RawMaps, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
+    """Proposals [N, P, 4] for training, which of them are valid [N, P], and how many boxes NMS left undecided.
+
+    Those are kept; there are none on a CPU, and on a GPU only where suppression chains exceed boxes.BOUNDED_SWEEPS.
+    """
+    return propose(
+        raw, targets.sizes, config.train_pre_nms, config.train_proposals, config.rpn_nms, single_nms=False, wait=False
+    )
 
 
 @torch.no_grad()
