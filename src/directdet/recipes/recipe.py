@@ -83,6 +83,7 @@ class Phase:
         workers: processes that read data; no more than there are CPU cores are started.
         eval_size: like `size`; evaluation resizes by edges, or onto a canvas of exactly this size if eval_fixed.
         eval_every: epochs between evaluations, with one more at the end of the phase; 0 for no evaluation at all.
+        patience: end the phase when box AP has not risen for this many evaluations; None: never.
 
     Raises:
         SettingError: a value is not allowed, alone or with the others; the message names the nearest allowed one.
@@ -134,6 +135,7 @@ class Phase:
     eval_size: tuple[Pixels, Pixels] = (800, 1333)
     eval_fixed: bool = False
     eval_every: ZeroOrMore = 1
+    patience: Count | None = None
 
     def __post_init__(self) -> None:
         check_word("phase", self.name, get_args(PhaseName))
@@ -144,6 +146,10 @@ class Phase:
             raise SettingError(
                 f"{self.name}.size: {self.size} is not square, and resize={self.resize} makes square images; give one "
                 "number"
+            )
+        if self.patience and not self.eval_every:
+            raise SettingError(
+                f"{self.name}.patience: {self.patience} needs evaluations; give eval_every of at least 1"
             )
         if self.mosaic and self.resize == "edges":
             raise SettingError(f"{self.name}.mosaic: {self.mosaic:g} needs resize=direct or resize=warp; or give 0")
