@@ -114,6 +114,11 @@ def test_what_warping_does_already(setting):
         apply_settings(get_recipe("ssd300_vgg16_slim"), [setting])
 
 
+def test_patience_needs_evaluations():
+    with pytest.raises(UsageProblem, match="patience: 3 needs evaluations; give eval_every of at least 1"):
+        apply_settings(get_recipe("demo"), ["pretrain.patience=3", "pretrain.eval_every=0"])
+
+
 def test_unknown_recipe_names_the_nearest():
     with pytest.raises(UsageProblem, match="did you mean 'mask_rcnn_r50_fpn'"):
         get_recipe("mask_rcn_r50_fpn")

@@ -12,9 +12,9 @@ from directdet.data.augment.steps import Another
 from directdet.data.records import Record
 from directdet.data.sampling import epoch_order
 
-# Positions of an epoch that share their pictures. A batch asks for the same few files again and again, so each is
-# decoded about once; which they are depends neither on the batches nor on the workers. RTMDet mixes with the last 40.
-BLOCK = 16
+# Positions of an epoch that share their pictures. A batch of 8 or 16 mixes with itself, so that each picture is decoded
+# once; which they are depends neither on the batches nor on the workers. (RTMDet's code keeps the last 20 and 40.)
+BLOCK = 8
 KEPT_BYTES = 2**27  # of decoded pictures, in each worker
 
 

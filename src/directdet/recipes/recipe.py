@@ -95,6 +95,7 @@ class Phase:
             follows `size`; see derived.evaluation_size.
         best_by: by which number best.pt is chosen: COCO's box "AP", or VOC's "mAP_11point" (2007) or "mAP_area".
         eval_every: epochs between evaluations, with one more at the end of the phase; 0 for no evaluation at all.
+        patience: end the phase when box AP has not risen for this many evaluations; None: never.
 
     Raises:
         SettingError: a value is not allowed, alone or with the others; the message names the nearest allowed one.
@@ -152,6 +153,7 @@ class Phase:
     eval_fixed: bool = False
     best_by: BestBy = "AP"
     eval_every: ZeroOrMore = 1
+    patience: Count | None = None
 
     def __post_init__(self) -> None:
         check_word("phase", self.name, get_args(PhaseName))
@@ -162,6 +164,10 @@ class Phase:
             raise SettingError(
                 f"{self.name}.size: {self.size} is not square, and resize={self.resize} makes square images; give one "
                 "number"
+            )
+        if self.patience and not self.eval_every:
+            raise SettingError(
+                f"{self.name}.patience: {self.patience} needs evaluations; give eval_every of at least 1"
             )
         if self.mosaic and self.resize == "edges":
             raise SettingError(f"{self.name}.mosaic: {self.mosaic:g} needs resize=direct or resize=warp; or give 0")

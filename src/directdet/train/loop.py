@@ -51,11 +51,13 @@ SAVING_SHARE = 0.05  # of the time at most, for the checkpoints after a pass: sm
 
 @dataclass
 class Position:
-    """How far a phase is: steps done, the best of its `best_by` so far (-1 for none), step of the last evaluation."""
+    """How far a phase is: steps done, the best of its `best_by` so far (-1 for none), the step of the last evaluation,
+    and the evaluations since the best one."""
 
     step: int = 0
     best: float = -1.0
     evaluated: int = 0
+    waited: int = 0
 
 
 class Diverged(UserError):
@@ -155,12 +157,17 @@ class Trainer:
             if self.val is not None and self._evaluation_is_due():
                 output.bar.update(output.task, note="evaluating")
                 metrics = self._evaluate(self.val, output.log, interrupt)
-            if self.position.step >= self.steps:
+            if self.finished:
                 return metrics
             with interrupt.deferred():
                 self._one_pass(output, interrupt)
                 if interrupt.requested or self._saving_is_due():
                     self.save("last.pt")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the phase is at its end, or AP has not risen for as many evaluations as the phase's patience."""
+        return self.position.step >= self.steps or self.position.waited >= (self.phase.patience or sys.maxsize)
 
     def _out_of_memory(self) -> UserError:
         phase, kept = self.phase, self._saved_step
@@ -309,9 +316,10 @@ class Trainer:
         with interrupt.deferred():
             log.write("eval", self.position.step, row)
             self.position.evaluated = self.position.step
+            self.position.waited += 1
             reached = metrics.bbox["AP"] if self.phase.best_by == "AP" else metrics.voc[self.phase.best_by]
             if reached > self.position.best:
-                self.position.best = reached
+                self.position.best, self.position.waited = reached, 0
                 self.save("best.pt")
             self.save("last.pt")
         return metrics
@@ -343,6 +351,8 @@ class Trainer:
                 "steps": self.steps,
                 "best": self.position.best,
                 "evaluated": self.position.evaluated,
+                "waited": self.position.waited,
+                "finished": self.finished,
                 "seed": self.seed,
                 "images_per_step": self.images_per_step,
             },
@@ -371,7 +381,9 @@ class Trainer:
         if describe_model(self.model.config) != checkpoint["model_config"]:
             raise UserError(f"{path}: holds another network; resume with the same settings")
         self.stepper.load_state(checkpoint)
-        self.position = Position(checkpoint["step"], checkpoint["best"], checkpoint["evaluated"])
+        self.position = Position(
+            checkpoint["step"], checkpoint["best"], checkpoint["evaluated"], checkpoint.get("waited", 0)
+        )
         self._saved_step = self.position.step
 
 

@@ -211,7 +211,7 @@ def _pretrained(out: Path) -> Path | None:
     if not path.is_file():
         return None
     found = load_checkpoint(path)
-    if found["step"] < found["steps"]:
+    if not found.get("finished", found["step"] >= found["steps"]):  # older files do not have it
         raise UserError(
             f"{path}: the pretrain phase stopped at step {found['step']} of {found['steps']}; finish it with --resume, "
             "or start from it as it is with --init"
@@ -258,6 +258,11 @@ def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> d
     metrics = trainer.run(resumed)
     if metrics is not None and distributed.is_main():
         terminal().print(metrics.table())
+        if trainer.position.step < trainer.steps:
+            terminal().print(
+                f"{phase.name}: stopped at step {trainer.position.step} of {trainer.steps}: AP has not risen in "
+                f"{phase.patience} evaluations (patience)"
+            )
     distributed.from_main(None)  # no process reads the phase's checkpoint before it is written
     best = trainer.position.best
     return {**result, "best_ap": best if best >= 0 else None, "seconds": time.perf_counter() - started}
