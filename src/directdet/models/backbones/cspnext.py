@@ -21,15 +21,14 @@ class CSPNeXt(Backbone):
 
     Args:
         blocks: number of blocks of each stage.
-        width: channels of the stem, even; 64 in the large network.
+        width: channels of the stem; 64 in the large network.
     """
 
     def __init__(self, blocks: tuple[int, int, int, int], width: int, norm: Norm):
         super().__init__()
+        half = max(width // 2, 1)
         self.stem = nn.Sequential(
-            ConvSiLU(3, width // 2, 3, norm, stride=2),
-            ConvSiLU(width // 2, width // 2, 3, norm),
-            ConvSiLU(width // 2, width, 3, norm),
+            ConvSiLU(3, half, 3, norm, stride=2), ConvSiLU(half, half, 3, norm), ConvSiLU(half, width, 3, norm)
         )
         widths = [width * 2**stage for stage in range(1, 5)]
         self.body = nn.ModuleList(
