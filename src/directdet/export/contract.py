@@ -65,8 +65,8 @@ _MASKS = (
     "probabilities of the object, row by row from the top, whose equal cells tile the box as it is returned, before it "
     "is clipped to the picture: convert that box to the picture without clipping. A picture's pixel belongs to the "
     "object if its centre (x + 0.5, y + 0.5) lies in the clipped box and the bilinear interpolation of the "
-    "probabilities between the cells' centres, with zero beyond the outermost centres as if another ring of cells were there, is at "
-    "least 0.5"
+    "probabilities between the cells' centres, with zero beyond the outermost centres as if another ring of cells were "
+    "there, is at least 0.5"
 )
 
 
