@@ -133,16 +133,16 @@ class Video:
             self._capture.release()
         if not read:
             raise UserError(f"{self}: contains no readable frames")
-        if self.broken:
-            self._warn(f"{self}: damaged: {self.broken} frames could not be read, {read} could")
         # A count proves nothing: it may be an estimate, or include frames that an edit has hidden. The length does.
-        elif self.count > number + 1 and clock.end + _SHORT * clock.step < self.count / self.rate:
-            ends = f"ends after {clock.end:.1f} s of {self.count / self.rate:.1f} s"
-            if _counts_its_frames(self.source):
-                self.broken = self.count - read
-                self._warn(f"{self}: truncated or damaged: it claims {self.count} frames, {read} could be read; {ends}")
-            else:
-                self._warn(f"{self}: {ends}: it was truncated, or only its sound goes on")
+        short = self.count > number + 1 and clock.end + _SHORT * clock.step < self.count / self.rate
+        ends = f"ends after {clock.end:.1f} s of {self.count / self.rate:.1f} s"
+        if short and _counts_its_frames(self.source):
+            self.broken = self.count - read
+            self._warn(f"{self}: truncated or damaged: it claims {self.count} frames, {read} could be read; {ends}")
+        elif self.broken:
+            self._warn(f"{self}: damaged: {self.broken} frames could not be read, {read} could")
+        elif short:
+            self._warn(f"{self}: {ends}: it was truncated, or only its sound goes on")
 
     def _grab(self, number: int) -> int | None:
         """Go to the next frame; returns how many unreadable ones were skipped, or None at the end."""
