@@ -139,7 +139,7 @@ def test_resume_gives_what_one_run_gives(detector, tmp_path, results, done):
 def test_stopped_when_only_the_results_file_was_missing(detector, tmp_path, monkeypatch):
     source = save(tmp_path / "in", "a.png", "b.png")
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr("directdet.infer.predict.images.write_coco", lambda *_: (_ for _ in ()).throw(Stop()))
+        patch.setattr("directdet.infer.predict.journal.write_coco", lambda *_: (_ for _ in ()).throw(Stop()))
         predict(detector, source, tmp_path / "out", progress=False)
     summary = predict(detector, source, tmp_path / "out", resume=True, progress=False)
     assert (summary.n_images, summary.n_resumed) == (2, 2)
@@ -255,7 +255,7 @@ def test_no_results_stay_in_memory(detector, tmp_path, monkeypatch):
     def look(*_: object) -> None:
         alive.extend(value for value in results() if id(value) not in before)
 
-    monkeypatch.setattr("directdet.infer.predict.images.write_coco", look)
+    monkeypatch.setattr("directdet.infer.predict.journal.write_coco", look)
     assert predict(detector, source, tmp_path / "out", PredictOptions(batch=2), progress=False).n_images == 60
     assert alive == []
     kept = Item(None, None, line={"image_id": 1, "detections": []})

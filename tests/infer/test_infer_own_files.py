@@ -15,6 +15,7 @@ from directdet.front import cli
 from directdet.infer.predict.images import predict
 from directdet.infer.predict.options import PredictOptions
 from directdet.infer.predict.own_files import RECORD, OwnFiles
+from directdet.infer.predict.same import Origin
 from directdet.infer.predict.video import Video
 from directdet.infer.predict.videos import predict_video
 from directdet.infer.runtimes.load import load
@@ -39,7 +40,7 @@ def test_another_video_of_the_user(artefact, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "clip.mp4").read_bytes() == own
 
 
-@pytest.mark.parametrize("name", ["clip.mp4", "clip.jsonl", "clip.json", "clip.timing.json", "clip.part.avi"])
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.part.jsonl", "clip.json", "clip.timing.json", "clip.part.avi"])
 def test_each_file_of_a_video(name, detector, tmp_path):
     source, out = write_video(tmp_path / "clip.avi", 3), tmp_path / "out"
     out.mkdir()
@@ -70,7 +71,7 @@ def test_a_video_run_that_was_killed_can_be_repeated(detector, tmp_path, monkeyp
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr("directdet.infer.predict.writers.VideoWriter.finish", lambda _: (_ for _ in ()).throw(Stop()))
         predict_video(detector, Video(source), out, progress=False)
-    assert sorted(content(out)) == ["clip.jsonl", "clip.part.avi"]
+    assert sorted(content(out)) == ["clip.part.avi", "clip.part.jsonl"]
     predict_video(detector, Video(source), out, progress=False)
     assert sorted(content(out)) == ["clip.jsonl", "clip.mp4", "clip.timing.json"]
     (out / "clip.part.avi").write_text("the user's")  # ours is gone, so this one is not ours
@@ -145,17 +146,20 @@ def test_interrupted_pictures_are_resumed(detector, tmp_path):
     assert predict(detector, source, out, resume=True, progress=False).n_images == 5
 
 
+X = Origin("x", None)
+
+
 def test_a_record_cut_off_or_damaged(tmp_path):
     own = OwnFiles(tmp_path)
-    own.written("a.png", "x", b"content")
+    own.written("a.png", X, b"content")
     (tmp_path / "a.png").write_bytes(b"content")
-    own.claim([("a.png", "x")])
+    own.claim([("a.png", lambda: X)])
     with (tmp_path / RECORD).open("ab") as stream:
         stream.write(b'[1]\n{"file": "a.png"}\n\xff\n{"file": "a.p')
-    own.claim([("a.png", "x")])
+    own.claim([("a.png", lambda: X)])
     (tmp_path / RECORD).unlink()
     with pytest.raises(UserError, match="not written by directdet"):
-        own.claim([("a.png", "x")])
+        own.claim([("a.png", lambda: X)])
 
 
 def test_large_files_are_told_apart_by_both_ends_and_size(tmp_path):
@@ -163,9 +167,9 @@ def test_large_files_are_told_apart_by_both_ends_and_size(tmp_path):
     whole = bytes(3 << 20)
     for changed in (b"x" + whole[1:], whole[:-1] + b"x", whole + b"x"):
         path.write_bytes(whole)
-        own.written("a.mp4", "x")
-        own.claim([("a.mp4", "x")])
+        own.written("a.mp4", X)
+        own.claim([("a.mp4", lambda: X)])
         path.write_bytes(changed)
         with pytest.raises(UserError, match="was changed"):
-            own.claim([("a.mp4", "x")])
+            own.claim([("a.mp4", lambda: X)])
     assert all(json.loads(line)["source"] == "x" for line in (tmp_path / RECORD).read_text().splitlines())

@@ -88,7 +88,9 @@ def test_predict_writes_pictures_and_coco_results(artefact, tmp_path):
     assert content["images"][0]["file_name"].endswith("in/a.jpg")
     assert content["images"][0]["width"] == 256
     first = content["annotations"][0]
-    assert set(first) == {"image_id", "category_id", "bbox", "score", "segmentation"} and first["category_id"] == 1
+    assert set(first) == {"id", "image_id", "category_id", "bbox", "score", "segmentation", "area", "iscrowd"}
+    assert first["category_id"] == 1 and first["area"] == pytest.approx(100 * 140)
+    assert len(COCO(str(summary.results_file)).anns) == 6
     assert first["bbox"] == pytest.approx([20, 40, 100, 140])
     (tmp_path / "truth.json").write_text(json.dumps({**content, "annotations": []}))
     assert len(COCO(str(tmp_path / "truth.json")).loadRes(content["annotations"]).anns) == 6

@@ -239,7 +239,7 @@ def test_a_truncated_video_gives_its_frames_and_one_line(capsys, artefact, tmp_p
     code = cli.main(["infer", str(artefact), str(tmp_path / "cut.avi"), "--out", str(tmp_path / "out")])
     lines = capsys.readouterr().err.splitlines()
     count = len(read_video(tmp_path / "cut.avi"))
-    assert code == 0 and 0 < count < 120
+    assert code == 1 and 0 < count < 120
     assert len(lines) == 1 and f"it claims 120 frames, {count} could be read" in lines[0]
     assert len(read_video(tmp_path / "out" / "cut.mp4")) == count == len(lines_of(tmp_path / "out" / "cut.jsonl"))
 

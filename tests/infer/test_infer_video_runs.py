@@ -46,7 +46,7 @@ def start_and_wait(artefact: Path, source: Path, out: Path, lines: int) -> subpr
     arguments = ["infer", str(artefact), str(source), "--out", str(out), "--device", "cpu", "--threads", "1"]
     process = subprocess.Popen([sys.executable, "-c", _SLOW, *arguments], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    file = out / f"{source.stem}.jsonl"
+    file = out / f"{source.stem}.part.jsonl"
     while not file.is_file() or file.read_bytes().count(b"\n") < lines:
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
         time.sleep(0.02)
@@ -76,7 +76,7 @@ def test_a_killed_run_leaves_a_video_that_opens(artefact, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     drawn = read_video(tmp_path / "out" / "clip.part.avi")
-    lines = (tmp_path / "out" / "clip.jsonl").read_bytes().splitlines(keepends=True)
+    lines = (tmp_path / "out" / "clip.part.jsonl").read_bytes().splitlines(keepends=True)
     assert [json.loads(line)["frame"] for line in lines if line.endswith(b"\n")] == list(range(len(lines)))
     assert len(lines) - 2 <= len(drawn) <= len(lines) + 1
     assert [number_of(image) for image in drawn] == [number % 16 for number in range(len(drawn))]

@@ -62,7 +62,7 @@ class StandInCapture:
         return self._opens
 
     def get(self, what: int) -> float:
-        return {cv2.CAP_PROP_FPS: self._rate, cv2.CAP_PROP_FRAME_COUNT: self._count}[what]
+        return {cv2.CAP_PROP_FPS: self._rate, cv2.CAP_PROP_FRAME_COUNT: self._count}.get(what, 0.0)
 
     def grab(self) -> bool:
         self._now = self._script.pop(0) if self._script else "end"

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from directdet.common.errors import MissingLibraryError, UserError
+from directdet.common.errors import UserError
+from directdet.infer.runtimes.library import import_library
 from directdet.infer.runtimes.openvino_runtime import order_ties
 
 
@@ -11,10 +12,7 @@ def write_openvino(onnx_path: Path, xml_path: Path) -> list[Path]:
 
     Returns the files written. Raises UserError if OpenVINO is not installed or cannot convert the file.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingLibraryError(f"openvino is not installed ({error}); install directdet[openvino]") from None
+    openvino = import_library("openvino", "openvino", "install directdet[openvino]")
     try:
         model = openvino.convert_model(str(onnx_path))
         order_ties(model)

@@ -4,14 +4,14 @@ Both libraries have the same interface, so the same code serves both. TensorRT b
 TensorRT-RTX builds ahead of time for named compute capabilities, without a GPU.
 """
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from directdet.common.errors import MissingLibraryError, UsageProblem, UserError
+from directdet.common.errors import UsageProblem, UserError
 from directdet.common.files import write_bytes_atomic
+from directdet.infer.runtimes.library import import_library
 from directdet.infer.runtimes.names import MODULES
 
 ENGINES = ("tensorrt", "tensorrt-rtx")  # the formats that are built here
@@ -97,10 +97,7 @@ def _set_profile(builder: Any, network: Any, config: Any, batch: tuple[int, int,
 
 
 def _import(kind: str) -> Any:
-    try:
-        return importlib.import_module(MODULES[kind])
-    except ImportError as error:
-        raise MissingLibraryError(f"{kind} is not installed ({error}); install directdet[{kind}]") from None
+    return import_library(MODULES[kind], kind, f"install directdet[{kind}]")
 
 
 def _logger(trt: Any, messages: list[str]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -33,6 +34,35 @@ class Backend(Protocol):
         Any number of threads may call it at the same time, so whatever its calls share is its own matter.
         """
         ...
+
+
+def check_picture(image: Any) -> None:
+    """UserError, in one line that says what to give instead, for anything but uint8 [h, w, 3] with h, w at least 1."""
+    if isinstance(image, np.ndarray):
+        shown = f"{image.dtype} {list(image.shape)}"
+        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+            return
+        if not image.size:
+            hint = "there are no pixels in it; is it a crop outside of the picture?"
+        elif image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):
+            hint = "a grey picture; cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) makes three channels"
+        elif image.ndim == 3 and image.shape[2] == 4:
+            hint = "a picture with transparency; cv2.cvtColor(image, cv2.COLOR_BGRA2BGR) takes it off"
+        elif image.ndim == 4:
+            hint = "several pictures; give them to detect_batch"
+        else:
+            hint = "the pixels have to be uint8, 0 to 255, height x width x 3"
+    elif isinstance(image, (str, bytes, os.PathLike)):
+        shown = f"the path {os.fsdecode(image)!r}"
+        missing = "" if os.path.isfile(image) else ", and there is no such file"
+        hint = f"give its pixels, as cv2.imread(path) reads them{missing}"
+    elif image is None:
+        shown, hint = "None", "cv2.imread returns it for a file that it cannot read"
+    elif type(image).__module__.split(".")[0] == "PIL":
+        shown, hint = "a picture of PIL", "np.asarray(image.convert('RGB'))[:, :, ::-1] makes an array in BGR order"
+    else:
+        shown, hint = f"a {type(image).__name__}", "np.asarray makes an array of it"
+    raise UserError(f"a detector takes pictures as uint8 [height, width, 3] in BGR order, not {shown}: {hint}")
 
 
 class Predictor:
@@ -123,8 +153,11 @@ class Predictor:
         The batch is float32 [B, 3, H, W], normalised, or uint8 [B, H, W, 3] if the network's graph normalises.
 
         Raises:
+            UserError: one of them is no such image.
             ValueError: the images get canvases of different sizes.
         """
+        for image in images:
+            check_picture(image)
         shapes = {self.preprocess.canvas(self.preprocess.place(*image.shape[:2])) for image in images}
         if len(shapes) != 1:
             raise ValueError(f"these images get canvases of different sizes {sorted(shapes)}; prepare them one by one")
@@ -133,7 +166,11 @@ class Predictor:
         return batch, [prepare(image, out=row)[1] for image, row in zip(images, batch, strict=True)]
 
     def __call__(self, image: np.ndarray) -> Detections:
-        """Detect objects in one image, uint8 [h, w, 3] BGR as OpenCV reads it."""
+        """Detect objects in one image, uint8 [h, w, 3] BGR as OpenCV reads it.
+
+        Raises:
+            UserError: it is something else, such as a path, None, or an empty crop; the message says what to give.
+        """
         batch, placements = self.prepare([image])
         return self.decode(self.run(batch), 0, placements[0])
 
@@ -161,6 +198,7 @@ class Predictor:
         groups: list[list[np.ndarray]] = []
         last, limit = None, self.backend.input.max_batch
         for image in images:
+            check_picture(image)
             shape = self.preprocess.canvas(self.preprocess.place(*image.shape[:2]))
             full = limit is not None and groups and len(groups[-1]) >= limit
             if shape != last or full:

@@ -95,6 +95,8 @@ def export(checkpoint: Path, out: Path, data: Path | None, split: str | None, ap
 @click.option("--format", "results", type=click.Choice(["coco", "jsonl"]), help="[default: images coco, video jsonl]")
 @click.option("--pictures/--no-pictures", default=True, show_default=True, help="Write annotated pictures or video.")
 @click.option("--batch", type=click.IntRange(min=1), help="Images per batch.  [default: the model's own, or 1]")
+@click.option("--split", help="SOURCE is a dataset: detect on this split; the results have its ids.")
+@click.option("--as-stored", is_flag=True, help="Images: do not turn photos as their EXIF orientation says.")
 @click.option("--resume", is_flag=True, help="Images: continue where a run into DIR was interrupted.")
 @click.option("--show", is_flag=True, help="Video: a window with the detections; q closes it.")
 @click.option("--frames", type=click.IntRange(min=1), help="Video: stop after this many.")
@@ -103,12 +105,13 @@ def export(checkpoint: Path, out: Path, data: Path | None, split: str | None, ap
 @threads_option
 @precision_option
 @code_option
-def infer(model: Path, source: str, out: Path | None, classes: tuple[str, ...] | None, **options: Any) -> None:
+def infer(model: Path, source: str, out: Path | None, classes: tuple[str, ...] | None, **options: Any) -> int:
     """Detect on images, a video, a camera or a stream.
 
-    SOURCE is an image, a folder, a pattern in quotes such as 'folder/*.jpg', a video file, the number of a camera, or
-    the URL of a stream (rtsp://, http://). Ctrl-C closes all files, and an annotated video plays up to that point; a
-    killed run leaves NAME.part.avi, which plays too.
+    SOURCE is an image, a folder, a pattern in quotes such as 'folder/*.jpg', a dataset with --split, a video file, the
+    number of a camera, or the URL of a stream (rtsp://, http://). Ctrl-C closes all files, and an annotated video plays
+    up to that point; a killed run leaves NAME.part.avi, which plays too. Exit code 1 if a video is damaged: what could
+    be read of it is in the results.
     """
     from directdet.infer.predict.options import PredictOptions
     from directdet.infer.predict.sources import find_images, source_kind
@@ -116,21 +119,27 @@ def infer(model: Path, source: str, out: Path | None, classes: tuple[str, ...] |
     if out is None and not options["show"]:
         raise click.UsageError("nothing to do: give --out DIR, or --show for a video")
     loading = [options.pop(name) for name in ("runtime", "device", "threads", "precision")]
+    as_stored = options.pop("as_stored")
     settings = PredictOptions(
-        classes=classes, **{name: options.pop(name) for name in ("score", "batch", "pictures", "results")}
+        classes=classes,
+        upright=not as_stored,
+        **{name: options.pop(name) for name in ("score", "batch", "pictures", "results")},
     )
-    if source_kind(source) == "images":
+    if options["split"] is not None or source_kind(source) == "images":
         for name in ("show", "frames"):
             if options.pop(name):
                 raise click.UsageError(f"--{name} is for videos, cameras and streams; {source} is not one")
-        find_images(source)  # before a model is loaded for nothing
+        if options["split"] is None:
+            find_images(source)  # before a model is loaded for nothing
         with _held(out):
-            _infer_images(model, loading, source=source, out=out, options=settings, **options)
-    else:
-        if options.pop("resume"):
-            raise click.UsageError("--resume is for images; a video always runs from its start")
-        with _held(out):
-            _infer_video(model, loading, source, out=out, options=settings, limit=options.pop("frames"), **options)
+            return _infer_images(model, loading, source=source, out=out, options=settings, **options)
+    if options.pop("resume"):
+        raise click.UsageError("--resume is for images; a video always runs from its start")
+    if as_stored:
+        raise click.UsageError(f"--as-stored is for images; {source} is none")
+    options.pop("split")
+    with _held(out):
+        return _infer_video(model, loading, source, out=out, options=settings, limit=options.pop("frames"), **options)
 
 
 def _held(out: Path | None) -> contextlib.AbstractContextManager[None]:
@@ -140,7 +149,7 @@ def _held(out: Path | None) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if out is None else hold_folder(out, "infer")
 
 
-def _infer_images(model: Path, loading: list[Any], **arguments: Any) -> None:
+def _infer_images(model: Path, loading: list[Any], **arguments: Any) -> int:
     from directdet.infer.predict.images import predict
     from directdet.infer.runtimes.load import load
 
@@ -151,9 +160,10 @@ def _infer_images(model: Path, loading: list[Any], **arguments: Any) -> None:
         f"{summary.n_images} images{resumed}{skipped}, {summary.n_detections} detections, {summary.seconds:.1f} s: "
         f"{summary.results_file}"
     )
+    return 0
 
 
-def _infer_video(model: Path, loading: list[Any], source: str, **arguments: Any) -> None:
+def _infer_video(model: Path, loading: list[Any], source: str, **arguments: Any) -> int:
     from directdet.common.terminal import terminal
     from directdet.infer.predict.show import require_display
     from directdet.infer.predict.video import Video
@@ -172,4 +182,5 @@ def _infer_video(model: Path, loading: list[Any], source: str, **arguments: Any)
     share = f", {100 * summary.fps / summary.device_fps:.0f} % of the device stage alone" if summary.device_fps else ""
     say(f"{', '.join(counts)}; {summary.fps:.1f} fps{share}")
     for path in summary.files:
-        say(f"written: {path}")
+        say(f"written: {path}{' (without sound)' if path.suffix == '.mp4' else ''}")
+    return int(summary.n_broken > 0)

@@ -29,13 +29,22 @@ from directdet.front.say import say
 @data_option
 @split_option
 @click.option("--json", "json_file", type=PATH, metavar="FILE", help="Write the numbers as JSON.")
+@click.option("--results", type=PATH, metavar="FILE", help="Write the detections as COCO results.")
 @runtime_option
 @device_option
 @threads_option
 @precision_option
 @click.option("--per-class", is_flag=True, help="Show the AP of each class.")
 @code_option
-def evaluate(model: Path, data: Path, split: str, json_file: Path | None, per_class: bool, **loading: Any) -> None:
+def evaluate(
+    model: Path,
+    data: Path,
+    split: str,
+    json_file: Path | None,
+    results: Path | None,
+    per_class: bool,
+    **loading: Any,
+) -> None:
     """Measure MODEL by COCO's twelve numbers and VOC's mAP."""
     from directdet.common.files import require_writable, write_json_atomic
     from directdet.common.terminal import terminal
@@ -43,11 +52,11 @@ def evaluate(model: Path, data: Path, split: str, json_file: Path | None, per_cl
     from directdet.infer.accuracy.evaluate import evaluate
     from directdet.infer.runtimes.load import load
 
-    if json_file is not None:
-        require_writable(json_file)
+    for file in filter(None, (json_file, results)):
+        require_writable(file)
     dataset = load_dataset(data, split)
     detector = load(model, **loading)
-    metrics = evaluate(detector, dataset)
+    metrics = evaluate(detector, dataset, results=results)
     terminal().print(metrics.table(per_class=per_class))
     if per_class:
         terminal().print(metrics.voc_table())
@@ -55,6 +64,8 @@ def evaluate(model: Path, data: Path, split: str, json_file: Path | None, per_cl
         about = {"root": str(data), "split": split}
         write_json_atomic(json_file, {"model": detector.describe(), "dataset": about, **metrics.to_dict()})
         say(f"written: {json_file}")
+    if results is not None:
+        say(f"written: {results}")
 
 
 @click.command("benchmark")

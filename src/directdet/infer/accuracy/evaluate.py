@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from directdet.common.errors import UserError
+from directdet.common.files import write_json_atomic
 from directdet.common.terminal import plain, terminal
 from directdet.data.dataset import Dataset, Record, read_record_image
 from directdet.data.masks import coco_mask
@@ -85,7 +87,13 @@ class Metrics:
         return table
 
 
-def evaluate(detector: Predictor, dataset: Dataset, progress: bool = True, max_images: int | None = None) -> Metrics:
+def evaluate(
+    detector: Predictor,
+    dataset: Dataset,
+    progress: bool = True,
+    max_images: int | None = None,
+    results: str | Path | None = None,
+) -> Metrics:
     """Run a detector on a dataset and compute its AP.
 
     Args:
@@ -93,6 +101,7 @@ def evaluate(detector: Predictor, dataset: Dataset, progress: bool = True, max_i
         dataset: crowd regions and objects marked difficult are ignored.
         progress: show a progress bar.
         max_images: use only this many images, from the first on.
+        results: also write the detections into this file, as the list of results that pycocotools' `loadRes` takes.
 
     Raises:
         UserError: different classes, no images, or an image that cannot be read.
@@ -101,6 +110,9 @@ def evaluate(detector: Predictor, dataset: Dataset, progress: bool = True, max_i
     start = time.perf_counter()
     found = detect(detector, dataset, records, progress)
     seconds = time.perf_counter() - start
+    if results is not None:
+        entries = [entry for number, one in found for entry in one.to_coco(number, dataset.category_ids)]
+        write_json_atomic(results, entries, indent=None)
     metrics = score_detections(found, dataset, records)
     metrics.seconds = seconds
     return metrics

@@ -5,24 +5,29 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import chain, islice
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
 from directdet.common.errors import UserError
-from directdet.common.files import require_writable, write_bytes_atomic, write_pieces_atomic
+from directdet.common.files import require_writable, write_bytes_atomic
 from directdet.common.terminal import terminal
+from directdet.data.records import check_size
 from directdet.infer.detections import Detections
 from directdet.infer.draw import draw
+from directdet.infer.predict.journal import PART_FILE, Journal, PredictSummary
+from directdet.infer.predict.labelled import Labelled, find_labelled, labelled_split
 from directdet.infer.predict.options import PredictOptions
-from directdet.infer.predict.own_files import OwnFiles, identity
-from directdet.infer.predict.pipeline import PipelineResult, run_pipeline
+from directdet.infer.predict.own_files import OwnFiles
+from directdet.infer.predict.pipeline import run_pipeline
 from directdet.infer.predict.progress import progress_bar
-from directdet.infer.predict.sources import Images, find_images, read_bgr
+from directdet.infer.predict.reading import read_picture
+from directdet.infer.predict.same import Origin, file_digest, model_digest, origin_of
+from directdet.infer.predict.sources import Images, find_images
 from directdet.infer.predict.stages import (
     Batch,
     Item,
@@ -31,41 +36,17 @@ from directdet.infer.predict.stages import (
     make_batches,
     one_opencv_thread,
 )
-from directdet.infer.predict.writers import LinesWriter, read_lines, write_coco
 from directdet.infer.predictor import Predictor
 
 RESULTS_FILES = {"coco": "detections.json", "jsonl": "detections.jsonl"}
-PART_FILE = "detections.part.jsonl"  # the results so far; its first line holds the settings
-_FAILURES_KEPT = 100
-
-Numbered = tuple[int, Path]  # an image: its number from 1, its path
 
 
-@dataclass
-class PredictSummary:
-    """What `predict` did.
+@dataclass(frozen=True)
+class Numbered:
+    """An image: the id that it has in the results, and its path."""
 
-    Attributes:
-        n_images: images processed, including those of an earlier, resumed run.
-        n_detections: detections written.
-        seconds: wall time.
-        out: the output folder.
-        results_file: the JSON file in it.
-        n_skipped: images that could not be read.
-        n_resumed: images that an earlier run had already processed.
-        failures: one line for each of the first 100 images that could not be read.
-        pipeline: times of the stages.
-    """
-
-    n_images: int
-    n_detections: int
-    seconds: float
-    out: Path
-    results_file: Path
-    n_skipped: int = 0
-    n_resumed: int = 0
-    failures: list[str] = field(default_factory=list)
-    pipeline: PipelineResult = field(default_factory=PipelineResult)
+    image_id: int
+    path: Path
 
 
 def predict(
@@ -74,23 +55,31 @@ def predict(
     out: str | Path,
     options: PredictOptions | None = None,
     *,
+    split: str | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> PredictSummary:
     """Detect on every image of `source` and write the results into the folder `out`.
 
     `out` receives the annotated images under their own names (keeping subfolders) and the results. `detections.json`
-    is a COCO file with "images" (id, file_name, width, height), "categories", and "annotations" in COCO's results
-    format (image_id, category_id, bbox, score, segmentation), best first within each image. `detections.jsonl` has a
-    line for each image: image_id, file_name, width, height, and these annotations as "detections"; for an image that
-    could not be read, "error" instead. Memory use does not grow with the number of images.
+    is a COCO file with "images" (id, file_name, width, height, and the EXIF orientation if it was applied),
+    "categories", and "annotations" (image_id, category_id, bbox, score, segmentation), best first within each image.
+    `detections.jsonl` has a line for each image: image_id, file_name, width, height, orientation, and these annotations
+    as "detections"; for an image that could not be read, "error" instead. Memory use does not grow with the number of
+    images. Bytes of a name that are not UTF-8 are written as JSON's escapes, from \\udc80 on.
+
+    Images of a dataset are taken as stored, and their results have its ids: `detections.json` is then the list of
+    results that pycocotools' `loadRes` takes beside the annotations.
 
     During the run, results are in `detections.part.jsonl`; after an interruption, `resume` continues from there.
 
     Args:
-        source: see `sources.find_images`.
+        source: see `sources.find_images`; with `split`, the folder of a dataset.
         options: what to detect and what to write; None: the defaults.
-        resume: continue what an interrupted run with the same settings left in `out`.
+        split: detect on this split of the dataset. None: a folder whose images are all in one split of a dataset around
+            it is taken for that.
+        resume: continue what an interrupted run with the same settings, model and images left in `out`; the same is
+            what has the same content, wherever it lies.
         progress: show a progress bar.
 
     Raises:
@@ -100,7 +89,17 @@ def predict(
     """
     start = time.perf_counter()
     options = options or PredictOptions()
-    images = find_images(source)
+    console = terminal(stderr=True)
+
+    def note(line: str) -> None:
+        console.print(f"note: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    if split is not None:
+        images, labelled = labelled_split(detector, source, split)
+    else:
+        images = find_images(source)
+        labelled = find_labelled(detector, images, note)
+    category_ids = detector.category_ids if labelled is None else labelled.category_ids
     out = Path(out)
     selection, size = options.selection(detector), options.batch_size(detector)
     require_writable(out, folder=True)
@@ -108,166 +107,97 @@ def predict(
     if options.pictures:
         _refuse_overwriting(images, out)
     own = OwnFiles(out)
-    pictures = ((images.name(path), identity(path)) for path in images) if options.pictures else ()
-    own.claim(chain([(RESULTS_FILES[results], identity(source))], pictures))
+    pictures = ((images.name(path), partial(origin_of, path)) for path in images) if options.pictures else ()
+    whole = origin_of(source, lambda: ((images.name(path).as_posix(), path) for path in images))
+    own.claim(chain([(RESULTS_FILES[results], lambda: whole)], pictures))
     is_new = not out.exists()
-    console = terminal(stderr=True)
-    settings = {"model": detector.source, "source": str(source), "score": options.score, "pictures": options.pictures}
-    settings |= {"classes": None if options.classes is None else sorted(options.classes)}
+    if images.left_out:
+        note(f"{source}: left out: {images.left_out}")
+    settings = {"model": model_digest(detector), "score": options.score, "pictures": options.pictures}
+    settings |= {"classes": None if options.classes is None else sorted(options.classes), "upright": options.upright}
+    settings |= {"ids": None if labelled is None else labelled.digest}
     summary = PredictSummary(0, 0, 0.0, out, out / RESULTS_FILES[results])
-    journal = _Journal(out / PART_FILE, settings, images, resume, summary)
+    journal = Journal(out / PART_FILE, settings, images, resume, summary)
+    turned = 0
     with journal, one_opencv_thread(detector), progress_bar("detecting", len(images), console, progress) as advance:
         advance(summary.n_resumed)
 
         def write(batch: Batch[Numbered]) -> None:
+            nonlocal turned
             for item in batch.items:
                 if item.encoded is not None:
-                    name = images.name(item.source[1])
-                    own.written(name, identity(item.source[1]), item.encoded)
+                    path = item.source.path
+                    name, digest = images.name(path), str(item.line["digest"])
+                    own.written(name, Origin(os.path.realpath(path), lambda digest=digest: digest), item.encoded)
                     write_bytes_atomic(out / name, item.encoded)
                 journal.add(item.line)
+                turned += "orientation" in item.line
                 # A broken image among others is reported here; a single one is reported as the error below.
                 if "error" in item.line and len(images) > 1:
                     console.print(f"skipped: {item.line['error']}", style="yellow", markup=False, soft_wrap=True)
             advance(len(batch.items))
 
         def describe(item: Item[Numbered], image: np.ndarray, found: Detections) -> None:
-            number, path = item.source
             height, width = image.shape[:2]
-            entries = found.to_coco(number, detector.category_ids, item.crops)
-            about = {"image_id": number, "file_name": path.as_posix(), "width": width, "height": height}
-            item.line = {**about, "detections": entries}
+            entries = found.to_coco(item.source.image_id, category_ids, item.crops)
+            item.line |= {"width": width, "height": height, "detections": entries}
 
         def finish(item: Item[Numbered], image: np.ndarray, found: Detections) -> None:
             if options.pictures:
                 drawn = draw(image, found, detector.classes, crops=item.crops)
-                item.encoded = _encode(drawn, images.name(item.source[1]))
+                item.encoded = _encode(drawn, images.name(item.source.path))
             item.image = item.crops = None
 
-        items = _read(images, summary.n_resumed)
+        items = _read(images, summary.n_resumed, labelled, options.upright and labelled is None)
         stages = detection_stages(detector, selection, describe, finish)
         summary.pipeline = run_pipeline(make_batches(items, detector, size), stages, write)
+    if turned:
+        note(
+            f"{turned} images were turned as their EXIF orientation says, as viewers show them; --as-stored leaves them"
+        )
     done = summary.n_images + summary.n_skipped
     if summary.pipeline.failure is None and not summary.pipeline.interrupted:
         if not summary.n_images:
             journal.remove(folder_too=is_new)
             only = f"{source}: none of its {len(images)} images can be read"
             raise UserError(summary.failures[0] if len(images) == 1 else only)
-        own.started(summary.results_file.name, identity(source))
-        journal.publish(summary.results_file, results, detector)
-        own.written(summary.results_file.name, identity(source))
+        made_from = Origin(whole.place, journal.digest)
+        own.started(summary.results_file.name, made_from)
+        journal.publish(summary.results_file, results, coco_categories(detector) if labelled is None else None)
+        own.written(summary.results_file.name, made_from)
+        if labelled is not None:
+            note(f"the results have the image and category ids of {labelled.name}")
+            if options.score > 0:
+                note(f"scores below {options.score:g} are left out: for AP, detect with --score 0")
     elif not done:
         journal.remove(folder_too=is_new)
     else:
-        note = f"{done} of {len(images)} images are done; --resume continues with the rest"
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        text = f"{done} of {len(images)} images are done; --resume continues with the rest"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     summary.pipeline.raise_failure()
     summary.seconds = time.perf_counter() - start
     return summary
 
 
-class _Journal:
-    """The results so far, on disk: a line with the settings, then one for each image in order.
-
-    Raises:
-        UserError: there is an interrupted run but `resume` is False, or it had other settings or images.
-    """
-
-    def __init__(
-        self, path: Path, settings: dict[str, Any], images: Images, resume: bool, summary: PredictSummary
-    ) -> None:
-        self._path, self._summary = path, summary
-        exists = path.is_file() and any(True for _ in islice(read_lines(path), 1, None))
-        if exists and not resume:
-            count = sum(1 for _ in read_lines(path)) - 1
-            raise UserError(
-                f"{path}: an interrupted run has processed {count} images; continue with --resume, or remove the file"
-            )
-        if exists:
-            self._resume(settings, images)
-        self._lines = LinesWriter(path, append=exists)
-        if not exists:
-            self._lines.write(settings)
-
-    def _resume(self, settings: dict[str, Any], images: Images) -> None:
-        """Count the finished images and check that they belong to these settings and images."""
-        _remove_partial_line(self._path)
-        lines = read_lines(self._path)
-        before = next(lines)
-        for key, value in settings.items():
-            if before.get(key) != value:
-                raise UserError(
-                    f"{self._path}: was started with {key} {before.get(key)!r}, not {value!r}; use that, or remove it"
-                )
-        listed = iter(images)
-        for line in lines:
-            path = next(listed, None)
-            if path is None or path.as_posix() != line["file_name"]:
-                raise UserError(
-                    f"{self._path}: the images have changed since the interrupted run ({line['file_name']} is not at "
-                    "its place any more); remove the file to start again"
-                )
-            self._count(line)
-            self._summary.n_resumed += 1
-
-    def add(self, line: dict[str, Any]) -> None:
-        """Write the results of one image."""
-        self._lines.write(line)
-        self._count(line)
-
-    def _count(self, line: dict[str, Any]) -> None:
-        summary = self._summary
-        if "error" in line:
-            summary.n_skipped += 1
-            if len(summary.failures) < _FAILURES_KEPT:
-                summary.failures.append(line["error"])
-        else:
-            summary.n_images += 1
-            summary.n_detections += len(line["detections"])
-
-    def publish(self, target: Path, results: str, detector: Predictor) -> None:
-        """Convert the journal into the results file, and remove it."""
-        if results == "coco":
-            write_coco(target, lambda: islice(read_lines(self._path), 1, None), coco_categories(detector))
-        else:
-            with self._path.open("rb") as stream:
-                write_pieces_atomic(target, islice(stream, 1, None))
-        self._path.unlink()
-
-    def remove(self, folder_too: bool) -> None:
-        """Remove the journal, and with `folder_too` its folder if that is empty."""
-        self._path.unlink(missing_ok=True)
-        if folder_too and not any(self._path.parent.iterdir()):
-            self._path.parent.rmdir()
-
-    def __enter__(self) -> _Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._lines.close()
-
-
-def _remove_partial_line(path: Path) -> None:
-    """Remove an incomplete last line, which a killed process leaves."""
-    with path.open("rb+") as stream:
-        end = 0
-        for line in stream:
-            if not line.endswith(b"\n"):
-                break
-            end += len(line)
-        stream.truncate(end)
-
-
-def _read(images: Images, done: int) -> Iterator[Item[Numbered]]:
+def _read(images: Images, done: int, labelled: Labelled | None, upright: bool) -> Iterator[Item[Numbered]]:
     """Every image after the first `done`; for an unreadable one, `line` has the error."""
     for number, path in enumerate(images, start=1):
         if number <= done:
             continue
+        record = None if labelled is None else labelled.record(path)
+        source = Numbered(number if record is None else record.image_id, path)
+        about = {"image_id": source.image_id, "file_name": path.as_posix(), "name": images.name(path).as_posix()}
         try:
-            yield Item((number, path), read_bgr(path))
+            picture = read_picture(path, upright)
+            if record is not None:
+                check_size(record, *picture.image.shape[:2])
         except UserError as error:
-            line = {"image_id": number, "file_name": path.as_posix(), "error": str(error)}
-            yield Item((number, path), None, line=line)
+            yield Item(source, None, line={**about, "digest": file_digest(path), "error": str(error)})
+            continue
+        about["digest"] = picture.digest
+        if picture.orientation != 1:
+            about["orientation"] = picture.orientation
+        yield Item(source, picture.image, line=about)
 
 
 def _refuse_overwriting(images: Images, out: Path) -> None:

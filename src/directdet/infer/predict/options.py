@@ -23,6 +23,8 @@ class PredictOptions:
         classes: names of the only classes to detect, at least one; None: all.
         batch: images per batch; None: what the network takes, or 1. Live video always has 1.
         pictures: also write the annotated images or video.
+        upright: turn pictures as their EXIF orientation says, as viewers show them. Pictures of a dataset are always
+            taken as stored, because its annotations count the stored pixels.
         results: "coco" (one COCO file) or "jsonl" (JSON lines); None: "coco" for images, "jsonl" for videos.
 
     Raises:
@@ -33,6 +35,7 @@ class PredictOptions:
     classes: Sequence[str] | None = None
     batch: int | None = None
     pictures: bool = True
+    upright: bool = True
     results: ResultsFormat | None = None
 
     def __post_init__(self) -> None:

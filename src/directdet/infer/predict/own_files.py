@@ -1,7 +1,8 @@
 """Which files of an output folder were written by earlier runs: nobody else's file is ever replaced.
 
 Every run notes what it writes in `.directdet-files.jsonl`, a line for each file: its name in the folder, the source it
-was made from, and a digest of its content, or null while it is being written.
+was made from with the digest of that (null if it has none), and a digest of its own content, or null while it is being
+written.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from directdet.common.errors import UserError
+from directdet.infer.predict.same import Origin
 
 RECORD = ".directdet-files.jsonl"
 _END = 1 << 20  # bytes of a large file's start and of its end that are digested
 _GONE = "gone"
+_Known = tuple[tuple[str, str | None], list[str | None]]  # the place and digest of a source, digests of the file
 
 
 class OwnFiles:
@@ -30,37 +33,39 @@ class OwnFiles:
     def __init__(self, folder: Path) -> None:
         self._folder, self._path = folder, folder / RECORD
 
-    def claim(self, targets: Iterable[tuple[Path | str, str]]) -> None:
+    def claim(self, targets: Iterable[tuple[Path | str, Callable[[], Origin]]]) -> None:
         """Check that files may be written, before a run begins. Memory grows with the record if a target exists.
 
         Args:
-            targets: names in the folder, each with its source (`identity`).
+            targets: names in the folder, each with what returns its source; called if the file exists.
 
         Raises:
             UserError: a file of this name is there that no run has made from this source, or that was changed.
         """
-        known: dict[str, tuple[str, list[str | None]]] | None = None
+        known: dict[str, _Known] | None = None
         for name, source in targets:
             path = self._folder / name
             if not os.path.lexists(path):
                 continue
             known = self._read() if known is None else known
             earlier, digests = known.get(Path(name).as_posix(), (None, []))
+            origin = source()
             if earlier is None:
                 reason = "was not written by directdet"
-            elif earlier != source:
-                reason = f"is the result of {earlier}"
+            elif not origin.is_that(*earlier):
+                was = " as it was before" if earlier[0] == origin.place else ""
+                reason = f"is the result of {earlier[0]}{was}"
             elif None not in digests and _digest_file(path) not in digests:
                 reason = "was changed since directdet wrote it"
             else:
                 continue
             raise UserError(f"{path}: would be overwritten, but it {reason}; choose another output folder or move it")
 
-    def started(self, name: Path | str, source: str) -> None:
+    def started(self, name: Path | str, source: Origin) -> None:
         """Note a file before it is written bit by bit."""
         self._note(name, source, None)
 
-    def written(self, name: Path | str, source: str, content: bytes | None = None) -> None:
+    def written(self, name: Path | str, source: Origin, content: bytes | None = None) -> None:
         """Note a file: with its content, before it is written; without, when it is complete (or is gone)."""
         path = self._folder / name
         if content is not None:
@@ -69,8 +74,9 @@ class OwnFiles:
             digest = _digest_file(path) if path.is_file() else _GONE
         self._note(name, source, digest)
 
-    def _note(self, name: Path | str, source: str, digest: str | None) -> None:
-        line = json.dumps({"file": Path(name).as_posix(), "source": source, "digest": digest}) + "\n"
+    def _note(self, name: Path | str, source: Origin, digest: str | None) -> None:
+        about = {"file": Path(name).as_posix(), "source": source.place, "made_from": source.digest, "digest": digest}
+        line = json.dumps(about) + "\n"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with self._path.open("ab", buffering=0) as stream:  # one write, so that the lines of two runs do not mix
@@ -78,18 +84,19 @@ class OwnFiles:
         except OSError as error:
             raise UserError(f"{self._path}: cannot be written: {error.strerror or error}") from error
 
-    def _read(self) -> dict[str, tuple[str, list[str | None]]]:
+    def _read(self) -> dict[str, _Known]:
         """Of each name the source, and the digests that the file may have: None allows any.
 
         A file is noted before it replaces an earlier one, so that a killed run may have left either.
         """
-        known: dict[str, tuple[str, list[str | None]]] = {}
+        known: dict[str, _Known] = {}
         try:
             with self._path.open("rb") as stream:
                 for content in stream:
                     try:
                         line = json.loads(content)
-                        name, source, digest = line["file"], line["source"], line["digest"]
+                        name, digest = line["file"], line["digest"]
+                        source = line["source"], line.get("made_from")  # older lines do not have the latter
                     except (ValueError, TypeError, KeyError):
                         continue  # a line that a killed process left incomplete
                     before, digests = known.get(name, (source, []))
@@ -100,14 +107,6 @@ class OwnFiles:
         except OSError as error:
             raise UserError(f"{self._path}: cannot be read: {error.strerror or error}") from error
         return known
-
-
-def identity(source: str | Path) -> str:
-    """What tells a source from others: the path of a file, the address of a stream without what may be secret in it."""
-    text = str(source)
-    if "://" in text:
-        return "stream " + hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
-    return text if text.isdecimal() and not Path(text).exists() else os.path.realpath(text)
 
 
 def _digest_file(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import heapq
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,16 +31,23 @@ class Images:
         source: the file, folder or pattern.
         root: the folder that the relative names of the images start from.
         count: how many there were when they were counted.
+        left_out: what else is there and is not taken, in words; "" if nothing is.
+        paths: the files themselves where they are not found by listing, such as those of a dataset.
     """
 
     source: str
     root: Path
     count: int
+    left_out: str = ""
+    paths: tuple[Path, ...] | None = None
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[Path]:
+        if self.paths is not None:
+            yield from self.paths
+            return
         last: list[str] | None = None
         while True:
             names = (name for name in _scan(self.source) if last is None or _order(name) > last)
@@ -99,7 +107,7 @@ def find_images(source: str | Path) -> Images:
     count = sum(1 for _ in _scan(text))
     if not count:
         raise UserError(f"{source}: no images in this {what}; expected {', '.join(EXTENSIONS)}")
-    return Images(text, root.absolute(), count)
+    return Images(text, root.absolute(), count, _left_out(text))
 
 
 def read_bgr(path: str | Path) -> np.ndarray:
@@ -120,6 +128,34 @@ def _scan(source: str) -> Iterator[str]:
         for name in glob.iglob(source, recursive=True):
             if _is_image(os.path.basename(name)) and os.path.isfile(name):
                 yield name
+
+
+def _left_out(source: str) -> str:
+    """What a folder or a pattern holds that is not taken: subfolders, files of other endings, hidden pictures."""
+    folders = hidden = 0
+    endings: Counter[str] = Counter()
+    if os.path.isfile(source):
+        return ""
+    if os.path.isdir(source):
+        with os.scandir(source) as found:
+            entries = [(entry.name, entry.is_dir()) for entry in found]
+    else:
+        entries = [(os.path.basename(name), os.path.isdir(name)) for name in glob.iglob(source, recursive=True)]
+    for name, is_folder in entries:
+        ending = os.path.splitext(name)[1].lower()
+        if is_folder:
+            folders += os.path.isdir(source) and not name.startswith(".")
+        elif name.startswith("."):
+            hidden += ending in EXTENSIONS
+        elif ending not in EXTENSIONS:
+            endings[ending or "none"] += 1
+    count = endings.total()
+    common = ", ".join(f"{number} {ending}" for ending, number in endings.most_common(4))
+    common += ", ..." if len(endings) > 4 else ""
+    parts = [f"{folders} subfolder{'s' * (folders > 1)} (the pattern '{source}/**/*' takes them in)"] * bool(folders)
+    parts += [f"{count} file{'s' * (count > 1)} with other endings ({common})"] * bool(count)
+    parts += [f"{hidden} hidden picture{'s' * (hidden > 1)}"] * bool(hidden)
+    return ", ".join(parts)
 
 
 def _order(name: str) -> list[str]:

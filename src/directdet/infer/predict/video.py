@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ TRIES = 6  # to reopen a lost stream, with doubling waits: half a minute in tota
 _FIRST_WAIT = 0.5
 _MAX_RATE = {False: 1000.0, True: 120.0}  # by `live`; higher rates, which some streams report, are nonsense
 _MAX_COUNT = 1e9  # FFmpeg reports larger counts for files of unknown length, e.g. of a killed recording
+_TRIES_AT_A_FRAME = 100_000  # reads in a row that may fail before what is left of a file is given up
+_SHORT = 1.5  # a file ends early if so many times the usual distance of frames is missing
 _OPEN_TIMEOUT, _READ_TIMEOUT = 10_000, 5_000  # milliseconds
 
 
@@ -34,7 +37,7 @@ class Frame:
 
     Attributes:
         number: counted from 0; those that could not be read, or were dropped, leave gaps.
-        time: seconds from the first frame: by the nominal rate in a file, by the clock in a live source.
+        time: seconds from the first frame: by the file's own time stamps, or by the clock in a live source.
         image: uint8 [h, w, 3] BGR.
     """
 
@@ -53,12 +56,14 @@ class Video:
         wait: sleeps for a number of seconds; for tests.
 
     Attributes:
-        name: base name of output files: the video's stem, "camera-0", or "stream-" and eight digits that differ for
-            every address.
+        name: base name of output files: the video's stem (bytes that are not UTF-8 as %E9), "camera-0", or "stream-"
+            and eight digits that differ for every address.
         live: frames arrive in real time, not on request. A URL of known length is treated like a file.
         rate: frames per second.
-        count: frames that a file claims to contain; 0 if unknown.
-        broken: frames that could not be read.
+        count: frames that a file claims to contain; 0 if unknown. Some formats do not say it, so that it is the length
+            times the average rate.
+        pixel_aspect: width of a pixel divided by its height; 1 if unknown.
+        broken: frames that could not be read, at the end of a file too if it says how many it has.
         reconnects: how often a lost source came back.
 
     Raises:
@@ -85,6 +90,8 @@ class Video:
         self.live = self.kind == "camera" or (self.kind == "stream" and not self.count)
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = float(rate) if math.isfinite(rate) and 0.1 <= rate <= _MAX_RATE[self.live] else DEFAULT_RATE
+        wide, high = (self._capture.get(key) for key in (cv2.CAP_PROP_SAR_NUM, cv2.CAP_PROP_SAR_DEN))
+        self.pixel_aspect = wide / high if wide > 0 and high > 0 else 1.0
         self.broken = self.reconnects = 0
 
     def __str__(self) -> str:
@@ -94,7 +101,7 @@ class Video:
     def name(self) -> str:
         """Base name of output files."""
         if self.kind == "video":
-            return Path(self.source).stem
+            return _printable(Path(self.source).stem)
         if self.kind == "camera":
             return f"camera-{Path(self.source).name}"
         return f"stream-{hashlib.sha256(self.source.encode(errors='surrogateescape')).hexdigest()[:8]}"
@@ -107,6 +114,7 @@ class Video:
         """
         number = read = 0
         start = None
+        clock = _Stamps(self.rate)
         try:
             while True:
                 failed = self._grab(number)
@@ -116,7 +124,8 @@ class Video:
                 good, image = self._capture.retrieve()
                 if good and image is not None:
                     start = time.perf_counter() if start is None else start
-                    yield Frame(number, time.perf_counter() - start if self.live else number / self.rate, image)
+                    stamp = time.perf_counter() - start if self.live else clock.read(self._capture, number)
+                    yield Frame(number, stamp, image)
                     read += 1
                 number += 1
                 self.broken = number - read
@@ -124,8 +133,16 @@ class Video:
             self._capture.release()
         if not read:
             raise UserError(f"{self}: contains no readable frames")
-        if self.count > number + 1:  # counts are estimates in some containers, off by one
-            self._warn(f"{self}: truncated or damaged: it claims {self.count} frames, {read} could be read")
+        # A count proves nothing: it may be an estimate, or include frames that an edit has hidden. The length does.
+        short = self.count > number + 1 and clock.end + _SHORT * clock.step < self.count / self.rate
+        ends = f"ends after {clock.end:.1f} s of {self.count / self.rate:.1f} s"
+        if short and _counts_its_frames(self.source):
+            self.broken = self.count - read
+            self._warn(f"{self}: truncated or damaged: it claims {self.count} frames, {read} could be read; {ends}")
+        elif self.broken:
+            self._warn(f"{self}: damaged: {self.broken} frames could not be read, {read} could")
+        elif short:
+            self._warn(f"{self}: {ends}: it was truncated, or only its sound goes on")
 
     def _grab(self, number: int) -> int | None:
         """Go to the next frame; returns how many unreadable ones were skipped, or None at the end."""
@@ -134,9 +151,9 @@ class Video:
         if self.live:
             self._reconnect()
             return 0
-        # Usually the end, but a damaged file may have good frames after the bad ones.
-        for failed in range(1, 4):
-            if number + failed < self.count and self._capture.grab():
+        # Usually the end, but a damaged file may have good frames after the bad ones, and each read skips one of these.
+        for failed in range(1, min(_TRIES_AT_A_FRAME, self.count - number)):
+            if self._capture.grab():
                 return failed
         return None
 
@@ -161,6 +178,48 @@ class Video:
         raise UserError(f"{self}: connection lost, and not restored after {TRIES} attempts")
 
 
+class _Stamps:
+    """The times of a file's frames in seconds, from the first on.
+
+    Attributes:
+        end: when the last frame that was read ends, if it lasts as long as the one before it.
+        step: the distance of the last two.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self.end, self.step = 0.0, 1 / rate
+        self._rate, self._first, self._last, self._number = rate, 0.0, -1.0, -1
+
+    def read(self, capture: Any, number: int) -> float:
+        """The time of the frame just read. Where the file does not say it, the nominal rate does."""
+        stamp = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        if self._number < 0:
+            self._first, now = stamp if math.isfinite(stamp) else 0.0, number / self._rate
+            self._first -= now
+        else:
+            now = stamp - self._first
+            if not math.isfinite(now) or now <= self._last:
+                now = self._last + (number - self._number) / self._rate
+            self.step = now - self._last
+        self._last, self._number, self.end = now, number, now + self.step
+        return now
+
+
+def _counts_its_frames(path: str) -> bool:
+    """Whether a file is of a format that says how many frames it has: MP4, QuickTime, AVI."""
+    try:
+        with open(path, "rb") as stream:
+            start = stream.read(12)
+    except OSError:
+        return False
+    return start[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free") or start[:4] == b"RIFF"
+
+
+def _printable(name: str) -> str:
+    """A file name with bytes that are not UTF-8 as %E9; every program can open what is called so."""
+    return "".join(f"%{ord(c) - 0xDC00:02X}" if "\udc80" <= c <= "\udcff" else c for c in name)
+
+
 _CANNOT_OPEN = {
     "video": "not a readable video, or truncated before its index; restore it or convert it again",
     "camera": "no such camera, or another program is using it",
@@ -173,6 +232,12 @@ def _open_capture(source: str) -> Any:
     if kind == "camera":
         return cv2.VideoCapture(int(source) if source.isdecimal() else source)
     if kind == "video":
-        return cv2.VideoCapture(source)
+        if _printable(source) == source:
+            return cv2.VideoCapture(source)
+        # OpenCV crashes on such a name; a file that is open needs none.
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder) / f"video{Path(source).suffix}"
+            link.symlink_to(os.path.abspath(source))
+            return cv2.VideoCapture(str(link))
     limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _OPEN_TIMEOUT, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _READ_TIMEOUT]
     return cv2.VideoCapture(source, cv2.CAP_FFMPEG, limits)

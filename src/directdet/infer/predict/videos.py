@@ -17,9 +17,10 @@ from directdet.common.terminal import terminal
 from directdet.infer.detections import Detections
 from directdet.infer.draw import draw
 from directdet.infer.predict.options import PredictOptions
-from directdet.infer.predict.own_files import OwnFiles, identity
+from directdet.infer.predict.own_files import OwnFiles
 from directdet.infer.predict.pipeline import PipelineResult, run_pipeline
 from directdet.infer.predict.progress import progress_bar
+from directdet.infer.predict.same import origin_of
 from directdet.infer.predict.show import Window
 from directdet.infer.predict.stages import (
     Batch,
@@ -30,7 +31,7 @@ from directdet.infer.predict.stages import (
     one_opencv_thread,
 )
 from directdet.infer.predict.video import Frame, Video
-from directdet.infer.predict.writers import LinesWriter, VideoWriter, read_lines, write_coco
+from directdet.infer.predict.writers import LinesWriter, VideoWriter, read_lines, replace, write_coco
 from directdet.infer.predictor import Predictor
 
 
@@ -112,10 +113,11 @@ def predict_video(
 ) -> VideoSummary:
     """Detect on every frame of `video`; reading, preparing, the network, drawing and writing overlap.
 
-    `out` receives, under the video's name, the annotated video (.mp4, same frame rate and length), the detections and
-    the times of the stages (.timing.json). The detections are JSON lines, one for each frame: frame (from 0), time
-    (seconds from the first), width, height, and "detections" in COCO's results format plus the name of the class;
-    image_id is the frame. Or they are a COCO file (.json) whose images are the frames.
+    `out` receives, under the video's name, the annotated video (.mp4, its frames at the times of the source, without
+    sound), the detections and the times of the stages (.timing.json). The detections are JSON lines, one for each
+    frame: frame (from 0), time (seconds from the first, as the file's time stamps say), width, height, and "detections"
+    in COCO's results format plus the name of the class; image_id is the frame. Or they are a COCO file (.json) whose
+    images are the frames. During the run they are in .part.jsonl.
 
     Every frame of a file is processed, in order. Of a live source the newest frame is processed whenever the network is
     free, the others are counted as dropped, and the annotated video keeps real time. Ctrl-C and SIGTERM close all
@@ -209,13 +211,15 @@ class _Output:
         if out is None:
             return
         require_writable(out, folder=True)
+        if not str(out.absolute()).isprintable() and any("\udc80" <= c <= "\udcff" for c in str(out.absolute())):
+            raise UserError(f"{out}: OpenCV writes no videos into a folder whose name is not UTF-8; choose another")
         target = out / f"{video.name}.mp4"
         if options.pictures and target.exists() and video.kind == "video" and target.samefile(video.source):
             raise UserError(f"{out}: would overwrite the source video {target.name}; choose another output folder")
-        self._own, self._identity = OwnFiles(out), identity(video.source)
-        endings = [".jsonl", ".timing.json"] + [".json"] * (options.results == "coco")
+        self._own, self._origin = OwnFiles(out), origin_of(video.source)
+        endings = [".json" if options.results == "coco" else ".jsonl", ".part.jsonl", ".timing.json"]
         endings += [".mp4", ".part.avi"] * options.pictures
-        self._own.claim((f"{video.name}{ending}", self._identity) for ending in endings)
+        self._own.claim((f"{video.name}{ending}", lambda: self._origin) for ending in endings)
 
     def write(self, frame: Frame, line: dict[str, Any], annotated: np.ndarray | None) -> None:
         """Add one frame. Files are created with the first one, so that a source without frames leaves none."""
@@ -225,19 +229,36 @@ class _Output:
                 f"{self._video}: from frame {frame.number} on, frames are {width}x{height} pixels; "
                 "in the annotated video they are scaled to the size of the first"
             )
+        if self._size is None and self._out is not None:
+            self._tell(height, width)
         self._size = (height, width)
         if self._out is None:
             return
         if self._lines is None:
-            self._own.started(f"{self._video.name}.jsonl", self._identity)
-            self._lines = LinesWriter(self._out / f"{self._video.name}.jsonl")
+            self._own.started(f"{self._video.name}.part.jsonl", self._origin)
+            self._lines = LinesWriter(self._out / f"{self._video.name}.part.jsonl")
         if self._options.pictures and self._writer is None:
-            self._own.started(f"{self._video.name}.part.avi", self._identity)
+            self._own.started(f"{self._video.name}.part.avi", self._origin)
             self._writer = VideoWriter(self._out / f"{self._video.name}.mp4", self._video.rate, self._size)
         if self._writer is not None and annotated is not None:
             for _ in range(self._repeats(frame, self._writer.frames)):
-                self._writer.write(annotated)
+                self._writer.write(annotated, None if self._video.live else frame.time)
         self._lines.write(line)
+
+    def _tell(self, height: int, width: int) -> None:
+        """Say once what the results do not keep of the source."""
+        aspect = self._video.pixel_aspect
+        if abs(aspect - 1) > 0.01:
+            shown = "so the annotated video looks squeezed; " if self._options.pictures else ""
+            self._warn(
+                f"{self._video}: its pixels are {aspect:.3f} times as wide as high; the network sees them as stored, "
+                f"{shown}boxes count stored pixels"
+            )
+        if self._options.pictures and (height % 2 or width % 2):
+            self._warn(
+                f"{self._video}: frames are {width}x{height}, and the annotated video {width + width % 2}x"
+                f"{height + height % 2}, since its codec takes even sizes: the last row or column stands there twice"
+            )
 
     def _repeats(self, frame: Frame, written: int) -> int:
         """How often to write a frame: a live one until the video has caught up with real time, at most for a second."""
@@ -260,23 +281,26 @@ class _Output:
             return []
         files = []
         if self._writer is not None:
-            self._own.started(self._writer.path.name, self._identity)
+            self._own.started(self._writer.path.name, self._origin)
             files.append(self._writer.finish())
-            self._own.written(self._writer.part.name, self._identity)  # gone
-        lines = self._lines.path
+            self._own.written(self._writer.part.name, self._origin)  # gone
+        part, name = self._lines.path, self._video.name
         if self._options.results == "coco":
-            name = self._video.name
-            self._own.started(f"{name}.json", self._identity)
-            write_coco(lines.with_suffix(".json"), lambda: _as_images(lines, name), coco_categories(self._detector))
-            lines.unlink()
-            self._own.written(lines.name, self._identity)  # gone
             lines = self._out / f"{name}.json"
+            self._own.started(lines.name, self._origin)
+            write_coco(lines, lambda: _as_images(part, name), coco_categories(self._detector))
+            part.unlink()
+        else:
+            lines = self._out / f"{name}.jsonl"
+            self._own.started(lines.name, self._origin)
+            replace(part, lines)
+        self._own.written(part.name, self._origin)  # gone
         about = {"model": self._detector.describe(), "video": self._video.source, **summary.to_dict()}
         timing = self._out / f"{self._video.name}.timing.json"
-        self._own.started(timing.name, self._identity)
+        self._own.started(timing.name, self._origin)
         files += [lines, write_json_atomic(timing, about)]
         for path in files:
-            self._own.written(path.name, self._identity)
+            self._own.written(path.name, self._origin)
         return files
 
     def _warn(self, line: str) -> None:

@@ -8,6 +8,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ class VideoWriter:
 
     Args:
         path: the file to write, `.mp4`.
-        rate: frames per second.
+        rate: frames per second, where they follow each other evenly.
         size: (height, width) of the first frame. Frames of another size are scaled to it, keeping their proportions.
+            The codec takes even sizes only, so that a last odd row or column is written twice.
 
     Raises:
         UserError: it cannot be written.
@@ -36,21 +38,31 @@ class VideoWriter:
     def __init__(self, path: Path, rate: float, size: tuple[int, int]) -> None:
         self.path, self.part = path, path.with_name(f"{path.stem}.part.avi")
         self.frames = 0
+        self.size = size[0] + size[0] % 2, size[1] + size[1] % 2
         self._rate, self._size = rate, size
+        self._times: list[float] = []
         self._copier: _PipeCopier | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
         if hasattr(os, "mkfifo"):
-            self._writer, self._copier = _open_unbuffered(self.part, rate, size)
+            self._writer, self._copier = _open_unbuffered(self.part, rate, self.size)
         else:
-            self._writer = _open_writer(self.part, "XVID", rate, size)
+            self._writer = _open_writer(self.part, "XVID", rate, self.size)
 
-    def write(self, image: np.ndarray) -> None:
-        """Add one frame, uint8 [h, w, 3] BGR."""
+    def write(self, image: np.ndarray, time: float | None = None) -> None:
+        """Add one frame, uint8 [h, w, 3] BGR.
+
+        Args:
+            time: when it is shown, in seconds; None: `1 / rate` after the one before it.
+        """
         if self._copier is not None:
             self._copier.raise_error()
         if image.shape[:2] != self._size:
             image = _fit(image, self._size)
+        if self.size != self._size:
+            low, right = (edge - own for edge, own in zip(self.size, self._size, strict=True))
+            image = cv2.copyMakeBorder(image, 0, low, 0, right, cv2.BORDER_REPLICATE)
         self._writer.write(image)
+        self._times.append(self.frames / self._rate if time is None else time)
         self.frames += 1
 
     def finish(self) -> Path:
@@ -68,7 +80,8 @@ class VideoWriter:
         try:
             # Neither OpenCV nor FFmpeg tells of a write that fails: what counts is what can be read from the file.
             packets = self.frames > 1
-            copied = _to_mp4(self.part, temporary, self._rate, self._size, packets)
+            timing = _timing(self._times, self._rate)
+            copied = _to_mp4(self.part, temporary, timing, self.size, packets)
             if copied != self.frames:
                 raise UserError(
                     f"{self.part}: contains {copied} of {self.frames} frames; is the disk full? The file is kept"
@@ -79,11 +92,29 @@ class VideoWriter:
                     f"{self.path}: cannot be written: {good} of {self.frames} frames can be read back; is the disk "
                     f"full? All of them are in {self.part}"
                 )
-            _replace(temporary, self.path)
+            replace(temporary, self.path)
         finally:
             temporary.unlink(missing_ok=True)
         self.part.unlink()
         return self.path
+
+
+def _timing(times: list[float], rate: float) -> tuple[float, list[int] | None]:
+    """How an MP4 file says when its frames are shown: ticks per second, and each frame's tick.
+
+    None instead of ticks: frames follow each other evenly, at that rate. Where all times are multiples of the rate's
+    distance, which is so after a pause, the rate stays; else the ticks are milliseconds.
+    """
+    places = np.asarray(times, np.float64) - (times[0] if times else 0.0)
+    even = max(1e-3, 0.1 / rate)
+    if np.abs(places - np.arange(len(places)) / rate).max(initial=0.0) <= even:
+        return rate, None
+    ticks = np.rint(places * rate)
+    if np.abs(places - ticks / rate).max() > even or (np.diff(ticks) < 1).any():
+        rate, ticks = 1000.0, np.rint(places * 1000)
+    order = np.arange(len(ticks))
+    ticks = order + np.maximum.accumulate(ticks - order)  # no two at once
+    return rate, [int(tick) for tick in ticks]
 
 
 class _PipeCopier(threading.Thread):
@@ -143,7 +174,7 @@ def _open_writer(path: Path, codec: str, rate: float, size: tuple[int, int], *pa
     return writer
 
 
-def _replace(temporary: Path, target: Path) -> None:
+def replace(temporary: Path, target: Path) -> None:
     """Put a file at its place once it is on the disk."""
     try:
         with temporary.open("rb") as stream:
@@ -153,14 +184,19 @@ def _replace(temporary: Path, target: Path) -> None:
         raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
 
 
-def _to_mp4(source: Path, target: Path, rate: float, size: tuple[int, int], packets: bool) -> int:
+def _to_mp4(
+    source: Path, target: Path, timing: tuple[float, list[int] | None], size: tuple[int, int], packets: bool
+) -> int:
     """Copy the frames of one file to another, still compressed if `packets`, otherwise decoded; returns their number.
+
+    `timing` is that of `_timing`.
 
     A single frame copied in compressed form would have no duration, and players would not show it.
     """
     capture = _open_reader(source, packets)
     # With a shorter interval OpenCV would mark every frame as a key frame.
     settings = (cv2.VIDEOWRITER_PROP_RAW_VIDEO, 1, cv2.VIDEOWRITER_PROP_KEY_INTERVAL, 1 << 30)
+    rate, ticks = timing
     writer = _open_writer(target, "mp4v", rate, size, *(settings if packets else ()))
     frames = 0
     try:
@@ -170,6 +206,8 @@ def _to_mp4(source: Path, target: Path, rate: float, size: tuple[int, int], pack
                 return frames
             if packets:
                 writer.set(cv2.VIDEOWRITER_PROP_KEY_FLAG, capture.get(cv2.CAP_PROP_LRF_HAS_KEY_FRAME))
+                if ticks is not None and frames < len(ticks):
+                    writer.set(cv2.VIDEOWRITER_PROP_PTS, ticks[frames])
             writer.write(content)
             frames += 1
     finally:
@@ -224,7 +262,7 @@ class LinesWriter:
 
     def write(self, value: Any) -> None:
         """Add one line."""
-        content = memoryview((json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        content = memoryview(encoded(value))
         end = self._stream.tell()
         try:
             while content:
@@ -244,6 +282,12 @@ class LinesWriter:
             self._stream.close()
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+
+
+def encoded(value: Any) -> bytes:
+    """A line of JSON as UTF-8. Bytes of a file name that are not UTF-8 become JSON's escapes, \\udc80 to \\udcff, which
+    Python reads back as the same name."""
+    return (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -267,13 +311,27 @@ def write_coco(path: Path, lines: Callable[[], Iterator[dict[str, Any]]], catego
     def pieces() -> Iterator[str]:
         yield '{"images": ['
         images = (line for line in lines() if "detections" in line)
-        fields = ("file_name", "width", "height")
-        yield from _joined({"id": line["image_id"], **{name: line[name] for name in fields}} for line in images)
+        fields = ("file_name", "width", "height", "orientation")
+        yield from _joined(
+            {"id": line["image_id"], **{name: line[name] for name in fields if name in line}} for line in images
+        )
         yield f'], "categories": {json.dumps(list(categories), ensure_ascii=False)}, "annotations": ['
-        yield from _joined(entry for line in lines() for entry in line.get("detections", ()))
+        entries = enumerate((entry for line in lines() for entry in line.get("detections", ())), start=1)
+        yield from _joined(_annotation(number, entry) for number, entry in entries)
         yield "]}\n"
 
-    write_pieces_atomic(path, (piece.encode() for piece in pieces()))
+    write_pieces_atomic(path, (piece.encode("utf-8", "backslashreplace") for piece in pieces()))
+
+
+def _annotation(number: int, entry: dict[str, Any]) -> dict[str, Any]:
+    """A result as an annotation: with what pycocotools asks of one."""
+    return {"id": number, **entry, "area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0}
+
+
+def write_results(path: Path, lines: Callable[[], Iterator[dict[str, Any]]]) -> None:
+    """Write the list of COCO results that pycocotools' `loadRes` takes, from the lines of `write_coco`."""
+    pieces = chain(["["], _joined(entry for line in lines() for entry in line.get("detections", ())), ["]\n"])
+    write_pieces_atomic(path, (piece.encode() for piece in pieces))
 
 
 def _joined(values: Iterator[Any]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from directdet.common.errors import UserError
@@ -22,6 +23,8 @@ def find_model(path: str | Path) -> tuple[str, Path]:
     Raises:
         UserError: the path does not exist, or contains no model.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise UserError(f"{path!r}: not a path; give an artefact folder, a run folder or a checkpoint (.pt)")
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: not found; give an artefact folder, a run folder or a checkpoint (.pt)")

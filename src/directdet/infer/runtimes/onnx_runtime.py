@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from directdet.common.errors import MissingLibraryError, UserError
+from directdet.common.errors import UserError
 from directdet.infer.artefact import Artefact
 from directdet.infer.network_input import check_input
 from directdet.infer.runtimes.cuda_driver import find_gpu
+from directdet.infer.runtimes.library import import_library
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _SILENT = 4  # ONNX Runtime's severity "fatal": failures are reported by our own one-line errors
@@ -35,10 +36,7 @@ class OnnxBackend:
     def __init__(
         self, artefact: Artefact, device: str = "auto", threads: int | None = None, precision: str | None = None
     ) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingLibraryError(f"ONNX Runtime cannot be imported ({error}); pip install onnxruntime") from None
+        onnxruntime = import_library("onnxruntime", "ONNX Runtime", "pip install onnxruntime")
         wanted = device
         if device == "auto":
             usable = _CUDA in onnxruntime.get_available_providers() and find_gpu() is not None

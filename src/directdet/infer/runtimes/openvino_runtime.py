@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from directdet.common.errors import MissingLibraryError, UserError
+from directdet.common.errors import UserError
 from directdet.infer.artefact import Artefact
 from directdet.infer.network_input import check_input
+from directdet.infer.runtimes.library import import_library
 
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _DEVICES = {"auto": "CPU", "cpu": "CPU", "gpu": "GPU"}
@@ -33,10 +34,7 @@ class OpenVinoBackend:
     def __init__(
         self, artefact: Artefact, device: str = "auto", threads: int | None = None, precision: str | None = None
     ) -> None:
-        try:
-            import openvino
-        except ImportError as error:
-            raise MissingLibraryError(f"OpenVINO cannot be imported ({error}); pip install openvino") from None
+        openvino = import_library("openvino", "OpenVINO", "pip install openvino")
         if device not in _DEVICES:
             raise UserError(f"device {device!r}: OpenVINO runs on {', '.join(_DEVICES)}")
         if precision is not None and precision not in _PRECISIONS:

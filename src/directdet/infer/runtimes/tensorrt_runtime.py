@@ -6,17 +6,17 @@ with a stand-in driver. TensorRT is imported when an engine is opened.
 
 from __future__ import annotations
 
-import importlib
 import threading
 from typing import Any
 
 import numpy as np
 
-from directdet.common.errors import MissingLibraryError, UserError
+from directdet.common.errors import UserError
 from directdet.infer.artefact import LAYOUTS, Artefact
 from directdet.infer.decode import OUTPUT_NAMES
 from directdet.infer.network_input import check_input
 from directdet.infer.runtimes.cuda_driver import CudaDriver, DeviceBuffer
+from directdet.infer.runtimes.library import import_library
 from directdet.infer.runtimes.names import MODULES
 
 
@@ -75,12 +75,7 @@ class TensorRTBackend:
 
     def _import(self) -> Any:
         name = MODULES[self.runtime]
-        try:
-            return importlib.import_module(name)
-        except ImportError as error:
-            raise MissingLibraryError(
-                f"{name} cannot be imported ({error}); pip install directdet[{self.runtime}]"
-            ) from None
+        return import_library(name, name, f"pip install directdet[{self.runtime}]")
 
     def _resize(self, shape: tuple[int, ...]) -> None:
         """Allocate buffers for inputs of this shape, which are kept until the shape changes."""

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from directdet.common.errors import MissingLibraryError, UserError
+from directdet.common.errors import UserError
 from directdet.common.settings import SettingError
 from directdet.infer.network_input import NetworkInput
 from directdet.infer.predictor import Predictor
 from directdet.infer.preprocess import Preprocess
+from directdet.infer.runtimes.library import import_library
 
 if TYPE_CHECKING:
     import torch
@@ -200,12 +201,9 @@ def load_torch(
     Raises:
         UserError: torch is not installed, or the checkpoint is missing, broken or does not match its own model.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingLibraryError(
-            f"{path}: a checkpoint needs torch ({error}); use an exported artefact instead"
-        ) from None
+    import_library("torch", f"{path}: a checkpoint needs torch, which", "use an exported artefact instead")
+    import torch
+
     from directdet.models.build import build_model
     from directdet.models.checkpoint import load_checkpoint
 

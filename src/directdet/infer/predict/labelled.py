@@ -1,0 +1,103 @@
+"""Pictures that belong to a dataset: their results have the data's own ids, so that others can score them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from directdet.common.errors import UserError
+from directdet.data.dataset import find_splits, load_dataset
+from directdet.data.records import Dataset, Record
+from directdet.infer.accuracy.evaluate import match_classes
+from directdet.infer.predict.sources import Images
+from directdet.infer.predictor import Predictor
+
+_UP = 3  # a dataset's root lies at most so many folders above its pictures, as VOCdevkit/VOC2007/JPEGImages
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The dataset that pictures belong to.
+
+    Attributes:
+        name: for messages.
+        category_ids: the dataset's id of each of the detector's labels.
+        records: by the real path of their picture.
+    """
+
+    name: str
+    category_ids: tuple[int, ...]
+    records: dict[str, Record]
+
+    def record(self, path: Path) -> Record:
+        """The record of one of the pictures."""
+        return self.records[os.path.realpath(path)]
+
+    @property
+    def digest(self) -> str:
+        """What tells these ids from others."""
+        ids = [(record.path.name, record.image_id) for record in self.records.values()]
+        return hashlib.sha256(json.dumps([ids, self.category_ids]).encode()).hexdigest()
+
+
+def labelled_split(detector: Predictor, root: str | Path, split: str) -> tuple[Images, Labelled]:
+    """The pictures of one split of a dataset, in its order.
+
+    Raises:
+        UserError: no such dataset or split, no pictures in it, or other classes than the detector's.
+    """
+    dataset = load_dataset(root, split)
+    paths = tuple(record.path for record in dataset.records)
+    if not paths:
+        raise UserError(f"{root}: {split}: no images to detect on")
+    folder = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    return Images(str(root), folder, len(paths), paths=paths), _labelled(detector, dataset)
+
+
+def find_labelled(detector: Predictor, images: Images, note: Callable[[str], None]) -> Labelled | None:
+    """The split of a dataset that holds all of a folder's pictures; None if there is none, or it is another model's.
+
+    Args:
+        note: called with a line if there is such a dataset, but its ids cannot be used.
+    """
+    folder = Path(os.path.abspath(images.source))
+    if not folder.is_dir():
+        return None
+    own = {os.path.realpath(path) for path in images}
+    for root in (folder, *folder.parents[:_UP]):
+        for dataset in _splits(root):
+            known = {os.path.realpath(record.path) for record in dataset.records}
+            if not own & known:
+                continue
+            name = f"{dataset.root} {dataset.split}"
+            if not own <= known:
+                note(f"{len(own - known)} of {len(own)} pictures are not in {name}: the results do not have its ids")
+                continue
+            try:
+                return _labelled(detector, dataset)
+            except UserError:
+                note(f"the pictures are those of {name}, which has other classes: the results do not have its ids")
+                return None
+    return None
+
+
+def _splits(root: Path) -> list[Dataset]:
+    """The splits of a folder that can be read; none if it is no dataset."""
+    found = []
+    try:
+        for split in find_splits(root):
+            found.append(load_dataset(root, split))
+    except UserError:
+        pass
+    return found
+
+
+def _labelled(detector: Predictor, dataset: Dataset) -> Labelled:
+    order = match_classes(detector, dataset)
+    ids = tuple(dataset.category_ids[int(label)] for label in order)
+    records = {os.path.realpath(record.path): record for record in dataset.records}
+    return Labelled(f"{dataset.root} {dataset.split}", ids, records)
