@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from directdet.models.backbones.backbone import Backbone
-from directdet.models.parts.layers import NORMS, PUBLISHED_WIDTH, ConvNorm, Norm, init_xavier, max_pool_2x2
+from directdet.models.parts.layers import NORMS, PUBLISHED_WIDTH, ConvNorm, Norm, max_pool_2x2
+from directdet.models.parts.start import init_xavier
 
 NORM_STATE = ("weight", "bias", "running_mean", "running_var")
 # conv1 to conv5: channels as a multiple of the stem's, number of convolutions

@@ -1,4 +1,4 @@
-"""Layers of single-shot detectors: a convolution with its normalisation, L2 normalisation, and initialisation."""
+"""Layers of single-shot detectors: a convolution with its normalisation, and L2 normalisation."""
 
 import math
 from collections.abc import Callable
@@ -90,15 +90,3 @@ class L2Norm(nn.Module):
 def max_pool_2x2(x: Tensor) -> Tensor:
     """2x2 max-pool with stride 2, sizes rounded up: [N, C, H, W] -> [N, C, H/2, W/2]."""
     return F.max_pool2d(x, 2, ceil_mode=True)
-
-
-def init_xavier(module: nn.Module) -> None:
-    """Xavier uniform initialisation of all convolutions, biases 0 (ScratchDet, section 4.1).
-
-    Uses fan-in and fan-out, as in Glorot's paper and torchvision's SSD; Caffe's "xavier" filler uses fan-in only.
-    """
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.xavier_uniform_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)

@@ -12,6 +12,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from directdet.models.backbones.builders import build_backbone
 from directdet.models.parts.anchors import anchor_shapes
 from directdet.models.parts.pyramid import Anchored, RawMaps, norm_layer
+from directdet.models.parts.start import init_xavier
 from directdet.models.retinanet.config import RetinaNetConfig
 
 LEVELS = ("c3", "c4", "c5")
@@ -38,6 +39,7 @@ class RetinaNet(Anchored):
         coarsest = LastLevelP6P7(channels[-1], config.fpn_channels)
         coarsest.use_P5 = False  # torchvision would use P5 if it has as many channels as C5
         self.fpn = FeaturePyramidNetwork(channels, config.fpn_channels, coarsest, norm)
+        init_xavier(self.fpn)
         strides = [self.backbone.strides[level] for level in LEVELS]
         self.strides = [*strides, strides[-1] * 2, strides[-1] * 4]
         sides = tuple(config.anchor_scale * 2 ** (i / config.anchor_octave) for i in range(config.anchor_octave))

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from directdet.common.settings import SettingError
 from directdet.models.backbones.builders import build_backbone
-from directdet.models.parts.layers import L2Norm, init_xavier
+from directdet.models.parts.layers import L2Norm
 from directdet.models.parts.network import Network
 from directdet.models.parts.pyramid import RawMaps
+from directdet.models.parts.start import init_xavier
 from directdet.models.ssd.config import SSDConfig
 from directdet.models.ssd.extras import EXTRAS
 from directdet.models.ssd.head import SSDHead

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
 from directdet.models.parts.boxes import clip_boxes, decode_boxes
+from directdet.models.parts.start import init_head
 from directdet.models.two_stage.config import CascadeConfig
 from directdet.models.two_stage.network import (
     BOX_BINS,
@@ -42,6 +43,7 @@ class Cascade(TwoStage):
         super().__init__(config)
         inputs, features = self.channels * BOX_BINS**2, config.box_features
         self.box_heads = nn.ModuleList(TwoMLPHead(inputs, features) for _ in range(STAGES))
+        init_head(self.box_heads)
         self.box_predictors = nn.ModuleList(AgnosticPredictor(features, config.num_classes + 1) for _ in range(STAGES))
         if config.masks:
             self.mask_heads = nn.ModuleList(mask_head(config, self.channels) for _ in range(STAGES))

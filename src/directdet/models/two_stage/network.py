@@ -11,6 +11,7 @@ from directdet.models.backbones.builders import build_backbone
 from directdet.models.parts.anchors import anchor_shapes
 from directdet.models.parts.pyramid import Anchored, RawMaps, flatten_map, norm_layer
 from directdet.models.parts.roi_pool import pool_rois
+from directdet.models.parts.start import init_head, init_normal, init_xavier
 from directdet.models.two_stage.config import RCNNConfig, TwoStageConfig
 
 BOX_BINS, MASK_BINS, MASK_SIZE = 7, 14, 28
@@ -37,12 +38,14 @@ class TwoStage(Anchored):
         self.roi_strides = list(self.backbone.strides.values())
         if config.pyramid:
             self.fpn = FeaturePyramidNetwork(channels, config.fpn_channels, LastLevelMaxPool(), norm_layer(config.norm))
+            init_xavier(self.fpn)
             self.channels, self.strides = config.fpn_channels, [*self.roi_strides, self.roi_strides[-1] * 2]
         else:
             self.fpn, self.channels, self.strides = nn.Identity(), channels[0], self.roi_strides
         shapes = anchor_shapes(config.anchor_scales or (config.anchor_scale,), config.anchor_ratios)
         self.register_buffer("anchor_shapes", shapes, persistent=False)
         self.rpn_head = RPNHead(self.channels, len(shapes))
+        init_normal(self.rpn_head, std=0.01)
 
     def forward(self, images: Tensor, anchors: Tensor | None = None) -> RawMaps:
         features = list(self.fpn(self.backbone(images)).values())
@@ -76,12 +79,16 @@ class TwoStage(Anchored):
 def mask_head(config: TwoStageConfig, channels: int) -> MaskRCNNHeads:
     """The convolutions of a mask head on maps with `channels` channels."""
     layers = (config.mask_channels,) * config.mask_convs
-    return MaskRCNNHeads(channels, layers, dilation=1, norm_layer=norm_layer(config.norm))
+    head = MaskRCNNHeads(channels, layers, dilation=1, norm_layer=norm_layer(config.norm))
+    init_head(head)
+    return head
 
 
 def mask_predictor(config: TwoStageConfig) -> MaskRCNNPredictor:
     """The last layers of a mask head: 28x28 logits of every class, including background."""
-    return MaskRCNNPredictor(config.mask_channels, config.mask_channels, config.num_classes + 1)
+    predictor = MaskRCNNPredictor(config.mask_channels, config.mask_channels, config.num_classes + 1)
+    init_head(predictor)
+    return predictor
 
 
 def select_class_masks(logits: Tensor, labels: Tensor) -> Tensor:
@@ -93,10 +100,8 @@ def select_class_masks(logits: Tensor, labels: Tensor) -> Tensor:
 
 def init_predictor(predictor: FastRCNNPredictor) -> None:
     """mmdet's initialisation of the last layers, which matters for training from scratch."""
-    nn.init.normal_(predictor.cls_score.weight, std=0.01)
-    nn.init.normal_(predictor.bbox_pred.weight, std=0.001)
-    nn.init.zeros_(predictor.cls_score.bias)
-    nn.init.zeros_(predictor.bbox_pred.bias)
+    init_normal(predictor.cls_score, std=0.01)
+    init_normal(predictor.bbox_pred, std=0.001)
 
 
 class RCNN(TwoStage):
@@ -113,6 +118,7 @@ class RCNN(TwoStage):
             )
         else:
             self.box_head = TwoMLPHead(channels * BOX_BINS**2, config.box_features)
+        init_head(self.box_head)
         self.box_predictor = FastRCNNPredictor(config.box_features, config.num_classes + 1)  # class 0: background
         if config.masks:
             self.mask_head, self.mask_predictor = mask_head(config, channels), mask_predictor(config)
