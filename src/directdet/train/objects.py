@@ -53,8 +53,7 @@ def _largest_factors(phase: Phase, record: Record) -> tuple[float, float]:
     """The largest (x, y) factors by which the phase's transform resizes a record's image."""
     width, height = record.width, record.height
     if phase.resize == "warp":
-        # The narrowest window that is cut out, as a share of the image's side.
-        share = ssd_transforms.SCALE[0] * ssd_transforms.ASPECT[0] ** 0.5
+        share = ssd_transforms.NARROWEST
         return phase.size[0] / (width * share), phase.size[0] / (height * share)
     if phase.resize == "direct":
         limit = int(phase.size[0] * phase.scale[1])
