@@ -362,6 +362,16 @@ def test_a_worker_that_fails_or_dies_is_one_line(dataset, what, says):
     assert signal.getsignal(signal.SIGCHLD) == handler  # nothing is raised in the middle of a step
 
 
+def test_a_worker_that_dies_between_two_epochs_is_one_line(dataset):
+    loader = make_loader(dataset, SQUARE, Sampling(4), workers=2)
+    assert len(list(loader)) == 3
+    os.kill(loader._processes[1].pid, signal.SIGKILL)
+    loader._processes[1].join()
+    with pytest.raises(WorkerError, match="a data worker was killed, probably because memory ran out"):
+        list(at_epoch(loader, 1))
+    assert len(list(at_epoch(loader, 1))) == 3  # with new ones
+
+
 def test_without_workers_an_error_of_the_code_keeps_its_traceback(dataset):
     with pytest.raises(ValueError, match="two"):
         list(make_loader(dataset, fails_in("error"), Sampling(4)))

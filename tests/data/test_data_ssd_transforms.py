@@ -21,6 +21,7 @@ from directdet.data.augment.ssd_transforms import (
     crop,
     distort,
     expand,
+    reduce,
     sample_window,
     warp,
 )
@@ -281,6 +282,38 @@ def test_boxes_and_masks_follow_the_pixels(monkeypatch):
         assert rasterise(result.segmentations[0], box).mean() > 0.97
         seen.add(tuple(np.round(box / 30)))
     assert len(seen) > 30
+
+
+def test_boxes_and_masks_follow_the_pixels_of_huge_images(monkeypatch):
+    """Limits that make the painted image huge, with every canvas smaller than the network's input asks for."""
+    monkeypatch.setattr(module, "MOST_PIXELS", 1)
+    monkeypatch.setattr(module, "MOST_CANVAS_PIXELS", 40_000)
+    monkeypatch.setattr(module, "distort", lambda image, rng: image)
+    seen = []
+    monkeypatch.setattr(module, "crop", lambda sample, window: seen.append(sample) or crop(sample, window))
+    sample = painted()
+    for seed in range(40):
+        result = SSDTransform(30)(sample, np.random.default_rng(seed))
+        canvas = seen[-1]
+        assert canvas.image.shape[0] * canvas.image.shape[1] <= 40_000
+        red = (canvas.image[..., 0] > 128) & (canvas.image[..., 1] < 60)
+        rows, columns = np.flatnonzero(red.any(axis=1)), np.flatnonzero(red.any(axis=0))
+        edges = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        np.testing.assert_allclose(canvas.boxes[0], edges, atol=1.01)
+        np.testing.assert_allclose(
+            np.ptp(canvas.segmentations[0][0], axis=0), canvas.boxes[0, 2:] - canvas.boxes[0, :2], atol=1e-3
+        )
+        assert result.image.shape == (30, 30, 3) and len(result.boxes) == 1
+    assert len({canvas.size for canvas in seen}) > 5
+
+
+def test_ordinary_images_are_not_reduced():
+    sample = painted()
+    assert reduce(sample, 150 * 210) is sample
+    smaller = reduce(sample, 150 * 210 // 4)
+    assert smaller.size == (75, 105)
+    np.testing.assert_allclose(smaller.boxes, sample.boxes / 2)
+    np.testing.assert_allclose(smaller.segmentations[0][0], sample.segmentations[0][0] / 2)
 
 
 def test_result_is_a_square_and_draws_hang_on_the_generator_alone():

@@ -212,3 +212,135 @@ def test_real_voc_boxes_are_the_extent_of_the_masks(real_data):
         for box in record.boxes:
             differences.append(np.abs(np.array(extents) - box).sum(axis=1).min() / 4)
     assert len(differences) > 50 and np.median(differences) < 3
+
+
+def names_of(root, split):
+    return [record.path.stem for record in load_dataset(root, split).records]
+
+
+def image(name):
+    return {name: [object_xml()]}
+
+
+@pytest.mark.parametrize(
+    ("lists", "expected", "note"),
+    [
+        ({"train": "a", "val": "b", "test": "c"}, {"train": "a", "val": "b", "test": "c"}, None),
+        ({"trainval": "ab", "val": "b"}, {"train": "a", "val": "b"}, None),
+        (
+            {"trainval": "ab", "train": "a", "val": "b", "test": "c"},
+            {"train": "ab", "val": "c"},
+            "val.txt is not used (1",
+        ),
+        ({"train": "a", "test": "c"}, {"train": "a", "val": "c"}, "as in VOC's protocol: best.pt"),
+        (
+            {"train": "abc", "val": "b", "test": "c"},
+            {"train": "a", "val": "b", "test": "c"},
+            "2 images are in val or test",
+        ),
+        ({"val": "b"}, {"val": "b"}, None),
+    ],
+)
+def test_lists_mean_what_they_say(voc, tmp_path, lists, expected, note):
+    voc({name: {letter: [object_xml()] for letter in images} for name, images in lists.items()})
+    assert find_splits(tmp_path) == list(expected)
+    assert {split: "".join(names_of(tmp_path, split)) for split in expected} == expected
+    notes = " ".join(load_dataset(tmp_path, next(iter(expected))).notes)
+    assert note in notes if note else notes == ""
+
+
+def test_a_test_list_without_annotations_is_left_out(voc, tmp_path):
+    folder = voc({"train": image("a"), "trainval": {**image("a"), **image("b")}, "val": image("b"), "test": image("c")})
+    (folder / "Annotations" / "c.xml").unlink()
+    assert find_splits(tmp_path) == ["train", "val"]
+    assert (names_of(tmp_path, "train"), names_of(tmp_path, "val")) == (["a"], ["b"])
+    (folder / "ImageSets" / "Main" / "test.txt").write_text("a\nc\n")  # one of two is missing: that is a fault
+    with pytest.raises(UserError, match=r"c\.xml: annotation file not found"):
+        load_dataset(tmp_path, "val")
+    assert load_dataset(tmp_path, "val", leave_out=True).records[0].path.stem == "a"
+    assert names_of(tmp_path, "train") == ["b"]  # which the other split's fault does not concern
+
+
+def test_no_lists_or_others_are_named(voc, tmp_path):
+    folder = voc({"default": image("a")})
+    with pytest.raises(UserError, match=r'but default\.txt; rename.*voc = \["VOC2007/default"\]'):
+        find_splits(tmp_path)
+    (folder / "ImageSets" / "Main" / "default.txt").unlink()
+    with pytest.raises(UserError, match="holds no image lists"):
+        load_dataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize("end", [".JPG", ".Png", ".bmp", ".jpeg", ".tif"])
+def test_images_are_found_whatever_their_ending(voc, tmp_path, end):
+    folder = voc({"train": image("a.1")})
+    (folder / "JPEGImages" / "a.1.jpg").rename(folder / "JPEGImages" / f"a.1{end}")
+    assert load_dataset(tmp_path, "train").records[0].path.name == f"a.1{end}"
+
+
+def test_filename_decides_between_images(voc, tmp_path, write_image):
+    folder = voc({"train": image("a")}, size="<filename>a.png</filename>")
+    write_image(folder / "JPEGImages" / "a.png", 50, 60)
+    assert (load_dataset(tmp_path, "train").records[0].path.name, load_dataset(tmp_path, "train").records[0].width) == (
+        "a.png",
+        60,
+    )
+    for image_file in (folder / "JPEGImages").iterdir():
+        image_file.rename(image_file.with_stem("photo"))
+    xml = folder / "Annotations" / "a.xml"
+    xml.write_text(xml.read_text().replace("a.png", r"C:\photos\photo.png"))
+    assert load_dataset(tmp_path, "train").records[0].path.name == "photo.png"
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "gbk", "big5", "shift_jis", "euc-kr", "utf-16", "utf-8", "latin-1"])
+def test_xml_in_the_encoding_that_it_declares(voc, tmp_path, encoding):
+    folder = voc({"train": {"a": []}})
+    name = {"gb2312": "螺母", "gbk": "螺母", "big5": "螺母", "shift_jis": "ネジ", "euc-kr": "나사"}.get(encoding, "é")
+    text = f'<?xml version="1.0" encoding="{encoding}"?>\n<annotation>{object_xml(name)}</annotation>'
+    (folder / "Annotations" / "a.xml").write_bytes(text.encode(encoding))
+    assert load_dataset(tmp_path, "train").classes == (name,)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content"),
+    [
+        ("gb2312", b"\xff\xff"),
+        ("shift_jis", b"\x81 "),
+        ("gb2312", b"<unclosed>"),
+        ("nothing", b""),
+        ("base64", b""),
+        ("euc-kr", b"\xff"),
+    ],
+)
+def test_encodings_that_do_not_do_are_one_line(voc, tmp_path, encoding, content):
+    folder = voc({"train": {"a": []}})
+    text = f'<?xml version="1.0" encoding="{encoding}"?>'.encode() + b"<annotation>" + content + b"</annotation>"
+    (folder / "Annotations" / "a.xml").write_bytes(text)
+    with pytest.raises(UserError, match=r"a\.xml: not") as caught:
+        load_dataset(tmp_path, "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_as_floats_and_byte_order_marks(voc, tmp_path):
+    size = "<size><width>40.0</width><height>30.0</height></size>"
+    folder = voc({"train": {"a": [object_xml(box=("1.0", "2.0", "9.0", "8.0"), difficult="1.0")]}}, size=size)
+    (folder / "ImageSets" / "Main" / "train.txt").write_bytes("\ufeffa\r\n".encode())
+    (record,) = load_dataset(tmp_path, "train").records
+    assert (record.width, record.height, record.difficult.tolist()) == (40, 30, [True])
+
+
+def test_all_faults_are_collected_the_worst_first(voc, tmp_path):
+    bad = "<object><name>cat</name></object>"
+    folder = voc({"train": {"a": [bad, object_xml()], "b": [object_xml()], "c": [bad, bad], "d": [object_xml()]}})
+    (folder / "Annotations" / "b.xml").write_text("<annotation>")
+    (folder / "Annotations" / "d.xml").unlink()
+    with pytest.raises(UserError, match=r"b\.xml: not valid XML.*\(and 4 more: check-data lists them\)$"):
+        load_dataset(tmp_path, "train")
+    dataset = load_dataset(tmp_path, "train", leave_out=True)
+    assert [line.rpartition("/")[2][:19] for line in dataset.errors] == [
+        "b.xml: not valid XM",
+        "d.xml: annotation f",
+        "a.xml: object 1: bn",
+        "c.xml: object 1: bn",
+        "c.xml: object 2: bn",
+    ]
+    assert [(record.path.stem, len(record.boxes)) for record in dataset.records] == [("a", 1), ("c", 0)]

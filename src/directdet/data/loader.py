@@ -151,9 +151,11 @@ class BatchLoader:
         self._loader = None
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = self._start()
+        batches: Iterator[Batch | _Packed | _Failure] | None = None
         while True:
             try:
+                if batches is None:  # here too a worker of the epoch before may be found dead
+                    batches = self._start()
                 batch = next(batches, None)
                 if isinstance(batch, _Packed):
                     batch = batch.unpack()

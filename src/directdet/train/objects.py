@@ -60,7 +60,7 @@ def _largest_factors(phase: Phase, record: Record) -> tuple[float, float]:
     """The largest (x, y) factors by which the phase's transform resizes a record's image."""
     width, height = record.width, record.height
     # The narrowest window that SSD's augmentation cuts out, as a share of the image's side.
-    share = ssd_transforms.SCALE[0] * ssd_transforms.ASPECT[0] ** 0.5
+    share = ssd_transforms.NARROWEST
     if phase.ssd_crop:
         width, height = max(1, int(width * share)), max(1, int(height * share))
     if phase.resize == "warp":

@@ -24,6 +24,10 @@ OVERLAPS = (WHOLE, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
 TRIALS = 50  # windows tried for each way
 SCALE = (0.3, 1.0)  # square root of the window's share of the image area
 ASPECT = (0.5, 2.0)  # the window's share of the image width divided by its share of the height
+NARROWEST = SCALE[0] * ASPECT[0] ** 0.5  # window, as a share of the image's side
+# Larger images and canvases are scaled down first: a photo of 48 megapixels on a canvas 16 times as large would take
+# 2.3 GB. The narrowest window of such an image still has more than `size` pixels, and ordinary images are left alone.
+MOST_PIXELS, MOST_CANVAS_PIXELS = 2**23, 2**25
 INTERPOLATIONS = (cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_NEAREST, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
 
 _LEVELS = np.arange(256, dtype=np.float64)
@@ -42,10 +46,22 @@ class SSDTransform:
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """``sample`` must not be padded."""
+        sample = reduce(sample, max(MOST_PIXELS, int((self.size / NARROWEST) ** 2)))
         sample = expand(replace(sample, image=distort(sample.image, rng)), rng)
         sample = crop(sample, sample_window(sample.boxes, *sample.size, rng))
         sample = warp(sample, self.size, INTERPOLATIONS[int(rng.integers(len(INTERPOLATIONS)))])
         return clip_boxes(hflip(sample) if rng.random() < self.flip else sample)
+
+
+def reduce(sample: Sample, pixels: int) -> Sample:
+    """An image of more than so many pixels, scaled down to them by averaging; others stay as they are."""
+    height, width = sample.size
+    if height * width <= pixels:
+        return sample
+    factor = (pixels / (height * width)) ** 0.5
+    new_height, new_width = max(1, int(height * factor)), max(1, int(width * factor))
+    image = cv2.resize(sample.image, (new_width, new_height), interpolation=cv2.INTER_AREA)
+    return with_image(sample, image, (new_width / width, new_height / height), (0.0, 0.0))
 
 
 def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -89,6 +105,14 @@ def expand(sample: Sample, rng: np.random.Generator) -> Sample:
     (height, width), ratio = sample.size, 1 + (LARGEST_EXPANSION - 1) * draws[0]
     new_height, new_width = int(height * ratio), int(width * ratio)
     top, left = int(draws[1] * (new_height - height + 1)), int(draws[2] * (new_width - width + 1))
+    if new_height * new_width > MOST_CANVAS_PIXELS:
+        sample = reduce(sample, int(height * width * MOST_CANVAS_PIXELS / (new_height * new_width)))
+        factors = sample.size[0] / height, sample.size[1] / width
+        new_height, new_width = (
+            int(side * factor) for side, factor in zip((new_height, new_width), factors, strict=True)
+        )
+        top, left = (int(place * factor) for place, factor in zip((top, left), factors, strict=True))
+        height, width = sample.size
     bottom, right = new_height - height - top, new_width - width - left
     image = cv2.copyMakeBorder(sample.image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=PAD_COLOUR)
     return with_image(sample, image, (1.0, 1.0), (float(left), float(top)))

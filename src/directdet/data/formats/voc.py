@@ -242,9 +242,10 @@ def _parse(folder: Path, name: str) -> ElementTree.Element:
         raise UserError(f"{file}: annotation file not found, but an image list contains {name!r}")
     content = read_file(file, "annotation file")
     try:
-        return ElementTree.fromstring(content)
-    except (ValueError, LookupError):  # expat knows no encodings of several bytes but UTF-8 and UTF-16
-        return ElementTree.fromstring(_decode_declared(file, content))
+        try:
+            return ElementTree.fromstring(content)
+        except (ValueError, LookupError):  # expat knows no encodings of several bytes but UTF-8 and UTF-16
+            return ElementTree.fromstring(_decode_declared(file, content))
     except ElementTree.ParseError as error:
         raise UserError(f"{file}: not valid XML: {error}") from None
 
