@@ -186,7 +186,7 @@ def load_torch(
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: the checkpoint does not match its own model_config: {reason}") from None
     backend = TorchBackend(model.eval(), device, precision or "fp32", threads, compiled)
-    meta = {key: checkpoint.get(key) for key in ("recipe", "phase")}
+    meta = {key: checkpoint.get(key) for key in ("recipe", "phase", "model_config")}
     return TorchPredictor(backend, preprocess, checkpoint["classes"], checkpoint["category_ids"], str(path), meta)
 
 
