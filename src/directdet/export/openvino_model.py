@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from directdet.common.errors import MissingLibraryError, UserError
-from directdet.infer.runtimes.openvino_runtime import order_ties
 
 
 def write_openvino(onnx_path: Path, xml_path: Path) -> list[Path]:
@@ -17,7 +16,6 @@ def write_openvino(onnx_path: Path, xml_path: Path) -> list[Path]:
         raise MissingLibraryError(f"openvino is not installed ({error}); install directdet[openvino]") from None
     try:
         model = openvino.convert_model(str(onnx_path))
-        order_ties(model)
         openvino.save_model(model, str(xml_path), compress_to_fp16=False)
     except Exception as error:  # OpenVINO raises RuntimeError and its own classes
         raise UserError(f"openvino cannot convert {onnx_path}: {' '.join(str(error).split())[:300]}") from None
