@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import io
 import re
+from dataclasses import asdict
 
 import pytest
 from made_cells import EVIL, cell, failed, result
@@ -14,8 +15,11 @@ from rich.console import Console
 from directdet.benchmark import report as benchmark_report
 from directdet.benchmark.published_speed import compare_with
 from directdet.benchmark.report import render
+from directdet.benchmark.result import BenchmarkResult
 from directdet.benchmark.tables import tables
+from directdet.models.configs import make_config
 from directdet.pages.page import Picture
+from directdet.recipes.by_name import get_recipe
 from directdet.recipes.published import direct_table1, direct_table7, scratchdet_table2
 
 
@@ -73,7 +77,59 @@ def test_ours_are_next_to_the_row_of_their_recipe_as_ratios():
     assert "not comparable" in shown.getvalue() and "1080Ti" in shown.getvalue()
     assert "Tesla P40" not in shown.getvalue()  # of that table nothing was timed
     text = read(render(result(*cells), [], "")).text
-    assert "1.50" in text and "1.13" in text and "None of the models timed here" in text
+    assert "1.50" in text and "1.13" in text and "None of the models timed here has a network of this table" in text
+
+
+def network(recipe: str, **changes: object) -> dict:
+    """What a cell has of the network of a recipe, which may have been trained by another."""
+    chosen = get_recipe(recipe)
+    config = make_config(chosen.detector, 3, {**chosen.model, **changes})
+    return {"detector": chosen.detector, **asdict(config)}
+
+
+def timed_rows(table, *cells) -> list[str]:
+    return [row.row.method for row in compare_with(table, cells).rows if row.ours]
+
+
+def test_ours_are_next_to_the_rows_of_their_network_whatever_the_recipe():
+    same = ["ImageNet", "Scratch (SyncBN)", "Direct"]
+    plain = cell(30, "mask_rcnn_r50_fpn", network=network("mask_rcnn_r50_fpn"))
+    assert timed_rows(direct_table7(), plain) == same
+    assert timed_rows(direct_table7(), cell(30, None, network=network("mask_rcnn_r50_fpn_p2x_2x"))) == same
+    gn = cell(20, "my_own", network=network("mask_rcnn_r50_fpn_scratch_gn_6x"))
+    assert timed_rows(direct_table7(), gn) == ["Scratch (GN)"]
+    rows = {row.row.method: row for row in compare_with(direct_table7(), [plain, gn]).rows}
+    (direct,), (normed,) = rows["Direct"].ours, rows["Scratch (GN)"].ours
+    assert (direct.ratio_end_to_end, normed.ratio_end_to_end) == pytest.approx((1, 20 / 30))  # reference: ImageNet
+    # Another head, backbone, number of proposals or detector is another network, also under a row's name.
+    name = "mask_rcnn_r50_fpn_p3x_1x"
+    for other in ({"box_convs": 0}, {"backbone": "resnet18"}, {"test_proposals": 300}, {"masks": False}):
+        assert timed_rows(direct_table7(), cell(9, name, network=network(name, **other))) == [], other
+    assert timed_rows(direct_table7(), cell(9, name, network=network("retinanet_r50_fpn"))) == []
+    assert timed_rows(direct_table7(), cell(9, name, network=network("mask_rcnn_r50_fpn_imagenet_1x"))) == []
+    # Thresholds and what only training uses make no difference; nor does batch normalisation in a head.
+    assert timed_rows(direct_table7(), cell(9, network=network(name, nms=0.6, roi_samples=64))) == same
+    (root,) = timed_rows(scratchdet_table2(), cell(9, network=network("ssd300_root_resnet18", head_norm=False)))
+    assert root == "stride 1, three 3x3 (Root-ResNet-18)"
+
+
+def test_the_papers_accuracy_is_beside_ours_and_says_where_it_is_from():
+    made = result(cell(30, "ssd300_root_resnet34"), cell(20, "mask_rcnn_r50_fpn_p3x_1x"), cell(10, "demo"), cell(9))
+    content = made.to_dict()["in_the_papers"]
+    assert list(content) == ["ssd300_root_resnet34", "mask_rcnn_r50_fpn_p3x_1x"]
+    (root,) = content["ssd300_root_resnet34"]
+    assert (root["place"], root["result"], root["metric"]) == ("ScratchDet, section 4", "mAP 80.4", "VOC 2007 test mAP")
+    direct = {one["place"]: (one["result"], one["metric"]) for one in content["mask_rcnn_r50_fpn_p3x_1x"]}
+    wanted = ("box 41.5, mask 37.0; 1.52 days", "COCO val2017 AP")
+    assert direct["Direct pre-training, Table 3"] == wanted
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(tables(made))
+    page = read(render(made, [], "")).text
+    for text in ("80.4", "VOC 2007 test mAP", "box 41.5, mask 37.0", "Direct pre-training, Table 3"):
+        assert text in shown.getvalue() and text in page, text
+    assert "In the papers, on their data, not measured here (recipe ssd300_root_resnet34):" in shown.getvalue()
+    assert "report no accuracy" in read(render(result(cell(9, "demo")), [], "")).text
+    assert BenchmarkResult.from_dict(made.to_dict()).to_dict()["in_the_papers"] == content
 
 
 def test_a_table_without_frame_rates_is_refused():

@@ -54,6 +54,7 @@ def test_shapes_types_and_padding(dataset):
             "labels": ((4, rows), torch.int64),
             "valid": ((4, rows), torch.bool),
             "sizes": ((4, 2), torch.float32),
+            "padded": ((4, 2), torch.float32),
             "masks": ((4, rows, 56, 56), torch.uint8),
         }
         assert {key: (tuple(value.shape), value.dtype) for key, value in targets.items()} == expected

@@ -40,11 +40,7 @@ def run(path: Path, runtime: str, arrays: list[np.ndarray]) -> list[np.ndarray]:
         names = [value.name for value in session.get_inputs()]
         return [np.asarray(value) for value in session.run(None, dict(zip(names, arrays, strict=True)))]
     openvino = pytest.importorskip("openvino")
-    from directdet.infer.runtimes.openvino_runtime import order_ties
-
-    model = openvino.Core().read_model(path)
-    order_ties(model)
-    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino.compile_model(openvino.Core().read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     results = compiled(arrays)
     return [np.array(results[output]) for output in compiled.outputs]
 
@@ -86,10 +82,10 @@ def test_exported_nms_is_torchvisions_for_any_chain(tmp_path: Path, runtime: str
         np.testing.assert_array_equal(alone, right[row : row + 1])
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_exported_ties_are_in_order_of_index(tmp_path: Path, runtime: str) -> None:
+def test_exported_ties_are_in_order_of_index(tmp_path: Path) -> None:
+    """By ONNX's definition of TopK; OpenVINO and TensorRT do not keep to it."""
     values = torch.randint(0, 5, (3, 5000), generator=torch.Generator().manual_seed(1)).float()
     path = write(Best(), (values,), tmp_path / "best.onnx")
     order = np.argsort(-values.numpy(), axis=1, kind="stable")[:, :100]
-    np.testing.assert_array_equal(run(path, runtime, [values.numpy()])[1], order)
+    np.testing.assert_array_equal(run(path, "onnxruntime", [values.numpy()])[1], order)
     np.testing.assert_array_equal(best_first(values, 100)[1].numpy(), order)

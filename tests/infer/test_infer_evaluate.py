@@ -14,8 +14,10 @@ from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
 from directdet.common.errors import UserError
+from directdet.data import dataset as dataset_module
 from directdet.data.dataset import load_dataset
 from directdet.data.records import make_record
+from directdet.front.cli import main
 from directdet.infer.accuracy.coco_ap import coco_ground_truth
 from directdet.infer.accuracy.evaluate import METRIC_NAMES, evaluate, score_detections
 from directdet.infer.accuracy.voc_ap import voc_precision
@@ -181,3 +183,32 @@ def test_other_classes_are_refused(artefact, edit_meta, tiny_dataset):
     edit_meta(artefact, classes=["person", "traffic light", "cat"])
     with pytest.raises(UserError, match=r"\['dog'\].*\['cat'\]"):
         evaluate(load(artefact, device="cpu"), tiny_dataset, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "place", "result", "metric"),
+    [
+        ("ssd300_root_resnet34", "ScratchDet, section 4", "mAP 80.4", "VOC 2007 test mAP"),
+        ("ssd300_root_resnet34_coco", "ScratchDet, Figure 6", "AP 32.7", "COCO test-dev AP"),
+        ("ssd300_resnet18_a", "ScratchDet, section 4", "mAP 75.3", "VOC 2007 test mAP"),
+        ("dsod300", "ScratchDet, section 4", "mAP 77.7", "VOC 2007 test mAP"),
+        ("dsod300_no_bn", "ScratchDet, section 4", "mAP 71.5", "VOC 2007 test mAP"),
+        ("mask_rcnn_r50_fpn_p3x_1x", "Direct pre-training, Table 4", "box 41.5, mask 37.0", "COCO val2017 AP"),
+        ("demo", None, None, None),
+    ],
+)
+def test_eval_says_what_the_paper_reached(
+    artefact, edit_meta, tiny_dataset, tmp_path, capsys, monkeypatch, recipe, place, result, metric
+):
+    edit_meta(artefact, recipe=recipe)
+    monkeypatch.setattr(dataset_module, "load_dataset", lambda *_: tiny_dataset)
+    file = tmp_path / "numbers.json"
+    assert main(["eval", str(artefact), "--data", str(tmp_path), "--device", "cpu", "--json", str(file)]) == 0
+    said, written = capsys.readouterr().out, json.loads(file.read_text())["in_the_papers"]
+    if place is None:
+        assert "In the papers" not in said and written == []
+        return
+    assert f"In the papers, on their data, not measured here (recipe {recipe}):" in said
+    (line,) = [line for line in said.splitlines() if line.startswith(f"  {place}, ")]
+    assert line.endswith(f": {result} ({metric})")
+    assert [one["result"] for one in written if one["place"] == place] == [result]

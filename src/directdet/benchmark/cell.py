@@ -140,6 +140,7 @@ class Cell:
         detections_per_image: mean over the timed images.
         timed_images: how many different images were timed. image_sizes: of those.
         metrics: AP on the dataset; None where it was not measured.
+        network: settings of the network, as `models.build.describe_model` returns them; None in older files.
     """
 
     path: str
@@ -173,6 +174,7 @@ class Cell:
     timed_images: int
     image_sizes: ImageSizes
     metrics: Metrics | None
+    network: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

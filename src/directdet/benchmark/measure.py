@@ -77,6 +77,7 @@ def run_cell(task: Task) -> Cell:
         input=described["input"],
         classes=described["classes"],
         recipe=described["recipe"],
+        network=detector.meta.get("model_config"),
         artefact_sha256=detector.meta.get("files", {}).get(detector.meta.get("file")),
         asked_precision=request.precision,
         provider_check=provider,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from directdet.benchmark.cell import TIMES, Cell, Failure
@@ -11,6 +11,7 @@ from directdet.benchmark.result import About
 from directdet.benchmark.tables import STAGE_NAMES, paper_rows
 from directdet.infer.runtimes.names import TITLES
 from directdet.pages.page import Grid, row, small_print, table
+from directdet.recipes.table_rows import PublishedResult
 
 
 def ran_in(cell: Cell) -> str:
@@ -64,6 +65,15 @@ def stage_table(cells: Sequence[Cell], names: Sequence[str]) -> str:
     return f'<div class="scroll"><table><thead>{head}</thead>{"".join(bodies)}</table></div>'
 
 
+def accuracy(published: Mapping[str, Sequence[PublishedResult]]) -> str:
+    """What the papers report for the recipes of the models, which was reached on their data and not measured here."""
+    if not published:
+        return small_print("The papers report no accuracy for the recipes of these models.")
+    headers = ("recipe of a model", "paper", "row", "in the paper, on its data", "its measure")
+    rows = [(name, one.place, one.row, one.result, one.metric) for name, found in published.items() for one in found]
+    return table(Grid(headers, rows))
+
+
 def papers(comparisons: Iterable[SpeedComparison], here: str) -> str:
     """The papers' tables with what was timed here next to their rows, marked as not comparable.
 
@@ -79,7 +89,7 @@ def _paper(paper: SpeedComparison, here: str) -> str:
     lines = [
         f"{printed.source}: {printed.title}; AP is {printed.metric}.",
         f"Theirs: {printed.hardware}; stages in a frame rate: {printed.included}.",
-        f"Here: {here}." if paper.has_ours else "None of the models timed here was trained by a recipe of this table.",
+        f"Here: {here}." if paper.has_ours else "None of the models timed here has a network of this table.",
         f"Ratios are to the row {paper.reference!r}, each within its own column; only ratios can be compared.",
     ]
     names, rows = paper_rows(paper)

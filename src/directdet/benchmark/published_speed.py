@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from directdet.benchmark.cell import Cell, Request
+from directdet.recipes.networks import has_network_of
 from directdet.recipes.published import ApRow, PaperTable, SpeedRow
 
 
 @dataclass(frozen=True)
 class TimedHere:
-    """A cell whose model belongs to a row of a paper's table.
+    """A cell whose model has the network of a row of a paper's table.
 
     Attributes:
         model: its path.
@@ -81,18 +82,18 @@ def setting(cell: Cell) -> str:
 def compare_with(table: PaperTable, cells: Sequence[Cell]) -> SpeedComparison:
     """A paper's table with the detectors of its rows that were timed here.
 
-    A model belongs to a row if it was trained by the row's recipe.
+    A model belongs to a row if it has the network of the row's recipe: how it was trained makes no difference to its
+    speed, so one model may belong to several rows.
 
     Args:
         table: one of `published.speed_tables`: each row has a frame rate.
         cells: those of a benchmark that were measured.
     """
-    timed = {cell.recipe for cell in cells}
-    rows = [_with_rate(row) for row in table.rows]
-    reference, reference_fps = next(((row, fps) for row, fps in rows if row.recipe in timed), rows[0])
+    rows = [(*_with_rate(row), [cell for cell in cells if _belongs(cell, row.recipe)]) for row in table.rows]
+    reference, reference_fps, references = next((row for row in rows if row[2]), rows[0])
     compared = []
-    for row, fps in rows:
-        ours = [_timed_here(cell, reference.recipe, cells) for cell in cells if cell.recipe == row.recipe]
+    for row, fps, own in rows:
+        ours = [_timed_here(cell, references) for cell in own]
         compared.append(ComparedRow(row, fps / reference_fps, tuple(ours)))
     return SpeedComparison(table, reference.method, tuple(compared))
 
@@ -104,8 +105,16 @@ def _with_rate(row: SpeedRow | ApRow) -> tuple[SpeedRow, float]:
     return row, row.fps
 
 
-def _timed_here(cell: Cell, reference: str | None, cells: Sequence[Cell]) -> TimedHere:
-    same = next((other for other in cells if other.recipe == reference and setting(other) == setting(cell)), None)
+def _belongs(cell: Cell, recipe: str | None) -> bool:
+    """Whether a cell's model has the network of a recipe; of a cell without settings, whether it is of that recipe."""
+    if recipe is None or cell.network is None:
+        return recipe is not None and cell.recipe == recipe
+    return has_network_of(cell.network, recipe)
+
+
+def _timed_here(cell: Cell, references: Sequence[Cell]) -> TimedHere:
+    """A cell with its ratios to the one of `references` that was timed in the same setting."""
+    same = next((other for other in references if setting(other) == setting(cell)), None)
     return TimedHere(
         cell.path,
         setting(cell),

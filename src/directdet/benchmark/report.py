@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from directdet.benchmark.cell import Cell
-from directdet.benchmark.page_parts import failed, machine_facts, papers, ran_in, stage_bars, stage_table
+from directdet.benchmark.page_parts import accuracy, failed, machine_facts, papers, ran_in, stage_bars, stage_table
 from directdet.benchmark.result import BenchmarkResult, short
 from directdet.benchmark.tables import ap, machine_words, provider_words, ratios, sizes
 from directdet.common.errors import UserError
@@ -53,7 +53,7 @@ def render(result: BenchmarkResult, pictures: Sequence[Picture], explained: str)
         section("Speed and accuracy", _speed(good, names) + failed(result.failed)),
         section("Where the time goes", _stages(good, names)),
         section("Size, memory, and where it ran", _memory(good, names)),
-        section("Next to the papers", papers(result.papers, machine_words(facts))),
+        section("Next to the papers", accuracy(result.published) + papers(result.papers, machine_words(facts))),
         section("Validation images", gallery(pictures, explained)),
         section("How this was made", about(_facts(result))),
     )

@@ -9,6 +9,7 @@ from typing import Any
 from directdet.benchmark.cell import Cell, Failure, Request, cell_from_dict
 from directdet.benchmark.published_speed import SpeedComparison, compare_with, runtime_words
 from directdet.recipes.published import speed_tables
+from directdet.recipes.table_rows import PublishedResult, published_rows
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,12 @@ class BenchmarkResult:
         return [compare_with(table, self.good) for table in speed_tables()]
 
     @property
+    def published(self) -> dict[str, list[PublishedResult]]:
+        """What the papers report for the recipes of these cells, by recipe, for those that they have."""
+        recipes = dict.fromkeys(cell.recipe for cell in self.good if cell.recipe is not None)
+        return {recipe: found for recipe in recipes if (found := published_rows(recipe))}
+
+    @property
     def failures(self) -> list[str]:
         """One line for every cell that failed."""
         return [f"{short(cell.request.path)} in {where(cell.request)}: {cell.error}" for cell in self.failed]
@@ -93,11 +100,12 @@ class BenchmarkResult:
             "about": self.about.to_dict(),
             "cells": [cell.to_dict() for cell in self.cells],
             "papers": [paper.to_dict() for paper in self.papers],
+            "in_the_papers": {recipe: [asdict(one) for one in found] for recipe, found in self.published.items()},
         }
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> BenchmarkResult:
-        """The result that `to_dict` describes; "papers" follows from the cells and is not read."""
+        """The result that `to_dict` describes; "papers" and "in_the_papers" follow from the cells and are not read."""
         return cls(tuple(map(cell_from_dict, content["cells"])), About.from_dict(content["about"]))
 
 

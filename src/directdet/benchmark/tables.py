@@ -17,6 +17,7 @@ from directdet.benchmark.provider_check import ProviderCheck
 from directdet.benchmark.published_speed import SpeedComparison, TimedHere, runtime_words, setting
 from directdet.benchmark.result import About, BenchmarkResult, short
 from directdet.common.terminal import TITLE, plain
+from directdet.recipes.table_rows import beside_ours
 
 STAGE_NAMES = {
     "prepare": "decode + preprocess",
@@ -34,6 +35,7 @@ def tables(result: BenchmarkResult) -> Group:
     if not result.good:
         return Group()
     parts = [_summary_table(result), _memory_table(result.good), _stage_table(result.good)]
+    parts += [plain("\n".join(beside_ours(recipe))) for recipe in result.published]
     for paper in result.papers:
         if paper.has_ours:
             table = paper.table

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from directdet.common.errors import UserError
 from directdet.infer.runtimes.library import import_library
-from directdet.infer.runtimes.openvino_runtime import order_ties
 
 
 def write_openvino(onnx_path: Path, xml_path: Path) -> list[Path]:
@@ -15,7 +14,6 @@ def write_openvino(onnx_path: Path, xml_path: Path) -> list[Path]:
     openvino = import_library("openvino", "openvino", "install directdet[openvino]")
     try:
         model = openvino.convert_model(str(onnx_path))
-        order_ties(model)
         openvino.save_model(model, str(xml_path), compress_to_fp16=False)
     except Exception as error:  # OpenVINO raises RuntimeError and its own classes
         raise UserError(f"openvino cannot convert {onnx_path}: {' '.join(str(error).split())[:300]}") from None

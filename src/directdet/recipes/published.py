@@ -315,6 +315,37 @@ def scratchdet_table2() -> PaperTable[SpeedRow]:
     )
 
 
+def scratchdet_section_4() -> PaperTable[SpeedRow]:
+    """ScratchDet, section 4: results on VOC 2007 that are in the text only, or in Table 3. None: did not converge."""
+    rows = (
+        SpeedRow("SSD300 Root-ResNet-34 (section 4.2.2, Table 3)", ap=80.4),
+        SpeedRow("SSD300 ResNet-18-A (section 4.2.2)", ap=75.3),
+        SpeedRow("DSOD300 (section 4.2.1)", ap=77.7),
+        SpeedRow("DSOD300 without BN (section 4.2.1)", ap=71.5),
+        SpeedRow("Faster R-CNN VGG-16 from scratch with BN (section 4.2.1)", ap=67.2),
+        SpeedRow("Faster R-CNN VGG-16 from scratch without BN (section 4.2.1)"),
+        SpeedRow("Faster R-CNN VGG-16 pre-trained (section 4.2.1)", ap=73.2),
+    )
+    title = "results on VOC 2007 in the text"
+    return PaperTable(
+        f"{SCRATCHDET}, section 4", title, "4x Tesla P40 (training)", _UNSTATED, rows, "VOC 2007 test mAP"
+    )
+
+
+def scratchdet_figure_5() -> PaperTable[SpeedRow]:
+    """ScratchDet, caption of Figure 5: SSD300 Root-ResNet-34 on VOC 2012."""
+    rows = (SpeedRow("Root-ResNet-34 trained on 07++12+COCO", ap=82.1),)
+    hardware = "4x Tesla P40 (training)"
+    return PaperTable(f"{SCRATCHDET}, Figure 5", "VOC 2012", hardware, _UNSTATED, rows, "VOC 2012 test mAP")
+
+
+def scratchdet_figure_6() -> PaperTable[SpeedRow]:
+    """ScratchDet, caption of Figure 6: SSD300 Root-ResNet-34 on COCO."""
+    rows = (SpeedRow("Root-ResNet-34 trained on trainval35k", ap=32.7),)
+    hardware = "4x Tesla P40 (training)"
+    return PaperTable(f"{SCRATCHDET}, Figure 6", "COCO", hardware, _UNSTATED, rows, "COCO test-dev AP")
+
+
 def speed_tables() -> tuple[PaperTable[SpeedRow], ...]:
     """The tables with frame rates, which are shown next to what a benchmark measures."""
     return direct_table7(), scratchdet_table2()
@@ -336,4 +367,7 @@ def all_tables() -> Sequence[PaperTable[ApRow | SpeedRow]]:
         direct_section_3_2(),
         scratchdet_table1(),
         scratchdet_table2(),
+        scratchdet_section_4(),
+        scratchdet_figure_5(),
+        scratchdet_figure_6(),
     )

@@ -114,6 +114,25 @@ TABLES = {
         published.scratchdet_table2,
         tuple(f"ssd300_{backbone}" for backbone in TABLE2_BACKBONES),
     ),
+    "scratchdet/section4": TrainedTable(
+        "ScratchDet, section 4",
+        published.scratchdet_section_4,
+        (
+            "ssd300_root_resnet34",
+            "ssd300_resnet18_a",
+            "dsod300",
+            "dsod300_no_bn",
+            "faster_rcnn_vgg16_scratch",
+            "faster_rcnn_vgg16_scratch_no_bn",
+            "quoted from another paper, not trained",
+        ),
+    ),
+    "scratchdet/figure5": TrainedTable(
+        "ScratchDet, Figure 5", published.scratchdet_figure_5, ("no recipe trains on COCO and then on VOC",)
+    ),
+    "scratchdet/figure6": TrainedTable(
+        "ScratchDet, Figure 6", published.scratchdet_figure_6, ("ssd300_root_resnet34_coco",)
+    ),
 }
 
 
@@ -125,12 +144,14 @@ class Row:
         recipe: the recipe that trains it, or None; then `why_not` says why there is none.
         label: what the row is.
         result: what the paper reached.
+        metric: what its accuracy is; empty where it has none.
     """
 
     recipe: str | None
     why_not: str
     label: str
     result: str
+    metric: str
 
 
 def rows_of(table: TrainedTable) -> list[Row]:
@@ -138,15 +159,55 @@ def rows_of(table: TrainedTable) -> list[Row]:
     figures, rows = table.published(), []
     for name, row in zip(table.recipes, figures.rows, strict=True):
         trained = " " not in name
-        rows.append(Row(name if trained else None, "" if trained else name, label(row), result(figures, row)))
+        metric = "" if isinstance(row, SpeedRow) and row.train_s_per_iter is not None else figures.metric
+        rows.append(Row(name if trained else None, "" if trained else name, label(row), result(figures, row), metric))
     return rows
+
+
+@dataclass(frozen=True)
+class PublishedResult:
+    """What a paper reports for a recipe.
+
+    Attributes:
+        place: paper and table, section or figure.
+        row: what the row is.
+        result: what the paper reached.
+        metric: what its accuracy is; empty where it has none.
+    """
+
+    place: str
+    row: str
+    result: str
+    metric: str
+
+    def words(self) -> str:
+        """All of it but the metric in one line."""
+        return f"{self.place}, {self.row}: {self.result}"
+
+
+def published_rows(recipe: str | None) -> list[PublishedResult]:
+    """What the papers report for a recipe, in the order of their tables; nothing for None or a recipe of one's own."""
+    found = [
+        PublishedResult(table.place, row.label, row.result, row.metric)
+        for table in TABLES.values()
+        for row in rows_of(table)
+        if row.recipe is not None and row.recipe == recipe
+    ]
+    return list(dict.fromkeys(found))  # Table 1 of direct pre-training prints some rows twice
 
 
 def published_results(recipe: str) -> list[str]:
     """What the papers report for a recipe, one line for each table or section that has it."""
-    found = [(table.place, row) for table in TABLES.values() for row in rows_of(table) if row.recipe == recipe]
-    lines = [f"{place}, {row.label}: {row.result}" for place, row in found]
-    return list(dict.fromkeys(lines))  # Table 1 of direct pre-training prints some rows twice
+    return [found.words() for found in published_rows(recipe)]
+
+
+def beside_ours(recipe: str | None) -> list[str]:
+    """Lines that set the papers' results beside accuracy measured here, by the recipe that the model is of."""
+    found = published_rows(recipe)
+    if not found:
+        return []
+    title = f"In the papers, on their data, not measured here (recipe {recipe}):"
+    return [title, *(f"  {one.words()} ({one.metric})" for one in found if one.metric)]
 
 
 def label(row: ApRow | SpeedRow) -> str:
@@ -163,8 +224,8 @@ def label(row: ApRow | SpeedRow) -> str:
 def result(table: PaperTable, row: ApRow | SpeedRow) -> str:
     """The paper's accuracy or speed for a row, and its cost."""
     if isinstance(row, SpeedRow):
-        if table.metric.startswith("VOC"):
-            reached = "did not converge" if row.ap is None else f"mAP {row.ap}"
+        if row.train_s_per_iter is None:
+            reached = "did not converge" if row.ap is None else f"{table.metric.rpartition(' ')[2]} {row.ap}"
             return reached if row.fps is None else f"{reached}; {row.fps} fps"
         return f"{row.train_s_per_iter} s per iteration, {row.fps} fps"
     parts = [f"box {row.ap_box}" + (f", mask {row.ap_mask}" if row.ap_mask is not None else "")]

@@ -44,9 +44,9 @@ def count_objects(phase: Phase, dataset: Dataset) -> ObjectCount:
     if not objects:
         crowd = sum(len(record.boxes) for record in dataset.records)
         dropped = sum(problem.action == "dropped" for problem in dataset.problems)
-        counts = ((crowd, "crowd regions"), (difficult, "difficult"), (dropped, "left out for their boxes"))
-        words = ", ".join(f"{count} {what}" for count, what in counts if count)
-        left_out = f" ({words})" if words else ""
+        counts = ((crowd, "crowd regions"), (difficult, "marked difficult"), (dropped, "left out for their boxes"))
+        words = ", ".join(f"{count} {what}" for count, what in counts if count or what != "marked difficult")
+        left_out = f" ({words})" if crowd or difficult or dropped else ""
         raise UserError(f"{where}: no object to train on{left_out}; check-data tells more")
     if not seen:
         raise UserError(

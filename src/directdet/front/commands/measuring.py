@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def evaluate(
     from directdet.data.dataset import load_dataset
     from directdet.infer.accuracy.evaluate import evaluate
     from directdet.infer.runtimes.load import load
+    from directdet.recipes.table_rows import beside_ours, published_rows
 
     for file in filter(None, (json_file, results)):
         require_writable(file)
@@ -60,9 +62,14 @@ def evaluate(
     terminal().print(metrics.table(per_class=per_class))
     if per_class:
         terminal().print(metrics.voc_table())
+    recipe = detector.meta.get("recipe")
+    for line in beside_ours(recipe):
+        say(line)
     if json_file is not None:
         about = {"root": str(data), "split": split}
-        write_json_atomic(json_file, {"model": detector.describe(), "dataset": about, **metrics.to_dict()})
+        papers = [asdict(found) for found in published_rows(recipe)]
+        content = {"model": detector.describe(), "dataset": about, **metrics.to_dict(), "in_the_papers": papers}
+        write_json_atomic(json_file, content)
         say(f"written: {json_file}")
     if results is not None:
         say(f"written: {results}")

@@ -45,9 +45,7 @@ class OpenVinoBackend:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
             core = openvino.Core()
-            model = core.read_model(artefact.model_file)
-            order_ties(model)
-            compiled = core.compile_model(model, _DEVICES[device], settings)
+            compiled = core.compile_model(core.read_model(artefact.model_file), _DEVICES[device], settings)
         except Exception as error:  # OpenVINO raises RuntimeError and its own classes
             raise UserError(
                 f"{artefact.model_file}: OpenVINO cannot compile it for {_DEVICES[device]}: "
@@ -88,10 +86,3 @@ class OpenVinoBackend:
             return [np.array(results[output]) for output in self._outputs]
         finally:
             self._idle.append(request)
-
-
-def order_ties(model: Any) -> None:
-    """Let TopK of an OpenVINO model take equal values by index, as ONNX defines it; reading a model leaves it open."""
-    for operation in model.get_ops():
-        if operation.get_type_name() == "TopK" and "stable" in operation.get_attributes():
-            operation.set_attribute("stable", True)

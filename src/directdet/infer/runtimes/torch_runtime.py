@@ -228,7 +228,7 @@ def load_torch(
         from directdet.infer.runtimes.captured import prepare_for_inference
 
         prepare_for_inference(backend.model, precision)
-    meta = {key: checkpoint.get(key) for key in ("recipe", "phase")}
+    meta = {key: checkpoint.get(key) for key in ("recipe", "phase", "model_config")}
     return TorchPredictor(backend, preprocess, checkpoint["classes"], checkpoint["category_ids"], str(path), meta)
 
 

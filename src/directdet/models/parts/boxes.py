@@ -27,7 +27,9 @@ def take(values: Tensor, index: Tensor) -> Tensor:
 def best_first(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest of values [N, M] and their indices, both [N, count], best first; equal values by index.
 
-    torch.topk leaves open which of equal values it takes, and in which order; ONNX's TopK has this order. NaN is first.
+    torch.topk leaves open which of equal values it takes, and in which order; ONNX's TopK has this order, to which ONNX
+    Runtime keeps, but OpenVINO and TensorRT do not (OpenVINO can, but RetinaNet then takes eight times as long). NaN is
+    first.
     """
     if torch.compiler.is_exporting():
         return torch.topk(values, count, dim=1)
