@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -140,6 +139,7 @@ def run_recipe(given: argparse.Namespace) -> None:
     from directdet.infer.accuracy.evaluate import evaluate
     from directdet.infer.runtimes.load import load
     from directdet.recipes.by_name import get_recipe
+    from directdet.recipes.derived import images_per_step, passes_per_epoch
     from directdet.recipes.settings import apply_settings
     from directdet.reproduce.budget import seconds_of_steps
     from directdet.train.run import train
@@ -152,7 +152,7 @@ def run_recipe(given: argparse.Namespace) -> None:
     for phase in recipe.phases:
         pace = seconds_of_steps(recipe, phase, train_set, val, torch.device(given.device))
         evaluating = pace.evaluation  # only the last phase is evaluated
-        per_epoch = math.ceil(len(train_set) / (phase.batch_size * phase.accumulate))
+        per_epoch = len(train_set) * passes_per_epoch(phase) / images_per_step(phase, 1)
         needed += (phase.iterations or phase.epochs * per_epoch) * pace.step
     share = (60 * given.minutes - (time.perf_counter() - began) - evaluating) / needed
     for phase in recipe.phases:
@@ -169,12 +169,10 @@ def run_recipe(given: argparse.Namespace) -> None:
     write_json_atomic(given.out / "result.json", row)
 
 
-def scaled(phase: Phase, share: float) -> dict[str, Any]:
-    """A phase's length and its drops of the learning rate, times `share`."""
+def scaled(phase: Phase, share: float) -> dict[str, int]:
+    """A phase's length times `share`; its drops of the learning rate stay in proportion."""
     length = "iterations" if phase.iterations else "epochs"
-    before: int = getattr(phase, length)
-    after = max(1, round(before * share))
-    return {length: after, "milestones": tuple(max(1, round(at * after / before)) for at in phase.milestones)}
+    return {length: max(1, round(getattr(phase, length) * share))}
 
 
 def time_graph(path: str | None, runs: int = 50) -> dict[str, float] | None:
