@@ -12,6 +12,7 @@ from directdet.common.errors import UserError
 from directdet.data.formats.polygons import near_picture
 from directdet.data.formats.rle import check_rle
 from directdet.data.formats.values import area_or_none, flag, name_text, whole
+from directdet.data.picture_size import check_pixels
 from directdet.data.records import (
     AnnotatedObject,
     Dataset,
@@ -24,7 +25,6 @@ from directdet.data.records import (
     path_inside,
 )
 
-_MOST_PIXELS = 2**30  # OpenCV opens no larger picture, and pycocotools counts the pixels of a mask in 32 bits
 _ROBOFLOW_FOLDERS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
 _ROBOFLOW_FILE = "_annotations.coco.json"
 
@@ -227,8 +227,7 @@ def _read_images(file: Path, content: dict[str, Any]) -> dict[int, dict[str, Any
                 f"{file}: image {image_id}: width {entry['width']!r} and height {entry['height']!r} are not both "
                 "positive integers; correct them"
             )
-        if width * height > _MOST_PIXELS:
-            raise UserError(f"{file}: image {image_id}: {width} x {height} are more than 2**30 pixels; correct them")
+        check_pixels(height, width, f"{file}: image {image_id}")
         if image_id in images:
             raise UserError(f"{file}: image {image_id}: id is used twice; give every image its own id")
         images[image_id] = {"file_name": entry["file_name"], "width": width, "height": height}

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from directdet.common.errors import UserError
 from directdet.data.image import read_image
+from directdet.data.picture_size import check_pixels
 from directdet.data.records import AnnotatedObject, Dataset, Problem, clip_box, is_number, make_record, path_inside
+
+MOST = 10**9  # pixels of an edge; no picture is so long
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -186,8 +189,9 @@ def _image_size(file: Path, tree: ElementTree.Element, image: Path) -> tuple[int
         values = [(size.findtext(key) or "0").strip() for key in ("width", "height")]
         if not all(value.isascii() and value.isdigit() for value in values):
             raise UserError(f"{file}: size: {values[0]!r} x {values[1]!r} are not integers; correct them")
-        width, height = map(int, values)
+        width, height = (int(value) if len(value) < 10 else MOST for value in values)
         if width and height:
+            check_pixels(height, width, file)
             return width, height
     height, width = read_image(image).shape[:2]
     return width, height

@@ -15,6 +15,8 @@ import numpy as np
 
 from directdet.common.errors import UserError
 from directdet.common.files import require_writable, write_bytes_atomic, write_pieces_atomic
+from directdet.common.json_files import check_json
+from directdet.common.settings import ZeroOrMore
 from directdet.common.terminal import terminal
 from directdet.infer.detections import Detections
 from directdet.infer.draw import draw
@@ -31,7 +33,7 @@ from directdet.infer.predict.stages import (
     make_batches,
     one_opencv_thread,
 )
-from directdet.infer.predict.writers import LinesWriter, read_lines, write_coco
+from directdet.infer.predict.writers import LINES_FIX, LinesWriter, read_lines, write_coco
 from directdet.infer.predictor import Predictor
 
 RESULTS_FILES = {"coco": "detections.json", "jsonl": "detections.jsonl"}
@@ -193,14 +195,15 @@ class _Journal:
         """Count the finished images and check that they belong to these settings and images."""
         _remove_partial_line(self._path)
         lines = read_lines(self._path)
-        before = next(lines)
+        before = next(lines, {})
         for key, value in settings.items():
             if before.get(key) != value:
                 raise UserError(
                     f"{self._path}: was started with {key} {before.get(key)!r}, not {value!r}; use that, or remove it"
                 )
         listed = iter(images)
-        for line in lines:
+        for number, line in enumerate(lines, start=2):
+            _check_line(line, f"{self._path}: line {number}")
             path = next(listed, None)
             if path is None or path.as_posix() != line["file_name"]:
                 raise UserError(
@@ -245,6 +248,27 @@ class _Journal:
 
     def __exit__(self, *_: object) -> None:
         self._lines.close()
+
+
+@dataclass(frozen=True)
+class _Line:
+    """The results of one image; those that could not be read have "error" alone."""
+
+    image_id: int
+    file_name: str
+    width: ZeroOrMore = 0
+    height: ZeroOrMore = 0
+    detections: tuple[dict, ...] | None = None
+    error: str | None = None
+
+
+def _check_line(line: dict[str, Any], where: str) -> None:
+    """UserError unless the results file can be made of a line."""
+    found = check_json(line, _Line, where, LINES_FIX)
+    if (found.detections is None) == (found.error is None) or not (
+        "error" in line or {"width", "height"} <= line.keys()
+    ):
+        raise UserError(f"{where}: has neither detections nor an error, or both; {LINES_FIX}")
 
 
 def _remove_partial_line(path: Path) -> None:

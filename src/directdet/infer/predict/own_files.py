@@ -90,8 +90,10 @@ class OwnFiles:
                     try:
                         line = json.loads(content)
                         name, source, digest = line["file"], line["source"], line["digest"]
-                    except (ValueError, TypeError, KeyError):
-                        continue  # a line that a killed process left incomplete
+                        if not (isinstance(name, str) and isinstance(source, str) and isinstance(digest, str | None)):
+                            raise ValueError
+                    except (ValueError, TypeError, KeyError, RecursionError):
+                        continue  # left incomplete by a killed process, or damaged: that file is then not ours
                     before, digests = known.get(name, (source, []))
                     fresh = digest is None or digest == _GONE or None in digests or before != source
                     known[name] = (source, [digest] if fresh else [*digests[-1:], digest])
