@@ -23,6 +23,7 @@ from directdet.common.text import shown
 _STOPPED = 130  # what shells report for Ctrl-C
 # Errors of the operating system that concern the user's disk and paths rather than this code.
 _DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
+_DISK_ERRORS += (errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.EISDIR, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 
 
 class Verbs(click.Group):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from directdet.common.errors import UserError
+from directdet.common.files import is_file_name
 from directdet.data.records import is_integer
 from directdet.infer.external_data import external_files
 from directdet.infer.preprocess import Preprocess
@@ -177,7 +178,7 @@ def _check_files(folder: Path, meta: dict[str, Any], where: str) -> Path:
         raise UserError(f"{where}: files: expected {meta['file']!r} and at most {MAX_FILES} files; export again")
     inside = folder.resolve()
     for name, wanted in files.items():
-        if Path(name).name != name or not name:
+        if Path(name).name != name or not is_file_name(name):
             raise UserError(f"{where}: file: {name!r} must be a plain file name in the same folder")
         path = folder / name
         if path.resolve().parent != inside:

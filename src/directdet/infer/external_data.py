@@ -45,7 +45,7 @@ def external_files(path: Path) -> set[str]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, IndexError):
-        raise UserError(f"{path}: is not an ONNX file, or damaged; export again") from None
+        raise UserError(f"{path}: cannot be read as an ONNX file; export again") from None
 
 
 def _external(content: Buffer) -> set[str]:
