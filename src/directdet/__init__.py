@@ -3,12 +3,7 @@
 `from directdet import Detector` is all a notebook or a server needs: `Detector("ARTEFACT")(image_bgr)`.
 """
 
-import os
 from typing import TYPE_CHECKING
-
-# OpenCV reads its limit as it is imported. This one is for formats whose header we do not read: see data.picture_size.
-_pixels = os.environ.get("DIRECTDET_MAX_PIXELS", "")
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", _pixels if _pixels.isdecimal() else str(2**27))
 
 if TYPE_CHECKING:
     from directdet.infer.detections import Detections

@@ -71,6 +71,8 @@ def test_a_limit_that_is_no_number_is_told(monkeypatch, tmp_path, value):
 
 READ = """
 import sys
+from directdet.data.picture_size import tell_opencv
+tell_opencv()  # as the command line does
 from directdet.common.errors import UserError
 from directdet.data.image import read_image
 try:

@@ -28,7 +28,7 @@ for folder in ("fuzz", "infer"):
 
 SECONDS = 30
 MOST_MEMORY = 2 * 2**30  # more than the process had before
-BATCH = 100  # inputs of one process
+BATCH = 50  # inputs of one process
 
 
 @contextlib.contextmanager
@@ -132,6 +132,7 @@ def main() -> int:
                             count[outcome if outcome in ("value", "error") else "WRONG"] += 1
                             if outcome not in ("value", "error"):
                                 found[f"{target.name}: {outcome}"].append(number)
+                                print(f"{target.name}, seed {number}: {outcome}", flush=True)
                     last = lines[-1] if lines else [seeds[0], None]
                     if last[1] is None:  # the process died of it
                         count["WRONG"] += 1

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -11,6 +12,8 @@ from onnx import TensorProto, helper
 
 from directdet.common.errors import UserError
 from directdet.infer.external_data import external_files
+from directdet.infer.predict.images import predict
+from directdet.infer.predict.options import PredictOptions
 from directdet.infer.preprocess import MOST_CANVAS, Preprocess, fixture_image
 from directdet.infer.runtimes.load import load
 
@@ -154,3 +157,15 @@ def test_odd_fields_are_named(artefact, field, value, says):
     with pytest.raises(UserError, match=r"meta\.json: ") as caught:
         load(changed(artefact, **{field: value}))
     assert says in str(caught.value)
+
+
+def test_a_name_that_is_not_utf_8_is_written_and_read(artefact, tmp_path):
+    pictures, name = tmp_path / "pictures", os.fsdecode(b"a\xff.png")
+    pictures.mkdir()
+    (pictures / name).write_bytes(cv2.imencode(".png", fixture_image(40, 50))[1].tobytes())
+    for results in ("coco", "jsonl"):
+        options = PredictOptions(pictures=False, results=results)
+        summary = predict(load(artefact, device="cpu"), pictures, tmp_path / results, options, progress=False)
+        content = json.loads(summary.results_file.read_bytes())
+        line = content["images"][0] if results == "coco" else content
+        assert line["file_name"] == (pictures / name).as_posix()

@@ -1,7 +1,6 @@
 """How large a picture says it is, before it is decoded: a file of 100 KB may hold a thousand million pixels.
 
-At OpenCV's own limit of 2**30 pixels a picture takes 10 GB on its way through this program; `directdet/__init__.py`
-lowers it for the formats whose headers are not read here.
+At OpenCV's own limit of 2**30 pixels a picture takes 10 GB on its way through this program.
 """
 
 from __future__ import annotations
@@ -27,6 +26,12 @@ def most_pixels() -> int:
     if not (text.isascii() and text.isdecimal() and 0 < len(text) <= 12):
         raise UserError(f"{VARIABLE}: {text!r} is not a number of pixels such as 400000000; correct or unset it")
     return int(text)
+
+
+def tell_opencv() -> None:
+    """Lower OpenCV's own limit, for the formats whose headers are not read here; only before OpenCV is imported."""
+    text = os.environ.get(VARIABLE, "")
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", text if text.isdecimal() else str(MOST_PIXELS))
 
 
 def check_pixels(height: int, width: int, name: object) -> None:

@@ -19,6 +19,7 @@ import click
 from directdet import __version__
 from directdet.common.errors import Stopped, UserError
 from directdet.common.text import shown
+from directdet.data.picture_size import tell_opencv
 
 _STOPPED = 130  # what shells report for Ctrl-C
 # Errors of the operating system that concern the user's disk and paths rather than this code.
@@ -70,6 +71,7 @@ def add_verbs(group: click.Group) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
+    tell_opencv()
     add_verbs(directdet)
     for stream in (sys.stdout, sys.stderr):  # what a terminal's encoding does not have is shown as an escape
         if isinstance(stream, io.TextIOWrapper):

@@ -227,7 +227,7 @@ class LinesWriter:
 
     def write(self, value: Any) -> None:
         """Add one line."""
-        content = memoryview((json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        content = memoryview(_json_bytes(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"))
         end = self._stream.tell()
         try:
             while content:
@@ -276,7 +276,12 @@ def write_coco(path: Path, lines: Callable[[], Iterator[dict[str, Any]]], catego
         yield from _joined(entry for line in lines() for entry in line.get("detections", ()))
         yield "]}\n"
 
-    write_pieces_atomic(path, (piece.encode() for piece in pieces()))
+    write_pieces_atomic(path, (_json_bytes(piece) for piece in pieces()))
+
+
+def _json_bytes(text: str) -> bytes:
+    """UTF-8, where halves of surrogate pairs, which names that are not UTF-8 hold, are escapes as in JSON."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _joined(values: Iterator[Any]) -> Iterator[str]:
