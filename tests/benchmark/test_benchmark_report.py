@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import csv
 import io
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from made_cells import EVIL, cell, failed, result
@@ -13,10 +14,11 @@ from page_reader import loads_nothing, read
 from rich.console import Console
 
 from directdet.benchmark import report as benchmark_report
+from directdet.benchmark.cell import Request
 from directdet.benchmark.published_speed import compare_with
 from directdet.benchmark.report import render
 from directdet.benchmark.result import BenchmarkResult
-from directdet.benchmark.tables import tables
+from directdet.benchmark.tables import _cell_text, tables, to_csv
 from directdet.models.configs import make_config
 from directdet.pages.page import Picture
 from directdet.recipes.by_name import get_recipe
@@ -135,3 +137,14 @@ def test_the_papers_accuracy_is_beside_ours_and_says_where_it_is_from():
 def test_a_table_without_frame_rates_is_refused():
     with pytest.raises(ValueError, match="prints no frame rate"):
         compare_with(direct_table1(), [])
+
+
+@pytest.mark.parametrize("name", ["=HYPERLINK(1)", "+1", "-1", "@SUM(1)", "\t=1"])
+def test_a_spreadsheet_computes_no_name(name):
+    """Negative numbers stay numbers."""
+    assert _cell_text(name) == f"'{name}"
+    row = next(
+        csv.DictReader(io.StringIO(to_csv(result(replace(failed(), request=Request(name, "-", None, False, 1))))))
+    )
+    assert row["model"] == f"'{name}"
+    assert _cell_text(-1.5) == -1.5 and _cell_text("runs/a=b") == "runs/a=b" and _cell_text(None) is None

@@ -56,9 +56,20 @@ def test_a_folder_in_which_nothing_was_written_is_not_left(tmp_path):
     with hold_folder(tmp_path / "a", "infer"):
         assert (tmp_path / "a").is_dir()
     assert not (tmp_path / "a").exists()
-    with hold_folder(tmp_path / "a", "infer"):
+    with hold_folder(tmp_path / "a" / "b" / "c", "infer"):
         (tmp_path / "a" / "result").write_text("1")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["result"]
+
+
+def test_what_is_no_folder_is_told_as_always(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="file: is a file; give a folder"), hold_folder(tmp_path / "file", "infer"):
+        pass
+    monkeypatch.chdir(tmp_path)
+    for beside in (True, False):
+        with hold_folder(".", "demo", beside=beside):
+            pass
+    assert (tmp_path / "file").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_lock_file_that_nobody_holds_is_taken(tmp_path):

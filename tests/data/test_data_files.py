@@ -8,6 +8,7 @@ import pytest
 
 from directdet.common.errors import UserError
 from directdet.common.files import write_bytes_atomic, write_json_atomic, write_text_atomic
+from directdet.data.records import path_inside
 
 
 def test_writes_and_replaces_without_leftovers(tmp_path):
@@ -49,3 +50,15 @@ def test_new_files_have_ordinary_rights(tmp_path):
 def test_user_error_survives_pickling():
     error = pickle.loads(pickle.dumps(UserError("a.jpg: broken")))
     assert isinstance(error, UserError) and str(error) == "a.jpg: broken" and error.exit_code == 1
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "é" * 128, "a/" + "x" * 300 + "/b.jpg", "a\ud800.jpg", "a\0b"])
+def test_a_name_that_no_file_can_have_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=r"source: .* is not a file name") as caught:
+        path_inside(tmp_path, name, "source")
+    assert len(str(caught.value)) < 300
+
+
+def test_a_name_of_255_bytes_and_one_that_is_not_utf_8_are_names(tmp_path):
+    assert path_inside(tmp_path, "é" * 127 + "x", "source") == tmp_path / ("é" * 127 + "x")
+    assert path_inside(tmp_path, "a\udcff.jpg", "source") == tmp_path / "a\udcff.jpg"

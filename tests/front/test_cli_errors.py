@@ -270,3 +270,9 @@ def test_report_lists_every_problem(capsys, tmp_path):
     code, output, _ = run(capsys, "check-data", data, "--report", report)
     assert code == 1
     assert output.count("image file not found") < 14 == report.read_text("utf-8").count("image file not found")
+
+
+def test_a_name_that_is_too_long_is_one_line(capsys, tmp_path):
+    assert cli.main(["check-data", str(tmp_path / ("x" * 300))]) == 1
+    err = capsys.readouterr().err
+    assert "File name too long" in err and err.count("\n") == 1

@@ -1,6 +1,7 @@
 """Processes that are not about to train the same thing say so at the start, in all of them."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from directdet.common.errors import UserError
 from directdet.data.dataset import load_dataset
 from directdet.recipes.recipe import Recipe
+from directdet.train import distributed
 from directdet.train.processes import agreement
 from directdet.train.processes.agreement import Meeting, facts_of
 
@@ -110,6 +112,23 @@ def test_one_process_meets_nobody(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with agreement.meeting() as met:
         assert met is None
+
+
+@pytest.mark.parametrize(
+    ("world", "text", "told"),
+    [
+        ("2", "[third_party/gloo/pair.cc:545] Read error [127.0.0.1]:1: Connection reset by peer", True),
+        ("2", "Connection closed by peer [127.0.0.1]:46497", True),
+        ("2", "size mismatch", False),
+        ("1", "gloo", False),
+    ],
+)
+def test_a_process_that_was_lost_is_told_in_one_line(monkeypatch, tmp_path, world, text, told):
+    monkeypatch.setenv("WORLD_SIZE", world)
+    wanted = r"run: another process of this run ended; see its own error, and go on with --resume$"
+    kind, says = (UserError, wanted) if told else (RuntimeError, re.escape(text))
+    with pytest.raises(kind, match=says), distributed.told_of_loss(tmp_path / "run"):
+        raise RuntimeError(text)
 
 
 def started(rank: int, port: int, words: list[str]) -> subprocess.Popen[str]:

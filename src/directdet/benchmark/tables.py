@@ -193,23 +193,32 @@ def to_csv(result: BenchmarkResult) -> str:
     ]
     names += ["model_bytes", "peak_rss_mib", "before_loading_mib", "gpu_mib", "device_asked", "hardware", "error"]
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, names, restval="", lineterminator="\n")
-    writer.writeheader()
+    table = csv.DictWriter(stream, names, restval="", lineterminator="\n")
+    table.writeheader()
+
+    def write(row: dict[str, Any]) -> None:
+        table.writerow({name: _cell_text(value) for name, value in row.items()})
+
     here = {"source": "measured", "comparable": "yes", "hardware": machine_words(result.about)}
     to_first = iter(ratios(result.good))
     for cell in result.cells:
         if isinstance(cell, Failure):
             asked = cell.request
             row = {"model": asked.path, "runtime": asked.runtime, "compiled": asked.compiled, "batch": asked.batch}
-            writer.writerow({**here, **row, "error": cell.error})
+            write({**here, **row, "error": cell.error})
         else:
-            writer.writerow({**here, **_csv_row(cell), "ratio": round(next(to_first), 4)})
+            write({**here, **_csv_row(cell), "ratio": round(next(to_first), 4)})
     for paper in result.papers:
         about_it = {"source": paper.table.source, "comparable": "not comparable", "hardware": paper.table.hardware}
         for one in paper.rows:
             own = {"model": one.row.method, "recipe": one.row.recipe, "fps_paper": one.row.fps}
-            writer.writerow({**about_it, **own, "ratio": round(one.ratio, 4)})
+            write({**about_it, **own, "ratio": round(one.ratio, 4)})
     return stream.getvalue()
+
+
+def _cell_text(value: Any) -> Any:
+    """The value; a text that a spreadsheet would compute begins with an apostrophe, as they mark text."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _csv_row(cell: Cell) -> dict[str, Any]:

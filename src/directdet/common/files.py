@@ -12,6 +12,8 @@ from typing import Any
 
 from directdet.common.errors import UserError
 
+LONGEST_NAME = 255  # bytes, on every file system in use
+
 
 def write_bytes_atomic(path: str | os.PathLike[str], content: bytes) -> Path:
     """Write ``content`` to ``path`` through a temporary file in the same folder, creating missing folders.
@@ -76,6 +78,14 @@ def require_writable(path: str | os.PathLike[str], folder: bool = False) -> None
         raise UserError(f"{target}: cannot be written: {parent} is a file, not a folder")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"{target}: cannot be written: no permission to create files in {parent}; choose another place")
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a part of a path from a file can be one: no NUL, no halves of surrogate pairs, at most 255 bytes."""
+    try:
+        return 0 < len(os.fsencode(name)) <= LONGEST_NAME and "\0" not in name
+    except UnicodeEncodeError:
+        return False
 
 
 def _ordinary_mode(target: Path) -> int:

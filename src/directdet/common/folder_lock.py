@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from directdet.common.errors import UserError
+from directdet.common.files import require_writable
 
 try:
     import fcntl
@@ -50,8 +51,10 @@ def hold_folder(folder: str | os.PathLike[str], command: str, beside: bool = Fal
             another one.
     """
     target = Path(folder)
-    path = target.with_name(f".{target.name}{LOCK_FILE}") if beside else target / LOCK_FILE
-    made = not path.parent.exists()
+    require_writable(target, folder=True)
+    whole = Path(os.path.abspath(target))  # "." has no name
+    path = whole.with_name(f".{whole.name[:64]}{LOCK_FILE}") if beside else whole / LOCK_FILE
+    made = [one for one in (path.parent, *path.parent.parents) if not one.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _take(path)
@@ -74,9 +77,9 @@ def hold_folder(folder: str | os.PathLike[str], command: str, beside: bool = Fal
                 path.unlink()  # while it is held; whoever waits for it then finds that it is not this file any more
             os.close(descriptor)
             _held.discard(descriptor)
-        if made:
-            with contextlib.suppress(OSError):
-                path.parent.rmdir()  # nothing was written
+        with contextlib.suppress(OSError):  # one in which something was written
+            for one in made:
+                one.rmdir()
 
 
 def _take(path: Path) -> int | None:

@@ -41,7 +41,7 @@ def read_json(path: str | os.PathLike[str], kind: type[Kind], fix: str) -> tuple
 def read_json_lines(path: str | os.PathLike[str], fix: str) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
     """(number from 1, line, its JSON object) for the lines of a file, one at a time.
 
-    A last line that is not whole is left out: a killed process leaves one.
+    A last line without its end is left out: a killed process leaves one.
 
     Raises:
         UserError: it cannot be read, or another line is no JSON object.
@@ -50,15 +50,8 @@ def read_json_lines(path: str | os.PathLike[str], fix: str) -> Iterator[tuple[in
         with Path(path).open("rb") as stream:
             number, line = 1, stream.readline(MOST_BYTES + 1)
             while line.endswith(b"\n") or len(line) > MOST_BYTES:
-                following = stream.readline(MOST_BYTES + 1)
-                try:
-                    value = parse_json(line, f"{path}: line {number}", fix)
-                except UserError:
-                    if not following:
-                        return
-                    raise
-                yield number, line, value
-                number, line = number + 1, following
+                yield number, line, parse_json(line, f"{path}: line {number}", fix)
+                number, line = number + 1, stream.readline(MOST_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}; {fix}") from None
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from directdet.common.errors import UserError
 from directdet.data.headers import read_header
+from directdet.data.picture_size import check_pixels, declared_size
 
 # The ImageNet mean rounded to whole numbers: padding with it leaves (nearly) zeros after normalising.
 PAD_COLOUR = (124, 116, 104)
@@ -96,6 +97,9 @@ def decode_image(content: bytes, name: str | os.PathLike[str] = "image") -> np.n
         raise UserError(f"{name}: image file is empty; restore it or remove it from the dataset")
     if _is_truncated(content):
         raise UserError(f"{name}: image file is truncated or damaged; restore it or remove it from the dataset")
+    size = declared_size(content)
+    if size is not None:
+        check_pixels(*size, name)
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:  # e.g. more pixels than OpenCV accepts

@@ -19,10 +19,12 @@ import click
 from directdet import __version__
 from directdet.common.errors import Stopped, UserError
 from directdet.common.text import shown
+from directdet.data.picture_size import tell_opencv
 
 _STOPPED = 130  # what shells report for Ctrl-C
 # Errors of the operating system that concern the user's disk and paths rather than this code.
 _DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
+_DISK_ERRORS += (errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.EISDIR, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 
 
 class Verbs(click.Group):
@@ -69,6 +71,7 @@ def add_verbs(group: click.Group) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
+    tell_opencv()
     add_verbs(directdet)
     for stream in (sys.stdout, sys.stderr):  # what a terminal's encoding does not have is shown as an escape
         if isinstance(stream, io.TextIOWrapper):

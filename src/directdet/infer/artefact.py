@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from directdet.common.errors import UserError
+from directdet.common.files import is_file_name
 from directdet.data.records import is_integer
+from directdet.infer.external_data import external_files
 from directdet.infer.preprocess import Preprocess
 
 FORMAT = 2
@@ -83,8 +85,10 @@ def read_artefact(folder: str | Path) -> Artefact:
         raise UserError(
             f"{where}: {len(meta['classes'])} classes but {len(meta['category_ids'])} category_ids; export again"
         )
-    if not all(isinstance(number, int) for number in meta["category_ids"]):
+    if not all(is_integer(number) and -(2**63) <= number < 2**63 for number in meta["category_ids"]):
         raise UserError(f"{where}: category_ids: expected integers; export again")
+    if not all(isinstance(name, str) for name in meta["classes"]):
+        raise UserError(f"{where}: classes: expected names; export again")
     preprocess = Preprocess.from_dict(meta["preprocess"], where)
     name, shape, dtype = _input(meta["input"], where)
     batch = _batch(meta["shapes"], where)
@@ -174,7 +178,7 @@ def _check_files(folder: Path, meta: dict[str, Any], where: str) -> Path:
         raise UserError(f"{where}: files: expected {meta['file']!r} and at most {MAX_FILES} files; export again")
     inside = folder.resolve()
     for name, wanted in files.items():
-        if Path(name).name != name or not name:
+        if Path(name).name != name or not is_file_name(name):
             raise UserError(f"{where}: file: {name!r} must be a plain file name in the same folder")
         path = folder / name
         if path.resolve().parent != inside:
@@ -188,4 +192,21 @@ def _check_files(folder: Path, meta: dict[str, Any], where: str) -> Path:
             raise UserError(f"{path}: the model file cannot be read: {error.strerror}; export again") from None
         if digest != wanted:
             raise UserError(f"{path}: sha256 differs from {META_FILE}: the file was changed or truncated; export again")
+    _check_unlisted(folder, meta, where)
     return folder / meta["file"]
+
+
+_SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}  # of kinds whose runtime goes by it
+
+
+def _check_unlisted(folder: Path, meta: dict[str, Any], where: str) -> None:
+    """UserError if a runtime would read files that meta.json does not list, and that so have no hash."""
+    kind, file, files = meta["kind"], meta["file"], meta["files"]
+    suffix = _SUFFIXES.get(kind)
+    if suffix is not None and Path(file).suffix != suffix:
+        raise UserError(f"{where}: file: {file!r} does not end in {suffix}, as {kind} files do; export again")
+    read = {Path(file).with_suffix(".bin").name} if kind == "openvino" else set()
+    if kind == "onnx":
+        read = external_files(folder / file)
+    if missing := sorted(read - files.keys()):
+        raise UserError(f"{where}: files: {missing[0]!r} holds weights of {file} but is not listed; export again")

@@ -30,6 +30,8 @@ def check_raw(outputs: Sequence[np.ndarray], batch: int, source: str) -> tuple[n
             f"{source}: the model has {len(outputs)} outputs; expected 4 (num, boxes, scores, labels) or 5 with masks; "
             "use a model written by `directdet export`"
         )
+    if not all(isinstance(value, np.ndarray) and value.dtype.kind in "fiub" for value in outputs):
+        raise UserError(f"{source}: the model returns other things than numbers; use a model of `directdet export`")
     arrays = tuple(
         np.ascontiguousarray(value, dtype) for value, dtype in zip(outputs, _DTYPES[: len(outputs)], strict=True)
     )

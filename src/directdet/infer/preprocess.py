@@ -18,6 +18,10 @@ from directdet.data.image import fit_size, resize, resize_into
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
+# Of a file that was not made here: a canvas that is larger would take gigabytes before anything is checked.
+MOST_CANVAS = 2**24  # pixels, 4096 x 4096
+MOST_DIVISOR = 4096
+
 _CHECKSUM_BIN = 0.25  # in normalised units, with ImageNet's std about 14 grey levels
 _CHECKSUM_LEVELS = 14.0  # the least number of grey levels in a bin, whatever the std
 _CHECKSUM_MARGIN = 0.3  # points must lie this close (in bins) to the middle of their bin
@@ -213,15 +217,21 @@ class Preprocess:
             size = [int(edge) for edge in values["size"]]
             if len(size) != 2:
                 raise ValueError(f"size: {size}; expected (height, width)")
+            divisor = int(values["divisor"])
+            if size[0] * size[1] > MOST_CANVAS or divisor > MOST_DIVISOR:
+                raise ValueError(
+                    f"size {size} with divisor {divisor}: more than {MOST_CANVAS} pixels, or a divisor above "
+                    f"{MOST_DIVISOR}, which no network here is made for"
+                )
             return cls(
                 size=(size[0], size[1]),
                 fixed=bool(values["fixed"]),
-                divisor=int(values["divisor"]),
+                divisor=divisor,
                 mean=_three_floats(values["mean"]),
                 std=_three_floats(values["std"]),
                 warp=bool(values.get("warp", False)),
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{where}: preprocess: {error}; export again") from error
 
     def checksum(self, dtype: str = "float32") -> str:

@@ -3,14 +3,17 @@
 import contextlib
 import os
 import pickle
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
 
 from directdet.common.errors import UserError
+from directdet.common.json_files import check_json
+from directdet.common.settings import ZeroOrMore
+from directdet.models.archive import ForeignObjectError, check_archive, overlapping_tensor
 
 FORMAT = 1
 REQUIRED = ("format", "model_config", "model", "classes", "category_ids", "preprocess")
@@ -36,6 +39,30 @@ class _Recorder:
 
     def flush(self) -> None:
         self._file.flush()
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """What a checkpoint holds; those with a default are missing where it is for inference alone."""
+
+    model_config: dict[str, Any]
+    model: dict[str, Any]
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    preprocess: dict[str, Any]
+    recipe: str | None = None
+    phase: str | None = None
+    optimizer: dict[str, Any] | None = None
+    step: ZeroOrMore = 0
+    steps: ZeroOrMore = 0
+    best: float = -1.0
+    evaluated: ZeroOrMore = 0
+    seed: ZeroOrMore = 0
+    images_per_step: ZeroOrMore = 0
+
+
+def _is_weight(value: Any) -> bool:
+    return torch.is_tensor(value) and not overlapping_tensor(value)
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
@@ -85,10 +112,9 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> dict:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
-        if not zipfile.is_zipfile(path):  # torch.save writes zip files; never open a plain pickle
-            raise ValueError("not a file written by torch.save, or truncated")
+        check_archive(path)
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, ForeignObjectError) as error:
         raise CheckpointError(f"{path}: contains objects other than tensors and plain values; not loaded") from error
     except Exception as error:  # a damaged file can make torch raise almost anything: assertions, index errors, ...
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
@@ -96,14 +122,34 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> dict:
     if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in REQUIRED):
         raise CheckpointError(f"{path}: not a directdet checkpoint, which has the keys {', '.join(REQUIRED)}")
     if checkpoint["format"] != FORMAT:
-        raise CheckpointError(f"{path}: checkpoint format {checkpoint['format']}, this version reads {FORMAT}")
-    bad = not_finite(checkpoint["model"]) if isinstance(checkpoint["model"], dict) else None
+        raise CheckpointError(f"{path}: checkpoint format {checkpoint['format']!r}, this version reads {FORMAT}")
+    try:
+        check_json(checkpoint, _Fields, str(path), "use an earlier checkpoint")
+    except UserError as error:
+        raise CheckpointError(str(error)) from None
+    odd = [name for name, value in checkpoint["model"].items() if not _is_weight(value)]
+    if odd or not all(isinstance(name, str) for name in checkpoint["model"]):
+        raise CheckpointError(f"{path}: model: {str(odd[:1])[:120]}: is not a tensor; use an earlier checkpoint")
+    bad = not_finite(checkpoint["model"])
     if bad is not None:
         raise CheckpointError(
             f"{path}: {bad}: holds values that are not finite, as training leaves them that diverged; use an earlier "
             "checkpoint, or train with a lower rate"
         )
     return checkpoint
+
+
+@contextlib.contextmanager
+def matching(path: str | Path) -> Iterator[None]:
+    """CheckpointError where what a checkpoint holds does not fit what it is loaded into inside this block."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path}: does not fit its own network and settings ({type(error).__name__}: {reason}); use an earlier "
+            "checkpoint"
+        ) from error
 
 
 def not_finite(weights: Mapping[str, Any]) -> str | None:

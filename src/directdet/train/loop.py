@@ -31,7 +31,7 @@ from directdet.infer.accuracy.evaluate import Metrics, detect, score_detections
 from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes.torch_runtime import TorchPredictor
 from directdet.models.build import describe_model
-from directdet.models.checkpoint import load_checkpoint, not_finite, save_checkpoint
+from directdet.models.checkpoint import load_checkpoint, matching, not_finite, save_checkpoint
 from directdet.models.parts.network import Network
 from directdet.recipes.derived import accumulated, evaluation_size, images_per_step, passes_per_epoch
 from directdet.recipes.recipe import Phase
@@ -380,10 +380,11 @@ class Trainer:
             )
         if describe_model(self.model.config) != checkpoint["model_config"]:
             raise UserError(f"{path}: holds another network; resume with the same settings")
-        self.stepper.load_state(checkpoint)
-        self.position = Position(
-            checkpoint["step"], checkpoint["best"], checkpoint["evaluated"], checkpoint.get("waited", 0)
-        )
+        with matching(path):
+            self.stepper.load_state(checkpoint)
+            self.position = Position(
+                checkpoint["step"], checkpoint["best"], checkpoint["evaluated"], checkpoint.get("waited", 0)
+            )
         self._saved_step = self.position.step
 
 

@@ -1,6 +1,7 @@
 """Preparing a model for a phase: input size, weights, batch normalisation, frozen stages."""
 
 import itertools
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.error import URLError
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from directdet.common.errors import UserError
 from directdet.common.terminal import TITLE, plain
+from directdet.models.archive import check_archive, overlapping_tensor
 from directdet.models.checkpoint import CheckpointError, load_checkpoint
 from directdet.models.parts.network import Network
 from directdet.models.parts.norm import FixedBatchNorm2d, fix_batch_norm, has_statistics, sync_batch_norm
@@ -127,10 +129,16 @@ def _read(path: Path, model: Network) -> tuple[dict[str, Tensor], tuple[str, ...
 def _backbone_file(path: Path, model: Network) -> dict[str, Tensor] | None:
     """A plain state_dict, assumed to be of a torchvision backbone, by our names; None if the file is something else."""
     try:
+        if zipfile.is_zipfile(path):  # older files are plain pickles
+            check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # damaged or not written by torch: the error of load_checkpoint says so
         return None
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(value, Tensor) and not overlapping_tensor(value) for value in state.values())
+    ):
         return None
     return _by_our_names(model, state)
 

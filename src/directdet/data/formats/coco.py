@@ -15,6 +15,7 @@ from directdet.data.formats.reading import CATEGORY, IMAGE, OBJECT, Faults, read
 from directdet.data.formats.rle import check_rle
 from directdet.data.formats.values import area_or_none, flag, name_text, whole
 from directdet.data.image import read_size
+from directdet.data.picture_size import check_pixels
 from directdet.data.records import (
     AnnotatedObject,
     Dataset,
@@ -25,7 +26,6 @@ from directdet.data.records import (
     path_inside,
 )
 
-_MOST_PIXELS = 2**30  # OpenCV opens no larger picture, and pycocotools counts the pixels of a mask in 32 bits
 _ROBOFLOW_FOLDERS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
 _ROBOFLOW_FILE = "_annotations.coco.json"
 
@@ -317,8 +317,7 @@ def _read_image_entry(where: str, entry: dict[str, Any], folder: Path) -> dict[s
         raise UserError(
             f"{where}: width {given[0]!r} and height {given[1]!r} are not both positive integers; correct them"
         )
-    if width * height > _MOST_PIXELS:
-        raise UserError(f"{where}: {width} x {height} are more than 2**30 pixels; correct them")
+    check_pixels(height, width, where)
     return {"path": path, "width": width, "height": height, "measured": measured}
 
 

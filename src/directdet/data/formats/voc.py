@@ -14,6 +14,7 @@ from directdet.common.errors import UserError
 from directdet.data.formats.reading import IMAGE, OBJECT, Faults, read_file, read_text
 from directdet.data.formats.values import whole
 from directdet.data.image import read_size
+from directdet.data.picture_size import check_pixels
 from directdet.data.records import AnnotatedObject, Dataset, Record, is_number, make_record, path_inside
 
 VOC_CLASSES = (
@@ -292,12 +293,13 @@ def _image_size(file: Path, tree: ElementTree.Element, image: Path) -> tuple[int
         texts = [_text(size, key) or "0" for key in ("width", "height")]
         try:
             values = [whole(float(text)) for text in texts]
-        except ValueError:
+        except (ValueError, OverflowError):
             values = [None, None]
         width, height = values
         if width is None or height is None or min(width, height) < 0:
             raise UserError(f"{file}: size: {texts[0]!r} x {texts[1]!r} are not integers; correct them")
         if width and height:
+            check_pixels(height, width, file)
             return width, height
     return read_size(image)
 

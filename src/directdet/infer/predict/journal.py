@@ -10,10 +10,12 @@ from typing import Any
 
 from directdet.common.errors import UserError
 from directdet.common.files import write_pieces_atomic
+from directdet.common.json_files import check_json
+from directdet.common.settings import ZeroOrMore
 from directdet.infer.predict.pipeline import PipelineResult
 from directdet.infer.predict.same import file_digest, list_digest
 from directdet.infer.predict.sources import Images
-from directdet.infer.predict.writers import LinesWriter, encoded, read_lines, write_coco, write_results
+from directdet.infer.predict.writers import LINES_FIX, LinesWriter, encoded, read_lines, write_coco, write_results
 
 PART_FILE = "detections.part.jsonl"  # the results so far; its first line holds the settings
 _FAILURES_KEPT = 100
@@ -77,7 +79,7 @@ class Journal:
         """Count the finished images and check that they belong to these settings and images."""
         _remove_partial_line(self._path)
         lines = read_lines(self._path)
-        before = next(lines)
+        before = next(lines, {})
         for key, value in settings.items():
             if before.get(key) == value:
                 continue
@@ -87,7 +89,8 @@ class Journal:
                 f"{self._path}: was started with {key} {before.get(key)!r}, not {value!r}; use that, or remove it"
             )
         listed, moved = iter(images), False
-        for line in lines:
+        for number, line in enumerate(lines, start=2):
+            _check_line(line, f"{self._path}: line {number}")
             path = next(listed, None)
             name = line["file_name"]
             if path is None or path.name != Path(name).name or line.get("name") != images.name(path).as_posix():
@@ -164,6 +167,29 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self._lines.close()
+
+
+@dataclass(frozen=True)
+class _Line:
+    """The results of one image; those that could not be read have "error" alone."""
+
+    image_id: int
+    file_name: str
+    name: str
+    digest: str | None = None
+    width: ZeroOrMore = 0
+    height: ZeroOrMore = 0
+    detections: tuple[dict, ...] | None = None
+    error: str | None = None
+
+
+def _check_line(line: dict[str, Any], where: str) -> None:
+    """UserError unless the results file can be made of a line."""
+    found = check_json(line, _Line, where, LINES_FIX)
+    if (found.detections is None) == (found.error is None) or not (
+        "error" in line or {"width", "height"} <= line.keys()
+    ):
+        raise UserError(f"{where}: has neither detections nor an error, or both; {LINES_FIX}")
 
 
 def _remove_partial_line(path: Path) -> None:

@@ -97,8 +97,11 @@ class OwnFiles:
                         line = json.loads(content)
                         name, digest = line["file"], line["digest"]
                         source = line["source"], line.get("made_from")  # older lines do not have the latter
-                    except (ValueError, TypeError, KeyError):
-                        continue  # a line that a killed process left incomplete
+                        texts = isinstance(name, str) and isinstance(source[0], str)
+                        if not (texts and all(isinstance(value, str | None) for value in (source[1], digest))):
+                            raise ValueError
+                    except (ValueError, TypeError, KeyError, RecursionError):
+                        continue  # left incomplete by a killed process, or damaged: that file is then not ours
                     before, digests = known.get(name, (source, []))
                     fresh = digest is None or digest == _GONE or None in digests or before != source
                     known[name] = (source, [digest] if fresh else [*digests[-1:], digest])

@@ -17,6 +17,9 @@ import numpy as np
 
 from directdet.common.errors import UserError
 from directdet.common.files import write_pieces_atomic
+from directdet.common.json_files import read_json_lines
+
+LINES_FIX = "remove the file to start again"
 
 
 class VideoWriter:
@@ -291,12 +294,12 @@ def encoded(value: Any) -> bytes:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The values of a file of JSON lines, one at a time, without an incomplete last line of a killed process."""
-    with path.open("rb") as stream:
-        for line in stream:
-            if not line.endswith(b"\n"):
-                return
-            yield json.loads(line)
+    """The objects of a file of JSON lines, one at a time, without an incomplete last line of a killed process.
+
+    Raises:
+        UserError: it cannot be read, or a line is damaged.
+    """
+    return (value for _, _, value in read_json_lines(path, LINES_FIX))
 
 
 def write_coco(path: Path, lines: Callable[[], Iterator[dict[str, Any]]], categories: Sequence[dict[str, Any]]) -> None:

@@ -49,7 +49,7 @@ class OnnxBackend:
             warnings.warn(f"{error}; running on the CPU instead", stacklevel=2)
             device = "cpu"
             self._session = _open(onnxruntime, artefact, device, threads, precision)
-        self._input = artefact.input_name
+        self._input, self._file = artefact.input_name, artefact.model_file
         inputs = self._session.get_inputs()
         shape = [size if isinstance(size, int) else None for size in inputs[0].shape]
         found = [(value.name, value.type) for value in inputs]
@@ -64,7 +64,10 @@ class OnnxBackend:
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
         """Run the graph on a batch. A session may be run by several threads: it keeps nothing of a call."""
-        return self._session.run(None, {self._input: images})
+        try:
+            return self._session.run(None, {self._input: images})
+        except Exception as error:  # as above: of a graph that loads, but fails on this input
+            raise UserError(f"{self._file}: ONNX Runtime cannot run it: {_one_line(error)}; export again") from None
 
 
 def _open(runtime: Any, artefact: Artefact, device: str, threads: int | None, precision: str | None) -> Any:

@@ -62,7 +62,7 @@ class OpenVinoBackend:
             for value in compiled.inputs
         ]
         self.input = check_input(artefact, found, {"f32": "float32", "u8": "uint8"}, shape)
-        self._compiled = compiled
+        self._compiled, self._file = compiled, artefact.model_file
         self._idle: list[Any] = []  # requests that no thread uses; a request has its own inputs and outputs
         self._outputs = compiled.outputs
         exported = artefact.meta["precision"]
@@ -84,5 +84,8 @@ class OpenVinoBackend:
         try:
             results = request.infer({0: images}, share_inputs=True)
             return [np.array(results[output]) for output in self._outputs]
+        except RuntimeError as error:  # of a graph that compiles, but fails on this input
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"{self._file}: OpenVINO cannot run it: {reason}; export again") from None
         finally:
             self._idle.append(request)

@@ -1,0 +1,6 @@
+"""The tiny artefact of the tests of `infer`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "infer"))
