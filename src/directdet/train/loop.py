@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -336,11 +336,8 @@ class Trainer:
                 "recipe": self.recipe,
                 "phase": self.phase.name,
                 **self.stepper.state(),
-                "step": self.position.step,
+                **asdict(self.position),
                 "steps": self.steps,
-                "best": self.position.best,
-                "evaluated": self.position.evaluated,
-                "waited": self.position.waited,
                 "finished": self.finished,
                 "seed": self.seed,
                 "images_per_step": self.images_per_step,
@@ -370,9 +367,8 @@ class Trainer:
         if describe_model(self.model.config) != checkpoint["model_config"]:
             raise UserError(f"{path}: holds another network; resume with the same settings")
         self.stepper.load_state(checkpoint)
-        self.position = Position(
-            checkpoint["step"], checkpoint["best"], checkpoint["evaluated"], checkpoint.get("waited", 0)
-        )
+        # Older files do not have all of it.
+        self.position = Position(**{one.name: checkpoint.get(one.name, one.default) for one in fields(Position)})
         self._saved_step = self.position.step
 
 

@@ -17,6 +17,7 @@ from directdet.models.checkpoint import load_checkpoint
 from directdet.models.parts.network import Network
 from directdet.recipes.recipe import Phase, Recipe
 from directdet.train import distributed
+from directdet.train.averages.statistics import estimate_statistics
 from directdet.train.banner import banner, describe_start
 from directdet.train.data import load_splits
 from directdet.train.loop import Trainer
@@ -174,6 +175,10 @@ def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> d
         loaded = load_weights(model, last, run.dataset.classes)
     elif str(start) != "random":
         loaded = load_weights(model, start, run.dataset.classes, phase.parts)
+    if phase.precise_bn and loaded is not None and not (resumed or run.dry_run):
+        images = estimate_statistics(model.to(run.device), phase, run.dataset, run.seed)
+        if distributed.is_main():
+            terminal().print(f"{phase.name}: statistics of batch normalisation re-estimated over {images} images")
     apply_norm(model, phase, trained=loaded is not None and loaded.taken["backbone"] > 0, known=not planned)
     trainer = run.trainer(model.to(run.device), phase)
     if resumed:
