@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -229,12 +229,22 @@ def _without_workers(recipe: Any) -> Any:
     return [_without_workers(value) for value in recipe] if isinstance(recipe, list) else recipe
 
 
+def _with_defaults(recipe: Any) -> Any:
+    """A recipe of run.json, with the defaults of settings that did not exist when it was written."""
+    if not isinstance(recipe, dict):
+        return recipe
+    defaults = {one.name: one.default for one in fields(Phase) if one.default is not MISSING}
+    known: dict[str, Any] = json.loads(json.dumps(defaults))
+    return {**recipe, "phases": [{**known, **phase} for phase in recipe.get("phases", ())]}
+
+
 def _check_same_run(path: Path, settings: dict[str, Any]) -> None:
     """UserError if the run that `path` (run.json) describes was started with another recipe or other data."""
     if not path.is_file():
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    if _without_workers(before.get("recipe")) != _without_workers(json.loads(json.dumps(settings["recipe"]))):
+    recipes = before.get("recipe"), json.loads(json.dumps(settings["recipe"]))
+    if _without_workers(_with_defaults(recipes[0])) != _without_workers(recipes[1]):
         raise UserError(f"{path}: was started with other settings; resume with the same recipe and --set")
     if before.get("classes") != settings["classes"]:
         raise UserError(f"{path}: was started on data with other classes; resume with the same --data")
