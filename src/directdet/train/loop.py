@@ -338,7 +338,7 @@ class Trainer:
                 **self.stepper.state(),
                 **asdict(self.position),
                 "steps": self.steps,
-                "finished": self.finished,
+                "stopped_early": self.finished and self.position.step < self.steps,
                 "seed": self.seed,
                 "images_per_step": self.images_per_step,
             },

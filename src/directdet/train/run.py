@@ -149,7 +149,7 @@ def _pretrained(out: Path) -> Path | None:
     if not path.is_file():
         return None
     found = load_checkpoint(path)
-    if not found.get("finished", found["step"] >= found["steps"]):  # older files do not have it
+    if found["step"] < found["steps"] and not found.get("stopped_early"):
         raise UserError(
             f"{path}: the pretrain phase stopped at step {found['step']} of {found['steps']}; finish it with --resume, "
             "or start from it as it is with --init"
