@@ -96,6 +96,7 @@ def test_settings_reach_one_phase_or_both():
         ("channels_last=perhaps", "is not true or false"),
         ("schedule=cosin", "not one of steps, cosine, flat-cosine; did you mean 'cosine'"),
         ("finetune.mosaic=0.5", "finetune.mosaic: 0.5 needs resize=direct or resize=warp"),
+        ("pretrain.precise_bn=9", "pretrain.precise_bn: 9 is for statistics that are then fixed, not for norm=live"),
         ("flip=2", "not between 0 and 1; the nearest is 1"),
         ("colour=rgb", "not one of none, hsv, photometric"),
         ("ema=1.1", "not between 0 and 1; the nearest is 1"),

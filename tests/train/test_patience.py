@@ -43,7 +43,7 @@ def test_a_phase_ends_when_ap_does_not_rise(shapes, tiny, tmp_path, scores, caps
     assert evaluated(tmp_path) == [0.1, 0.3, 0.3, 0.2] and scores == [0.9, 0.9]
     assert result.phases[0]["best_ap"] == 0.3
     found = load_checkpoint(tmp_path / LAST)
-    assert (found["step"], found["steps"], found["finished"], found["waited"]) == (4, 6, True, 2)
+    assert (found["step"], found["steps"], found["stopped_early"], found["waited"]) == (4, 6, True, 2)
     assert load_checkpoint(tmp_path / LAST.with_name("best.pt"))["step"] == 2
     assert "stopped at step 4 of 6: AP has not risen in 2 evaluations" in " ".join(capsys.readouterr().out.split())
     # It stays at its end when resumed, and fine-tuning starts from it.

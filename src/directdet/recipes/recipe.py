@@ -82,6 +82,8 @@ class Phase:
         warmup_iterations, warmup_factor: the learning rate rises linearly from warmup_factor times its full value.
         norm: batch normalisation: "live" (statistics of each device's batch), "sync" (statistics over all devices),
             "affine" (fixed statistics) or "fixed" (fixed statistics and affine parameters; Table 2).
+        precise_bn: training images over which statistics are re-estimated before they are fixed (arXiv 2105.07576); 0
+            keeps those of the weights that the phase starts from.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages.
         parts: what is loaded from the weights that the phase starts from (Table 5).
         clip_norm: the largest L2 norm of the gradient, or None for no clipping.
@@ -141,6 +143,7 @@ class Phase:
     warmup_iterations: ZeroOrMore = 500
     warmup_factor: Share = 0.001
     norm: Norm = "live"
+    precise_bn: ZeroOrMore = 0
     frozen_stages: Annotated[int, Between(-1, 4)] = -1
     parts: tuple[Part, ...] = PARTS
     clip_norm: Annotated[float, Between(1e-6, 1e9)] | None = None
@@ -164,6 +167,11 @@ class Phase:
             raise SettingError(
                 f"{self.name}.size: {self.size} is not square, and resize={self.resize} makes square images; give one "
                 "number"
+            )
+        if self.precise_bn and self.norm not in ("fixed", "affine"):
+            raise SettingError(
+                f"{self.name}.precise_bn: {self.precise_bn} is for statistics that are then fixed, not for "
+                f"norm={self.norm}; give 0"
             )
         if self.patience and not self.eval_every:
             raise SettingError(

@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -347,12 +347,9 @@ class Trainer:
                 "recipe": self.recipe,
                 "phase": self.phase.name,
                 **self.stepper.state(),
-                "step": self.position.step,
+                **asdict(self.position),
                 "steps": self.steps,
-                "best": self.position.best,
-                "evaluated": self.position.evaluated,
-                "waited": self.position.waited,
-                "finished": self.finished,
+                "stopped_early": self.finished and self.position.step < self.steps,
                 "seed": self.seed,
                 "images_per_step": self.images_per_step,
             },

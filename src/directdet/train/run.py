@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from directdet.models.parts.network import Network
 from directdet.recipes.derived import accumulated
 from directdet.recipes.recipe import Phase, Recipe
 from directdet.train import distributed
+from directdet.train.averages.statistics import estimate_statistics
 from directdet.train.banner import banner, describe_start
 from directdet.train.data import load_splits
 from directdet.train.loop import Trainer
@@ -211,7 +212,7 @@ def _pretrained(out: Path) -> Path | None:
     if not path.is_file():
         return None
     found = load_checkpoint(path)
-    if not found.get("finished", found["step"] >= found["steps"]):  # older files do not have it
+    if found["step"] < found["steps"] and not found.get("stopped_early"):
         raise UserError(
             f"{path}: the pretrain phase stopped at step {found['step']} of {found['steps']}; finish it with --resume, "
             "or start from it as it is with --init"
@@ -238,6 +239,10 @@ def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> d
         loaded = load_weights(model, last, run.dataset.classes)
     elif str(start) != "random":
         loaded = load_weights(model, start, run.dataset.classes, phase.parts)
+    if phase.precise_bn and loaded is not None and not (resumed or run.dry_run):
+        images = estimate_statistics(model.to(run.device), phase, run.dataset, run.seed)
+        if distributed.is_main():
+            terminal().print(f"{phase.name}: statistics of batch normalisation re-estimated over {images} images")
     apply_norm(model, phase, trained=loaded is not None and loaded.taken["backbone"] > 0, known=not planned)
     trainer = run.trainer(model.to(run.device), phase)
     if resumed:
@@ -288,12 +293,22 @@ def _without_workers(recipe: Any) -> Any:
     return [_without_workers(value) for value in recipe] if isinstance(recipe, list) else recipe
 
 
+def _with_defaults(recipe: Any) -> Any:
+    """A recipe of run.json, with the defaults of settings that did not exist when it was written."""
+    if not isinstance(recipe, dict):
+        return recipe
+    defaults = {one.name: one.default for one in fields(Phase) if one.default is not MISSING}
+    known: dict[str, Any] = json.loads(json.dumps(defaults))
+    return {**recipe, "phases": [{**known, **phase} for phase in recipe.get("phases", ())]}
+
+
 def _check_same_run(path: Path, settings: dict[str, Any]) -> None:
     """UserError if the run that `path` (run.json) describes was started with another recipe or other data."""
     if not path.is_file():
         return
     before = read_json(path, RunFile, RUN_FILE_FIX)[1]
-    if _without_workers(before.recipe) != _without_workers(json.loads(json.dumps(settings["recipe"]))):
+    recipes = _with_defaults(before.recipe), json.loads(json.dumps(settings["recipe"]))
+    if _without_workers(recipes[0]) != _without_workers(recipes[1]):
         raise UserError(f"{path}: was started with other settings; resume with the same recipe and --set")
     if before.classes != tuple(settings["classes"]):
         raise UserError(f"{path}: was started on data with other classes; resume with the same --data")
