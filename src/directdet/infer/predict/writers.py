@@ -224,7 +224,8 @@ class LinesWriter:
 
     def write(self, value: Any) -> None:
         """Add one line."""
-        content = memoryview((json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+        content = memoryview(_encode(line))
         end = self._stream.tell()
         try:
             while content:
@@ -255,6 +256,11 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
+def _encode(text: str) -> bytes:
+    """JSON as UTF-8; halves of surrogate pairs, which names may hold, become JSON's escapes."""
+    return text.encode("utf-8", "backslashreplace")
+
+
 def write_coco(path: Path, lines: Callable[[], Iterator[dict[str, Any]]], categories: Sequence[dict[str, Any]]) -> None:
     """Write a COCO file from lines of one image each, atomically and in constant memory.
 
@@ -273,7 +279,7 @@ def write_coco(path: Path, lines: Callable[[], Iterator[dict[str, Any]]], catego
         yield from _joined(entry for line in lines() for entry in line.get("detections", ()))
         yield "]}\n"
 
-    write_pieces_atomic(path, (piece.encode() for piece in pieces()))
+    write_pieces_atomic(path, map(_encode, pieces()))
 
 
 def _joined(values: Iterator[Any]) -> Iterator[str]:
