@@ -210,6 +210,21 @@ def test_flops_are_those_of_torch(slim_cost):
     assert slim_cost.flops == counter.get_total_flops()
 
 
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_each_gradient_of_a_convolution_costs_what_the_convolution_does(kind, groups):
+    """Of a grouped one as well, where torch's own count of the weight's gradient is `groups` times too large."""
+    with FakeTensorMode(), Ledger() as ledger:
+        conv, x = kind(8, 16, 3, padding=1, groups=groups), torch.zeros(2, 8, 10, 12)
+        forward = 2 * 2 * (10 * 12) * conv.weight.numel()
+        conv(x)
+        assert ledger.flops == forward
+        conv(x).sum().backward()
+        assert ledger.flops == 3 * forward  # two passes and the weight's gradient
+        conv(x.requires_grad_()).sum().backward()
+        assert ledger.flops == 6 * forward
+
+
 def test_parts_add_up_to_the_peak(slim_cost):
     assert sum(slim_cost.parts.values()) == slim_cost.peak
     assert list(slim_cost.parts.values()) == sorted(slim_cost.parts.values(), reverse=True)

@@ -88,7 +88,7 @@ class Ledger(TorchDispatchMode):
         held = INSIDE[func](*args) if func in INSIDE else []
         self.enter(held, f"inside {func._overloadpacket.__name__}")
         result = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func._overloadpacket)
+        count = FLOPS.get(func._overloadpacket) or flop_registry.get(func._overloadpacket)
         if count is not None:
             self.flops += count(*args, **(kwargs or {}), out_val=result)
         fresh = [
@@ -118,6 +118,17 @@ def _inside_embedding_bag_backward(gradient: Tensor, indices: Tensor, *rest: Any
     return [sums, indices.new_empty(3 * indices.numel() + 2 * rows + partial)]
 
 
+def _convolution_backward_flops(gradient: Tensor, x: Tensor, weight: Tensor, *rest: Any, out_val: Any) -> int:
+    """As many as the forward pass for each of the two gradients that are wanted.
+
+    torch's own count multiplies the weight's gradient of a depthwise convolution by the number of channels.
+    """
+    *_, transposed, _, _, wanted = rest
+    places = x if transposed else gradient
+    return 2 * places.shape[0] * places.shape[2:].numel() * weight.numel() * sum(wanted[:2])
+
+
+FLOPS = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
 # What an operator holds while it runs, where that is large and known.
 INSIDE = {
     torch.ops.aten.convolution_backward.default: _inside_convolution_backward,
