@@ -43,7 +43,7 @@ CASES = {
         [("", XAVIER)],
     ),
     "ssd residual": ({"detector": "ssd", "backbone": "root_resnet18", "extras": "residual"}, [("", XAVIER)]),
-    "dsod": ({"detector": "ssd", "backbone": "dsod", "extras": "dsod"}, [("", XAVIER)]),
+    "dsod": ({"detector": "ssd", "backbone": "dsod", "extras": "dsod", "l2_norm": True}, [("", XAVIER)]),
     "swin": (
         {"detector": "rcnn", "backbone": "swin_t", "width": 32},
         [(r"backbone\.features\.0\.0", None), (r"backbone\.", SWIN), *TWO_STAGE],  # patches: torch's, as in Swin's code

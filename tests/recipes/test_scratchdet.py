@@ -23,6 +23,7 @@ from directdet.train.optim import learning_rate
 
 SSDS = [name for name, build in SCRATCHDET_RECIPES.items() if build().detector == "ssd"]
 COCO = "ssd300_root_resnet34_coco"
+DSOD = {"backbone": "dsod", "extras": "dsod", "l2_norm": True}
 
 
 # ---- The paper's tables
@@ -66,9 +67,8 @@ def test_recipes_beside_the_tables():
     deep = SSD_BACKBONES[get_recipe("ssd300_root_resnet34").model["backbone"]](8)
     assert deep.root_convs == 3 and [len(stage) for stage in deep._stages().values()] == [3, 4, 6, 3]
     assert get_recipe("ssd300_resnet101").model["backbone"] == "resnet101"
-    assert get_recipe("dsod300").model == {"backbone": "dsod", "extras": "dsod", "norm": "bn", "head_norm": True}
-    without = {"backbone": "dsod", "extras": "dsod", "norm": "none", "head_norm": False}
-    assert get_recipe("dsod300_no_bn").model == without
+    assert get_recipe("dsod300").model == {**DSOD, "norm": "bn", "head_norm": True}
+    assert get_recipe("dsod300_no_bn").model == {**DSOD, "norm": "none", "head_norm": False}
 
 
 @pytest.mark.parametrize("name", SSDS)
@@ -79,13 +79,15 @@ def test_constants_are_those_of_section_4(name):
     assert (phase.resize, phase.size, evaluation_size(phase)) == ("warp", (300, 300), (300, 300))
     assert (phase.optimizer, phase.momentum, phase.weight_decay, phase.gamma) == ("sgd", 0.9, 0.0005, 0.1)
     assert (phase.batch_size, phase.fixed_batch, phase.norm, phase.frozen_stages) == (32, True, "live", -1)
-    assert (phase.warmup_iterations, phase.clip_norm, phase.precision, phase.max_steps) == (0, None, "fp32", None)
+    warmup = 100 if name == "dsod300_no_bn" else 0
+    assert (phase.warmup_iterations, phase.clip_norm, phase.precision, phase.max_steps) == (warmup, None, "fp32", None)
     # Weights of torchvision know pixels divided by ImageNet's deviation, whatever ScratchDet does.
     assert phase.std == (STD if recipe.init == "imagenet" else (1.0, 1.0, 1.0))
     length = (325_000, (150_000, 250_000, 310_000)) if name == COCO else (100_000, (45_000, 75_000, 95_000))
     assert (phase.iterations, phase.milestones) == length
     config = SSDConfig(20, **recipe.model)
-    assert (config.size, config.l2_norm, config.last_map_3x3, config.width) == (300, False, False, None)
+    l2_norm = config.backbone == "dsod"  # of DSOD itself; section 4.1 removes SSD's
+    assert (config.size, config.l2_norm, config.last_map_3x3, config.width) == (300, l2_norm, False, None)
     assert config.priors == ("coco" if name == COCO else "voc")
     # Of the original SSD, as in the authors' scripts.
     assert (config.positive_iou, config.negative_ratio) == (0.5, 3)

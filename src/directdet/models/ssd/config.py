@@ -23,7 +23,8 @@ class SSDConfig:
         size: side of the square input, in pixels.
         priors: the set of prior box sizes, "voc" or "coco".
         last_map_3x3: whether the last map of extras="residual" is 3x3, as in the authors' PyTorch code, instead of 1x1.
-        l2_norm: whether conv4_3 is L2-normalised, as in the original SSD; ScratchDet removed this.
+        l2_norm: whether conv4_3 is L2-normalised, as in the original SSD; ScratchDet removed this. With extras="dsod",
+            all six maps, as in DSOD's code.
         positive_iou: priors are positive from this IoU; so is the best prior of each object.
         negative_ratio: number of negatives per positive in the loss, the hardest of each image.
         candidates: (prior, class) pairs per round of NMS, best first; see deploy.select_in_rounds.

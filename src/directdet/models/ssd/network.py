@@ -36,10 +36,13 @@ class SSD(Network):
         self.config = config
         self.backbone = build_backbone(("ssd",), config.backbone, config.width, config.norm)
         fine, coarse = (self.backbone.channels[level] for level in ("s8", "s16"))
-        self.l2_norm = L2Norm(fine) if config.l2_norm else nn.Identity()
         self.extras = EXTRAS[config.extras](coarse, config.width, config.norm, config.last_map_3x3)
         head_norm = "none" if not config.head_norm else "gn" if config.norm == "gn" else "bn"
-        self.head = SSDHead([fine, coarse, *self.extras.channels], PRIORS_PER_CELL, config.num_classes, head_norm)
+        channels = [fine, coarse, *self.extras.channels]
+        self.l2_norm = nn.Identity()
+        if config.l2_norm:  # of all maps, or of the finest
+            self.l2_norm = nn.ModuleList(map(L2Norm, channels)) if config.extras == "dsod" else L2Norm(fine)
+        self.head = SSDHead(channels, PRIORS_PER_CELL, config.num_classes, head_norm)
         sizes = [-(-config.size // self.backbone.strides[level]) for level in ("s8", "s16")]
         sizes += self.extras.map_sizes(sizes[-1])
         if min(sizes) < 1:
@@ -54,7 +57,11 @@ class SSD(Network):
     def forward(self, images: Tensor, anchors: Tensor | None = None) -> RawMaps:
         self.check_size((images.shape[2], images.shape[3]))
         levels = self.backbone(images)
-        features = [self.l2_norm(levels["s8"]), levels["s16"], *self.extras(levels["s16"])]
+        features = [levels["s8"], levels["s16"], *self.extras(levels["s16"])]
+        if isinstance(self.l2_norm, nn.ModuleList):
+            features = [norm(x) for norm, x in zip(self.l2_norm, features, strict=True)]
+        else:
+            features[0] = self.l2_norm(features[0])
         logits, deltas = self.head(features)
         return RawMaps(features, logits, deltas, self.priors if anchors is None else anchors, self.level_sizes)
 
