@@ -223,7 +223,8 @@ def main() -> int:
         reasons = [reason for one in found["runtimes"] for reason in one["failed"]]
         print(f"{'PASS' if found['passed'] else 'FAIL'} {cell} {', '.join(reasons)}", flush=True)
     content = gather(given.work)
-    write_json_atomic(given.out, {**measured_on(LIBRARIES), **content})
+    facts = {**measured_on(LIBRARIES), "command": "python scripts/export_verdicts.py"}  # however it was shared out
+    write_json_atomic(given.out, {**facts, **content})
     for state, rate in content["rates"].items():
         word = "FAIL" if state == "sound" else "PASS"
         print(f"{state}: {rate['exports']} exports, {rate['verdicts']} verdicts, {rate['wrong']} of them {word}")

@@ -272,6 +272,12 @@ def test_canvas_input_is_what_preprocessing_does():
     found = CanvasInput(nn.Identity(), preprocess)(torch.from_numpy(image[None]))
     np.testing.assert_allclose(found[0].numpy(), preprocess(image)[0], atol=1e-6)
     np.testing.assert_array_equal(found.numpy(), preprocess.normalise(image[None]))
+    image[40:] = preprocess.pad_colour
+    found = CanvasInput(nn.Identity(), preprocess)(torch.from_numpy(image[None])).numpy()
+    assert found[:, :, :40].all() and not found[:, :, 40:].any()
+    np.testing.assert_array_equal(found, preprocess.normalise(image[None]))
+    warped = CanvasInput(nn.Identity(), replace(preprocess, warp=True))(torch.from_numpy(image[None])).numpy()
+    assert warped[:, :, 40:].all()  # without padding every colour is the picture's
 
 
 def test_default_size_is_the_evaluated_one():

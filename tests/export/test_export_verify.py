@@ -230,3 +230,15 @@ def test_masks_and_shifts_are_means_over_the_matched():
     result = compare("x", one, other, list, [0.0, 0.0], 2.0, TOLERANCES["int8"])
     assert result.matched == 2 and result.mask == 1.0 and result.mask_iou == pytest.approx((1 + 8 / 12) / 2)
     assert result.shift == pytest.approx((1.0, 0.5)) and result.box == pytest.approx(1.0)
+
+
+def test_of_many_equal_boxes_another_choice_is_undecided():
+    """On a blank picture NMS starts anywhere: eight runs do not show every choice, but that each run chose another."""
+    one, other = found([[0, 0, 20, 20]], [0.5]), found([[6, 0, 26, 20]], [0.5])
+    runs = [found([[x, 0, x + 20, 20]], [0.5]) for x in (2, 4, 8)]
+    fp32 = TOLERANCES["fp32"]
+    result = compare("blank", one, other, lambda: runs, [0.0, 0.0], 1.0, fp32)
+    assert (result.counted, result.undecided) == (0, 2)
+    assert compare("x", one, other, lambda: [one, one], [0.0, 0.0], 1.0, fp32).counted == 2  # PyTorch repeats it
+    for wrong in (found([[40, 0, 60, 20]], [0.5]), found([[6, 0, 26, 20]], [0.7])):  # elsewhere, another score
+        assert compare("x", one, wrong, lambda: runs, [0.0, 0.0], 1.0, fp32).counted == 1

@@ -246,3 +246,17 @@ def test_speed():
         times.append(time.perf_counter() - start)
     print(f"preprocess 640x480 -> 448x448: median {1e3 * np.median(times):.2f} ms, best {1e3 * min(times):.2f} ms")
     assert min(times) < 0.010  # about 0.0015 when nothing else runs; the bound only catches a change of kind
+
+
+def test_the_padding_of_a_uint8_canvas_is_exactly_zero_once_normalised():
+    preprocess = Preprocess((64, 96))
+    canvas, placement = preprocess.letterbox(fixture_image(80, 60))
+    values = preprocess.normalise(canvas[None])[0]
+    assert not values[:, :, placement.width :].any()
+    own, _ = preprocess(fixture_image(80, 60))
+    assert np.abs(values - own).max() < 0.5 / min(preprocess.std)  # a pixel of the padding's colour is zero as well
+    colour = np.full((1, 2, 2, 3), preprocess.pad_colour, np.uint8)
+    colour[0, 0, 0, 1] += 1  # another colour, in one channel
+    values = preprocess.normalise(colour)
+    assert values[0, :, 0, 0].all() and not values[0, :, 1].any()
+    assert replace(preprocess, warp=True).normalise(colour).all()  # without padding all colours are the picture's

@@ -69,8 +69,9 @@ def _class_ap(rows: list[tuple[int, dict]], weights: np.ndarray) -> np.ndarray:
     """AP [B] of one class, over its IoU thresholds; NaN where the drawn pictures have no object of it."""
     if not rows:
         return np.full(len(weights), np.nan)
-    pictures = [number for number, _ in rows]
-    objects = weights[:, pictures] @ np.array([np.count_nonzero(cell["gtIgnore"] == 0) for _, cell in rows])
+    objects = np.zeros(len(weights))
+    for number, cell in rows:
+        objects += weights[:, number] * np.count_nonzero(np.asarray(cell["gtIgnore"]) == 0)
     scores = np.concatenate([cell["dtScores"] for _, cell in rows])
     order = np.argsort(-scores, kind="mergesort")
     picture = np.concatenate([np.full(len(cell["dtScores"]), number) for number, cell in rows])[order]

@@ -74,12 +74,14 @@ def compare(
     floors: Sequence[float],
     scale: float,
     tolerance: Tolerance,
+    nms: float = 0.5,
 ) -> Comparison:
     """Match detections one to one by label, overlap and score.
 
     Not counted, if unmatched, are detections at the other side's floor, within the tolerance, where rounding decides
     what gets onto the list; those of `expected` that some `disturbed` run lacks; and those of `found` that some
-    `disturbed` run has. Nor is a pair beyond the tolerance of which the same is true within it: of two boxes on one
+    `disturbed` run has, or that one which some run lacks keeps out by NMS: there are more ways to choose among many
+    equal boxes than runs. Nor is a pair beyond the tolerance of which the same is true within it: of two boxes on one
     object, each side kept another. Where only one side has masks, nothing matches.
 
     Args:
@@ -87,6 +89,7 @@ def compare(
         disturbed: called only where something is unmatched, or matched beyond the tolerance.
         floors: the lowest scores that `expected` and `found` can contain.
         scale: network pixels per picture pixel.
+        nms: the model's IoU of NMS.
     """
     if (expected.masks is None) != (found.masks is None):
         return Comparison(name, len(expected), len(found), len(expected) + len(found), 0, 0)
@@ -98,7 +101,9 @@ def compare(
     if missed or extra or beyond:
         runs = disturbed()
         varying, known = _unsteady(expected, found, runs, scale, tolerance, tolerance.window)
-        missed, extra = [i for i in missed if i not in varying], [j for j in extra if j not in known]
+        kept_out = _kept_out(found, extra, expected, sorted(varying), nms, tolerance)
+        missed = [i for i in missed if i not in varying]
+        extra = [j for j in extra if j not in known and j not in kept_out]
         varying, known = _unsteady(expected, found, runs, scale, tolerance, 1.0)
         pairs = [(i, j) for i, j in pairs if (i, j) not in beyond or (i not in varying and j not in known)]
     counted = len(pairs) + len(missed) + len(extra)
@@ -140,6 +145,21 @@ def _within(expected: Detections, found: Detections, pair: tuple[int, int], scal
     i, j = pair
     distance = np.abs(expected.boxes[i] - found.boxes[j]).max() * scale
     return bool(distance <= tolerance.box and abs(expected.scores[i] - found.scores[j]) <= tolerance.score)
+
+
+def _kept_out(
+    found: Detections, extra: list[int], expected: Detections, varying: list[int], nms: float, tolerance: Tolerance
+) -> set[int]:
+    """Which `extra` ones of `found` one of the `varying` of `expected` suppresses: same label, near score, overlap."""
+    if not extra or not varying:
+        return set()
+    a, b = found.boxes[extra][:, None], expected.boxes[varying][None]
+    sides = (np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])).clip(min=0)
+    shared = sides.prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - shared
+    near = np.abs(found.scores[extra][:, None] - expected.scores[varying][None]) <= tolerance.score
+    near &= found.labels[extra][:, None] == expected.labels[varying][None]
+    return {j for j, hit in zip(extra, (near & (shared > nms * union)).any(1), strict=True) if hit}
 
 
 def _unsteady(

@@ -277,7 +277,7 @@ def verify(
     candidates = _in_several_batches(candidate, [image for _, image in pictures])
     for (name, _), own, found in zip(pictures, expected, candidates, strict=True):
         floors = [_floor(other, limits.detections, limits.score_threshold) for other in (own.found, found)]
-        comparisons.append(compare(name, own.found, found, own.disturbed, floors, own.scale, tolerance))
+        comparisons.append(compare(name, own.found, found, own.disturbed, floors, own.scale, tolerance, limits.nms))
     levels = max((input_difference(reference, candidate, image) for _, image in pictures), default=0.0)
     if not any(c.counted for c in comparisons):
         notes = ("no detections to compare: verify again with --data when the model is trained",)
