@@ -31,13 +31,13 @@ from small_networks import SIDE, SMALL, made_data, trained
 from directdet.common.files import write_json_atomic
 from directdet.data.dataset import load_dataset
 from directdet.export import run as export_run
-from directdet.export.ap_difference import average_precisions
 from directdet.export.artefact import write_meta
 from directdet.export.openvino_model import write_openvino
 from directdet.export.options import ExportOptions
 from directdet.export.run import deployed_preprocess, export
-from directdet.export.side_by_side import with_ap
-from directdet.export.verify import (
+from directdet.export.verification.ap_difference import average_precisions
+from directdet.export.verification.side_by_side import with_ap
+from directdet.export.verification.verify import (
     TOLERANCES,
     SameCanvas,
     Verification,
@@ -84,7 +84,8 @@ def cells(names: list[str], seeds: list[int]) -> list[str]:
 
 def same_graph_once(work: Path) -> None:
     """Let exports that write the same graph write it once: it takes most of the time of an export."""
-    write = export_run.write_onnx
+    module: Any = export_run
+    write = module.write_onnx
 
     def cached(model: Any, size: Any, batch: Any, path: Path, canvas: Any, precision: str, samples: Any = None) -> Any:
         weights = float(sum(value.double().abs().sum() for value in model.state_dict().values()))
@@ -96,7 +97,7 @@ def same_graph_once(work: Path) -> None:
         shutil.copyfile(file, path)
         return pickle.loads(facts.read_bytes())
 
-    export_run.write_onnx = cached
+    module.write_onnx = cached
 
 
 def summary(one: Verification) -> dict[str, Any]:
@@ -163,8 +164,7 @@ class Bench:
             write_meta(out, meta, "openvino", "model.xml", "model.bin")
         else:
             write_meta(out, meta, "onnx", "model.onnx")
-        hint = {"precision": "bf16"} if precision == "bf16" else {}
-        candidate = load(out, runtime=runtime, device="cpu", **hint)
+        candidate = load(out, runtime, "cpu", precision="bf16" if precision == "bf16" else None)
         pictures, expectations, own, found = self.expected(precision)
         records = self.val.records[:AP_PICTURES]
         one = verify(self.reference, candidate, pictures, precision, expectations)

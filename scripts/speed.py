@@ -81,7 +81,7 @@ def prepare(folder: Path, chosen: list[Cell], given: argparse.Namespace) -> dict
 
     from directdet.export.options import ExportOptions
     from directdet.export.run import export
-    from directdet.export.verify import network_of
+    from directdet.export.verification.verify import network_of
     from directdet.infer.runtimes.load import find_model
     from directdet.infer.runtimes.torch_runtime import load_torch
 
@@ -147,7 +147,7 @@ def time_cell(cell: Cell, folder: Path, given: argparse.Namespace, artefact: Pat
     if cell.runtime == BASE:
         import speed_models
 
-        from directdet.export.verify import network_of
+        from directdet.export.verification.verify import network_of
 
         run = speed_models.torchvision_run(network_of(detector))
     times: dict[str, list[float]] = {"prepare": [], "device": [], "end_to_end": []}

@@ -70,7 +70,7 @@ def runner(cell: Cell, checkpoint: Path, device: str) -> tuple[Any, Callable[[np
     )
     if cell.form != "torchvision":
         return own, own.run
-    from directdet.export.verify import network_of
+    from directdet.export.verification.verify import network_of
 
     twin = speed_models.torchvision_run(network_of(own), device)
     backend: Any = own.backend

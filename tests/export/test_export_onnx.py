@@ -18,7 +18,7 @@ from directdet.export import run as export_module
 from directdet.export.onnx_graph import FORBIDDEN, CanvasInput, count_operators, fold
 from directdet.export.options import ExportOptions
 from directdet.export.run import deployed_preprocess, export
-from directdet.export.verify import TOLERANCES, expect, verification_pictures, verify
+from directdet.export.verification.verify import TOLERANCES, expect, verification_pictures, verify
 from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes.load import load
 from directdet.models.build import build_model

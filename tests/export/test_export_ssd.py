@@ -15,7 +15,7 @@ from directdet.data.synthetic import make_synthetic
 from directdet.export.onnx_graph import FORBIDDEN, count_operators
 from directdet.export.run import export
 from directdet.export.tensorrt import build_engine
-from directdet.export.verify import verification_pictures, verify
+from directdet.export.verification.verify import verification_pictures, verify
 from directdet.front import cli
 from directdet.infer.predict.sources import read_bgr
 from directdet.infer.preprocess import MEAN

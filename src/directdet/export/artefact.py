@@ -17,7 +17,7 @@ from directdet.common.files import write_json_atomic, write_text_atomic
 from directdet.export.contract import README_FILE, contract, readme
 from directdet.export.onnx_graph import INPUT_NAME, GraphFacts
 from directdet.export.options import ExportOptions
-from directdet.export.verify import network_of
+from directdet.export.verification.verify import network_of
 from directdet.infer.artefact import FORMAT, LAYOUTS, META_FILE
 from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes.names import RUNTIMES

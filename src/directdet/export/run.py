@@ -23,9 +23,9 @@ from directdet.export.formats import CALIBRATED, FORMATS
 from directdet.export.onnx_graph import GraphFacts, finish_graph, write_onnx
 from directdet.export.openvino_model import write_openvino
 from directdet.export.options import ExportOptions
-from directdet.export.side_by_side import AP_IMAGES, SideBySide, VerificationSet, compare_runtimes
 from directdet.export.tensorrt import ENGINES, EngineFacts, build_engine
-from directdet.export.verify import network_of, verification_pictures
+from directdet.export.verification.side_by_side import AP_IMAGES, SideBySide, VerificationSet, compare_runtimes
+from directdet.export.verification.verify import network_of, verification_pictures
 from directdet.infer.accuracy.evaluate import evaluate, match_classes
 from directdet.infer.artefact import META_FILE
 from directdet.infer.predict.sources import read_bgr

@@ -25,7 +25,7 @@ from directdet.common.terminal import plain, terminal, verdict
 from directdet.data.dataset import load_dataset
 from directdet.data.synthetic import make_synthetic
 from directdet.export.run import ExportResult, export
-from directdet.export.verify import limited
+from directdet.export.verification.verify import limited
 from directdet.front.demo_report import Report, render
 from directdet.infer.runtimes.load import load
 from directdet.pages.gallery import make_gallery
@@ -35,7 +35,7 @@ from directdet.train.log import read_log
 from directdet.train.run import RunResult, train
 
 if TYPE_CHECKING:
-    from directdet.export.verify import Verification
+    from directdet.export.verification.verify import Verification
     from directdet.recipes.recipe import Phase, Recipe
 
 _TRAIN, _VAL = 200, 40  # images

@@ -14,9 +14,9 @@ from rich.table import Table
 from directdet.common.errors import MissingLibraryError
 from directdet.common.terminal import CAPTION, TITLE, plain, verdict
 from directdet.data.records import Dataset, Record
-from directdet.export.ap_difference import Found, average_precisions, spread_of_difference
-from directdet.export.matching import Tolerance
-from directdet.export.verify import (
+from directdet.export.verification.ap_difference import Found, average_precisions, spread_of_difference
+from directdet.export.verification.matching import Tolerance
+from directdet.export.verification.verify import (
     DIFFERENCES,
     SPREADS,
     TOLERANCES,

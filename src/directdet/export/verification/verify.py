@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from directdet.common.terminal import CAPTION, TITLE, plain, verdict
 from directdet.data.records import Dataset
-from directdet.export.criteria import WHAT_TO_DO, Criterion
-from directdet.export.matching import Comparison, Tolerance, compare
 from directdet.export.precision import PRODUCTS
+from directdet.export.verification.criteria import WHAT_TO_DO, Criterion
+from directdet.export.verification.matching import Comparison, Tolerance, compare
 from directdet.infer.detections import Detections
 from directdet.infer.predict.sources import read_bgr
 from directdet.infer.predictor import Predictor
