@@ -94,7 +94,7 @@ def test_losses_and_gradients_equal_the_loop(
     sizes: list[tuple[int, int]],
 ) -> None:
     model = cascade if masks else boxes_only
-    images = smooth_images(2, size, 21)
+    images = smooth_images(2, size, 22)
     targets = near_proposals(model, images, targets_of(objects, sizes, padded=12, masks=masks))
     losses, counts = cascade_losses(model, model(images), targets, Keys(3))
     theirs, stages = loop_losses(model, images, targets, Keys(3))
