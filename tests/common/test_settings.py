@@ -63,7 +63,9 @@ def put(built: Any, name: str, kind: Any, wrong: Any) -> dict[str, Any]:
     if typing.get_origin(without_none(kind)) is not tuple:
         return {name: wrong}
     places = typing.get_args(without_none(kind))
-    return {name: (wrong,) if places[-1] is Ellipsis else (*value[:-1], wrong)}
+    if places[-1] is Ellipsis:
+        return {name: (wrong,)}
+    return {name: (*(value or (64,) * len(places))[:-1], wrong)}
 
 
 @pytest.mark.parametrize(("built", "prefix", "name", "kind", "rule"), cases())

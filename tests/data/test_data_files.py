@@ -52,11 +52,10 @@ def test_user_error_survives_pickling():
     assert isinstance(error, UserError) and str(error) == "a.jpg: broken" and error.exit_code == 1
 
 
-@pytest.mark.parametrize("name", ["x" * 256, "é" * 128, "a/" + "x" * 300 + "/b.jpg", "a\ud800.jpg", "a\0b"])
-def test_a_name_that_no_file_can_have_is_refused(tmp_path, name):
-    with pytest.raises(UserError, match=r"source: .* is not a file name") as caught:
+@pytest.mark.parametrize("name", ["", " ", "a\0b", 7, None])
+def test_what_is_no_name_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=r"source: .* is not a file name"):
         path_inside(tmp_path, name, "source")
-    assert len(str(caught.value)) < 300
 
 
 def test_a_name_of_255_bytes_and_one_that_is_not_utf_8_are_names(tmp_path):

@@ -84,7 +84,7 @@ def test_a_mask_that_lies_far_outside_leaves_the_box(write_coco):
 
 
 def test_sizes_that_no_picture_has_are_refused(write_coco):
-    with pytest.raises(UserError, match=r"image 7: 40000 x 40000 are more than 2\*\*30 pixels"):
+    with pytest.raises(UserError, match="image 7: image of 40000x40000 pixels, more than 134217728 in all"):
         load_dataset(
             write_coco([], 40, 30, images=[{"id": 7, "file_name": "a", "width": 40000, "height": 40000}]), "train"
         )

@@ -34,7 +34,7 @@ def micro(monkeypatch):
 
     torch.set_num_threads(1)
     monkeypatch.setitem(SCALES, "micro", Scale("micro", (64, 96), 0.15, {"rcnn": MODEL}, workers=0))
-    monkeypatch.setattr(budget, "_seconds", lambda *_: budget.Pace(1.0, 0.0))
+    monkeypatch.setattr(budget, "seconds_of_steps", lambda *_: budget.Pace(1.0, 0.0))
     monkeypatch.setattr(budget, "FEWEST_STEPS", 2)
 
 

@@ -26,6 +26,7 @@ from directdet.infer.accuracy.evaluate import score_detections
 from directdet.infer.predict.images import predict
 from directdet.infer.predict.options import PredictOptions
 from directdet.infer.predict.own_files import OwnFiles
+from directdet.infer.predict.same import Origin
 from directdet.infer.preprocess import fixture_image
 from directdet.infer.runtimes.load import load
 from directdet.models.build import build_model
@@ -288,7 +289,7 @@ def _results(folder: Path) -> Iterator[Target]:
     yield Target(
         ".directdet-files.jsonl",
         _file(files, lambda content, draw: damaged_json(content, draw, lines=True)),
-        lambda: OwnFiles(files.parent).claim([("detections.json", str(pictures))]),
+        lambda: OwnFiles(files.parent).claim([("detections.json", lambda: Origin(str(pictures), None))]),
     )
 
 

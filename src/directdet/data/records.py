@@ -11,7 +11,6 @@ from typing import Any, TypedDict, TypeGuard
 import numpy as np
 
 from directdet.common.errors import UserError
-from directdet.common.files import LONGEST_NAME, is_file_name
 from directdet.data.image import read_image
 
 
@@ -185,15 +184,9 @@ def path_inside(folder: Path, name: Any, source: str) -> Path:
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise UserError(f"{source}: {name!r} is not a file name; give a path relative to {folder}")
     parts = PurePosixPath(name.replace("\\", "/"))
-    if not all(map(is_file_name, parts.parts)):
-        raise UserError(f"{source}: {_short(name)} is not a file name: longer than {LONGEST_NAME} bytes, or not text")
     if parts.is_absolute() or PureWindowsPath(name).drive or ".." in parts.parts:
         raise UserError(f"{source}: path {name!r} may point outside {folder}; give a path inside it")
     return folder / parts
-
-
-def _short(name: str) -> str:
-    return repr(name if len(name) <= 80 else f"{name[:60]}...{name[-10:]}")
 
 
 def clip_box(

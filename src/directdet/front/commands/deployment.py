@@ -131,22 +131,21 @@ def infer(model: Path, source: str, out: Path | None, classes: tuple[str, ...] |
                 raise click.UsageError(f"--{name} is for videos, cameras and streams; {source} is not one")
         if options["split"] is None:
             find_images(source)  # before a model is loaded for nothing
-        with _held(out):
+        with _held(out, beside=False):
             return _infer_images(model, loading, source=source, out=out, options=settings, **options)
     if options.pop("resume"):
         raise click.UsageError("--resume is for images; a video always runs from its start")
     if as_stored:
         raise click.UsageError(f"--as-stored is for images; {source} is none")
     options.pop("split")
-    with _held(out):
-        return _infer_video(model, loading, source, out=out, options=settings, limit=options.pop("frames"), **options)
+    return _infer_video(model, loading, source, out=out, options=settings, limit=options.pop("frames"), **options)
 
 
-def _held(out: Path | None) -> contextlib.AbstractContextManager[None]:
-    """Other commands are kept out of the output folder, if there is one."""
+def _held(out: Path | None, beside: bool) -> contextlib.AbstractContextManager[None]:
+    """Other commands are kept out of the output folder, or from the files of that name in it; None: nothing is kept."""
     from directdet.common.folder_lock import hold_folder
 
-    return contextlib.nullcontext() if out is None else hold_folder(out, "infer")
+    return contextlib.nullcontext() if out is None else hold_folder(out, "infer", beside)
 
 
 def _infer_images(model: Path, loading: list[Any], **arguments: Any) -> int:
@@ -173,7 +172,9 @@ def _infer_video(model: Path, loading: list[Any], source: str, **arguments: Any)
     if arguments["show"]:
         require_display()
     video = Video(source, warn=lambda line: say(line, "note:", "yellow", error=True))
-    summary = predict_video(load(model, *loading), video, **arguments)
+    out: Path | None = arguments["out"]
+    with _held(out and out / video.name, beside=True):  # several cameras may share a folder
+        summary = predict_video(load(model, *loading), video, **arguments)
     terminal().print(summary.table())
     counts = [f"{summary.n_frames} frames", f"{summary.n_detections} detections", f"{summary.pipeline.seconds:.1f} s"]
     for name in ("dropped", "broken", "reconnects"):
