@@ -32,9 +32,10 @@ from directdet.common.files import write_json_atomic
 from directdet.data.dataset import load_dataset
 from directdet.export import run as export_run
 from directdet.export.artefact import write_meta
+from directdet.export.deployed import deployed_preprocess
 from directdet.export.openvino_model import write_openvino
 from directdet.export.options import ExportOptions
-from directdet.export.run import deployed_preprocess, export
+from directdet.export.run import export
 from directdet.export.verification.ap_difference import average_precisions
 from directdet.export.verification.side_by_side import with_ap
 from directdet.export.verification.verify import (

@@ -20,7 +20,7 @@ from measure import ROOT, measured_on
 
 from directdet.common.files import write_json_atomic
 from directdet.data.dataset import load_dataset
-from directdet.export.run import deployed_preprocess
+from directdet.export.deployed import deployed_preprocess
 from directdet.infer.accuracy.evaluate import detect, score_detections
 from directdet.infer.detections import Detections
 from directdet.infer.runtimes.load import find_model

@@ -15,9 +15,10 @@ from twin import smooth_images
 from directdet.common.errors import UsageProblem, UserError
 from directdet.data.synthetic import make_synthetic
 from directdet.export import run as export_module
+from directdet.export.deployed import deployed_preprocess
 from directdet.export.onnx_graph import FORBIDDEN, CanvasInput, count_operators, fold
 from directdet.export.options import ExportOptions
-from directdet.export.run import deployed_preprocess, export
+from directdet.export.run import export
 from directdet.export.verification.verify import TOLERANCES, expect, verification_pictures, verify
 from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes.load import load

@@ -1,6 +1,7 @@
 """Canvases from the user's pictures, the frontier of AP against milliseconds, and the choice within limits."""
 
 import io
+import json
 from itertools import product
 
 import pytest
@@ -96,3 +97,82 @@ def test_table_marks_what_is_taken():
     lines = [line.split() for line in console.file.getvalue().splitlines() if "320x448" in line]
     assert [line[2] for line in lines] == ["10.0", "20.0", "30.0"]
     assert [line[5:] for line in lines] == [["*"], ["*", "taken"], []]
+
+
+# ---- Measured
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A checkpoint of a slim Mask R-CNN, and pictures of 64x96."""
+    from export_helpers import conditioned_checkpoint
+
+    from directdet.data.synthetic import make_synthetic
+
+    folder = tmp_path_factory.mktemp("price")
+    conditioned_checkpoint(folder / "model.pt")
+    make_synthetic(folder / "data", images_train=2, images_val=4, size=(64, 96))
+    return folder
+
+
+def test_export_takes_what_is_fastest(run, monkeypatch, capsys):
+    """With stand-ins for the measurements: what is asked for decides, and the artefact is of that size."""
+    from directdet.export import price_search
+    from directdet.front.cli import main
+
+    asked = []
+
+    def measured(trained, source, options, choice, dataset, ap_images, work):
+        asked.append(choice)
+        area = choice.size[0] * choice.size[1]
+        return Price(choice, min(0.5, area / 20_000), None, area / 1000 + (choice.proposals or 0) / 10, 4)
+
+    monkeypatch.setattr(price_search, "_price", measured)
+    out = run / "artefact"
+    arguments = ["export", str(run / "model.pt"), "--out", str(out), "--data", str(run / "data"), "--ap-images", "2"]
+    assert main([*arguments, "--min-ap", "48"]) in (0, 1)  # a network that was never trained may fail by AP
+    printed = capsys.readouterr().out
+    meta = json.loads((out / "meta.json").read_text())
+    prices = meta["prices"]
+    taken = prices[0]["choice"]
+    assert meta["preprocess"]["size"] == taken["size"] and "taken" in printed
+    assert meta["input"]["shape"][1:3] == taken["size"]
+    enough = [price for price in prices if price["ap"] >= 0.48]
+    assert prices[0]["ms"] == min(price["ms"] for price in enough) and len(enough) < len(prices)
+    assert len(asked) == len(set(asked)) == len(prices) > 2
+
+
+@pytest.mark.slow
+def test_prices_are_measured(run, tmp_path):
+    """Each choice is exported and run: fewer proposals and smaller canvases are what was exported."""
+    from directdet.data.dataset import load_dataset
+    from directdet.export.options import ExportOptions
+    from directdet.export.price_search import measure_prices
+    from directdet.infer.runtimes.torch_runtime import load_torch
+
+    trained = load_torch(run / "model.pt", device="cpu")
+    config = trained.backend.model.config
+    said = []
+    options, val = ExportOptions(max_ms=1e6, proposals=8), load_dataset(run / "data", "val")
+    prices = measure_prices(trained, run / "model.pt", options, val, 2, tmp_path, said.append)
+    assert len(said) == len(prices) >= 2 and {price.choice.proposals for price in prices} == {8}
+    assert all(price.ms > 0 and 0 <= price.ap <= 1 and price.images == 2 for price in prices)
+    assert trained.backend.model.config == config and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--max-ms", "10"], "--max-ms: is measured on real pictures; give --data"),
+        (["--min-ap", "40"], "--min-ap: is measured on real pictures; give --data"),
+        (["--max-ms", "10", "--precision", "int8"], "not with --precision int8"),
+        (["--max-ms", "10", "--format", "tensorrt-rtx"], "not for --format tensorrt-rtx"),
+        (["--max-ms", "0"], "--max-ms 0.0: give a number above 0"),
+        (["--min-ap", "101"], "not in the range"),
+    ],
+)
+def test_limits_that_cannot_be(tmp_path, capsys, arguments, says):
+    from directdet.front.cli import main
+
+    assert main(["export", str(tmp_path / "none.pt"), "--out", str(tmp_path / "a"), *arguments]) == 2
+    assert says in capsys.readouterr().err

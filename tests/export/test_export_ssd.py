@@ -189,17 +189,17 @@ def test_infer_command_writes_pictures(run, artefact, data, tmp_path, capsys):
         arguments = ("infer", model, data / "val2017", "--out", out, "--score", "0.1", "--device", "cpu")
         code, said, _ = command(capsys, *arguments)
         assert code == 0 and "4 images, " in said
-        written = json.loads((out / "detections.json").read_text())
-        for image in written["images"]:
-            picture, plain = (cv2.imread(str(f / Path(image["file_name"]).name)) for f in (out, data / "val2017"))
-            assert picture.shape == plain.shape == (image["height"], image["width"], 3)
+        written = json.loads((out / "detections.json").read_text())  # with the ids of the split whose pictures these are
+        for record in load_dataset(data, "val").records:
+            picture, plain = (cv2.imread(str(f / record.path.name)) for f in (out, data / "val2017"))
+            assert picture.shape == plain.shape == (record.height, record.width, 3)
             assert (picture != plain).mean() > 0.01
             # Boxes are in the picture's own pixels, not in the canvas's, and reach over all of it.
-            boxes = np.array([d["bbox"] for d in written["annotations"] if d["image_id"] == image["id"]])
+            boxes = np.array([d["bbox"] for d in written if d["image_id"] == record.image_id])
             assert len(boxes) > 20 and boxes.min() >= 0
-            ends = (boxes[:, :2] + boxes[:, 2:]).max(0) / [image["width"], image["height"]]
+            ends = (boxes[:, :2] + boxes[:, 2:]).max(0) / [record.width, record.height]
             assert ends.max() < 1 + 1e-5 and ends.min() > 0.9
-        found[name] = {d["image_id"]: d for d in reversed(written["annotations"])}  # the best of each picture
+        found[name] = {d["image_id"]: d for d in reversed(written)}  # the best of each picture
     for image, best in found["run"].items():
         other = found["artefact"][image]
         assert best["category_id"] == other["category_id"] and best["score"] == pytest.approx(other["score"], abs=1e-4)

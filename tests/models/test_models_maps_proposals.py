@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,10 @@ def test_proposals_equal_torchvision(
         count = len(expected)
         assert real[i].sum() == count > 20
         assert real[i, :count].all()
-        torch.testing.assert_close(boxes[i, :count], expected, rtol=0, atol=1e-3)
+        ours = boxes[i, :count]
+        if kind == "blank":  # equal scores, whose order torchvision leaves open
+            ours, expected = (rows[np.lexsort(rows.round(decimals=2).T.numpy())] for rows in (ours, expected))
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-3)
         assert not boxes[i, count:].any()
 
 

@@ -271,7 +271,7 @@ def test_nothing_waits_for_the_host(tiny: RTMDet) -> None:
     model = copy.deepcopy(tiny)
     images, targets = batch()
     deployed = deploy_model(model, CANVAS)
-    with torch.no_grad(), NoHostWait():
+    with torch.no_grad(), NoHostWait(looks=1):  # NMS, whether it has come to its end
         deployed(images)
     with NoHostWait():
         losses, _ = rtmdet_losses(model, model.train()(images), targets)

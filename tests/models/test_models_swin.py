@@ -26,7 +26,7 @@ from directdet.models.two_stage.network import RCNN
 
 SIZE = (96, 160)  # maps 24x40, 12x20, 6x10 and 3x5: all are padded, and one window covers the last one's height
 SLIM = RCNNConfig(
-    4,
+    5,
     backbone="swin_t",
     width=32,
     fpn_channels=32,

@@ -20,14 +20,14 @@ def micro(monkeypatch):
 @pytest.fixture
 def unmeasured(monkeypatch):
     """Steps take a second and evaluations nothing: a budget says how many steps there are."""
-    monkeypatch.setattr(budget, "_seconds", lambda *_: Pace(1.0, 0.0))
+    monkeypatch.setattr(budget, "seconds_of_steps", lambda *_: Pace(1.0, 0.0))
     monkeypatch.setattr(budget, "FEWEST_STEPS", 2)
 
 
 @pytest.fixture
 def paced(monkeypatch):
     """Steps of ten seconds and evaluations of none, not measured: a budget then says how many steps there are."""
-    monkeypatch.setattr(budget, "_seconds", lambda *_: Pace(10.0, 0.0))
+    monkeypatch.setattr(budget, "seconds_of_steps", lambda *_: Pace(10.0, 0.0))
     monkeypatch.setattr(budget, "FEWEST_STEPS", 2)
 
 

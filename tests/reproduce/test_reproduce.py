@@ -44,7 +44,7 @@ def test_a_plan_is_kept_and_another_is_refused(shapes, tmp_path, paced, idle, mo
     first = reproduce("direct/scratch", shapes, tmp_path, options)
     assert json.loads((tmp_path / "plan.json").read_text()) == first.plan
     assert first.plan["steps"]["direct"] == {"pretrain": 7, "finetune": 3} and not first.finished
-    monkeypatch.setattr(planning, "_seconds", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(planning, "seconds_of_steps", lambda *_: pytest.fail("measured again"))
     assert reproduce("direct/scratch", shapes, tmp_path, options).plan == first.plan
     for field, change in {
         "seed": {"seed": 1},
@@ -61,7 +61,7 @@ def test_a_plan_is_kept_and_another_is_refused(shapes, tmp_path, paced, idle, mo
 
 
 def test_steps_may_be_given_instead_of_a_budget(shapes, tmp_path, idle, monkeypatch):
-    monkeypatch.setattr(planning, "_seconds", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(planning, "seconds_of_steps", lambda *_: pytest.fail("measured"))
     options = micro_options(rows=["sync", "fixed"], steps=7)
     plan = reproduce("direct/table2", shapes, tmp_path / "a", options).plan
     assert plan["steps"] == {SHARED: {"pretrain": 7}, "sync": {"finetune": 7}, "fixed": {"finetune": 7}}

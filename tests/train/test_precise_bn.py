@@ -44,7 +44,7 @@ def test_one_batch_is_what_torch_measures(pictures):
         norm.momentum = 1.0
     ((images, targets),) = make_phase_loader(phase, pictures, True, 0, False)
     torch.manual_seed(0)
-    Criterion(other, phase, Preprocess(phase.eval_size))(images, Targets(**targets))
+    Criterion(other, phase, Preprocess(phase.size))(images, Targets(**targets))
     assert estimate_statistics(model, phase, pictures, 0) == 12
     expected = norms_of(other)
     assert len(expected) >= 20

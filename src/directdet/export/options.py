@@ -29,6 +29,9 @@ class ExportOptions:
         compute_capability: of the GPUs to build for, such as "8.9" or "8.6,8.9"; None: 8.9 where the format takes one.
         score: scores above this leave the graph, nms: the IoU above which it suppresses, detections: how many a picture
             it returns; None: what the model was trained with. They are constants of the graph.
+        proposals: of a two-stage detector, how many of them enter its heads; None: as many as in training's evaluation.
+        max_ms, min_ap: instead of a size and a number of proposals: take those with which a picture takes at most so
+            many milliseconds here, or that find at least so much (box AP, 0 to 1); see `price`. They need a dataset.
         reduce_range: int8 weights of 7 bits, for x86 processors without VNNI: their 16-bit sums overflow with 8.
 
     Raises:
@@ -44,6 +47,9 @@ class ExportOptions:
     score: float | None = None
     nms: float | None = None
     detections: int | None = None
+    proposals: int | None = None
+    max_ms: float | None = None
+    min_ap: float | None = None
     reduce_range: bool = False
 
     def __post_init__(self) -> None:
@@ -71,21 +77,54 @@ class ExportOptions:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise UsageProblem(f"--{name} {value}: give a number from 0 to 1")
-        if self.detections is not None and self.detections < 1:
-            raise UsageProblem(f"--detections {self.detections}: give at least 1")
+        for name in ("detections", "proposals"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageProblem(f"--{name} {value}: give at least 1")
+        self._check_limits()
         check_batch(self.batch)
         for text in (self.compute_capability or DEFAULT_CAPABILITY).split(","):
             check_capability(text)
 
+    def _check_limits(self) -> None:
+        """UsageProblem unless what is to be measured for the limits can be."""
+        if not self.limited:
+            return
+        given = self._limit
+        if self.max_ms is not None and not self.max_ms > 0:
+            raise UsageProblem(f"--max-ms {self.max_ms}: give a number above 0")
+        if self.min_ap is not None and not 0 <= self.min_ap <= 1:
+            raise UsageProblem(f"--min-ap {100 * self.min_ap:g}: give a number from 0 to 100")
+        if FORMATS[self.format].capabilities:
+            raise UsageProblem(f"{given}: is measured on a CPU here; not for --format {self.format}")
+        if self.precision == CALIBRATED:
+            raise UsageProblem(
+                f"{given}: not with --precision {CALIBRATED}, which is calibrated for one size; choose in fp32"
+            )
+
+    @property
+    def _limit(self) -> str:
+        return "--max-ms" if self.max_ms is not None else "--min-ap"
+
+    @property
+    def limited(self) -> bool:
+        """Whether canvas and proposals are chosen by what they cost and find."""
+        return self.max_ms is not None or self.min_ap is not None
+
     def require_data(self, given: bool) -> None:
-        """UsageProblem where the precision needs a dataset and none is `given`."""
+        """UsageProblem where the precision or a limit needs a dataset and none is `given`."""
         if self.precision == CALIBRATED and not given:
             raise UsageProblem(f"--precision {self.precision}: is calibrated on real pictures; give --data")
+        if self.limited and not given:
+            raise UsageProblem(
+                f"{'--max-ms' if self.max_ms else '--min-ap'}: is measured on real pictures; give --data"
+            )
 
     @property
     def thresholds(self) -> dict[str, float | int]:
         """What the model's own configuration is changed to."""
         given = {"score_threshold": self.score, "nms": self.nms, "detections": self.detections}
+        given["test_proposals"] = self.proposals
         return {name: value for name, value in given.items() if value is not None}
 
     @property

@@ -12,17 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from directdet.common.errors import UsageProblem, UserError
+from directdet.common.errors import UserError
 from directdet.common.files import require_writable
 from directdet.common.folder_lock import hold_folder
 from directdet.common.terminal import terminal
 from directdet.data.dataset import find_splits, load_dataset
 from directdet.data.records import Dataset
 from directdet.export.artefact import finish_meta, graph_meta, new_meta, put_in_place, working_folders, write_meta
+from directdet.export.deployed import deployed_preprocess, with_thresholds
 from directdet.export.formats import CALIBRATED, FORMATS
 from directdet.export.onnx_graph import GraphFacts, finish_graph, write_onnx
 from directdet.export.openvino_model import write_openvino
 from directdet.export.options import ExportOptions
+from directdet.export.price import Price, choose, price_table
+from directdet.export.price_search import measure_prices
 from directdet.export.tensorrt import ENGINES, EngineFacts, build_engine
 from directdet.export.verification.side_by_side import AP_IMAGES, SideBySide, VerificationSet, compare_runtimes
 from directdet.export.verification.verify import network_of, verification_pictures
@@ -33,7 +36,6 @@ from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes.load import find_model, load
 from directdet.infer.runtimes.torch_runtime import TorchPredictor, load_torch
 
-LARGEST_SIDE = 4096  # pixels
 CALIBRATION_IMAGES = 128
 # What of meta.json the ONNX file says, too, since files get separated from their folder.
 IN_THE_FILE = ("classes", "category_ids", "preprocess", "input", "thresholds", "contract")
@@ -42,12 +44,16 @@ SAMPLES = 8  # pictures that show which layers would overflow in a lower precisi
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The artefact's folder, what its graph holds, and whether it agrees with PyTorch."""
+    """The artefact's folder, what its graph holds, and whether it agrees with PyTorch.
+
+    prices: with a limit, of all canvases and numbers of proposals that were measured; the first was taken.
+    """
 
     artefact: Path
     graph: GraphFacts
     verification: SideBySide
     engine: EngineFacts | None = None
+    prices: tuple[Price, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,9 +111,10 @@ def export(
     if out.exists() and not (out / META_FILE).is_file() and any(out.iterdir() if out.is_dir() else [out]):
         raise UserError(f"{out}: exists and is not an artefact; choose another --out")
     trained = load_torch(source, device="cpu")
-    preprocess = deployed_preprocess(trained.preprocess, options.size)
+    preprocess = deployed_preprocess(trained.preprocess, options.size)  # an impossible size is told at once
     model = network_of(trained)
-    model.config = _with_thresholds(model.config, options)
+    own = model.config
+    model.config = with_thresholds(own, options)
     dataset = calibration = None
     if data is not None:
         splits = find_splits(data)
@@ -118,6 +125,14 @@ def export(
     require_writable(out, folder=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     with hold_folder(out, "export", beside=True), working_folders(out) as (part, work):
+        prices: list[Price] = []
+        if dataset is not None and options.limited:
+            prices = measure_prices(trained, source, options, dataset, ap_images or AP_IMAGES, work, say)
+            taken = choose(prices, options.max_ms, options.min_ap)
+            prices.insert(0, prices.pop(prices.index(taken)))
+            size, proposals = taken.choice.size, taken.choice.proposals
+            options = replace(options, size=size, proposals=proposals, max_ms=None, min_ap=None)
+            preprocess, model.config = deployed_preprocess(trained.preprocess, size), with_thresholds(own, options)
         job = _Job(
             options=options,
             preprocess=preprocess,
@@ -137,9 +152,10 @@ def export(
         job.meta.update(graph_meta(graph))
         engine, verification = _BUILDERS[options.format](job, part, graph_file)
         job.meta["verification"] = verification.to_dict()
+        job.meta["prices"] = [price.to_dict() for price in prices]
         finish_meta(part, job.meta)
         put_in_place(part, out)
-    return ExportResult(out, graph, verification, engine)
+    return ExportResult(out, graph, verification, engine, tuple(prices))
 
 
 def _onnx(job: _Job, part: Path, graph: Path) -> tuple[None, SideBySide]:
@@ -258,33 +274,6 @@ def _score(job: _Job, kind: str, source: Path) -> Callable[[Path], float]:
 # ---- Input and output
 
 
-def deployed_preprocess(trained: Preprocess, size: tuple[int, int] | None) -> Preprocess:
-    """The Preprocess of an artefact: onto a fixed canvas of `size`, by default the one evaluated at in training."""
-    if trained.warp:
-        if size not in (None, trained.size):
-            shown, own = (",".join(map(str, edges)) for edges in (size, trained.size))
-            raise UsageProblem(f"--size {shown}: this model is made for {own} alone; leave --size out")
-        return trained
-    if size is None:
-        short, long = trained.size
-        size = (short, long) if trained.fixed else (-(-short // 32) * 32, -(-long // 32) * 32)
-    height, width = size
-    if any(side % 32 or not 32 <= side <= LARGEST_SIDE for side in size):
-        raise UsageProblem(f"--size {height},{width}: height and width must be multiples of 32, at most {LARGEST_SIDE}")
-    return replace(trained, size=(height, width), fixed=True)
-
-
-def _with_thresholds(config: Any, options: ExportOptions) -> Any:
-    """The model's configuration with the thresholds that are asked for; UsageProblem where it cannot have them."""
-    unknown = [name for name in options.thresholds if not hasattr(config, name)]
-    if unknown:
-        raise UsageProblem(f"{', '.join(unknown)}: this model has no such setting")
-    most = getattr(config, "candidates", None)
-    if options.detections is not None and most is not None and options.detections > most:
-        raise UsageProblem(f"--detections {options.detections}: at most {most}, as many as enter this model's NMS")
-    return replace(config, **options.thresholds)
-
-
 def _checkpoint_file(path: str | Path) -> Path:
     kind, place = find_model(path)
     if kind != "checkpoint":
@@ -295,6 +284,8 @@ def _checkpoint_file(path: str | Path) -> Path:
 def report(result: ExportResult) -> None:
     """Print what was exported and whether it verified, picture by picture where it did not."""
     console, graph = terminal(), result.graph
+    if result.prices:
+        console.print(price_table(result.prices, result.prices[0], "what a picture costs here, and what is found"))
     for one in result.verification.runtimes:
         if not one.passed:
             console.print(one.table())

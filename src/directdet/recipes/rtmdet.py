@@ -57,7 +57,6 @@ def rtmdet(size: str) -> Recipe:
         warmup_iterations=100,
         warmup_factor=0.01,
         workers=4,
-        eval_size=(320, 320),
         eval_fixed=True,
         eval_every=20,
     )
@@ -69,7 +68,6 @@ def rtmdet(size: str) -> Recipe:
         epochs=20,
         milestones=(15,),
         norm="fixed",
-        eval_size=(640, 640),
         eval_every=5,
     )
     return Recipe(

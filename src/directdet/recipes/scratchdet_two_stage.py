@@ -54,6 +54,7 @@ VOC_PHASE = Phase(
     base_lr=0.01,
     base_batch=16,
     fixed_batch=True,
+    bias_rate=2.0,
     weight_decay=5e-4,
     milestones=(70_000, 90_000),
     workers=8,

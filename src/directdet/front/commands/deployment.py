@@ -51,6 +51,9 @@ def _either(names: tuple[str, ...]) -> str:
 @click.option("--score", type=Number(0, 1), help="Scores above this leave the graph.  [default: the model's]")
 @click.option("--nms", type=Number(0, 1), help="IoU above which NMS suppresses.  [default: the model's]")
 @click.option("--detections", type=click.IntRange(min=1), help="Most detections a picture.  [default: the model's]")
+@click.option("--proposals", type=click.IntRange(min=1), help="Of two-stage models.  [default: the model's]")
+@click.option("--max-ms", type=Number(0), help="With --data: the best size and proposals within this time here.")
+@click.option("--min-ap", type=Number(0, 100), help="With --data: the fastest ones with this box AP (%).")
 @click.option("--reduce-range", is_flag=True, help="onnx int8: 7-bit weights, for processors without VNNI.")
 @click.option("--data", type=PATH, metavar="DATA", help="Verify on images of this dataset, with AP.")
 @click.option("--split", help="Split to verify with.  [default: val, or train where there is no val]")
@@ -74,7 +77,8 @@ def export(checkpoint: Path, out: Path, data: Path | None, split: str | None, ap
     """
     from directdet.export.options import ExportOptions
 
-    options = ExportOptions(**settings)
+    least = settings.pop("min_ap")
+    options = ExportOptions(**settings, min_ap=None if least is None else least / 100)
     options.require_data(data is not None)
     # After the options: a mistyped one is reported before torch is imported.
     from directdet.export.run import export, report
