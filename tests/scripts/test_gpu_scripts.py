@@ -65,7 +65,7 @@ def test_pack_unpack_and_run_in_slices(shapes, tmp_path, monkeypatch, capsys):
     import gpu_evidence
 
     # As if a step took so long that the budget is ten steps for each row, whatever this machine needs.
-    monkeypatch.setattr("directdet.reproduce.budget._seconds", lambda *_: Pace(8.0, 0.0))
+    monkeypatch.setattr("directdet.reproduce.budget.seconds_of_steps", lambda *_: Pace(8.0, 0.0))
     options = ["--data", str(there), "--out", str(tmp_path / "out"), "--scale", "smoke", "--device", "cpu"]
     options += ["--comparisons", "direct/table2", "--rows", "fixed", "--copy-to", str(tmp_path / "results")]
     monkeypatch.setattr(gpu_evidence, "SPARE", 0.0)
