@@ -79,7 +79,7 @@ def test_verification_passes_and_is_recorded(exported):
     assert meta["input"] == {"name": "images", "shape": [1, 128, 160, 3], "dtype": "uint8", "layout": "NHWC"}
     assert meta["shapes"] == {"batch": {"min": 1, "opt": 1, "max": 1}, "height": 128, "width": 160}
     assert list(meta["files"]) == ["model.onnx"] == [meta["file"]]
-    assert sorted(path.name for path in exported.artefact.iterdir()) == ["meta.json", "model.onnx"]
+    assert sorted(path.name for path in exported.artefact.iterdir()) == ["README.md", "meta.json", "model.onnx"]
     assert meta["folded_batchnorms"] == 20 and meta["category_ids"] == [1, 2, 4, 7]
     assert meta["fold_error"] < 1e-4
 
@@ -153,7 +153,7 @@ def test_openvino_model(checkpoint, dynamic, tmp_path):
     assert [one.runtime for one in result.verification.runtimes] == ["openvino"]
     meta = json.loads((result.artefact / "meta.json").read_text())
     assert meta["kind"] == "openvino" and list(meta["files"]) == ["model.xml", "model.bin"]
-    assert {path.name for path in result.artefact.iterdir()} == {"meta.json", "model.xml", "model.bin"}
+    assert {path.name for path in result.artefact.iterdir()} == {"README.md", "meta.json", "model.xml", "model.bin"}
     detector = load(result.artefact, device="cpu")
     pixels, images = canvases(1, (128, 160), 5, detector.preprocess)
     assert_same_detections(torch_outputs(checkpoint, images), detector.run(pixels))

@@ -254,7 +254,7 @@ def test_detectors_in_int8(detector, kind, tmp_path):
         facts = quantise_onnx(source, target, batches, symmetric=kind == "tensorrt")
         assert facts.quantised["Conv"] == convolutions - (0 if kind == "tensorrt" else ends)
         matrix = [node for node in onnx.load(target).graph.node if node.op_type == "MatMul"]
-        assert {len(node.input) for node in matrix} == {2} and len(matrix) > 30
+        assert {len(node.input) for node in matrix} == {2} and len(matrix) >= 8  # the sweeps of NMS, in every round
     found = each(runner, target, images)
     assert matched(expected, found, 8.0, 0.2)[0] >= 0.7
     if kind == "tensorrt":

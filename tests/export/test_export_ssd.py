@@ -189,7 +189,9 @@ def test_infer_command_writes_pictures(run, artefact, data, tmp_path, capsys):
         arguments = ("infer", model, data / "val2017", "--out", out, "--score", "0.1", "--device", "cpu")
         code, said, _ = command(capsys, *arguments)
         assert code == 0 and "4 images, " in said
-        written = json.loads((out / "detections.json").read_text())  # with the ids of the split whose pictures these are
+        written = json.loads(
+            (out / "detections.json").read_text()
+        )  # with the ids of the split whose pictures these are
         for record in load_dataset(data, "val").records:
             picture, plain = (cv2.imread(str(f / record.path.name)) for f in (out, data / "val2017"))
             assert picture.shape == plain.shape == (record.height, record.width, 3)

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from directdet.common.errors import MissingLibraryError, UserError
-from directdet.export import side_by_side
+from directdet.export.verification import side_by_side
 from directdet.export.verification.matching import Comparison, compare
 from directdet.export.verification.side_by_side import SideBySide, VerificationSet, compare_runtimes
 from directdet.export.verification.verify import (

@@ -114,7 +114,10 @@ def test_norms_are_those_of_the_gradient_that_the_optimiser_takes(watched):
         rate = 0.002 * (10 if run["name"].endswith("10x") else 1)
         assert run["learning_rate"] == rate and f"learning rate {rate:g}" in run["label"]
         settings = {setting for one in seen for setting in one["settings"]}
-        assert settings - {(rate, 0.9, 0.0)} == {(rate, 0.9, 0.0005), (2 * rate, 0.9, 0.0)}  # head's BN; weights; biases
+        assert settings - {(rate, 0.9, 0.0)} == {
+            (rate, 0.9, 0.0005),
+            (2 * rate, 0.9, 0.0),
+        }  # head's BN; weights; biases
         assert run["norm"] == pytest.approx([one["norm"] for one in seen], rel=1e-5)  # float32 sums there
 
 

@@ -332,7 +332,10 @@ def test_synchronised_norm_is_batch_norm_of_all_batches_together(pair: Pair, off
 
 @pytest.mark.slow
 def test_each_picture_is_evaluated_once_with_the_main_statistics(pair: Pair, data: Path, tmp_path: Path) -> None:
-    out, settings = tmp_path / "run", ("model.norm=bn", "eval_every=3", "model.score_threshold=0")
+    out, settings = (
+        tmp_path / "run",
+        ("model.norm=bn", "eval_every=3", "model.score_threshold=0", "model.anchor_scale=4"),
+    )
     seen = pair(train_evaluated, recipe(*settings), data, out)
     val = load_dataset(data, "val")
     pictures = [one["pictures"] for one in seen]

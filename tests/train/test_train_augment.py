@@ -133,19 +133,19 @@ def test_a_batch_depends_on_seed_epoch_and_position_alone(pictures, phase):
         loader.set_epoch(2)
         halves.append(list(loader))
     for wanted, first, second in zip(whole, *halves, strict=True):
-        for name, value in wanted[1].items():
-            assert torch.equal(value, torch.cat([first[1][name], second[1][name]]))
+        for place, (_, own) in enumerate((first, second)):
+            half = {name: value[2 * place : 2 * place + 2] for name, value in wanted[1].items()}
+            for name, value in own.items():  # each process pads to what its own images need
+                kept = (value, half[name]) if name == "sizes" else (value[own["valid"]], half[name][half["valid"]])
+                assert torch.equal(*kept), name
 
 
 def test_every_object_of_all_pictures_fits_the_targets(pictures):
     phase = phase_of(mosaic=1.0, mixup=1.0, copy_paste=1.0, scale=(0.5, 0.5))
     loader = make_phase_loader(phase, pictures, True, 0, False)
     most = max(len(record.boxes) for record in pictures.records)
-    assert loader.max_objects >= 6 * most
     counts = [int(count) for _, targets in loader for count in targets["valid"].sum(1)]
     assert max(counts) > 2 * most  # several pictures' objects
-    plain = make_phase_loader(phase_of(), pictures, True, 0, False)
-    assert plain.max_objects < loader.max_objects
 
 
 def test_neighbours_come_from_the_same_block(pictures, monkeypatch):

@@ -202,7 +202,7 @@ def _fixed_point(state: Tensor, sweep: Tensor, links: int, wait: bool) -> tuple[
     if torch.compiler.is_compiling():
         # One operation for all of an exported graph's looping. Nothing may be both an input and an output of its body.
         return torch.while_loop(
-            lambda state, before: (state - before).abs().sum() > 0.5,
+            lambda state, before: (state - before).abs().sum().bool(),  # whole numbers; no constant of the outer graph
             lambda state, before: some(state, SWEEPS),
             (state, before),
         )
