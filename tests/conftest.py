@@ -38,9 +38,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: each comp
 
 
 def pytest_configure(config):
-    """A shell starts what runs in the background deaf to Ctrl-C; some tests send it, also to what they start."""
+    """A shell starts what runs in the background deaf to Ctrl-C, nohup to the terminal's end; some tests send them."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 # What follows is imported by those who use it, after the environment is set.
