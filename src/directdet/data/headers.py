@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION, _BITS = 0x0112, 0x0102  # tags of TIFF, on which EXIF is built
 _MOST_TAGS = 1000
-_NO_FRAMES = (0xC4, 0xC8, 0xCC)  # JPEG markers between those of a frame that are none
-_LONE = (0x01, *range(0xD0, 0xD8))  # JPEG markers without a length
+JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # markers of the segment that says the size
+_LONE = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})  # JPEG markers without a length
 
 
 @dataclass(frozen=True)
@@ -44,24 +45,36 @@ def read_header(content: bytes) -> Header:
     return Header()
 
 
+def jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, start, end) of what a JPEG file's segments hold, up to its picture; bytes between them are passed over.
+
+    Raises:
+        struct.error, IndexError: it is cut short.
+    """
+    position = 2
+    while position < len(content):
+        marker = content[position + 1] if content[position] == 0xFF else None
+        if marker == 0xDA:  # the picture begins
+            return
+        if marker is None or marker == 0xFF:  # no marker, or fill
+            position += 1
+        elif marker in _LONE:
+            position += 2
+        else:
+            (length,) = struct.unpack_from(">H", content, position + 2)
+            yield marker, position + 4, position + 2 + length
+            position += 2 + length
+
+
 def _jpeg(content: bytes) -> Header:
-    orientation, position = 1, 2
-    while content[position] == 0xFF:
-        marker = content[position + 1]
-        if marker == 0xFF or marker in _LONE:  # fill, or no length
-            position += 1 if marker == 0xFF else 2
-            continue
-        (length,) = struct.unpack_from(">H", content, position + 2)
-        body = content[position + 4 : position + 2 + length]
-        if marker == 0xE1 and body.startswith(b"Exif\0\0"):
-            orientation = _orientation(body[6:])
-        elif 0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES:
-            bits, height, width = struct.unpack_from(">BHH", body)
+    orientation = 1
+    for marker, start, end in jpeg_segments(content):
+        if marker == 0xE1 and content.startswith(b"Exif\0\0", start):
+            orientation = _orientation(content[start + 6 : end])
+        elif marker in JPEG_FRAMES:
+            bits, height, width = struct.unpack_from(">BHH", content, start)
             # A height of 0 stands after the first scan.
             return Header((width, height) if height else None, bits, orientation)
-        elif marker == 0xDA:
-            break
-        position += 2 + length
     return Header(orientation=orientation)
 
 

@@ -9,11 +9,10 @@ import os
 import struct
 
 from directdet.common.errors import UserError
+from directdet.data.headers import JPEG_FRAMES, jpeg_segments
 
 VARIABLE = "DIRECTDET_MAX_PIXELS"
 MOST_PIXELS = 2**27  # 134 million, 11585 x 11585: some 1.2 GB while it is decoded
-_JPEG_SIZES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # start-of-frame markers
-_JPEG_ALONE = frozenset({0x01, *range(0xD0, 0xD8)})  # markers without a length
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 _TIFF_NUMBERS = {3: "H", 4: "I", 16: "Q"}
 
@@ -60,19 +59,10 @@ def _png(content: bytes) -> tuple[int, int]:
 
 
 def _jpeg(content: bytes) -> tuple[int, int] | None:
-    position = 2
-    while position < len(content):
-        if content[position] != 0xFF:
-            position += 1
-            continue
-        marker = content[position + 1]
-        if marker in _JPEG_SIZES:
-            height, width = struct.unpack_from(">HH", content, position + 5)
+    for marker, start, _ in jpeg_segments(content):
+        if marker in JPEG_FRAMES:
+            height, width = struct.unpack_from(">HH", content, start + 1)
             return height, width
-        if marker == 0xDA:  # the data begins
-            return None
-        alone = marker in _JPEG_ALONE or marker in (0x00, 0xFF)
-        position += 1 if marker == 0xFF else 2 if alone else 2 + struct.unpack_from(">H", content, position + 2)[0]
     return None
 
 
