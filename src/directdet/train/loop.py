@@ -42,7 +42,7 @@ from directdet.train.log import RunLog
 from directdet.train.objects import count_objects
 from directdet.train.optim import learning_rate
 from directdet.train.prepare import check_sizes, safe_format
-from directdet.train.step import Batch, Losses, Stepper
+from directdet.train.step import Batch, Losses, Stepper, is_out_of_memory
 
 LOG_EVERY = 10  # steps; the host waits for the device only then
 CHECKPOINT_SECONDS = 300.0
@@ -145,7 +145,7 @@ class Trainer:
             except Stopped as stop:
                 raise self._stopped(stop.number) from None
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 raise self._out_of_memory() from error
 
@@ -383,12 +383,6 @@ class Trainer:
                 checkpoint["step"], checkpoint["best"], checkpoint["evaluated"], checkpoint.get("waited", 0)
             )
         self._saved_step = self.position.step
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """On a CPU torch raises a RuntimeError that only its text tells apart."""
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error) or "CUDA out of memory" in str(error)
 
 
 @contextlib.contextmanager

@@ -168,3 +168,9 @@ def normalise(images: Tensor, sizes: Tensor, mean: Tensor, std: Tensor) -> Tenso
     columns = torch.arange(images.shape[3], device=images.device) < sizes[:, 1:2]
     inside = rows[:, None, :, None] & columns[:, None, None, :]
     return torch.where(inside, (images - mean.view(3, 1, 1)) / std.view(3, 1, 1), 0.0)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """On a CPU torch raises a RuntimeError that only its text tells apart."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error) or "CUDA out of memory" in str(error)
