@@ -30,7 +30,7 @@ from small_networks import SIDE, SMALL, made_data, trained
 
 from directdet.common.files import write_json_atomic
 from directdet.data.dataset import load_dataset
-from directdet.export import run as export_run
+from directdet.export import deployed
 from directdet.export.artefact import write_meta
 from directdet.export.deployed import deployed_preprocess
 from directdet.export.openvino_model import write_openvino
@@ -85,7 +85,7 @@ def cells(names: list[str], seeds: list[int]) -> list[str]:
 
 def same_graph_once(work: Path) -> None:
     """Let exports that write the same graph write it once: it takes most of the time of an export."""
-    module: Any = export_run
+    module: Any = deployed
     write = module.write_onnx
 
     def cached(model: Any, size: Any, batch: Any, path: Path, canvas: Any, precision: str, samples: Any = None) -> Any:

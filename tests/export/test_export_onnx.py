@@ -14,7 +14,7 @@ from twin import smooth_images
 
 from directdet.common.errors import UsageProblem, UserError
 from directdet.data.synthetic import make_synthetic
-from directdet.export import run as export_module
+from directdet.export import deployed
 from directdet.export.deployed import deployed_preprocess
 from directdet.export.onnx_graph import FORBIDDEN, CanvasInput, count_operators, fold
 from directdet.export.options import ExportOptions
@@ -176,7 +176,7 @@ def test_folding_is_counted_and_equal(checkpoint):
 
 def test_a_wrong_graph_fails_verification(checkpoint, tmp_path, monkeypatch):
     """If verification could not fail, it would say nothing: export a graph with one weight of the box head changed."""
-    write = export_module.write_onnx
+    write = deployed.write_onnx
 
     def wrong(model, *arguments):
         kept = model.box_predictor.bbox_pred.bias.detach().clone()
@@ -187,7 +187,7 @@ def test_a_wrong_graph_fails_verification(checkpoint, tmp_path, monkeypatch):
         finally:
             model.box_predictor.bbox_pred.bias.data.copy_(kept)
 
-    monkeypatch.setattr(export_module, "write_onnx", wrong)
+    monkeypatch.setattr(deployed, "write_onnx", wrong)
     result = export(checkpoint, tmp_path / "artefact")
     assert not result.verification.passed
     assert json.loads((tmp_path / "artefact" / "meta.json").read_text())["verification"]["passed"] is False
@@ -259,7 +259,7 @@ def test_a_failed_export_leaves_the_old_artefact(checkpoint, tmp_path, monkeypat
     def broken(*_):
         raise UserError("broken")
 
-    monkeypatch.setattr(export_module, "write_onnx", broken)
+    monkeypatch.setattr(deployed, "write_onnx", broken)
     with pytest.raises(UserError, match="broken"):
         export(checkpoint, tmp_path / "artefact")
     assert [p.name for p in tmp_path.iterdir()] == ["artefact"]

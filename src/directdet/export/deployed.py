@@ -1,13 +1,22 @@
-"""What a deployed model differs in from the trained one: its canvas, and the constants of its post-processing."""
+"""What a deployed model has that the trained one has not: its canvas, constants of its post-processing, its graph."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from directdet.common.errors import UsageProblem
+from directdet.export.formats import CALIBRATED
+from directdet.export.onnx_graph import GraphFacts, write_onnx
 from directdet.export.options import ExportOptions
 from directdet.infer.preprocess import Preprocess
+from directdet.models.parts.network import Network
 
 LARGEST_SIDE = 4096  # pixels
+SAMPLES = 8  # pictures that show which layers would overflow in a lower precision
 
 
 def deployed_preprocess(trained: Preprocess, size: tuple[int, int] | None) -> Preprocess:
@@ -37,3 +46,23 @@ def with_thresholds(config: Any, options: ExportOptions) -> Any:
     if options.detections is not None and most is not None and options.detections > most:
         raise UsageProblem(f"--detections {options.detections}: at most {most}, as many as enter this model's NMS")
     return replace(config, **options.thresholds)
+
+
+def write_graph(
+    model: Network,
+    preprocess: Preprocess,
+    options: ExportOptions,
+    pictures: Sequence[tuple[str, np.ndarray]],
+    path: Path,
+) -> GraphFacts:
+    """Write the graph that the options ask for; what is to be calibrated is in fp32 first.
+
+    Args:
+        preprocess: of the artefact.
+        pictures: names and BGR images; the first ones show what a lower precision meets.
+    """
+    samples, precision = None, "fp32" if options.precision == CALIBRATED else options.precision
+    if precision != "fp32":
+        samples = torch.from_numpy(np.stack([preprocess(image)[0] for _, image in pictures[:SAMPLES]]))
+    canvas = preprocess if options.input == "uint8" else None
+    return write_onnx(model, preprocess.size, options.batch_sizes, path, canvas, precision, samples)

@@ -7,13 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from directdet.data.records import Dataset
 from directdet.export.artefact import graph_meta, new_meta, write_meta
-from directdet.export.deployed import deployed_preprocess, with_thresholds
+from directdet.export.deployed import deployed_preprocess, with_thresholds, write_graph
 from directdet.export.formats import FORMATS
-from directdet.export.onnx_graph import write_onnx
 from directdet.export.openvino_model import write_openvino
 from directdet.export.options import ExportOptions
 from directdet.export.price import Choice, Price, canvases, fewer_proposals, frontier
@@ -25,7 +22,6 @@ from directdet.infer.runtimes.load import load
 from directdet.infer.runtimes.torch_runtime import TorchPredictor
 
 WARMUP, RUNS = 3, 15
-SAMPLES = 8  # pictures that show which layers would overflow in a lower precision
 MODERATE = 100  # proposals that canvases are compared at
 
 
@@ -86,13 +82,9 @@ def _price(
         with tempfile.TemporaryDirectory(dir=work) as temporary:
             folder = Path(temporary)
             meta, target = new_meta(trained, preprocess, source, options), folder / FORMATS[kind].file
-            samples = None
-            if options.precision != "fp32":
-                pictures = verification_pictures(dataset, preprocess.size)[:SAMPLES]
-                samples = torch.stack([torch.from_numpy(preprocess(image)[0]) for _, image in pictures])
-            canvas = preprocess if options.input == "uint8" else None
             graph = folder / "graph.onnx" if kind == "openvino" else target
-            facts = write_onnx(model, preprocess.size, options.batch_sizes, graph, canvas, options.precision, samples)
+            pictures = verification_pictures(dataset, preprocess.size)
+            facts = write_graph(model, preprocess, options, pictures, graph)
             files = [target.name]
             if kind == "openvino":
                 write_openvino(graph, target)

@@ -19,9 +19,9 @@ from directdet.common.terminal import terminal
 from directdet.data.dataset import find_splits, load_dataset
 from directdet.data.records import Dataset
 from directdet.export.artefact import finish_meta, graph_meta, new_meta, put_in_place, working_folders, write_meta
-from directdet.export.deployed import deployed_preprocess, with_thresholds
+from directdet.export.deployed import deployed_preprocess, with_thresholds, write_graph
 from directdet.export.formats import CALIBRATED, FORMATS
-from directdet.export.onnx_graph import GraphFacts, finish_graph, write_onnx
+from directdet.export.onnx_graph import GraphFacts, finish_graph
 from directdet.export.openvino_model import write_openvino
 from directdet.export.options import ExportOptions
 from directdet.export.price import Price, choose, price_table
@@ -39,7 +39,6 @@ from directdet.infer.runtimes.torch_runtime import TorchPredictor, load_torch
 CALIBRATION_IMAGES = 128
 # What of meta.json the ONNX file says, too, since files get separated from their folder.
 IN_THE_FILE = ("classes", "category_ids", "preprocess", "input", "thresholds", "contract")
-SAMPLES = 8  # pictures that show which layers would overflow in a lower precision
 
 
 @dataclass(frozen=True)
@@ -145,10 +144,7 @@ def export(
         )
         say(f"writing the graph ({preprocess.size[0]}x{preprocess.size[1]}, {options.precision})")
         graph_file = work / "graph.onnx"
-        samples = _samples(job) if options.precision not in ("fp32", CALIBRATED) else None
-        written = "fp32" if options.precision == CALIBRATED else options.precision
-        canvas = preprocess if options.input == "uint8" else None
-        graph = write_onnx(model, preprocess.size, options.batch_sizes, graph_file, canvas, written, samples)
+        graph = write_graph(model, preprocess, options, job.verify_on.pictures, graph_file)
         job.meta.update(graph_meta(graph))
         engine, verification = _BUILDERS[options.format](job, part, graph_file)
         job.meta["verification"] = verification.to_dict()
@@ -213,12 +209,6 @@ def _compare(job: _Job, artefact: Path, kind: str, device: str = "cpu") -> SideB
 
 
 # ---- Lower precision
-
-
-def _samples(job: _Job) -> torch.Tensor:
-    """Normalised float32 [N, 3, H, W] of the verification pictures."""
-    chosen = job.verify_on.pictures[:SAMPLES]
-    return torch.from_numpy(np.stack([job.preprocess(image)[0] for _, image in chosen]))
 
 
 def _quantised_onnx(job: _Job, graph: Path) -> Path:
