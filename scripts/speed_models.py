@@ -18,6 +18,8 @@ from directdet.models.checkpoint import load_checkpoint, save_checkpoint
 from directdet.models.parts.network import Network
 from directdet.models.retinanet.config import RetinaNetConfig
 from directdet.models.retinanet.network import RetinaNet
+from directdet.models.rtmdet.config import RTMDetConfig
+from directdet.models.rtmdet.network import RTMDet
 from directdet.models.ssd.config import SSDConfig
 from directdet.models.ssd.network import SSD
 from directdet.models.two_stage.config import RCNNConfig
@@ -32,8 +34,8 @@ ORIGINAL_SSD = SSDConfig(80, norm="none", head_norm=False, l2_norm=True)  # the 
 class Subject:
     """A detector: its configuration, a tiny one for tests, and its input's (height, width)."""
 
-    config: SSDConfig | RetinaNetConfig | RCNNConfig
-    tiny: SSDConfig | RetinaNetConfig | RCNNConfig | None
+    config: SSDConfig | RetinaNetConfig | RCNNConfig | RTMDetConfig
+    tiny: SSDConfig | RetinaNetConfig | RCNNConfig | RTMDetConfig | None
     size: tuple[int, int]
 
 
@@ -41,10 +43,11 @@ SUBJECTS = {
     "ssd300": Subject(ORIGINAL_SSD, replace(ORIGINAL_SSD, num_classes=5, width=8), (300, 300)),
     "retinanet": Subject(RetinaNetConfig(80), None, (448, 448)),
     "mask_rcnn": Subject(RCNNConfig(80), None, (448, 448)),
+    "rtmdet_s": Subject(RTMDetConfig(80), None, (640, 640)),
 }
 
 
-def random_model(name: str, tiny: bool = False) -> SSD | RetinaNet | RCNN:
+def random_model(name: str, tiny: bool = False) -> SSD | RetinaNet | RCNN | RTMDet:
     """A network with random weights that really detects; see twin.conditioned_model."""
     subject = SUBJECTS[name]
     config = subject.tiny if tiny and subject.tiny is not None else subject.config
@@ -56,6 +59,10 @@ def random_model(name: str, tiny: bool = False) -> SSD | RetinaNet | RCNN:
         import retina_twin
 
         return retina_twin.conditioned_model(config, subject.size)
+    if isinstance(config, RTMDetConfig):
+        import mmdet_twin
+
+        return mmdet_twin.ours(name.removeprefix("rtmdet_"), config.num_classes)
     import twin
 
     return twin.conditioned_model(config, subject.size)

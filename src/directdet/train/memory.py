@@ -175,6 +175,7 @@ def measure(
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
+    others = torch.cuda.memory_allocated()  # what this process holds anyway
     phase = replace(phase, batch_size=batch)
     times = accumulated(phase, processes)
     try:
@@ -192,7 +193,7 @@ def measure(
         for number in range(WARM_STEPS, WARM_STEPS + steps):
             stepper.step(batches, number, steps_per_epoch=WARM_STEPS + steps)
         torch.cuda.synchronize()
-        return Measured(torch.cuda.max_memory_allocated(), (time.perf_counter() - start) / steps)
+        return Measured(torch.cuda.max_memory_allocated() - others, (time.perf_counter() - start) / steps)
     except torch.OutOfMemoryError:
         return None
 

@@ -63,7 +63,7 @@ class CapturedCall:
                 deployed(given)
         self._stream.synchronize()
         self._results = [torch.empty(v.shape, dtype=v.dtype, pin_memory=True) for v in outputs]
-        with torch.cuda.graph(self._graph, stream=self._stream), _fastest_convolutions():
+        with _usable_generator(device), torch.cuda.graph(self._graph, stream=self._stream), _fastest_convolutions():
             given.copy_(self._given, non_blocking=True)
             for result, value in zip(self._results, deployed(given), strict=True):
                 result.copy_(_plain(value), non_blocking=True)
@@ -82,6 +82,19 @@ def same_scores(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> 
     Another algorithm of cuDNN rounds otherwise, so near scores may change places; sorted as they are, they hardly move.
     """
     return bool(np.allclose(found[2], expected[2], rtol=0, atol=SAME_SCORE))
+
+
+@contextlib.contextmanager
+def _usable_generator(device: torch.device) -> Iterator[None]:
+    """A capture that fails leaves the device's random generator waiting for its end, and every later draw raises."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    generator = torch.cuda.default_generators[index]
+    before = generator.clone_state()
+    try:
+        yield
+    except BaseException:
+        generator.graphsafe_set_state(before)
+        raise
 
 
 @contextlib.contextmanager
