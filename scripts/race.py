@@ -140,14 +140,17 @@ def run_recipe(given: argparse.Namespace) -> None:
     from directdet.infer.runtimes.load import load
     from directdet.recipes.by_name import get_recipe
     from directdet.recipes.derived import images_per_step, passes_per_epoch
+    from directdet.recipes.fit import fit_to_data
     from directdet.recipes.settings import apply_settings
     from directdet.reproduce.budget import seconds_of_steps
+    from directdet.train.data import facts_of_data
     from directdet.train.run import train
 
     began = time.perf_counter()
     recipe = apply_settings(get_recipe(given.recipe), list(given.set))
     train_set, val = load_splits(given.data)
     assert val is not None
+    recipe, _ = fit_to_data(recipe, facts_of_data(train_set))
     needed = evaluating = 0.0
     for phase in recipe.phases:
         pace = seconds_of_steps(recipe, phase, train_set, val, torch.device(given.device))

@@ -11,7 +11,7 @@ from directdet.models.build import DETECTORS
 from directdet.recipes import published
 from directdet.recipes.by_name import RECIPES, get_recipe
 from directdet.recipes.derived import evaluation_size, passes_per_epoch
-from directdet.recipes.direct import DIRECT_RECIPES
+from directdet.recipes.direct.recipes import DIRECT_RECIPES
 from directdet.recipes.published import ApRow
 from directdet.recipes.recipe import PARTS, Phase, Recipe
 from directdet.recipes.show import describe_recipe, recipe_groups

@@ -17,7 +17,7 @@ from directdet.infer.preprocess import Preprocess
 from directdet.models.checkpoint import load_checkpoint
 from directdet.recipes.by_name import get_recipe
 from directdet.recipes.derived import evaluation_size, passes_per_epoch
-from directdet.recipes.direct_phases import MULTI_SCALE
+from directdet.recipes.direct.phases import MULTI_SCALE
 from directdet.recipes.recipe import Phase, Recipe
 from directdet.train import loop
 from directdet.train.data import make_phase_loader

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from directdet.common.plugins import load_plugins
 from directdet.common.settings import SettingError, nearest
-from directdet.recipes.direct import DIRECT_RECIPES
+from directdet.recipes.direct.recipes import DIRECT_RECIPES
 from directdet.recipes.recipe import Recipe
 from directdet.recipes.rtmdet import RTMDET_RECIPES
 from directdet.recipes.scratchdet import SCRATCHDET_RECIPES

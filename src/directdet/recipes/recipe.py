@@ -199,6 +199,8 @@ class Recipe:
         init: what the first phase starts from: "random" weights, or "imagenet" for a backbone trained on ImageNet.
         data_fraction: the share of the training images that is used (Table 9 of the direct pre-training paper).
         sources: where each constant comes from, by "PHASE.setting", "setting" or "model.setting".
+        fit: lengths, batches, sizes and rates that were not given follow the data; see fit.py.
+        given: the settings of phases that were changed, "PHASE.setting"; with_phase adds to it.
 
     Raises:
         SettingError: a value is not allowed.
@@ -212,6 +214,8 @@ class Recipe:
     init: Init = "random"
     data_fraction: Annotated[float, Between(0, 1, above=True)] = 1.0
     sources: dict[str, str] = field(default_factory=dict)
+    fit: bool = False
+    given: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self, "")
@@ -241,4 +245,5 @@ class Recipe:
         phases = tuple(
             replace(phase, **in_proportion(phase, changes)) if phase.name == name else phase for phase in self.phases
         )
-        return replace(self, phases=phases)
+        given = dict.fromkeys((*self.given, *(f"{name}.{key}" for key in changes)))
+        return replace(self, phases=phases, given=tuple(given))

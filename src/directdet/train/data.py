@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import numpy as np
+
 from directdet.common.errors import UserError
 from directdet.data.augment.compose import Compose
 from directdet.data.augment.mixing import CopyPaste, MixUp, Mosaic
@@ -14,6 +16,7 @@ from directdet.data.loader import BatchLoader, Transform, make_loader, usable
 from directdet.data.padding import Padding
 from directdet.data.records import Dataset
 from directdet.data.sampling import Sampling
+from directdet.recipes.fit import DataFacts
 from directdet.recipes.recipe import Phase
 from directdet.train import distributed
 
@@ -32,6 +35,17 @@ def load_splits(data: str | Path, fraction: float = 1.0) -> tuple[Dataset, Datas
     val = load_dataset(data, "val")
     check_same_classes(dataset, val)
     return dataset, val
+
+
+def facts_of_data(dataset: Dataset) -> DataFacts:
+    """What a recipe that fits itself to the data looks at."""
+    sides = [np.zeros(0)]
+    for record in dataset.records:
+        boxes = record.boxes[~record.crowd]
+        areas = np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), 1)
+        sides.append(np.sqrt(areas) / max(record.width, record.height))
+    shares = np.concatenate(sides)
+    return DataFacts(len(dataset), float(np.quantile(shares, 0.1)) if len(shares) else None)
 
 
 def transform_of(phase: Phase) -> Transform:

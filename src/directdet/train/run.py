@@ -14,18 +14,19 @@ from directdet.common.errors import UsageProblem, UserError
 from directdet.common.files import require_writable, write_json_atomic
 from directdet.common.folder_lock import hold_folder
 from directdet.common.json_files import read_json
-from directdet.common.terminal import terminal
+from directdet.common.terminal import plain, terminal
 from directdet.data.digest import describe_content, difference
 from directdet.data.records import Dataset
 from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
 from directdet.models.parts.network import Network
 from directdet.recipes.derived import accumulated
+from directdet.recipes.fit import fit_to_data
 from directdet.recipes.recipe import Phase, Recipe
 from directdet.train import distributed
 from directdet.train.averages.statistics import estimate_statistics
 from directdet.train.banner import banner, describe_start
-from directdet.train.data import load_splits
+from directdet.train.data import facts_of_data, load_splits
 from directdet.train.loop import Trainer
 from directdet.train.prepare import IMAGENET, apply_norm, load_weights
 from directdet.train.processes.agreement import Meeting, facts_of, meeting
@@ -156,6 +157,9 @@ def _train(
         names = " or ".join(p.name for p in chosen)
         raise UserError(f"{out}: --resume finds no run there (none of {names}); leave --resume out to start one")
     dataset, val = load_splits(data, recipe.data_fraction)
+    recipe, why = fit_to_data(recipe, facts_of_data(dataset))
+    recipe = replace(recipe, given=())  # a run is the same however its settings came about
+    chosen = [p for p in recipe.phases if phase in (None, p.name)]
     run = _Run(recipe, str(data), dataset, val, out, place, seed, resume, dry_run)
     for later in chosen[1:]:
         _check_later(run, later)
@@ -166,6 +170,8 @@ def _train(
         asked = [*(p.name for p in chosen), *(["--resume"] if resume else [])]
         met.agree(facts_of(recipe, asked, dataset, val, seed, place.type, files))
     run = replace(run, device=distributed.start(place, met and met.store))
+    if why and distributed.is_main():
+        terminal().print(plain(f"{recipe.name}, {why}"))
     with hold_folder(out, "train") if distributed.is_main() and not dry_run else contextlib.nullcontext():
         result = _train_phases(run, chosen, init)
     distributed.stop()  # not after an error: other processes may wait for this one, and on GPUs it would wait for them
@@ -299,7 +305,7 @@ def _with_defaults(recipe: Any) -> Any:
         return recipe
     defaults = {one.name: one.default for one in fields(Phase) if one.default is not MISSING}
     known: dict[str, Any] = json.loads(json.dumps(defaults))
-    return {**recipe, "phases": [{**known, **phase} for phase in recipe.get("phases", ())]}
+    return {"fit": False, "given": [], **recipe, "phases": [{**known, **phase} for phase in recipe.get("phases", ())]}
 
 
 def _check_same_run(path: Path, settings: dict[str, Any]) -> None:

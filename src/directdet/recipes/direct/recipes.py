@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from directdet.recipes.direct_phases import (
+from directdet.recipes.direct.phases import (
     CASCADE_R50,
     FASTER_R50,
     MASK_R50,
@@ -22,7 +22,7 @@ from directdet.recipes.direct_phases import (
     pretrain,
     scratch,
 )
-from directdet.recipes.direct_sources import SHORT_EDGES
+from directdet.recipes.direct.sources import SHORT_EDGES
 from directdet.recipes.recipe import PARTS, Init, Part, Phase, Recipe
 
 

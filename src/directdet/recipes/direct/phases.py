@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from directdet.recipes.direct_sources import IMAGENET_SOURCES, SCRATCH_SOURCES, SOURCES
+from directdet.recipes.direct.sources import IMAGENET_SOURCES, SCRATCH_SOURCES, SOURCES
 from directdet.recipes.recipe import Init, Norm, Phase, Recipe
 
 

@@ -1,0 +1,1 @@
+"""The recipes of direct pre-training, its phases, and where their constants come from."""
