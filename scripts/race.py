@@ -86,14 +86,14 @@ def others(name: str, task: dict[str, Any], given: argparse.Namespace, val: Data
 
 
 def one_core(given: argparse.Namespace) -> Any:
-    """Run in the child before its program: one core, and one thread in every library."""
+    """Run in the child before its program: one core, the last, and one thread in every library."""
     threads = str(given.cores)
 
     def limit() -> None:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = threads
         if given.device == "cpu":
-            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-given.cores :])
 
     return limit
 
@@ -208,6 +208,7 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
     parser.add_argument("--report", action="store_true", help="only print the table")
+    parser.add_argument("--time", action="store_true", help="only time every graph again, on a quiet machine")
     parser.add_argument("--recipe", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.recipe:
@@ -215,7 +216,11 @@ def main() -> None:
         return
     path = given.results / "race.json"
     rows: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else {}
-    if not given.report:
+    if given.time:
+        for row in rows.values():
+            row["milliseconds"] = time_graph(row["graph"])
+        write(path, rows, given)
+    elif not given.report:
         if given.data is None:
             parser.error("--data")
         race(given, rows, path)
@@ -238,14 +243,18 @@ def race(given: argparse.Namespace, rows: dict[str, Any], path: Path) -> None:
                 row = others(name, task_of(train_set, val, given, seed, out), given, val)
             else:
                 row = ours(name, given, seed, out)
-            row["milliseconds"] = time_graph(row.pop("graph"))
+            row["milliseconds"] = time_graph(row["graph"])
             row |= {"data": given.data.name, "minutes": given.minutes, "contestant": name, "seed": seed}
             row["images"] = [len(train_set), len(val)]
+            row["settings"] = [] if "/" in name else given.set
             rows[key] = row
-            write_json_atomic(
-                path, {**measured_on(), "settings": {"cores": given.cores, "threads": THREADS}, "rows": rows}
-            )
+            write(path, rows, given)
             print(f"{key}: AP {row['AP']:.1f} after {row['seconds']:.0f} s", flush=True)
+
+
+def write(path: Path, rows: dict[str, Any], given: argparse.Namespace) -> None:
+    """Keep all rows, with the machine they were measured on."""
+    write_json_atomic(path, {**measured_on(), "settings": {"cores": given.cores, "threads": THREADS}, "rows": rows})
 
 
 def report(rows: dict[str, Any]) -> None:

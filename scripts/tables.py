@@ -24,12 +24,14 @@ from typing import Any
 
 import tables_export
 import tables_papers
+import tables_realtime
 import tables_speed
 import tables_training
 from tables_cells import TableError, find, written
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLES = {**tables_training.TABLES, **tables_speed.TABLES, **tables_papers.TABLES, **tables_export.TABLES}
+TABLES = {**tables_training.TABLES, **tables_speed.TABLES, **tables_papers.TABLES}
+TABLES |= {**tables_export.TABLES, **tables_realtime.TABLES}
 FIGURES = {**tables_speed.FIGURES, **tables_papers.FIGURES}
 TEMPLATE, PAGE, README = "docs/results.md.in", "docs/results.md", "README.md"
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"

@@ -31,6 +31,7 @@ def test_lengths_batches_and_sizes_follow_the_data(images, small, batch, epochs,
     assert (pretrain.batch_size, pretrain.base_batch, tune.batch_size) == (batch, batch, batch)
     assert (pretrain.epochs, tune.epochs) == (epochs, max(2, epochs // 6))
     assert (pretrain.size[0], tune.size[0], pretrain.mosaic) == (*sides, mosaic)
+    assert all(phase.warmup_iterations <= phase.epochs * max(1, images) // batch / 20 for phase in recipe.phases)
     assert not recipe.fit
     assert f"for {images} pictures" in words and f"pretrain {epochs} epochs at {sides[0]}x{sides[0]}" in words
 
@@ -40,6 +41,7 @@ def test_what_was_given_stays():
     pretrain, tune = recipe.phases
     assert (pretrain.epochs, pretrain.mosaic, tune.size, tune.mosaic) == (100, 1.0, (640, 640), 1.0)
     assert (pretrain.batch_size, pretrain.size, tune.epochs) == (8, (224, 224), 36)
+    assert (pretrain.warmup_iterations, tune.warmup_iterations) == (100, 27)  # 219 and 36 epochs of 15 steps
 
 
 def test_given_as_the_recipe_has_it_is_given_all_the_same():

@@ -19,6 +19,7 @@ PRETRAIN_SIDE = 0.7  # of it
 STEPS = 3000  # of pre-training on 100 pictures; they grow with the square root of the number of pictures
 EPOCHS = (12, 300)
 TUNED = 6  # fine-tuning is so many times shorter
+WARM_UP = 100  # steps at most; a short phase would otherwise end before its rate has fallen
 HEAVY = 100_000  # pictures to be seen in pre-training, from which on mixing them pays
 
 
@@ -71,7 +72,9 @@ def _choose(facts: DataFacts) -> dict[str, dict[str, Any]]:
     }
     mixed = {} if heavy else {"mosaic": 0.0, "mixup": 0.0}
     tuned = max(2, epochs // TUNED)
-    finetune = {"size": (side, side), "epochs": tuned, "eval_every": max(1, tuned // 4)}
+    finetune: dict[str, Any] = {"size": (side, side), "epochs": tuned, "eval_every": max(1, tuned // 4)}
+    for changes in (pretrain, finetune):
+        changes["warmup_iterations"] = min(WARM_UP, changes["epochs"] * images // batch // 20)
     return {"pretrain": {**common, **pretrain, **mixed}, "finetune": {**common, **finetune}}
 
 

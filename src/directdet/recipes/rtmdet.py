@@ -25,6 +25,7 @@ SOURCES = {
     "base_batch": "ours: the batch, which follows the data",
     "batch_size": "follows the data, see recipes/fit.py",
     "epochs": "follows the data, see recipes/fit.py",
+    "warmup_iterations": "follows the data, see recipes/fit.py",
     "eval_every": "follows the data, see recipes/fit.py",
     "weight_decay": f"{_PAPER}: 0.05",
     "norm_weight_decay": f"{_PAPER}: none on normalisations",
@@ -46,7 +47,7 @@ SOURCES = {
     "model.candidates": "ours: mmdet lets 30000 pairs of a level into NMS",
     "model.detections": "ours: COCO's evaluation counts 100; mmdet keeps 300",
 }
-TUNE_LR = 0.0005
+TUNE_LR = 0.001
 
 
 def rtmdet(size: str) -> Recipe:

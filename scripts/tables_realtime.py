@@ -1,0 +1,89 @@
+"""Result tables of the detector for real time: its settings on little data, the race, and networks on a GPU."""
+
+import statistics
+from typing import Any
+
+from tables_cells import Row, Table, cell, cell_if_any, written
+
+
+def setting_rows(content: Any) -> list[Row]:
+    """Every trial in the file's order."""
+    return list(content["rows"].values())
+
+
+def race_rows(content: Any) -> list[Row]:
+    """A row for each set, time and contestant: means over its seeds, the best AP first."""
+    groups: dict[tuple[str, float, str], list[Row]] = {}
+    for row in content["rows"].values():
+        groups.setdefault((row["data"], row["minutes"], row["contestant"]), []).append(row)
+    rows = []
+    for (data, minutes, name), found in groups.items():
+        aps = [row["AP"] for row in found]
+        spread = f" +- {statistics.stdev(aps):.1f}" if len(aps) > 1 else ""
+        times = [row["milliseconds"]["median_ms"] for row in found if row["milliseconds"]]
+        rows.append(
+            {
+                "data": data,
+                "minutes": f"{minutes:g}",
+                "label": name,
+                "mean": statistics.fmean(aps),
+                "ap": f"{statistics.fmean(aps):.1f}{spread}",
+                "ap50": statistics.fmean(row["AP50"] for row in found),
+                "canvas": " x ".join(map(str, found[0]["canvas"])),
+                "ms": written(statistics.median(times), ".1f") if times else "",
+                "seeds": len(found),
+            }
+        )
+    return sorted(rows, key=lambda row: (row["data"], float(row["minutes"]), -row["mean"]))
+
+
+def gpu_rows(content: Any, eager: Any) -> list[Row]:
+    """Every cell of both files; torchvision's come from the second, which was another run on such a machine."""
+    cells = {**content["rows"], **{name: row for name, row in eager["rows"].items() if "/torchvision/" in name}}
+    rows = []
+    for name, row in sorted(cells.items()):
+        model, form, precision = name.split("/", 2)
+        near = row.get("against_eager_fp32", {})
+        matched = f"{near['matched']} of {near['expected']}" if near else ""
+        rows.append({**row, "label": model, "form": form, "precision": precision, "found": matched})
+    return rows
+
+
+TABLES = {
+    "rtmdet_settings": Table(
+        ("rtmdet_settings_h200",),
+        setting_rows,
+        {
+            "what differs": cell("label"),
+            "AP after pre-training": cell("pretrain_ap", ".1f"),
+            "AP after fine-tuning": cell("ap", ".1f"),
+        },
+    ),
+    "race": Table(
+        ("race",),
+        race_rows,
+        {
+            "data": cell("data"),
+            "minutes": cell("minutes"),
+            "contestant": cell("label"),
+            "box AP": cell("ap"),
+            "AP50": cell("ap50", ".1f"),
+            "canvas": cell("canvas"),
+            "ms a picture": cell("ms"),
+            "seeds": cell("seeds"),
+        },
+    ),
+    "speed_gpu": Table(
+        ("speed_gpu", "speed_gpu_eager"),
+        gpu_rows,
+        {
+            "detector": cell("label"),
+            "form": cell("form"),
+            "precision": cell("precision"),
+            "device, ms": cell("device/median_ms", ".1f"),
+            "end to end, ms": cell("end_to_end/median_ms", ".1f"),
+            "kernels": cell_if_any("kernels"),
+            "found as in eager fp32": cell("found"),
+        },
+    ),
+}
