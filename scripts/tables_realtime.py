@@ -59,6 +59,9 @@ TABLES = {
             "AP after fine-tuning": cell("ap", ".1f"),
         },
     ),
+    "rtmdet_finetune": Table(
+        ("rtmdet_finetune_cpu",), setting_rows, {"fine-tuning": cell("label"), "AP": cell("ap", ".1f")}
+    ),
     "race": Table(
         ("race",),
         race_rows,
