@@ -148,6 +148,7 @@ def _pictures(folder: Path) -> Iterator[Target]:
 def _runs(folder: Path) -> Iterator[Target]:
     recipe = get_recipe("demo")
     settings = {"recipe": asdict(recipe), "data": "d", "seed": 0, "classes": ["a", "b"], "images": 3}
+    settings["content"] = {name: {"images": 3, "names": "9f", "objects": 4} for name in ("train", "val")}
     run = folder / "run.json"
     run.write_text(json.dumps({**settings, "init": "random", "torch": "2", "processes": 1}))
 

@@ -13,7 +13,7 @@ import torch
 from directdet.common.errors import UsageProblem, UserError
 from directdet.common.files import require_writable, write_json_atomic
 from directdet.common.folder_lock import hold_folder
-from directdet.common.json_files import read_json
+from directdet.common.json_files import check_json, read_json
 from directdet.common.terminal import plain, terminal
 from directdet.data.digest import describe_content, difference
 from directdet.data.records import Dataset
@@ -42,7 +42,14 @@ class RunFile:
     classes: tuple[str, ...]
     images: int | None = None
     init: str | None = None
-    content: dict[str, Any] | None = None
+    content: dict[str, dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class _RunRecipe:
+    """What is read of its recipe."""
+
+    phases: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -299,13 +306,12 @@ def _without_workers(recipe: Any) -> Any:
     return [_without_workers(value) for value in recipe] if isinstance(recipe, list) else recipe
 
 
-def _with_defaults(recipe: Any) -> Any:
-    """A recipe of run.json, with the defaults of settings that did not exist when it was written."""
-    if not isinstance(recipe, dict):
-        return recipe
+def _with_defaults(recipe: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The recipe of a run.json, with the defaults of settings that did not exist when it was written."""
+    phases = check_json(recipe, _RunRecipe, f"{path}: recipe", RUN_FILE_FIX).phases
     defaults = {one.name: one.default for one in fields(Phase) if one.default is not MISSING}
     known: dict[str, Any] = json.loads(json.dumps(defaults))
-    return {"fit": False, "given": [], **recipe, "phases": [{**known, **phase} for phase in recipe.get("phases", ())]}
+    return {"fit": False, "given": [], **recipe, "phases": [{**known, **phase} for phase in phases]}
 
 
 def _check_same_run(path: Path, settings: dict[str, Any]) -> None:
@@ -313,7 +319,7 @@ def _check_same_run(path: Path, settings: dict[str, Any]) -> None:
     if not path.is_file():
         return
     before = read_json(path, RunFile, RUN_FILE_FIX)[1]
-    recipes = _with_defaults(before.recipe), json.loads(json.dumps(settings["recipe"]))
+    recipes = _with_defaults(before.recipe, path), json.loads(json.dumps(settings["recipe"]))
     if _without_workers(recipes[0]) != _without_workers(recipes[1]):
         raise UserError(f"{path}: was started with other settings; resume with the same recipe and --set")
     if before.classes != tuple(settings["classes"]):
