@@ -14,8 +14,8 @@ from directdet.recipes.recipe import Phase
 from directdet.recipes.show import describe_recipe, recipe_groups
 from directdet.reproduce.comparison import Comparison
 from directdet.reproduce.timing import timing_table
-from directdet.train.memory import StepCost
-from directdet.train.plan import Grid, Workload, plan
+from directdet.train.planning.memory import StepCost
+from directdet.train.planning.plan import Grid, Workload, plan
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -59,7 +59,7 @@ def test_recipes():
 
 def test_a_plan_as_large_as_the_papers(monkeypatch):
     cost = StepCost(24 * 10**9, 64_000 * 10**9, {"parameters": 10**9})
-    monkeypatch.setattr("directdet.train.plan.step_cost", lambda *_, **__: cost)
+    monkeypatch.setattr("directdet.train.planning.plan.step_cost", lambda *_, **__: cost)
     phase = Phase("pretrain", "direct", (448, 448), epochs=12, repeat=4)
     found = plan({}, phase, 10**11, Grid((448, 640), (2, 16)), Workload(gpus=8), progress=False)
     text = narrow(found.table())

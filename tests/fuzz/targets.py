@@ -39,7 +39,7 @@ from directdet.reproduce.scales import SCALES
 from directdet.train.log import RunLog, read_results
 from directdet.train.loop import Trainer
 from directdet.train.prepare import load_weights
-from directdet.train.run import _check_same_run, _started_from
+from directdet.train.run_file import check_same_run, started_from, stored_run
 
 TINY = {"detector": "retinanet", "num_classes": 4, "backbone": "resnet18", "width": 8}
 PHASE = replace(get_recipe("retinanet_r18_slim").phases[0], size=(64, 64), eval_size=(64, 64), batch_size=4, workers=0)
@@ -153,10 +153,15 @@ def _runs(folder: Path) -> Iterator[Target]:
     run.write_text(json.dumps({**settings, "init": "random", "torch": "2", "processes": 1}))
 
     def same_run() -> None:
-        _check_same_run(run, settings)
-        _started_from(run.parent)
+        check_same_run(run, settings)
+        started_from(run.parent)
 
     yield Target("run.json", _file(run, damaged_json), same_run)
+
+    begun = folder / "run" / "pretrain" / "run.json"
+    begun.parent.mkdir(parents=True)
+    begun.write_text(run.read_text())
+    yield Target("run.json to resume", _file(begun, damaged_json), lambda: stored_run(begun.parent.parent))
 
     log = folder / "log" / "log.jsonl"
     log.parent.mkdir()

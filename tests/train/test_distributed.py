@@ -240,7 +240,8 @@ def test_ctrl_c_stops_all_processes_at_the_same_step(
     code, _, err = finish(process)
     assert code != 0
     lines = err.splitlines()
-    said = f"stopped by Ctrl-C at step 5; saved: {out / 'pretrain' / 'checkpoints' / 'last.pt'}; go on with --resume"
+    last = out / "pretrain" / "checkpoints" / "last.pt"
+    said = f"stopped by Ctrl-C at step 5; saved: {last}; go on: directdet train --resume {out}"
     assert said in lines and f"[rank 1] {said}" in lines, err
     assert (tmp_path / "steps0").read_text() == (tmp_path / "steps1").read_text() == "5"
     assert checkpoint_of(out)["step"] == 5

@@ -15,7 +15,7 @@ from directdet.models.parts import boxes
 from directdet.recipes.recipe import Phase
 from directdet.train import ledger as module
 from directdet.train.ledger import BLOCK, Ledger
-from directdet.train.memory import device_name, measure, step_cost
+from directdet.train.planning.memory import device_name, measure, step_cost
 from directdet.train.step import Stepper
 
 SLIM = {

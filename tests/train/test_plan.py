@@ -10,8 +10,8 @@ from rich.console import Console
 from directdet.common.errors import UsageProblem, UserError
 from directdet.recipes.recipe import Phase
 from directdet.train import plan as planner
-from directdet.train.memory import Measured, StepCost, step_cost
-from directdet.train.plan import (
+from directdet.train.planning.memory import Measured, StepCost, step_cost
+from directdet.train.planning.plan import (
     PAPER_MODEL,
     PAPER_PHASE,
     Grid,
@@ -22,7 +22,7 @@ from directdet.train.plan import (
     parse_memory,
     plan,
 )
-from directdet.train.plan_result import Plan, Setting
+from directdet.train.planning.result import Plan, Setting
 
 SMALL = {
     "detector": "retinanet",

@@ -50,7 +50,7 @@ def test_a_signal_saves_and_says_so(shapes, tmp_path, number, name, group):
     lines = [line for line in err.splitlines() if line.strip()]
     step = load_checkpoint(last)["step"]
     assert process.returncode == 128 + number, err
-    assert lines[-1] == f"stopped by {name} at step {step}; saved: {last}; go on with --resume"
+    assert lines[-1] == f"stopped by {name} at step {step}; saved: {last}; go on: directdet train --resume {out}"
     assert len(lines) == 1 and 0 < step < 600
 
 

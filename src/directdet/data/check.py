@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
+from directdet.common.cores import usable_cores
 from directdet.common.errors import UserError
 from directdet.common.terminal import terminal
 from directdet.data.dataset import check_same_classes, find_splits, load_dataset
@@ -172,7 +173,7 @@ class _Files:
 def _examine_images(dataset: Dataset, verify: bool) -> Iterable[tuple[Record, _Image]]:
     """Each record, in order, with what was found out about its image."""
     # Threads are enough: reading, decoding and hashing release the GIL.
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(8, usable_cores())) as pool:
         found = pool.map(_verify if verify else _exists, dataset.records)
         yield from zip(dataset.records, found, strict=True)
 

@@ -96,6 +96,24 @@ class Number(click.FloatRange):
         return float(super().convert(number, param, ctx))
 
 
+class Device(click.ParamType):
+    """auto, cpu, cuda, cuda:N, or N alone for the GPU of that number; and what else a runtime has."""
+
+    name = "auto|cpu|cuda|N"
+
+    def __init__(self, *others: str) -> None:
+        self._names = ("auto", "cpu", "cuda", *others)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The device as torch names it, or auto."""
+        text = str(value).strip().lower()
+        if re.fullmatch(r"\d{1,3}", text):
+            return f"cuda:{int(text)}"
+        if text not in self._names and not re.fullmatch(r"cuda:\d{1,3}", text):
+            self.fail(f"{value!r} is none; give auto, cpu, cuda, or the number of a GPU", param, ctx)
+        return text
+
+
 def _whole(text: str) -> int:
     """The number of a text; 0 if it is none, or has more than nine digits."""
     return int(text) if re.fullmatch(r"\s*\d{1,9}\s*", text) else 0
@@ -133,12 +151,10 @@ settings_option = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=check_settings, help="Change a setting."
 )
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-# Of training: a whole GPU or none.
-torch_device_option = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
-)
-# Of a runtime.
-device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+_DEVICE_HELP = "auto, cpu, cuda, or a GPU's number."
+torch_device_option = click.option("--device", type=Device(), default="auto", show_default=True, help=_DEVICE_HELP)
+# Of a runtime; OpenVINO has a gpu that is none of CUDA's.
+device_option = click.option("--device", type=Device("gpu"), default="auto", show_default=True, help=_DEVICE_HELP)
 runtime_option = click.option(
     "--runtime", type=click.Choice(["auto", *RUNTIME.choices]), default="auto", show_default=True
 )

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from directdet.common.cores import usable_cores
 from directdet.common.errors import UserError
 from directdet.infer.runtimes.cuda_driver import find_gpu
 
@@ -19,7 +20,7 @@ _LIBRARIES = ("directdet", "numpy", "opencv-python", "opencv-python-headless", "
 
 def hardware() -> dict[str, Any]:
     """Processor, cores that this process may use, memory, and GPU (None without one)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),

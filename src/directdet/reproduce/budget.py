@@ -1,7 +1,6 @@
 """How many steps each row of a comparison makes: equal shares of a budget, from the time that a step takes here."""
 
 import math
-import os
 import statistics
 import tempfile
 import time
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from directdet.common.cores import usable_cores
 from directdet.common.errors import UserError
 from directdet.common.files import write_json_atomic
 from directdet.common.json_files import read_json
@@ -229,7 +229,7 @@ def seconds_of_steps(recipe: Recipe, phase: Phase, dataset: Dataset, val: Datase
     apply_norm(model, phase, trained=False, known=False)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(model.to(device), replace(phase, workers=0), dataset, None, Path(folder), recipe.name, 0)
-        readers = max(1, min(phase.workers, os.cpu_count() or 1))
+        readers = max(1, min(phase.workers, usable_cores()))
         times = [step + read / readers for read, step in timed_steps(trainer, 1 + TIMED_STEPS)]
         detector = TorchPredictor.from_model(
             model.eval(), trainer.preprocess, dataset.classes, dataset.category_ids, device

@@ -1,10 +1,10 @@
 """The data of a run: its splits, and the batches of a phase."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 
+from directdet.common.cores import usable_cores
 from directdet.common.errors import UserError
 from directdet.data.augment.compose import Compose
 from directdet.data.augment.mixing import CopyPaste, MixUp, Mosaic
@@ -109,5 +109,5 @@ def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pi
             f"{dataset.root}: {dataset.split}: {images} images do not fill one batch of {batch}; give {mend}"
         )
     padding = Padding(divisor=1 if phase.resize == "warp" else 32, masks=masks)
-    workers = min(phase.workers, os.cpu_count() or 1)
+    workers = min(phase.workers, usable_cores())
     return make_loader(dataset, transform, sampling, padding, workers=workers, pin_memory=pin_memory)

@@ -29,6 +29,8 @@ def start(device: torch.device, store: Store | None = None) -> torch.device:
         UserError: there are more processes than GPUs.
     """
     if launched() == 1:
+        if device.index is not None:
+            torch.cuda.set_device(device)
         return device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

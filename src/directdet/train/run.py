@@ -1,9 +1,8 @@
 """`directdet train`: from a recipe and a dataset to checkpoints, in one phase or several."""
 
 import contextlib
-import json
 import time
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,8 @@ import torch
 from directdet.common.errors import UsageProblem, UserError
 from directdet.common.files import require_writable, write_json_atomic
 from directdet.common.folder_lock import hold_folder
-from directdet.common.json_files import check_json, read_json
 from directdet.common.terminal import plain, terminal
-from directdet.data.digest import describe_content, difference
+from directdet.data.digest import describe_content
 from directdet.data.records import Dataset
 from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
@@ -30,26 +28,7 @@ from directdet.train.data import facts_of_data, load_splits
 from directdet.train.loop import Trainer
 from directdet.train.prepare import IMAGENET, apply_norm, load_weights
 from directdet.train.processes.agreement import Meeting, facts_of, meeting
-
-RUN_FILE_FIX = "restore it, or remove it to go on without its check of the settings"
-
-
-@dataclass(frozen=True)
-class RunFile:
-    """What is read of a run.json, the file beside a phase's checkpoints that says what is trained."""
-
-    recipe: dict[str, Any]
-    classes: tuple[str, ...]
-    images: int | None = None
-    init: str | None = None
-    content: dict[str, dict[str, Any]] | None = None
-
-
-@dataclass(frozen=True)
-class _RunRecipe:
-    """What is read of its recipe."""
-
-    phases: tuple[dict[str, Any], ...]
+from directdet.train.run_file import begun, check_same_run, started_from
 
 
 @dataclass(frozen=True)
@@ -79,11 +58,12 @@ class _Run:
     seed: int
     resume: bool
     dry_run: bool
+    phase: str | None
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What run.json keeps, so that a run is resumed as the same run."""
-        facts = {"recipe": asdict(self.recipe), "data": self.data, "seed": self.seed}
+        facts = {"recipe": asdict(self.recipe), "data": self.data, "seed": self.seed, "phase": self.phase}
         splits = {"train": self.dataset, "val": self.val}
         content = {name: describe_content(split) for name, split in splits.items() if split is not None}
         return {**facts, "classes": list(self.dataset.classes), "images": len(self.dataset), "content": content}
@@ -160,14 +140,14 @@ def _train(
     for one in chosen:
         accumulated(one, distributed.launched())  # before anything is read: whether so many devices can run it
     require_writable(out, folder=True)
-    if resume and not any(_begun(out / name) for name in (*(p.name for p in chosen), "pretrain")):
+    if resume and not any(begun(out / name) for name in (*(p.name for p in chosen), "pretrain")):
         names = " or ".join(p.name for p in chosen)
         raise UserError(f"{out}: --resume finds no run there (none of {names}); leave --resume out to start one")
     dataset, val = load_splits(data, recipe.data_fraction)
     recipe, why = fit_to_data(recipe, facts_of_data(dataset))
     recipe = replace(recipe, given=())  # a run is the same however its settings came about
     chosen = [p for p in recipe.phases if phase in (None, p.name)]
-    run = _Run(recipe, str(data), dataset, val, out, place, seed, resume, dry_run)
+    run = _Run(recipe, str(data), dataset, val, out, place, seed, resume, dry_run, phase)
     for later in chosen[1:]:
         _check_later(run, later)
     if met is not None:
@@ -196,7 +176,7 @@ def _check_later(run: _Run, phase: Phase) -> None:
 def _train_phases(run: _Run, chosen: list[Phase], init: str | Path | None) -> RunResult:
     done: list[dict] = []
     start: str | Path = init if init is not None else run.recipe.init
-    if run.resume and (before := _started_from(run.out / chosen[0].name)):
+    if run.resume and (before := started_from(run.out / chosen[0].name)):
         start = init = before
     for phase in chosen:
         if start == "random" and init is None and phase.name == "finetune":
@@ -204,19 +184,6 @@ def _train_phases(run: _Run, chosen: list[Phase], init: str | Path | None) -> Ru
         done.append(_train_phase(run, phase, start, planned=run.dry_run and bool(done)))
         start = "random" if run.dry_run else run.out / phase.name / "checkpoints" / "last.pt"
     return RunResult(run.out, done if distributed.is_main() else [])
-
-
-def _begun(folder: Path) -> bool:
-    """Whether a run has begun in the folder of a phase; it may have been killed before its first checkpoint."""
-    return (folder / "run.json").is_file() or (folder / "checkpoints" / "last.pt").is_file()
-
-
-def _started_from(folder: Path) -> str | None:
-    """What a phase started from that has no checkpoint yet, from its run.json; None if it has not begun."""
-    path = folder / "run.json"
-    if not path.is_file() or (folder / "checkpoints" / "last.pt").is_file():
-        return None
-    return read_json(path, RunFile, RUN_FILE_FIX)[1].init
 
 
 def _pretrained(out: Path) -> Path | None:
@@ -247,7 +214,7 @@ def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> d
     resumed = run.resume and last.is_file()
     loaded = None
     if run.resume and (folder / "run.json").is_file():
-        _check_same_run(folder / "run.json", run.settings)
+        check_same_run(folder / "run.json", run.settings)
     if resumed:
         loaded = load_weights(model, last, run.dataset.classes)
     elif str(start) != "random":
@@ -290,49 +257,13 @@ def choose_device(device: str) -> torch.device:
     """The device of that name; "auto" is a GPU if there is one.
 
     Raises:
-        UserError: torch sees no GPU, and one was asked for.
+        UserError: torch sees no GPU, or none of that number, and one was asked for.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu")
-    return torch.device(device)
-
-
-def _without_workers(recipe: Any) -> Any:
-    """A recipe of run.json without the numbers of workers, on which no batch depends."""
-    if isinstance(recipe, dict):
-        return {name: _without_workers(value) for name, value in recipe.items() if name != "workers"}
-    return [_without_workers(value) for value in recipe] if isinstance(recipe, list) else recipe
-
-
-def _with_defaults(recipe: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The recipe of a run.json, with the defaults of settings that did not exist when it was written."""
-    phases = check_json(recipe, _RunRecipe, f"{path}: recipe", RUN_FILE_FIX).phases
-    defaults = {one.name: one.default for one in fields(Phase) if one.default is not MISSING}
-    known: dict[str, Any] = json.loads(json.dumps(defaults))
-    return {"fit": False, "given": [], **recipe, "phases": [{**known, **phase} for phase in phases]}
-
-
-def _check_same_run(path: Path, settings: dict[str, Any]) -> None:
-    """UserError if the run that `path` (run.json) describes was started with another recipe or other data."""
-    if not path.is_file():
-        return
-    before = read_json(path, RunFile, RUN_FILE_FIX)[1]
-    recipes = _with_defaults(before.recipe, path), json.loads(json.dumps(settings["recipe"]))
-    if _without_workers(recipes[0]) != _without_workers(recipes[1]):
-        raise UserError(f"{path}: was started with other settings; resume with the same recipe and --set")
-    if before.classes != tuple(settings["classes"]):
-        raise UserError(f"{path}: was started on data with other classes; resume with the same --data")
-    if before.images not in (None, settings["images"]):  # older files do not have the number
-        raise UserError(
-            f"{path}: was started on {before.images} images, but --data has {settings['images']}; resume with the "
-            "same --data"
-        )
-    for split in ("train", "val"):
-        had, has = ((content or {}).get(split, {}) for content in (before.content, settings["content"]))
-        what = "" if before.content is None else difference(had, has)  # older files do not have it
-        if what:
-            raise UserError(
-                f"{path}: was started on other data: {split} differs in the {what}; resume with the same --data"
-            )
+    place = torch.device(device)
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: torch sees no CUDA device here; use --device cpu")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {device}: torch sees {torch.cuda.device_count()} GPUs here, numbered from 0")
+    return place

@@ -12,12 +12,11 @@ from directdet.front.options import (
     PATH,
     Numbers,
     code_option,
-    data_option,
-    seed_option,
     settings_option,
     torch_device_option,
 )
 from directdet.front.say import say
+from directdet.recipes.recipe import Recipe
 
 # What the recipes' best_by chooses by, in words.
 MEASURES = {"AP": "box AP", "mAP_11point": "VOC mAP (11-point)", "mAP_area": "VOC mAP (area)"}
@@ -74,7 +73,7 @@ def plan(
     if json_file is not None:
         require_writable(json_file)
     chosen = apply_settings(get_recipe(recipe), list(settings))
-    from directdet.train.plan import Grid, Workload, parse_memory, plan
+    from directdet.train.planning.plan import Grid, Workload, parse_memory, plan
 
     limit = parse_memory(memory)
     grid, workload, own_classes = Grid(lengths, batches), Workload(gpus), 80
@@ -98,44 +97,68 @@ def plan(
     return int(found.chosen is None)
 
 
+def _what_to_train(
+    recipe: str | None, data: Path | None, out: Path, seed: int | None, phase: str | None, settings: tuple[str, ...]
+) -> tuple[Recipe, Path, int, str | None]:
+    """Recipe, data, seed and phase: as given, and else those of the run in `out`."""
+    from directdet.recipes.by_name import get_recipe
+    from directdet.recipes.settings import apply_settings
+
+    # First the recipe: a mistyped name is reported before torch is imported.
+    chosen = None if recipe is None else apply_settings(get_recipe(recipe), list(settings))
+    if chosen is not None and data is not None:
+        return chosen, data, seed or 0, phase
+    from directdet.train.run_file import stored_run
+
+    run = stored_run(out)
+    if chosen is None:
+        chosen, phase = apply_settings(run.recipe, list(settings)), phase or run.phase
+    if data is None and run.data is None:
+        raise click.UsageError(f"{out}: does not say which data it was started on; give --data DATA")
+    return chosen, data or Path(str(run.data)), run.seed if seed is None else seed, phase
+
+
 @click.command("train")
-@click.argument("recipe")
-@data_option
-@click.option("--out", type=PATH, required=True, metavar="RUN", help="Folder of the run.")
+@click.argument("recipe", required=False)
+@click.option("--data", type=PATH, metavar="DATA", help="Dataset folder.")
+@click.option("--out", type=PATH, metavar="RUN", help="Folder of the run.")
 @click.option(
     "--phase", type=click.Choice(["pretrain", "finetune", "scratch"]), help="Only this phase.  [default: all]"
 )
 @click.option("--init", metavar="FILE", help="Start from this checkpoint or backbone file, from imagenet or random.")
-@click.option("--resume", is_flag=True, help="Continue where the run in RUN stopped.")
+@click.option("--resume", is_flag=True, help="Go on with a run: `train --resume RUN` needs nothing else.")
 @torch_device_option
-@seed_option
+@click.option("--seed", type=click.IntRange(min=0), help="[default: 0]")
 @settings_option
 @click.option("--dry-run", is_flag=True, help="Check recipe, data and model, print the plan, write nothing.")
 @code_option
 def train(
-    recipe: str,
-    data: Path,
-    out: Path,
+    recipe: str | None,
+    data: Path | None,
+    out: Path | None,
     phase: str | None,
     init: str | None,
     resume: bool,
     device: str,
-    seed: int,
+    seed: int | None,
     settings: tuple[str, ...],
     dry_run: bool,
 ) -> None:
     """Train RECIPE from scratch on DATA.
 
     Direct pre-training at low resolution with live batch normalisation, then fine-tuning at high resolution with batch
-    normalisation fixed.
+    normalisation fixed. `directdet train --resume RUN` goes on with a run as it was started.
     """
     if init is not None and resume:
         raise click.UsageError("--init starts a new run, --resume continues one; give one of them")
-    from directdet.recipes.by_name import get_recipe
-    from directdet.recipes.settings import apply_settings
-
-    chosen = apply_settings(get_recipe(recipe), list(settings))
-    # After the recipe: a mistyped name is reported before torch is imported.
+    if resume and recipe is not None and out is None:
+        recipe, out = None, Path(recipe)
+    if out is None:
+        raise click.UsageError("--out RUN is missing")
+    for value, name in ((recipe, "RECIPE"), (data, "--data DATA")):
+        if value is None and not resume:
+            raise click.UsageError(f"{name} is missing")
+    chosen, data, seed, phase = _what_to_train(recipe, data, out, seed, phase, settings)
     from directdet.train.run import train
 
     try:
@@ -144,7 +167,7 @@ def train(
         )
     except Stopped as stop:
         if stop.saved:
-            raise Stopped(stop.number, stop.where, f"{stop.saved}; go on with --resume") from None
+            raise Stopped(stop.number, stop.where, f"{stop.saved}; go on: directdet train --resume {out}") from None
         raise
     if dry_run:
         if result.phases:  # the main process's, where there are several

@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table
 
 from directdet.recipes.published import direct_table3
-from directdet.train.memory import Measured
+from directdet.train.planning.memory import Measured
 
 ENOUGH_FOR_BN = 8  # images: what the paper trains with, and what batch normalisation needs
 # Days of each pre-training in Table 3 of the direct pre-training paper, by method.

@@ -19,9 +19,9 @@ from directdet.data.padding import target_rows
 from directdet.recipes.derived import accumulated, images_per_step, passes_per_epoch
 from directdet.recipes.published import direct_table10
 from directdet.recipes.recipe import Phase
-from directdet.train.memory import OBJECTS, StepCost, device_name, measure, step_cost
 from directdet.train.optim import learning_rate
-from directdet.train.plan_result import ENOUGH_FOR_BN, PAPER_DAYS, Check, Plan, Setting
+from directdet.train.planning.memory import OBJECTS, StepCost, device_name, measure, step_cost
+from directdet.train.planning.result import ENOUGH_FOR_BN, PAPER_DAYS, Check, Plan, Setting
 
 LENGTHS, BATCHES = (224, 320, 448, 640), (2, 4, 8, 16)  # section 3.3
 COCO_IMAGES = 117_266  # of train2017, those with objects

@@ -1,0 +1,1 @@
+"""Which batch and resolution fit a GPU, and what a step takes there."""
