@@ -11,7 +11,7 @@ from directdet.benchmark.result import BenchmarkResult
 from directdet.benchmark.tables import tables
 from directdet.recipes.by_name import RECIPES, get_recipe
 from directdet.recipes.recipe import Phase
-from directdet.recipes.show import describe_recipe, recipe_groups
+from directdet.recipes.show import choices, describe_recipe, recipe_groups
 from directdet.reproduce.comparison import Comparison
 from directdet.reproduce.timing import timing_table
 from directdet.train.planning.memory import StepCost
@@ -53,6 +53,7 @@ def test_a_benchmark():
 
 def test_recipes():
     assert "…" not in narrow(recipe_groups())
+    assert "…" not in narrow(choices()) and len(narrow(choices()).splitlines()) <= 24  # one screen
     for name in RECIPES:
         assert "…" not in narrow(describe_recipe(get_recipe(name))), name
 

@@ -19,6 +19,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
 
 NAMES = (
     "COCO", "dataset.toml", "VOC's XML", "VOC's lists", "a png", "a jpg", "a bmp", "a webp", "a tiff", "run.json",
+    "run.json to resume",
     "log.jsonl", "meta.json", "model.onnx", "a checkpoint's values", "a checkpoint's values, resumed",
     "a checkpoint's values, started from", "a checkpoint's bytes", "a backbone's bytes", "detections.part.jsonl",
     ".directdet-files.jsonl", "plan.json", "diverged.json", "landscape.part.json",

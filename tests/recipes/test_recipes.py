@@ -3,11 +3,13 @@
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
+import torch
 from torch import nn
 
 from directdet.common.errors import UsageProblem
 from directdet.models.build import build_model
-from directdet.recipes.by_name import RECIPES, get_recipe
+from directdet.recipes.by_name import BUILT_IN, RECIPES, get_recipe
+from directdet.recipes.choices import CHOICES
 from directdet.recipes.derived import passes_per_epoch
 from directdet.recipes.recipe import PARTS, Phase
 from directdet.recipes.settings import apply_settings
@@ -123,3 +125,16 @@ def test_patience_needs_evaluations():
 def test_unknown_recipe_names_the_nearest():
     with pytest.raises(UsageProblem, match="did you mean 'mask_rcnn_r50_fpn'"):
         get_recipe("mask_rcn_r50_fpn")
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: choice.recipe)
+def test_choices_tell_the_truth(choice):
+    recipe = get_recipe(choice.recipe)
+    with torch.device("meta"):
+        model = build_model({"detector": recipe.detector, "num_classes": 80, **recipe.model})
+    assert sum(value.numel() for value in model.parameters()) / 1e6 == pytest.approx(choice.parameters, abs=0.005)
+    assert choice.finds == ("boxes, masks" if model.config.masks else "boxes")
+
+
+def test_built_in_recipes_are_all_there():
+    assert set(BUILT_IN) <= set(RECIPES) and {choice.recipe for choice in CHOICES} <= set(BUILT_IN)

@@ -26,6 +26,10 @@ _STOPPED = 130  # what shells report for Ctrl-C
 _DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
 _DISK_ERRORS += (errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.EISDIR, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 
+# What neighbours call a verb of ours.
+ELSEWHERE = {"predict": "infer", "detect": "infer", "track": "infer", "val": "eval", "test": "eval", "validate": "eval"}
+ELSEWHERE |= {"evaluate": "eval", "fit": "train", "finetune": "train --phase finetune", "models": "recipes"}
+
 
 class Verbs(click.Group):
     """A group that lists its commands in the order of the work and suggests the nearest name for a mistyped one."""
@@ -39,6 +43,8 @@ class Verbs(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or suggest one, which older releases of click do not."""
         name = args[0]
+        if name in ELSEWHERE:
+            raise click.UsageError(f"no command {name!r}; here it is {ELSEWHERE[name]!r}", ctx)
         if self.get_command(ctx, name) is None and not name.startswith("-"):
             near = difflib.get_close_matches(name, self.commands, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self.commands)}"

@@ -16,6 +16,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     **DIRECT_RECIPES,
     **SCRATCHDET_RECIPES,
 }
+BUILT_IN = tuple(RECIPES)
 
 
 def get_recipe(name: str) -> Recipe:

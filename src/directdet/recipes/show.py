@@ -9,10 +9,28 @@ from rich.table import Column, Table
 from directdet.common.plugins import load_plugins
 from directdet.common.terminal import TITLE, plain
 from directdet.models.configs import config_of
-from directdet.recipes.by_name import RECIPES
+from directdet.recipes.by_name import BUILT_IN, RECIPES
+from directdet.recipes.choices import CHOICES
 from directdet.recipes.derived import describe_batches, evaluation_size, passes_per_epoch
 from directdet.recipes.recipe import Phase, Recipe
 from directdet.recipes.table_rows import TABLES, published_results, rows_of
+
+
+def choices() -> Group:
+    """The recipes to pick from, and those that --code brought, on one screen."""
+    title = "Train one of these: directdet train RECIPE --data DATA --out RUN"
+    table = Table(Column("recipe", no_wrap=True), "finds", Column("M weights", justify="right"), "for", title=title)
+    table.title_justify = "left"
+    for one in CHOICES:
+        table.add_row(one.recipe, one.finds, f"{one.parameters:.1f}", one.suits)
+    for name in [name for name in RECIPES if name not in BUILT_IN]:
+        table.add_row(plain(name), "", "", plain(RECIPES[name]().summary))
+    rest = len(BUILT_IN) - len(CHOICES)
+    return Group(
+        table,
+        "RTMDet's sizes and lengths follow the data. Every setting of one: `directdet recipes NAME`.\n"
+        f"The {rest} others, by the tables of the two papers: `directdet recipes --papers`.",
+    )
 
 
 def recipe_groups() -> Group:

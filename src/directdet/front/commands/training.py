@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,7 +17,9 @@ from directdet.front.options import (
     torch_device_option,
 )
 from directdet.front.say import say
-from directdet.recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from directdet.recipes.recipe import Recipe
 
 # What the recipes' best_by chooses by, in words.
 MEASURES = {"AP": "box AP", "mAP_11point": "VOC mAP (11-point)", "mAP_area": "VOC mAP (area)"}
@@ -24,14 +27,20 @@ MEASURES = {"AP": "box AP", "mAP_11point": "VOC mAP (11-point)", "mAP_area": "VO
 
 @click.command("recipes")
 @click.argument("name", required=False)
+@click.option("--papers", is_flag=True, help="List every recipe, by the tables of the two papers.")
 @code_option
-def recipes(name: str | None) -> None:
+def recipes(name: str | None, papers: bool) -> None:
     """List the training recipes, or show every setting of one."""
+    from directdet.common.plugins import load_plugins
     from directdet.common.terminal import terminal
     from directdet.recipes.by_name import get_recipe
-    from directdet.recipes.show import describe_recipe, recipe_groups
+    from directdet.recipes.show import choices, describe_recipe, recipe_groups
 
-    terminal().print(recipe_groups() if name is None else describe_recipe(get_recipe(name)))
+    load_plugins()
+    if name is not None:
+        terminal().print(describe_recipe(get_recipe(name)))
+    else:
+        terminal().print(recipe_groups() if papers else choices())
 
 
 @click.command("plan")
