@@ -103,7 +103,19 @@ def same_graph_once(work: Path) -> None:
 
 def summary(one: Verification) -> dict[str, Any]:
     """What a cell keeps of a verification."""
-    kept = ("passed", "failed", "reasons", "runtime", "matched", "mask_iou", "shift", "ap", "reference_ap", "ap_spread")
+    kept = (
+        "passed",
+        "failed",
+        "reasons",
+        "runtime",
+        "matched",
+        "mask_iou",
+        "shift",
+        "score_shift",
+        "ap",
+        "reference_ap",
+        "ap_spread",
+    )
     found = one.to_dict()
     sums = {key: sum(getattr(c, key) for c in one.comparisons) for key in ("expected", "counted", "undecided")}
     largest = {what: one.largest(what) for what in ("box", "score", "mask")}

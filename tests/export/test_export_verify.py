@@ -46,6 +46,7 @@ def verification(*comparisons, precision="fp32", **settings):
         ({"matched": 9}, "matched"),
         ({"mask_iou": 0.9}, "mask IoU"),
         ({"shift": (0.0, -0.06)}, "shift px"),
+        ({"score_shift": -3e-4}, "score shift"),
     ],
 )
 def test_one_difference_too_large_fails_and_is_named(change, name):
@@ -226,10 +227,11 @@ def test_masks_and_shifts_are_means_over_the_matched():
     boxes = [[1, 2, 11, 12], [30, 30, 50, 60]]
     moved = masks.copy()
     moved[1, :, 2] = 1.0  # 8 cells of 12
-    one, other = found(boxes, [0.9, 0.8], masks), found(np.add(boxes, [0.5, 0.25, 0.5, 0.25]), [0.9, 0.8], moved)
+    one, other = found(boxes, [0.9, 0.8], masks), found(np.add(boxes, [0.5, 0.25, 0.5, 0.25]), [0.86, 0.78], moved)
     result = compare("x", one, other, list, [0.0, 0.0], 2.0, TOLERANCES["int8"])
     assert result.matched == 2 and result.mask == 1.0 and result.mask_iou == pytest.approx((1 + 8 / 12) / 2)
     assert result.shift == pytest.approx((1.0, 0.5)) and result.box == pytest.approx(1.0)
+    assert result.score_shift == pytest.approx(-0.03, abs=1e-6) and result.score == pytest.approx(0.04, abs=1e-6)
 
 
 def test_of_many_equal_boxes_another_choice_is_undecided():

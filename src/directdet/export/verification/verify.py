@@ -32,9 +32,13 @@ from directdet.models.parts.postprocess import HasThresholds
 # limits are wide enough for networks with random weights, which are more sensitive than trained ones.
 TOLERANCES = {
     "fp32": Tolerance(),
-    "fp16": Tolerance(2.0, 0.02, None, 0.97, 0.1, matched=0.9, ap=0.003, window=1.0, disturbance=1e-3),
-    "bf16": Tolerance(4.0, 0.05, None, 0.95, 0.25, matched=0.8, ap=0.005, window=1.0, disturbance=1e-2),
-    "int8": Tolerance(8.0, 0.15, None, 0.9, 0.5, matched=0.6, ap=0.01, window=1.0, disturbance=1e-2),
+    "fp16": Tolerance(
+        2.0, 0.02, None, 0.97, 0.1, score_shift=1e-3, matched=0.9, ap=0.003, window=1.0, disturbance=1e-3
+    ),
+    "bf16": Tolerance(
+        4.0, 0.05, None, 0.95, 0.25, score_shift=0.005, matched=0.8, ap=0.005, window=1.0, disturbance=1e-2
+    ),
+    "int8": Tolerance(8.0, 0.15, None, 0.9, 0.5, score_shift=0.03, matched=0.6, ap=0.01, window=1.0, disturbance=1e-2),
 }
 SPREADS = 3  # standard deviations of the AP's difference over the pictures that are put down to their choice
 INPUT_LEVELS = 0.51  # a uint8 canvas is rounded to grey levels
@@ -86,6 +90,12 @@ class Verification:
         sums = [sum(c.shift[axis] * c.matched for c in self.comparisons) for axis in (0, 1)]
         return max(map(abs, sums)) / count if count else 0.0
 
+    @property
+    def score_shift(self) -> float:
+        """How far the scores of all matched detections lie above or below in the mean."""
+        count = sum(c.matched for c in self.comparisons)
+        return abs(sum(c.score_shift * c.matched for c in self.comparisons)) / count if count else 0.0
+
     def ap_limit(self, kind: str) -> float:
         """The largest difference of this AP that passes."""
         return self.tolerance.ap + SPREADS * self.ap_spread.get(kind, 0.0)
@@ -113,6 +123,8 @@ class Verification:
             made.append(Criterion("mask IoU", self.mask_iou, limits.mask_iou, about, True))
         about = "boxes are shifted by {measured:.2g} px in the mean, at most {limit:g}"
         made.append(Criterion("shift px", self.shift, limits.shift, about))
+        about = "scores are shifted by {measured:.2g} in the mean, at most {limit:g}"
+        made.append(Criterion("score shift", self.score_shift, limits.score_shift, about))
         for kind, own in self.reference_ap.items():
             measured = abs(self.ap[kind] - own) if kind in self.ap else 1.0  # masks were lost
             about = f"the {kind} AP differs by {{measured:.4f}}, at most {{limit:.4f}}"
@@ -146,6 +158,7 @@ class Verification:
             **{f"largest_{what}_difference": self.largest(what) for what in DIFFERENCES},
             "mask_iou": self.mask_iou,
             "shift": self.shift,
+            "score_shift": self.score_shift,
             "ap": self.ap,
             "reference_ap": self.reference_ap,
             "ap_spread": self.ap_spread,
