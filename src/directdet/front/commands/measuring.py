@@ -30,6 +30,7 @@ from directdet.front.say import say
 @data_option
 @split_option
 @click.option("--json", "json_file", type=PATH, metavar="FILE", help="Write the numbers as JSON.")
+@click.option("--report", type=PATH, metavar="DIR", help="Write report.html and report.json: where it errs, and how.")
 @click.option("--results", type=PATH, metavar="FILE", help="Write the detections as COCO results.")
 @runtime_option
 @device_option
@@ -43,6 +44,7 @@ def evaluate(
     split: str,
     json_file: Path | None,
     results: Path | None,
+    report: Path | None,
     per_class: bool,
     **loading: Any,
 ) -> None:
@@ -50,15 +52,18 @@ def evaluate(
     from directdet.common.files import require_writable, write_json_atomic
     from directdet.common.terminal import terminal
     from directdet.data.dataset import load_dataset
-    from directdet.infer.accuracy.evaluate import evaluate
+    from directdet.infer.accuracy.evaluate import examine
     from directdet.infer.runtimes.load import load
     from directdet.recipes.table_rows import beside_ours, published_rows
 
     for file in filter(None, (json_file, results)):
         require_writable(file)
+    if report is not None:
+        require_writable(report, folder=True)
     dataset = load_dataset(data, split)
     detector = load(model, **loading)
-    metrics = evaluate(detector, dataset, results=results)
+    evaluation = examine(detector, dataset, results=results)
+    metrics = evaluation.metrics
     terminal().print(metrics.table(per_class=per_class))
     if per_class:
         terminal().print(metrics.voc_table())
@@ -73,6 +78,10 @@ def evaluate(
         say(f"written: {json_file}")
     if results is not None:
         say(f"written: {results}")
+    if report is not None:
+        from directdet.front.evaluation_report import write_model_report
+
+        say(f"written: {write_model_report(evaluation, detector, report)}")
 
 
 @click.command("benchmark")

@@ -5,7 +5,7 @@ import pytest
 
 from directdet.data.dataset import load_dataset
 from directdet.data.synthetic import make_synthetic
-from directdet.export.verification.ap_difference import average_precisions, spread_of_difference
+from directdet.infer.accuracy.ap_difference import average_precisions, spread_of_difference
 from directdet.infer.accuracy.evaluate import score_detections
 from directdet.infer.detections import Detections
 
