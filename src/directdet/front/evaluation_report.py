@@ -6,10 +6,15 @@ import datetime
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from directdet.infer.accuracy.evaluate import Evaluation
 from directdet.infer.predictor import Predictor
 from directdet.pages.evaluation import EvaluationPage, write_evaluation
+
+if TYPE_CHECKING:
+    from directdet.recipes.recipe import Recipe
+    from directdet.train.run import RunResult
 
 
 def write_model_report(evaluation: Evaluation, detector: Predictor, folder: Path) -> Path:
@@ -28,6 +33,30 @@ def write_model_report(evaluation: Evaluation, detector: Predictor, folder: Path
         about={**_made(), "model": detector.source, "runs in": f"{detector.runtime}, {described.get('provider', '')}"},
     )
     return write_evaluation(page, folder, {"model": described, **_where(evaluation)})
+
+
+def write_run_report(run: RunResult, recipe: Recipe) -> Path | None:
+    """Write RUN/report.html and report.json from the run's log and its last evaluation, and return the page's path;
+    None if this call of train() made no evaluation.
+
+    Raises:
+        UserError: a picture or the log cannot be read, or a file cannot be written.
+    """
+    from directdet.train.log import read_log  # which imports torch
+
+    if run.evaluation is None:
+        return None
+    data = run.evaluation.dataset
+    log = {one.name: read_log(path) for one in recipe.phases if (path := run.out / one.name / "log.jsonl").is_file()}
+    page = EvaluationPage(
+        title=f"{run.out.absolute().name}: {recipe.name} on {data.root.absolute().name}",
+        intro=f"What the network finds and misses in the {data.split} split of {data.root}, with the weights at the "
+        f"end of the {run.phases[-1]['name']} phase; best.pt may hold earlier ones.",
+        evaluation=run.evaluation,
+        about={**_made(), "run": str(run.out)},
+        log=log,
+    )
+    return write_evaluation(page, run.out, {"recipe": recipe.name, "phases": run.phases, **_where(run.evaluation)})
 
 
 def _where(evaluation: Evaluation) -> dict[str, dict[str, str]]:

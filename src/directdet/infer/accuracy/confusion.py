@@ -32,7 +32,7 @@ def confusion_matrix(matches: Matches, classes: int, threshold: float) -> np.nda
             table[matches.object_label[chosen], matches.label[row]] += 1
         else:
             table[classes, matches.label[row]] += 1
-    np.add.at(table, (matches.object_label[free], classes), 1)
+    table[:classes, classes] += np.bincount(matches.object_label[free], minlength=classes)
     return table
 
 

@@ -98,7 +98,8 @@ class Evaluation:
     """A detector's numbers on a dataset, and what they were computed from.
 
     Attributes:
-        found: (image id, detections with the dataset's labels) of each of `records`.
+        found: (image id, detections with the dataset's labels) of each of `records`, without masks, which take by far
+            the most memory.
     """
 
     metrics: Metrics
@@ -144,9 +145,18 @@ def examine(
     if results is not None:
         entries = [entry for number, one in found for entry in one.to_coco(number, dataset.category_ids)]
         write_json_atomic(results, entries, indent=None)
+    evaluation = scored(found, dataset, records)
+    evaluation.metrics.seconds = seconds
+    return evaluation
+
+
+def scored(
+    found: Iterable[tuple[int, Detections]], dataset: Dataset, records: tuple[Record, ...] | None = None
+) -> Evaluation:
+    """`score_detections`, with the detections."""
+    found, records = list(found), dataset.records if records is None else records
     metrics = score_detections(found, dataset, records)
-    metrics.seconds = seconds
-    return Evaluation(metrics, found, dataset, records)
+    return Evaluation(metrics, [(number, one.without_masks()) for number, one in found], dataset, records)
 
 
 def detect(
