@@ -126,6 +126,19 @@ def test_eval_writes_it(artefact, tiny_data, tmp_path, capsys):
     assert loads_nothing((out / "report.html").read_text())
 
 
+def test_against_another_model(artefact, tiny_data, tmp_path, capsys):
+    command = ["eval", str(artefact), "--data", str(tiny_data), "--device", "cpu", "--against"]
+    numbers, out = tmp_path / "numbers.json", tmp_path / "report"
+    assert main([*command, str(artefact), "--json", str(numbers), "--report", str(out)]) == 0
+    sentence = f"{artefact} and {artefact} are not told apart by 3 pictures; fewer than 10 never do: box AP 100.0 "
+    assert sentence in capsys.readouterr().out
+    assert json.loads(numbers.read_text())["against"]["verdict"] == "not told apart"
+    assert sentence in read((out / "report.html").read_text()).text
+    assert main([*command, str(tmp_path / "none")]) == 1
+    told = capsys.readouterr()
+    assert str(tmp_path / "none") in told.err and "COCO AP" not in told.out  # before the evaluation
+
+
 def test_a_place_that_cannot_be_written_is_told_first(artefact, tiny_data, tmp_path, capsys):
     (tmp_path / "file").write_text("x")
     command = ["eval", str(artefact), "--data", str(tiny_data), "--device", "cpu", "--report", str(tmp_path / "file")]

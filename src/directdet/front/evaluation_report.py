@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from directdet.train.run import RunResult
 
 
-def write_model_report(evaluation: Evaluation, detector: Predictor, folder: Path) -> Path:
+def write_model_report(evaluation: Evaluation, detector: Predictor, folder: Path, comparison: str = "") -> Path:
     """Write FOLDER/report.html and report.json about a model; returns the page's path.
+
+    Args:
+        comparison: a sentence about it and another model.
 
     Raises:
         UserError: a picture cannot be read, or a file cannot be written.
@@ -31,6 +34,7 @@ def write_model_report(evaluation: Evaluation, detector: Predictor, folder: Path
         intro=f"What this detector{recipe} finds and misses in the {data.split} split of {data.root}.",
         evaluation=evaluation,
         about={**_made(), "model": detector.source, "runs in": f"{detector.runtime}, {described.get('provider', '')}"},
+        comparison=comparison,
     )
     return write_evaluation(page, folder, {"model": described, **_where(evaluation)})
 
