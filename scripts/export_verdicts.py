@@ -36,7 +36,6 @@ from directdet.export.deployed import deployed_preprocess
 from directdet.export.openvino_model import write_openvino
 from directdet.export.options import ExportOptions
 from directdet.export.run import export
-from directdet.export.verification.ap_difference import average_precisions
 from directdet.export.verification.side_by_side import with_ap
 from directdet.export.verification.verify import (
     TOLERANCES,
@@ -47,6 +46,7 @@ from directdet.export.verification.verify import (
     verification_pictures,
     verify,
 )
+from directdet.infer.accuracy.ap_difference import average_precisions
 from directdet.infer.accuracy.evaluate import detect
 from directdet.infer.runtimes.load import load
 from directdet.infer.runtimes.torch_runtime import TorchPredictor, load_torch

@@ -90,14 +90,15 @@ def test_best_is_the_highest_of_its_measure(shapes, tiny, tmp_path: Path, monkey
     from directdet.train import loop
 
     figures = iter([(0.3, 0.1, 0.2), (0.1, 0.5, 0.3), (0.2, 0.2, 0.6)])
-    real = loop.score_detections
+    real = loop.scored
 
     def made_up(*given):
-        metrics = real(*given)
+        evaluation = real(*given)
+        metrics = evaluation.metrics
         metrics.bbox["AP"], metrics.voc["mAP_11point"], metrics.voc["mAP_area"] = next(figures)
-        return metrics
+        return evaluation
 
-    monkeypatch.setattr(loop, "score_detections", made_up)
+    monkeypatch.setattr(loop, "scored", made_up)
     recipe = tiny.with_phase("pretrain", epochs=3, best_by=best_by)
     result = train(recipe, shapes, tmp_path / "run", phase="pretrain")
     epochs = {"AP": (1, 0.3), "mAP_11point": (2, 0.5), "mAP_area": (3, 0.6)}

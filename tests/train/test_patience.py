@@ -21,11 +21,11 @@ def scores(monkeypatch) -> list[float]:
     coming: list[float] = []
 
     def scored(found, dataset):
-        metrics = evaluate.score_detections(found, dataset)
-        metrics.bbox["AP"] = coming.pop(0)
-        return metrics
+        evaluation = evaluate.scored(found, dataset)
+        evaluation.metrics.bbox["AP"] = coming.pop(0)
+        return evaluation
 
-    monkeypatch.setattr(loop, "score_detections", scored)
+    monkeypatch.setattr(loop, "scored", scored)
     return coming
 
 

@@ -76,6 +76,10 @@ class Detections:
         masks, mask_boxes = (None if one is None else one[keep] for one in (self.masks, self.mask_boxes))
         return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], masks, self.image_size, mask_boxes)
 
+    def without_masks(self) -> Detections:
+        """The same detections, boxes only."""
+        return Detections(self.boxes, self.scores, self.labels, None, self.image_size)
+
     def mask_crop(self, index: int) -> tuple[int, int, np.ndarray]:
         """Mask of one object inside its box and the image.
 

@@ -57,7 +57,7 @@ def draw(
         name = classes[label] if label < len(classes) else str(label)
         name = shown(name)
         text = f"{name} {detections.scores[index]:.2f}" if scores else name
-        _write(canvas, text, detections.boxes[index], colour(label), edge)
+        write(canvas, text, detections.boxes[index], colour(label), edge)
     return canvas
 
 
@@ -95,7 +95,7 @@ def _tint_table(label: int) -> np.ndarray:
     return np.round(tinted).astype(np.uint8)[None]
 
 
-def _write(canvas: np.ndarray, text: str, box: np.ndarray, tint: tuple[int, int, int], edge: int) -> None:
+def write(canvas: np.ndarray, text: str, box: np.ndarray, tint: tuple[int, int, int], edge: int) -> None:
     """Text on a background of the class's colour, above the box or, if there is no room, inside it; never cut off."""
     height, width = canvas.shape[:2]
     scale = float(np.clip(edge / 1000, 0.4, 1.2))

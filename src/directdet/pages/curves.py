@@ -55,6 +55,19 @@ def loss_chart(log: Log) -> str:
     return _chart(log, draw)
 
 
+def rate_chart(log: Log) -> str:
+    """Learning rate over the steps of all phases. SVG text."""
+
+    def draw(axes: Axes, starts: dict[str, int]) -> None:
+        for phase, rows in log.items():
+            rows = [row for row in rows if row["kind"] == "step" and "lr" in row]
+            axes.plot([starts[phase] + row["step"] for row in rows], [row["lr"] for row in rows], color=SECOND)
+        axes.set_ylabel("learning rate")
+        axes.set_ylim(bottom=0)
+
+    return _chart(log, draw)
+
+
 def ap_chart(log: Log) -> str:
     """Box AP50, box AP and mask AP on the val split, in percent. SVG text."""
     curves = (

@@ -77,6 +77,14 @@ def gallery(pictures: Iterable[Picture], explained: str) -> str:
     return f'{small_print(explained)}<div class="gallery">{items}</div>'
 
 
+def stills(pictures: Iterable[tuple[str, bytes]]) -> str:
+    """Small pictures (caption, JPEG), as many in a line as there is room for."""
+    items = "".join(
+        f"<figure>{_image(jpeg, text)}<figcaption>{escape(text)}</figcaption></figure>" for text, jpeg in pictures
+    )
+    return f'<div class="stills">{items}</div>'
+
+
 def about(facts: dict[str, str]) -> str:
     """A list of labels and texts."""
     rows = "".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in facts.items())

@@ -3,12 +3,12 @@
 CSS = """
 :root {
   --paper: #fcfbf8; --ink: #1c1d1f; --muted: #686a70; --line: #e4e1da; --soft: #f3f1ec;
-  --first: #0b6e75; --second: #c2571a; --third: #6a5aa8; --good: #1b7a43; --bad: #b3261e;
+  --first: #0b6e75; --second: #c2571a; --third: #6a5aa8; --good: #1b7a43; --bad: #b3261e; --shade: #1c1d1f55;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #15171a; --ink: #e7e5e0; --muted: #9a9ca3; --line: #2d3035; --soft: #1d2024;
-    --first: #4fb9bf; --second: #e8905a; --third: #a798e0; --good: #63c48a; --bad: #f0837b;
+    --first: #4fb9bf; --second: #e8905a; --third: #a798e0; --good: #63c48a; --bad: #f0837b; --shade: #e7e5e066;
   }
 }
 * { box-sizing: border-box; }
@@ -49,7 +49,12 @@ figure { margin: 0; min-width: 0; }
 .charts figcaption { margin-top: .35rem; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { font-family: inherit !important; font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; margin: 1.4rem 0; }
+/* A shadow at the edge where a table goes on: the paper, which moves with the table, covers it at the table's end. */
+.scroll { overflow-x: auto; margin: 1.4rem 0; background:
+  linear-gradient(to right, var(--paper) 40%, transparent) left / 3rem 100% no-repeat local,
+  linear-gradient(to left, var(--paper) 40%, transparent) right / 3rem 100% no-repeat local,
+  linear-gradient(to right, var(--shade), transparent) left / 1.1rem 100% no-repeat scroll,
+  linear-gradient(to left, var(--shade), transparent) right / 1.1rem 100% no-repeat scroll; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .42rem .9rem .42rem 0; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
 th:last-child, td:last-child { padding-right: 0; }
@@ -58,6 +63,15 @@ td:first-child { min-width: 9rem; overflow-wrap: anywhere; }
 td:not(:first-child) { white-space: nowrap; }
 th { color: var(--muted); font-weight: 500; font-size: .82rem; vertical-align: bottom; }
 tbody th { text-align: left; color: var(--ink); font-weight: 600; padding-top: 1.1rem; }
+.matrix th, .matrix td { text-align: center; padding: .42rem .5rem; overflow-wrap: normal; }
+.matrix td:first-child { min-width: 0; }
+.matrix th[scope] { text-align: left; padding-left: 0; }
+.matrix .good { color: var(--ink); background: color-mix(in srgb, var(--first) calc(var(--share) * .6), transparent); }
+.matrix .wrong { background: color-mix(in srgb, var(--second) var(--share), transparent); }
+.stills { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1.2rem; margin: 1rem 0; }
+.stills figure { display: flex; flex-direction: column; justify-content: flex-end; }
+.stills img { display: block; max-width: 100%; height: auto; border-radius: .2rem; }
+.stills figcaption { margin-top: .3rem; overflow-wrap: anywhere; line-height: 1.35; }
 .bars { margin: 2rem 0 1.6rem; }
 .bar { margin-bottom: .9rem; }
 .bar span { display: flex; justify-content: space-between; gap: 1rem; font-size: .88rem; }
@@ -82,6 +96,7 @@ i.postprocess { background: var(--third); }
   h1 { font-size: 1.65rem; }
   h2 { margin-top: 2.6rem; }
   .figures { grid-template-columns: 1fr 1fr; }
+  .figure:last-child:nth-child(odd) { grid-column: span 2; }
   .figure { padding: .8rem .8rem .85rem; }
   .figure dd { font-size: 1.4rem; }
   .about { grid-template-columns: 1fr; gap: 0; }

@@ -27,7 +27,7 @@ from directdet.common.errors import Stopped, UserError
 from directdet.common.terminal import terminal
 from directdet.data.loader import WorkerError
 from directdet.data.records import Dataset
-from directdet.infer.accuracy.evaluate import Metrics, detect, score_detections
+from directdet.infer.accuracy.evaluate import Evaluation, Metrics, detect, scored
 from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes.torch_runtime import TorchPredictor
 from directdet.models.build import describe_model
@@ -120,6 +120,7 @@ class Trainer:
         self.preprocess = Preprocess(evaluation_size(phase), fixed=phase.eval_fixed or warp, std=phase.std, warp=warp)
         self.stepper = Stepper(model, phase, self.preprocess, self.rate, seed)
         self.position = Position()
+        self.evaluation: Evaluation | None = None  # the last one, of the main process
         self._saved, self._saving = -math.inf, 0.0  # when last.pt was written, and how long that took
         self._saved_step = 0  # that last.pt holds; 0 if there is none
 
@@ -304,11 +305,10 @@ class Trainer:
         started = time.perf_counter()
         mine = val.records[distributed.rank() :: distributed.world_size()]
         found = distributed.gather(detect(detector, val, mine))
-        metrics = None
         if distributed.is_main():
-            metrics = score_detections(itertools.chain.from_iterable(found), val)
-            metrics.seconds = time.perf_counter() - started
-        metrics = distributed.from_main(metrics)
+            self.evaluation = scored(itertools.chain.from_iterable(found), val)
+            self.evaluation.metrics.seconds = time.perf_counter() - started
+        metrics = distributed.from_main(self.evaluation and self.evaluation.metrics)
         row = {"epoch": self.position.step // self.steps_per_epoch, "bbox": metrics.bbox, "voc": metrics.voc}
         row["images_per_second"] = len(val) / max(metrics.seconds, 1e-9)
         if metrics.segm:

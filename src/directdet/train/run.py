@@ -15,6 +15,7 @@ from directdet.common.folder_lock import hold_folder
 from directdet.common.terminal import plain, terminal
 from directdet.data.digest import describe_content
 from directdet.data.records import Dataset
+from directdet.infer.accuracy.evaluate import Evaluation
 from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
 from directdet.models.parts.network import Network
@@ -39,10 +40,12 @@ class RunResult:
         out: its folder.
         phases: for each phase "name", "best_ap" (None without a val split), "best_by" (what that is), "checkpoint" and
             "seconds". With several processes, only the main one has them.
+        evaluation: the last one of the last phase, if this call made one; of the main process only.
     """
 
     out: Path
     phases: list[dict]
+    evaluation: Evaluation | None = None
 
 
 @dataclass(frozen=True)
@@ -175,15 +178,17 @@ def _check_later(run: _Run, phase: Phase) -> None:
 
 def _train_phases(run: _Run, chosen: list[Phase], init: str | Path | None) -> RunResult:
     done: list[dict] = []
+    evaluation = None
     start: str | Path = init if init is not None else run.recipe.init
     if run.resume and (before := started_from(run.out / chosen[0].name)):
         start = init = before
     for phase in chosen:
         if start == "random" and init is None and phase.name == "finetune":
             start = _pretrained(run.out) or start
-        done.append(_train_phase(run, phase, start, planned=run.dry_run and bool(done)))
+        entry, evaluation = _train_phase(run, phase, start, planned=run.dry_run and bool(done))
+        done.append(entry)
         start = "random" if run.dry_run else run.out / phase.name / "checkpoints" / "last.pt"
-    return RunResult(run.out, done if distributed.is_main() else [])
+    return RunResult(run.out, done if distributed.is_main() else [], evaluation)
 
 
 def _pretrained(out: Path) -> Path | None:
@@ -200,8 +205,8 @@ def _pretrained(out: Path) -> Path | None:
     return path
 
 
-def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> dict:
-    """Run one phase and return its entry in the RunResult.
+def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> tuple[dict, Evaluation | None]:
+    """Run one phase; returns its entry in the RunResult and its last evaluation.
 
     `planned`: in a dry run, a phase after the first, so that the weights it will start from do not exist yet.
     """
@@ -234,7 +239,7 @@ def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> d
             terminal().print(loaded.table())
     result = {"name": phase.name, "best_ap": None, "best_by": phase.best_by, "checkpoint": str(last), "seconds": 0.0}
     if run.dry_run:
-        return result
+        return result, None
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         facts = {"init": str(last if resumed else start), "torch": torch.__version__}
@@ -250,7 +255,8 @@ def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> d
             )
     distributed.from_main(None)  # no process reads the phase's checkpoint before it is written
     best = trainer.position.best
-    return {**result, "best_ap": best if best >= 0 else None, "seconds": time.perf_counter() - started}
+    result |= {"best_ap": best if best >= 0 else None, "seconds": time.perf_counter() - started}
+    return result, trainer.evaluation
 
 
 def choose_device(device: str) -> torch.device:

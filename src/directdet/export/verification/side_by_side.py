@@ -14,7 +14,6 @@ from rich.table import Table
 from directdet.common.errors import MissingLibraryError
 from directdet.common.terminal import CAPTION, TITLE, plain, verdict
 from directdet.data.records import Dataset, Record
-from directdet.export.verification.ap_difference import Found, average_precisions, spread_of_difference
 from directdet.export.verification.matching import Tolerance
 from directdet.export.verification.verify import (
     DIFFERENCES,
@@ -27,6 +26,7 @@ from directdet.export.verification.verify import (
     planes,
     verify,
 )
+from directdet.infer.accuracy.ap_difference import Found, average_precisions, spread_of_difference
 from directdet.infer.accuracy.evaluate import detect
 from directdet.infer.predictor import Predictor
 from directdet.infer.runtimes.load import load

@@ -30,6 +30,8 @@ from directdet.front.say import say
 @data_option
 @split_option
 @click.option("--json", "json_file", type=PATH, metavar="FILE", help="Write the numbers as JSON.")
+@click.option("--report", type=PATH, metavar="DIR", help="Write report.html and report.json: where it errs, and how.")
+@click.option("--against", type=PATH, metavar="MODEL", help="Is MODEL better than this one, on the same pictures?")
 @click.option("--results", type=PATH, metavar="FILE", help="Write the detections as COCO results.")
 @runtime_option
 @device_option
@@ -43,6 +45,8 @@ def evaluate(
     split: str,
     json_file: Path | None,
     results: Path | None,
+    report: Path | None,
+    against: Path | None,
     per_class: bool,
     **loading: Any,
 ) -> None:
@@ -50,18 +54,30 @@ def evaluate(
     from directdet.common.files import require_writable, write_json_atomic
     from directdet.common.terminal import terminal
     from directdet.data.dataset import load_dataset
-    from directdet.infer.accuracy.evaluate import evaluate
-    from directdet.infer.runtimes.load import load
+    from directdet.infer.accuracy.evaluate import examine
+    from directdet.infer.runtimes.load import load, model_kind
     from directdet.recipes.table_rows import beside_ours, published_rows
 
     for file in filter(None, (json_file, results)):
         require_writable(file)
+    if report is not None:
+        require_writable(report, folder=True)
+    if against is not None:
+        model_kind(against)  # a mistyped path is reported now, not after the evaluation
     dataset = load_dataset(data, split)
     detector = load(model, **loading)
-    metrics = evaluate(detector, dataset, results=results)
+    evaluation = examine(detector, dataset, results=results)
+    metrics = evaluation.metrics
     terminal().print(metrics.table(per_class=per_class))
     if per_class:
         terminal().print(metrics.voc_table())
+    compared = None
+    if against is not None:
+        from directdet.infer.accuracy.ap_difference import compare
+
+        other = examine(load(against, **loading), dataset)
+        compared = compare(evaluation.found, other.found, dataset, evaluation.records)
+        say(compared.words(str(model), str(against)))
     recipe = detector.meta.get("recipe")
     for line in beside_ours(recipe):
         say(line)
@@ -69,10 +85,17 @@ def evaluate(
         about = {"root": str(data), "split": split}
         papers = [asdict(found) for found in published_rows(recipe)]
         content = {"model": detector.describe(), "dataset": about, **metrics.to_dict(), "in_the_papers": papers}
+        if compared is not None:
+            content["against"] = {"model": str(against), **asdict(compared), "verdict": compared.verdict}
         write_json_atomic(json_file, content)
         say(f"written: {json_file}")
     if results is not None:
         say(f"written: {results}")
+    if report is not None:
+        from directdet.front.evaluation_report import write_model_report
+
+        comparison = "" if compared is None else compared.words(str(model), str(against)) + "."
+        say(f"written: {write_model_report(evaluation, detector, report, comparison)}")
 
 
 @click.command("benchmark")

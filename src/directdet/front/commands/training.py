@@ -20,6 +20,7 @@ from directdet.front.say import say
 
 if TYPE_CHECKING:
     from directdet.recipes.recipe import Recipe
+    from directdet.train.run import RunResult
 
 # What the recipes' best_by chooses by, in words.
 MEASURES = {"AP": "box AP", "mAP_11point": "VOC mAP (11-point)", "mAP_area": "VOC mAP (area)"}
@@ -185,3 +186,18 @@ def train(
     for row in result.phases:
         best = "-" if row.get("best_ap") is None else f"{100 * row['best_ap']:.1f}"
         say(f"{row['name']}: best {MEASURES[row['best_by']]} {best}, {row['seconds']:.0f} s, {row['checkpoint']}")
+    if result.phases:
+        _report(result, chosen)
+
+
+def _report(result: RunResult, recipe: Recipe) -> None:
+    """Write the page about the run; a fault in that is one line, since everything trained is saved."""
+    try:
+        from directdet.front.evaluation_report import write_run_report
+
+        path = write_run_report(result, recipe)
+    except Exception as error:
+        say(f"{result.out / 'report.html'}: not written: {error or type(error).__name__}", "warning:", error=True)
+    else:
+        if path is not None:
+            say(f"report: {path}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -81,10 +82,28 @@ class _Evaluation(COCOeval):
                 annotation["ignore"] = int(annotation["ignore"] or any(annotation.get(flag) for flag in flags))
 
 
+@dataclass(frozen=True)
+class Scores:
+    """COCO's numbers, 0 to 1; -1 where there are no objects.
+
+    Attributes:
+        twelve: in pycocotools' order.
+        per_class, per_class_50: AP and AP50 of each class.
+        per_class_sizes: AP of each class for small, medium and large objects.
+        by_iou: AP at each IoU threshold, 0.5 to 0.95.
+    """
+
+    twelve: list[float]
+    per_class: list[float]
+    per_class_50: list[float]
+    per_class_sizes: list[list[float]]
+    by_iou: list[float]
+
+
 def score(
     results: list[dict[str, Any]], dataset: Dataset, records: Iterable[Record], kind: Literal["bbox", "segm"]
-) -> tuple[list[float], list[float]]:
-    """The twelve numbers in pycocotools' order, and the AP of each class, for kind "bbox" or "segm"."""
+) -> Scores:
+    """The numbers for kind "bbox" or "segm"."""
     evaluation = _evaluation(results, dataset, records, kind)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
@@ -92,8 +111,14 @@ def score(
         evaluation.summarize()
     precision = evaluation.eval["precision"]  # [IoU thresholds, recalls, categories, areas, detections]
     by_id = dict(zip(evaluation.params.catIds, range(precision.shape[2]), strict=True))
-    per_class = [_mean(precision[:, :, by_id[number], 0, -1]) for number in dataset.category_ids]
-    return [float(value) for value in evaluation.stats], per_class
+    cells = [precision[:, :, by_id[number], :, -1] for number in dataset.category_ids]
+    return Scores(
+        [float(value) for value in evaluation.stats],
+        [_mean(cell[:, :, 0]) for cell in cells],
+        [_mean(cell[0, :, 0]) for cell in cells],
+        [[_mean(cell[:, :, size]) for size in (1, 2, 3)] for cell in cells],
+        [_mean(row) for row in precision[:, :, :, 0, -1]],
+    )
 
 
 def evaluated(

@@ -39,6 +39,9 @@ class Metrics:
         per_class_segm: AP of the masks of each class, or None.
         n_images: images evaluated.
         seconds: wall time of reading and detecting, without the evaluation.
+        per_class_50: AP50 of the boxes of each class.
+        per_class_sizes: AP of the boxes of each class, of small, medium and large objects.
+        by_iou: AP of the boxes at each IoU threshold, 0.5 to 0.95 in steps of 0.05.
     """
 
     bbox: dict[str, float]
@@ -50,6 +53,9 @@ class Metrics:
     per_class_segm: list[float] | None = field(default=None)
     n_images: int = 0
     seconds: float = 0.0
+    per_class_50: list[float] = field(default_factory=list)
+    per_class_sizes: list[list[float]] = field(default_factory=list)
+    by_iou: list[float] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -87,6 +93,21 @@ class Metrics:
         return table
 
 
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A detector's numbers on a dataset, and what they were computed from.
+
+    Attributes:
+        found: (image id, detections with the dataset's labels) of each of `records`, without masks, which take by far
+            the most memory.
+    """
+
+    metrics: Metrics
+    found: list[tuple[int, Detections]]
+    dataset: Dataset
+    records: tuple[Record, ...]
+
+
 def evaluate(
     detector: Predictor,
     dataset: Dataset,
@@ -106,6 +127,17 @@ def evaluate(
     Raises:
         UserError: different classes, no images, or an image that cannot be read.
     """
+    return examine(detector, dataset, progress, max_images, results).metrics
+
+
+def examine(
+    detector: Predictor,
+    dataset: Dataset,
+    progress: bool = True,
+    max_images: int | None = None,
+    results: str | Path | None = None,
+) -> Evaluation:
+    """`evaluate`, with the detections."""
     records = dataset.records[:max_images]
     start = time.perf_counter()
     found = detect(detector, dataset, records, progress)
@@ -113,9 +145,18 @@ def evaluate(
     if results is not None:
         entries = [entry for number, one in found for entry in one.to_coco(number, dataset.category_ids)]
         write_json_atomic(results, entries, indent=None)
+    evaluation = scored(found, dataset, records)
+    evaluation.metrics.seconds = seconds
+    return evaluation
+
+
+def scored(
+    found: Iterable[tuple[int, Detections]], dataset: Dataset, records: tuple[Record, ...] | None = None
+) -> Evaluation:
+    """`score_detections`, with the detections."""
+    found, records = list(found), dataset.records if records is None else records
     metrics = score_detections(found, dataset, records)
-    metrics.seconds = seconds
-    return metrics
+    return Evaluation(metrics, [(number, one.without_masks()) for number, one in found], dataset, records)
 
 
 def detect(
@@ -178,18 +219,21 @@ def score_detections(
     for image_id, detections in found:
         results.extend(detections.to_coco(image_id, dataset.category_ids))
         masks = masks and detections.masks is not None
-    bbox, per_class = score(results, dataset, records, "bbox")
-    segm, per_class_segm = score(results, dataset, records, "segm") if masks and dataset.has_masks else (None, None)
+    bbox = score(results, dataset, records, "bbox")
+    segm = score(results, dataset, records, "segm") if masks and dataset.has_masks else None
     voc = voc_precision(found, records, len(dataset.classes))
     return Metrics(
-        dict(zip(METRIC_NAMES, bbox, strict=True)),
-        None if segm is None else dict(zip(METRIC_NAMES, segm, strict=True)),
+        dict(zip(METRIC_NAMES, bbox.twelve, strict=True)),
+        None if segm is None else dict(zip(METRIC_NAMES, segm.twelve, strict=True)),
         dataset.classes,
-        per_class,
+        bbox.per_class,
         voc.means(),
         voc.per_class(),
-        per_class_segm,
+        None if segm is None else segm.per_class,
         n_images=len(records),
+        per_class_50=bbox.per_class_50,
+        per_class_sizes=bbox.per_class_sizes,
+        by_iou=bbox.by_iou,
     )
 
 

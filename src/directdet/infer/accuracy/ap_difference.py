@@ -8,6 +8,7 @@ Tibshirani, An Introduction to the Bootstrap, 1993, chapter 8.)
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -17,9 +18,48 @@ from directdet.infer.accuracy.coco_ap import evaluated
 from directdet.infer.detections import Detections
 
 DRAWS = 100
+NORMAL_95 = 1.96  # standard deviations on either side of the mean that hold 95% of a normal distribution
+LEAST = 10  # pictures: draws of fewer repeat each other so often that their spread says little
 RECALLS = np.linspace(0.0, 1.0, 101)
 Found = Sequence[tuple[int, Detections]]
 KINDS: dict[str, Literal["bbox", "segm"]] = {"box": "bbox", "mask": "segm"}  # pycocotools' names
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two models' box AP on the same pictures.
+
+    Attributes:
+        one, other: the AP of each, 0 to 1; -1 without objects.
+        spread: the standard deviation of their difference over draws of the pictures.
+        pictures: how many there are.
+    """
+
+    one: float
+    other: float
+    spread: float
+    pictures: int
+
+    @property
+    def verdict(self) -> str:
+        """ "better", "worse" or "not told apart": whether the difference is beyond 95% of what the draws do to it."""
+        difference = self.one - self.other
+        if self.pictures < LEAST or abs(difference) <= NORMAL_95 * self.spread:
+            return "not told apart"
+        return "better" if difference > 0 else "worse"
+
+    def words(self, one: str, other: str) -> str:
+        """The verdict and its reasons in a sentence; `one` and `other` name the models."""
+        if min(self.one, self.other) < 0:
+            return f"{one} and {other} are not told apart: there are no objects"
+        start = {"not told apart": f"{one} and {other} are not told apart by {self.pictures} pictures"}
+        verdict = start.get(self.verdict, f"{one} is {self.verdict} than {other}, as {self.pictures} pictures tell")
+        difference, reach = 100 * (self.one - self.other), 100 * NORMAL_95 * self.spread
+        few = f"; fewer than {LEAST} never do" if self.pictures < LEAST else ""
+        return (
+            f"{verdict}{few}: box AP {100 * self.one:.1f} against {100 * self.other:.1f}, a difference of "
+            f"{difference:+.1f} points, 95% interval {difference - reach:+.1f} to {difference + reach:+.1f}"
+        )
 
 
 def average_precisions(found: Found, dataset: Dataset, records: Sequence[Record]) -> dict[str, float]:
@@ -39,11 +79,25 @@ def spread_of_difference(
     expected: Found, found: Found, dataset: Dataset, records: Sequence[Record], name: str
 ) -> float:
     """The standard deviation, over the draws of the pictures, of the difference of the AP by `name`, a key of KINDS."""
-    count = len(records)
-    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=DRAWS).astype(np.float64)
+    drawn = _drawn(len(records))
     ours, theirs = (weighted_ap(side, dataset, records, name, drawn) for side in (expected, found))
     valid = ours >= 0  # some object was drawn
     return float(np.std((theirs - ours)[valid])) if valid.any() else 0.0
+
+
+def compare(one: Found, other: Found, dataset: Dataset, records: Sequence[Record]) -> Difference:
+    """The box AP of two models on the same pictures, and whether these tell them apart."""
+    weights = np.concatenate([np.ones((1, len(records))), _drawn(len(records))])
+    ours, theirs = (weighted_ap(side, dataset, records, "box", weights) for side in (one, other))
+    valid = ours[1:] >= 0  # some object was drawn
+    spread = float(np.std((ours - theirs)[1:][valid])) if valid.any() else 0.0
+    return Difference(float(ours[0]), float(theirs[0]), spread, len(records))
+
+
+def _drawn(count: int) -> np.ndarray:
+    """How often each of `count` pictures is drawn, [DRAWS, count]; always the same draws."""
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=DRAWS)
+    return drawn.astype(np.float64)
 
 
 def weighted_ap(

@@ -1,11 +1,14 @@
 """The AP of both sides, and what the choice of the pictures does to their difference."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from directdet.data.dataset import load_dataset
+from directdet.data.records import make_record
 from directdet.data.synthetic import make_synthetic
-from directdet.export.verification.ap_difference import average_precisions, spread_of_difference
+from directdet.infer.accuracy.ap_difference import average_precisions, compare, spread_of_difference
 from directdet.infer.accuracy.evaluate import score_detections
 from directdet.infer.detections import Detections
 
@@ -69,3 +72,36 @@ def test_nothing_found_and_no_objects(data):
     assert average_precisions([(r.image_id, empty) for r in data.records], data, data.records)["box"] == 0.0
     bare = [record for record in data.records if not len(record.boxes)]
     assert average_precisions([(r.image_id, empty) for r in bare], data, bare)["box"] == -1.0
+
+
+def test_a_model_that_is_worse_on_most_pictures_is_told(data):
+    found = detections(data)
+    worse = compare(changed(found, 24), found, data, data.records)
+    assert worse.verdict == "worse" and worse.one < worse.other
+    better = compare(found, changed(found, 24), data, data.records)
+    assert better.verdict == "better" and better.spread == pytest.approx(worse.spread)
+    assert better.one == pytest.approx(score_detections(found, data).bbox["AP"], abs=1e-12)
+    assert better.spread == spread_of_difference(changed(found, 24), found, data, data.records, "box")
+    told = better.words("a", "b")
+    assert told.startswith(f"a is better than b, as 24 pictures tell: box AP {100 * better.one:.1f} against")
+
+
+def test_models_alike_are_mostly_not_told_apart(data):
+    """Eight pairs with the same errors drawn anew: at 95%, two would be told apart by chance once in twenty runs."""
+    verdicts = [
+        compare(detections(data, 2 * seed), detections(data, 2 * seed + 1), data, data.records).verdict
+        for seed in range(8)
+    ]
+    assert verdicts.count("not told apart") >= 6
+    same = compare(detections(data), detections(data), data, data.records)
+    assert same.verdict == "not told apart" and same.spread == 0
+
+
+def test_too_few_pictures_or_objects_tell_nothing(data):
+    records, found = data.records[:1], detections(data)[:1]
+    one = replace(data, records=records)
+    told = compare(found, [], one, records)
+    assert told.one > told.other == 0 and told.verdict == "not told apart" and "fewer than 10" in told.words("a", "b")
+    nothing = tuple(make_record(r.image_id, r.path, r.width, r.height, []) for r in data.records)
+    empty = compare([], [], replace(data, records=nothing), nothing)
+    assert empty.verdict == "not told apart" and "no objects" in empty.words("a", "b")
