@@ -188,6 +188,7 @@ def train(
         say(f"{row['name']}: best {MEASURES[row['best_by']]} {best}, {row['seconds']:.0f} s, {row['checkpoint']}")
     if result.phases:
         _report(result, chosen)
+        say(f"next: directdet export {out} --out ARTEFACT --data {data}")
 
 
 def _report(result: RunResult, recipe: Recipe) -> None:
