@@ -39,7 +39,7 @@ def penn_fudan_cpu_rows(content: Any) -> list[Row]:
 
 
 def headline_rows(gpu: Any, cpu: Any, race: Any) -> list[Row]:
-    """The README's table: what is learnt from random weights on a GPU and on a CPU; the race's first is a mean of seeds."""
+    """The README's table: what is learnt from random weights on a GPU and on a CPU, the race's as a mean of seeds."""
     rows = [{**row, "time": minutes(sum(row["seconds"])), "device": "GPU"} for row in PENN_FUDAN_GPU(gpu)]
     best = find(cpu, "eval/artefact, ONNX Runtime")
     slim = {"label": "Mask R-CNN R18-FPN, slim, pre-trained at 224, fine-tuned at 320 to 448", "device": "CPU, 2 cores"}
