@@ -10,12 +10,13 @@ import numpy as np
 from directdet.common.text import shown
 from directdet.data.dataset import Record, read_record_image
 from directdet.infer.accuracy.analysis import Analysis, BadPicture, Case
-from directdet.infer.accuracy.error_types import ERRORS, RIGHT, missed
+from directdet.infer.accuracy.error_types import ERRORS, RIGHT
 from directdet.infer.draw import write
 from directdet.pages.page import Picture
 
 _EDGE = 340  # pixels: the longer side of a drawn picture
-_TEXT = 650  # the side of a picture whose texts are as large: a page shows these pictures at half their size
+_NAMED = 5  # boxes of a picture that are named, the first ones: more would hide it
+_TEXT = 560  # the side of a picture whose texts are as large: a page shows these pictures at half their size
 _WHOLE = 0.6  # a part of the picture that takes more of its sides is not cut out
 _GOOD, _WRONG, _LOST, _IGNORED = (96, 168, 30), (20, 110, 235), (60, 40, 215), (150, 150, 150)  # BGR
 Tint = tuple[int, int, int]
@@ -29,8 +30,8 @@ def worst_pictures(analysis: Analysis, classes: Sequence[str], records: Sequence
         UserError: a picture cannot be read.
     """
     rows = analysis.matches.score >= analysis.threshold
-    lost, found = missed(analysis.matches, analysis.kind, rows), analysis.matches.taken(rows)
-    return [_worst(one, analysis, classes, records[one.picture], rows, lost, found) for one in analysis.worst]
+    found = analysis.matches.taken(rows)
+    return [_worst(one, analysis, classes, records[one.picture], rows, found) for one in analysis.worst]
 
 
 def _worst(
@@ -39,7 +40,6 @@ def _worst(
     classes: Sequence[str],
     record: Record,
     rows: np.ndarray,
-    lost: np.ndarray,
     found: np.ndarray,
 ) -> Picture:
     matches, names = analysis.matches, {number: name for name, number in ERRORS.items()}
@@ -51,7 +51,7 @@ def _worst(
         elif found[place]:
             truth.append((box, "", _GOOD))
         else:
-            truth.append((box, f"{name} missed" if lost[place] else name, _LOST))
+            truth.append((box, name, _LOST))
     detected: list[Drawn] = []
     ignored = matches.ignored
     for place in np.flatnonzero(rows & (matches.picture == bad.picture)):
@@ -113,9 +113,8 @@ def _draw(image: np.ndarray, drawn: Sequence[Drawn], part: tuple[int, int, int, 
     for box, text, tint in moved:
         left, top, right, bottom = (round(float(value)) for value in box)
         cv2.rectangle(canvas, (left, top), (right, bottom), tint, 2 if text else 1, cv2.LINE_AA)
-    for box, text, tint in moved:
-        if text:
-            write(canvas, shown(text), box, tint, _TEXT)
+    for box, text, tint in [one for one in moved if one[1]][:_NAMED][::-1]:
+        write(canvas, shown(text), box, tint, _TEXT)
     return canvas
 
 

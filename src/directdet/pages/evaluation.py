@@ -14,10 +14,22 @@ from directdet.infer.accuracy.analysis import Analysis, Case, analyse
 from directdet.infer.accuracy.evaluate import Evaluation, Metrics
 from directdet.pages.cases import single, worst_pictures
 from directdet.pages.curves import Log, ap_chart, loss_chart, rate_chart
-from directdet.pages.evaluation_charts import calibration_chart, iou_chart, precision_chart, score_chart
-from directdet.pages.page import Figure, Grid, about, charts, document, gallery, section, small_print, stills, table
+from directdet.pages.evaluation_charts import MOST_LINES, calibration_chart, iou_chart, precision_chart, score_chart
+from directdet.pages.page import (
+    Figure,
+    Grid,
+    about,
+    charts,
+    document,
+    folded,
+    gallery,
+    section,
+    small_print,
+    stills,
+    table,
+)
 
-_MATRIX = 20  # classes up to which the whole confusion matrix is shown
+_MATRIX = 20  # classes up to which the whole confusion matrix is shown, and the table of classes is not folded
 _CONFUSIONS = 20  # else so many of its largest entries
 _NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 
@@ -97,10 +109,6 @@ def _learning(log: Log) -> str:
 def _accuracy(metrics: Metrics, analysis: Analysis) -> str:
     kinds = [("box", metrics.bbox), ("mask", metrics.segm)]
     rows = [(name, *(_percent(values[metric]) for metric in _NUMBERS)) for name, values in kinds if values is not None]
-    drawn = (
-        (iou_chart(metrics.by_iou), "Box AP by the IoU that a match needs."),
-        (precision_chart(analysis), "Precision by recall at IoU 0.5: mean of the classes, each class faintly."),
-    )
     counts = analysis.matches.counts(len(metrics.classes))
     classes = []
     for label, name in enumerate(metrics.classes):
@@ -109,11 +117,17 @@ def _accuracy(metrics: Metrics, analysis: Analysis) -> str:
         sizes = map(_percent, metrics.per_class_sizes[label])
         ap = _percent(metrics.per_class[label]), _percent(metrics.per_class_50[label])
         classes.append((name, counts[label], *ap, *sizes, *best))
+    faint = ", each class faintly" if len(metrics.classes) <= MOST_LINES else ""
+    drawn = (
+        (iou_chart(metrics.by_iou), "Box AP by the IoU that a match needs."),
+        (precision_chart(analysis), f"Precision by recall at IoU 0.5: mean of the classes{faint}."),
+    )
     headers = ("class", "objects", "AP", "AP50", "small", "medium", "large", "best score", "F1 there")
+    per_class = Grid(headers, classes)
     return (
         table(Grid(("%", *_NUMBERS), rows))
         + charts(drawn)
-        + table(Grid(headers, classes))
+        + (table(per_class) if len(classes) <= _MATRIX else folded(f"All {len(classes)} classes", table(per_class)))
         + small_print(
             "Small, medium and large are COCO's: AP of objects below 32 x 32 pixels, below 96 x 96, and above. A dash: "
             "there are no such objects. The best score is the threshold with the highest F1 of the class alone."
@@ -204,7 +218,8 @@ def _calibration(analysis: Analysis) -> str:
 def _worst(page: EvaluationPage, analysis: Analysis) -> str:
     note = (
         f"The pictures with the most errors at scores of at least {analysis.threshold:.3f}, cut to where these are. "
-        "Left the truth: green found, red not; right the detections: green right, orange wrong. Grey does not count."
+        "Left the truth: green found, red not; right the detections: green right, orange wrong, with the kind. At "
+        "most five boxes are named; grey does not count."
     )
     one = page.evaluation
     return gallery(worst_pictures(analysis, one.dataset.classes, one.records), note)

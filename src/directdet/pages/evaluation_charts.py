@@ -11,7 +11,7 @@ from directdet.infer.accuracy.analysis import Analysis
 from directdet.infer.accuracy.score_curves import BINS, RECALLS, SCORES
 from directdet.pages.curves import FIRST, INK, SECOND, svg
 
-_MOST_LINES = 20  # classes that get a faint line of their own
+MOST_LINES = 20  # classes that get a faint line of their own
 
 
 def precision_chart(analysis: Analysis) -> str:
@@ -19,7 +19,7 @@ def precision_chart(analysis: Analysis) -> str:
 
     def draw(axes: Axes) -> None:
         known = analysis.precision[analysis.precision[:, 0] >= 0]
-        if len(known) <= _MOST_LINES:
+        if len(known) <= MOST_LINES:
             for values in known:
                 axes.plot(100 * RECALLS, 100 * values, color=FIRST, linewidth=0.8, alpha=0.4)
         if len(known):

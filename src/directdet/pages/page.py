@@ -85,6 +85,11 @@ def stills(pictures: Iterable[tuple[str, bytes]]) -> str:
     return f'<div class="stills">{items}</div>'
 
 
+def folded(title: str, content: str) -> str:
+    """HTML that a click on its title unfolds."""
+    return f"<details><summary>{escape(title)}</summary>{content}</details>"
+
+
 def about(facts: dict[str, str]) -> str:
     """A list of labels and texts."""
     rows = "".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in facts.items())

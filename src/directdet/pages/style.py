@@ -63,6 +63,7 @@ td:first-child { min-width: 9rem; overflow-wrap: anywhere; }
 td:not(:first-child) { white-space: nowrap; }
 th { color: var(--muted); font-weight: 500; font-size: .82rem; vertical-align: bottom; }
 tbody th { text-align: left; color: var(--ink); font-weight: 600; padding-top: 1.1rem; }
+summary { cursor: pointer; font-weight: 600; margin: 1.4rem 0; }
 .matrix th, .matrix td { text-align: center; padding: .42rem .5rem; overflow-wrap: normal; }
 .matrix td:first-child { min-width: 0; }
 .matrix th[scope] { text-align: left; padding-left: 0; }

@@ -137,12 +137,11 @@ def _match(found: Detections | None, record: Record, place: int, first: int) -> 
     iou = box_iou(boxes, objects, record.crowd)
     equal = labels[:, None] == record.labels[None]
     target = np.full(len(rows), -1)
-    for label in np.unique(labels):
+    for label in np.intersect1d(labels, record.labels):
         takers, goals = np.flatnonzero(labels == label), np.flatnonzero(record.labels == label)
-        if len(goals):
-            goals = goals[np.argsort(~counts[goals], kind="mergesort")]
-            chosen = _choose(iou[np.ix_(takers, goals)].tolist(), counts[goals].tolist(), record.crowd[goals].tolist())
-            target[takers] = np.append(goals, -1)[chosen]
+        goals = goals[np.argsort(~counts[goals], kind="mergesort")]
+        chosen = _choose(iou[np.ix_(takers, goals)].tolist(), counts[goals].tolist(), record.crowd[goals].tolist())
+        target[takers] = np.append(goals, -1)[chosen]
     same, same_object = _nearest(iou, equal & counts)
     other, other_object = _nearest(iou, ~equal & counts)
     return {
@@ -163,6 +162,8 @@ def _match(found: Detections | None, record: Record, place: int, first: int) -> 
 def _considered(found: Detections) -> np.ndarray:
     """The rows that COCO looks at, highest score first: at most MOST of a class."""
     rows = np.argsort(-found.scores, kind="mergesort")
+    if len(rows) <= MOST:
+        return rows
     kept = np.zeros(len(rows), bool)
     for label in np.unique(found.labels):
         kept[np.flatnonzero(found.labels[rows] == label)[:MOST]] = True
