@@ -62,7 +62,10 @@ def test_split_tables(root):
             SINGLE.replace("train2017", "../train2017", 1) + "val_count = 2",
             "images: path '../train2017' may point outside",
         ),
-        (SINGLE.replace("annotations/", "/annotations/") + "val_count = 2", "annotations: path '/annotations"),
+        (
+            SINGLE.replace("annotations/", "/annotations/") + "val_count = 2",
+            "^/annotations/instances_train2017.json: ann",
+        ),
         ("images = 3\nannotations = 'x'\nval_count = 2", "images: 3 is not a file name"),
         ("images = 'train2017'\nannotations = 'no.json'\nval_count = 2", r"no\.json: annotation file not found"),
     ],
