@@ -9,6 +9,7 @@ import pytest
 from directdet.common.errors import UserError
 from directdet.data.dataset import load_dataset
 from directdet.data.formats.write.convert import convert
+from directdet.front.cli import main
 
 SQUARE = [[3.5, 4.25, 13.5, 4.25, 13.5, 12.75, 3.5, 12.75]]
 OBJECTS = [
@@ -121,4 +122,14 @@ def test_pictures_of_one_name_stay_apart(write_coco, tmp_path):
     (root / "annotations" / "instances_val2017.json").write_text(json.dumps({**content, "annotations": []}))
     convert(root, "voc", tmp_path / "voc")
     names = sorted(os.listdir(tmp_path / "voc" / "JPEGImages"))
-    assert names == ["train_train2017_a.png", "val_val2017_a.png"]
+    assert names == ["train_a.png", "val_a.png"]
+    convert(root, "yolo", tmp_path / "yolo")
+    assert (tmp_path / "yolo/images/train/a.png").is_file() and (tmp_path / "yolo/labels/val/a.txt").read_text() == ""
+
+
+def test_the_command(write_coco, tmp_path, capsys):
+    root = write_coco(OBJECTS)
+    assert main(["convert", str(root), "--to", "voc", "--out", str(tmp_path / "voc")]) == 0
+    assert "not held by voc: 1 masks" in capsys.readouterr().out
+    assert main(["convert", str(root), "--to", "voc", "--out", str(root / "train2017")]) == 1
+    assert "is not empty and was not written by convert" in capsys.readouterr().err

@@ -118,7 +118,10 @@ def _report_text(found: CheckReport, suffix: str) -> str:
 @click.option("--link", is_flag=True, help="Make symbolic links to the pictures instead of copies.")
 @code_option
 def convert(data: Path, to: str, out: Path, link: bool) -> int:
-    """Write a dataset of any layout as COCO, YOLO or VOC, and say what that format cannot hold."""
+    """Write DATA as COCO, YOLO or VOC.
+
+    What the format cannot hold is told, with numbers.
+    """
     from directdet.data.formats.write.convert import convert
 
     for line in convert(data, to, out, link):

@@ -49,7 +49,9 @@ def convert(root: str | os.PathLike[str], to: str, out: str | os.PathLike[str], 
     target.parent.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix=f".{target.name[:64]}.", suffix=".tmp", dir=target.parent))
     try:
-        names = _names(splits)
+        # VOC has one folder for the pictures of all splits, the others one for each.
+        together = [splits] if to == "voc" else [{split: dataset} for split, dataset in splits.items()]
+        names = {split: found for part in together for split, found in _names(part).items()}
         folders, lost = WRITERS[to](place, splits, names)
         for split, dataset in splits.items():
             (place / folders[split]).mkdir(parents=True, exist_ok=True)
@@ -82,7 +84,7 @@ def _names(splits: Mapping[str, Dataset]) -> dict[str, list[str]]:
         for record in dataset.records:
             stem = record.path.stem
             if counts[stem.lower()] > 1:
-                stem = f"{split}_{record.path.parent.name}_{stem}"
+                stem = f"{split}_{stem}"
             unique, number = stem, 1
             while unique.lower() in taken:
                 number += 1
