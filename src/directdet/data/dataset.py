@@ -1,14 +1,15 @@
-"""Finding and reading a dataset, in any of the layouts COCO 2017, Roboflow COCO, PASCAL VOC and dataset.toml."""
+"""Finding and reading a dataset, in any of the layouts that are recognised, or as a dataset.toml says."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from directdet.common.errors import UserError
-from directdet.data.formats.coco import coco_splits, read_coco, roboflow_splits
 from directdet.data.formats.dataset_toml import read_toml, toml_splits
-from directdet.data.formats.voc import find_voc, read_voc, voc_splits
+from directdet.data.formats.folders import Found
+from directdet.data.formats.recognise import recognise
 from directdet.data.records import Dataset, Problem, Record, Segmentation, read_record_image
 
 __all__ = [
@@ -22,10 +23,7 @@ __all__ = [
     "read_record_image",
 ]
 
-_EXPECTED = (
-    "expected annotations/instances_train2017.json (COCO), train/_annotations.coco.json (Roboflow), "
-    "VOCdevkit/VOC2007 (PASCAL VOC), or a dataset.toml that names images and annotations"
-)
+_DESCRIPTIONS = (".json", ".yaml", ".yml", ".xml")  # files that may be given instead of their folder
 
 
 def find_splits(root: str | os.PathLike[str]) -> list[str]:
@@ -34,10 +32,7 @@ def find_splits(root: str | os.PathLike[str]) -> list[str]:
     Raises:
         UserError: no such folder, or none of the known layouts.
     """
-    folder, layout = _find_layout(root)
-    if layout == "toml":
-        return toml_splits(folder)
-    return _names(folder, layout)
+    return list(_find(root).splits)
 
 
 def load_dataset(root: str | os.PathLike[str], split: str, *, leave_out: bool = False) -> Dataset:
@@ -58,17 +53,17 @@ def load_dataset(root: str | os.PathLike[str], split: str, *, leave_out: bool = 
 
 
 def _load(root: str | os.PathLike[str], split: str) -> Dataset:
-    folder, layout = _find_layout(root)
-    splits = find_splits(root)
-    if split not in splits:
-        raise UserError(f"{root}: no split {split!r} here; found: {', '.join(splits) or 'none'}")
-    if layout == "toml":
-        return read_toml(folder, split)
-    if layout == "voc":
-        return read_voc(Path(root), split, folder)
-    files = (coco_splits if layout == "coco" else roboflow_splits)(folder)
-    others = [annotations for name, (annotations, _) in files.items() if name != split]
-    return read_coco(folder, split, layout, *files[split], others)
+    found = _find(root)
+    if split not in found.splits:
+        raise UserError(f"{root}: no split {split!r} here; found: {', '.join(found.splits) or 'none'}")
+    dataset = found.read(split)
+    if found.layout == "toml" or found.splits != ("train",):
+        return dataset
+    note = (
+        f"{root}: one set without splits, so all of it is train; to hold out a part, write dataset.toml there with "
+        f'format = "{"coco" if found.layout == "roboflow" else found.layout}" and val_fraction = 0.2'
+    )
+    return replace(dataset, notes=(*dataset.notes, note))
 
 
 def check_same_classes(first: Dataset, second: Dataset) -> None:
@@ -92,27 +87,15 @@ def check_same_classes(first: Dataset, second: Dataset) -> None:
     )
 
 
-def _find_layout(root: str | os.PathLike[str]) -> tuple[Path, str]:
-    """(the folder or toml file to read from, name of the layout)."""
+def _find(root: str | os.PathLike[str]) -> Found:
+    """The reading of a folder, or of a file that describes one."""
     folder = Path(root)
-    if folder.suffix == ".toml" and folder.is_file():
-        return folder, "toml"
-    if not folder.is_dir():
-        what = "is a file; give the dataset's folder" if folder.exists() else "dataset folder not found"
-        raise UserError(f"{folder}: {what}")
-    if (folder / "dataset.toml").is_file():
-        return folder / "dataset.toml", "toml"
-    if coco_splits(folder):
-        return folder, "coco"
-    if roboflow_splits(folder):
-        return folder, "roboflow"
-    voc = find_voc(folder)
-    if voc is not None:
-        return voc, "voc"
-    raise UserError(f"{folder}: no known dataset layout here; {_EXPECTED}")
-
-
-def _names(folder: Path, layout: str) -> list[str]:
-    if layout == "voc":
-        return list(voc_splits(folder).names)
-    return list((coco_splits if layout == "coco" else roboflow_splits)(folder))
+    if not folder.exists():
+        raise UserError(f"{folder}: dataset folder not found")
+    described = folder if folder.is_file() else folder / "dataset.toml"
+    if described.suffix == ".toml" and described.is_file():
+        splits = tuple(toml_splits(described))
+        return Found("toml", str(described), splits, lambda split: read_toml(described, split))
+    if folder.is_file() and folder.suffix.lower() not in _DESCRIPTIONS:
+        raise UserError(f"{folder}: is a file; give the dataset's folder")
+    return recognise(folder)

@@ -22,6 +22,7 @@ PAD_COLOUR = (124, 116, 104)
 
 # A JPEG marker inside the compressed data: 0xFF followed by anything but stuffing (00), a restart marker or fill (FF).
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_HEADER_BYTES = 1 << 16
 _JPEG_START, _JPEG_END = 0xD8, 0xD9
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -45,10 +46,11 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     return decode_image(read_bytes(path), path)
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """The content of an image file; UserError naming it if it is missing or unreadable."""
+def read_bytes(path: str | os.PathLike[str], most: int = -1) -> bytes:
+    """The content of an image file, or its first ``most`` bytes; UserError if it is missing or unreadable."""
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb") as stream:
+            return stream.read(most)
     except FileNotFoundError:
         hint = similar_file(path) or "check the path and the dataset's image folder"
         raise UserError(f"{path}: image file not found; {hint}") from None
@@ -60,10 +62,11 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(width, height) of an image file; from its header where that says it. Errors as :func:`read_image`."""
-    content = read_bytes(path)
-    size = read_header(content).size
-    if size is not None:
-        return size
+    for most in (_HEADER_BYTES, -1):  # a header is rarely longer, and a set has many pictures
+        content = read_bytes(path, most)
+        size = read_header(content).size
+        if size is not None:
+            return size
     height, width = decode_image(content, path).shape[:2]
     return width, height
 

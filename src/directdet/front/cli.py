@@ -64,14 +64,16 @@ def directdet() -> None:
 
 def add_verbs(group: click.Group) -> None:
     """Add the verbs in the order of the work."""
-    from directdet.front.commands.data import check_data
+    from directdet.front.commands.data import check_data, convert
     from directdet.front.commands.demo import demo
     from directdet.front.commands.deployment import export, infer
     from directdet.front.commands.measuring import benchmark, evaluate
     from directdet.front.commands.papers import landscape, reproduce
     from directdet.front.commands.training import plan, recipes, train
 
-    for command in (demo, recipes, plan, check_data, train, evaluate, export, infer, benchmark, reproduce, landscape):
+    for command in (
+        demo, recipes, plan, check_data, convert, train, evaluate, export, infer, benchmark, reproduce, landscape,
+    ):  # fmt: skip
         group.add_command(command)
 
 

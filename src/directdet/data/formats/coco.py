@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from directdet.common.errors import UserError
-from directdet.data.formats.polygons import near_picture
 from directdet.data.formats.reading import CATEGORY, IMAGE, OBJECT, Faults, read_file
 from directdet.data.formats.rle import check_rle
 from directdet.data.formats.values import area_or_none, flag, name_text, whole
@@ -66,7 +65,7 @@ def read_coco(
     Raises:
         UserError: not JSON, or without any category.
     """
-    content = _read_json(annotations)
+    content = read_json(annotations)
     faults = Faults()
     names, lost = _read_categories(annotations, content, faults)
     entries = _list(annotations, content, "annotations")
@@ -133,7 +132,7 @@ def _placeholder(content: dict[str, Any], entries: list[Any], others: Sequence[P
         return None
     for file in others:
         try:
-            if _uses(_list(file, _read_json(file), "annotations"), 0):
+            if _uses(_list(file, read_json(file), "annotations"), 0):
                 return None
         except UserError:  # it is told when that split is read
             continue
@@ -231,22 +230,11 @@ class _ObjectReader:
             self.faults.problems.append(
                 Problem("bad-polygon", self.file, annotation_id, message, "mask left out, box kept")
             )
-        return self._near(annotation_id, polygons, image) if polygons else None
-
-    def _near(self, annotation_id: int, polygons: list[np.ndarray], image: dict[str, Any]) -> Segmentation:
-        """The polygons without what is far outside the picture; None if nothing is left."""
-        near = [near_picture(polygon, image["width"], image["height"]) for polygon in polygons]
-        kept = [polygon for polygon in near if polygon is not None]
-        if all(new is old for new, old in zip(near, polygons, strict=True)):
-            return kept
-        farthest = max(np.concatenate(polygons).tolist(), key=abs)
-        message = f"a polygon of the mask has a corner at {farthest:g}, far outside its picture"
-        action = "mask cut off there" if kept else "mask left out, box kept"
-        self.faults.problems.append(Problem("far-polygon", self.file, annotation_id, message, action))
-        return kept or None
+        size = image["width"], image["height"]
+        return self.faults.near(polygons, size, self.file, annotation_id) if polygons else None
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     text = read_file(file, "annotation file")
     try:
         content = json.loads(text)

@@ -13,8 +13,10 @@ or one set, which is split the same way every time::
 
     images = "photos"
     annotations = "all.json"
-    val_fraction = 0.3  # or val_count = 50
+    val_fraction = 0.3  # or val_count = 50, val_list = "val.txt", or folds = 5 and fold = 0
     seed = 0
+
+In place of images and annotations either may say ``format = "yolo"`` and the ``folder`` to read so.
 
 A table may instead name image lists of VOC folders, each as FOLDER/LIST (VOC 07+12)::
 
@@ -33,37 +35,44 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from directdet.common.errors import UserError
 from directdet.data.formats.coco import read_coco
+from directdet.data.formats.folders import Found, within
 from directdet.data.formats.reading import read_text
+from directdet.data.formats.recognise import LAYOUTS
+from directdet.data.formats.splits import KEYS as SPLIT_KEYS
+from directdet.data.formats.splits import held_out
 from directdet.data.formats.voc import read_voc_lists
-from directdet.data.records import Dataset, is_integer, is_number, path_inside
+from directdet.data.records import Dataset, path_inside
 
 _SPLITS = ("train", "val", "test")
 _SPLIT_KEYS = ("images", "annotations")
 _VOC = "voc"
-_SINGLE_KEYS = (*_SPLIT_KEYS, "val_fraction", "val_count", "seed")
+_FORMAT_KEYS = ("format", "folder")
+_SINGLE_KEYS = (*_SPLIT_KEYS, *_FORMAT_KEYS, *SPLIT_KEYS)
 
 
 def toml_splits(file: Path) -> list[str]:
     """Names of the splits that ``file`` describes."""
     content = _read(file)
-    if "images" in content or "annotations" in content:
+    if "format" in content and not _is_single(content):  # as it is, with the splits that it has
+        return list(_opened(file, content, str(file)).splits)
+    if _is_one_set(content):
         return ["train", "val"]
     return [split for split in _SPLITS if split in content]
 
 
 def read_toml(file: Path, split: str) -> Dataset:
-    """Read one split. Paths are relative to the folder of ``file`` and stay inside it.
+    """Read one split. Paths are relative to the folder of ``file`` and stay inside it, or absolute, which is told.
 
     Raises:
         UserError: an unknown key (with the nearest known one), a missing or wrong value, or anything that
             :func:`directdet.data.formats.coco.read_coco` refuses.
     """
     content = _read(file)
-    if "images" in content or "annotations" in content:
+    if "format" in content and not _is_single(content):
+        return _read_set(file, content, split, str(file))
+    if _is_one_set(content):
         return _hold_out(file, content, split)
     if _VOC in content[split]:
         # All of them, whichever split is read: they share one set of classes.
@@ -89,7 +98,7 @@ def _read(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: {single[0]}: give either [train] and [val] tables or one set, not both")
     _check_keys(str(file), content, _SPLITS if tables else (*_SINGLE_KEYS, *_SPLITS))
     for split in tables:
-        _check_keys(f"{file}: [{split}]", content[split], (*_SPLIT_KEYS, _VOC))
+        _check_keys(f"{file}: [{split}]", content[split], (*_SPLIT_KEYS, *_FORMAT_KEYS, _VOC))
     if not tables and not single:
         raise UserError(f"{file}: images and annotations are missing; add them, or [train] and [val] tables")
     return content
@@ -117,41 +126,60 @@ def _voc_lists(file: Path, split: str, table: dict[str, Any]) -> list[Path]:
 
 
 def _read_set(file: Path, table: dict[str, Any], split: str, where: str, others: Sequence[Path] = ()) -> Dataset:
+    if "format" in table:
+        found = _opened(file, table, where)
+        part = found.splits[0] if len(found.splits) == 1 else split
+        if part not in found.splits or (_is_single(table) and len(found.splits) > 1):
+            raise UserError(f"{where}: format: has the splits {', '.join(found.splits)} already; leave the others out")
+        dataset = replace(found.read(part), root=file.parent, split=split, layout="toml")
+        return _outside(file, dataset, _path(file, table.get("folder", "."), where))
     for key in _SPLIT_KEYS:
         if key not in table:
             raise UserError(f"{where}: key {key!r} is missing; add it")
-    images, annotations = (path_inside(file.parent, table[key], f"{where}: {key}") for key in _SPLIT_KEYS)
-    return read_coco(file.parent, split, "toml", annotations, images, others)
+    images, annotations = (_path(file, table[key], f"{where}: {key}") for key in _SPLIT_KEYS)
+    return _outside(file, read_coco(file.parent, split, "toml", annotations, images, others), images, annotations)
+
+
+def _is_one_set(content: dict[str, Any]) -> bool:
+    return any(key in content for key in ("images", "annotations", "format"))
+
+
+def _is_single(table: dict[str, Any]) -> bool:
+    return any(key in table for key in SPLIT_KEYS)
 
 
 def _hold_out(file: Path, content: dict[str, Any], split: str) -> Dataset:
-    """The train or val part of a single set, in the file's order; the split depends only on image ids and seed."""
-    seed = content.get("seed", 0)
-    if not is_integer(seed) or seed < 0:
-        raise UserError(f"{file}: seed: {seed!r} is not an integer of at least 0")
+    """The train or val part of a single set, in the file's order."""
     whole = _read_set(file, content, split, str(file))
-    count = _hold_out_count(file, content, len(whole))
-    ids = sorted(record.image_id for record in whole.records)
-    held_out = {ids[index] for index in np.random.default_rng(seed).permutation(len(ids))[:count]}
-    records = tuple(record for record in whole.records if (record.image_id in held_out) == (split == "val"))
+    val = held_out(file, content, whole.records)
+    records = tuple(record for record in whole.records if (record.image_id in val) == (split == "val"))
     return replace(whole, records=records)
 
 
-def _hold_out_count(file: Path, content: dict[str, Any], images: int) -> int:
-    fraction, count = content.get("val_fraction"), content.get("val_count")
-    if images < 2:
-        key = "val_count" if fraction is None else "val_fraction"
-        raise UserError(
-            f"{file}: {key}: {images} image{'' if images == 1 else 's'} cannot be divided into two splits; move images "
-            "and annotations into a table [train], without [val], to train without validation"
-        )
-    if (fraction is None) == (count is None):
-        raise UserError(f"{file}: give either val_fraction (0.3 keeps 30 % for validation) or val_count")
-    if fraction is not None:
-        if not is_number(fraction) or not 0 < fraction < 1:
-            raise UserError(f"{file}: val_fraction: {fraction!r} is not a number between 0 and 1")
-        # At least one image in each split.
-        count = max(1, min(images - 1, round(images * fraction)))
-    if not is_integer(count) or not 0 < count < images:
-        raise UserError(f"{file}: val_count: {count!r} does not leave images for both splits; there are {images}")
-    return count
+def _opened(file: Path, table: dict[str, Any], where: str) -> Found:
+    """The folder of a table, read in the format that it names."""
+    name = table.get("format")
+    if not isinstance(name, str) or name not in LAYOUTS:
+        raise UserError(f"{where}: format: {name!r} is not one of {', '.join(LAYOUTS)}")
+    if "images" in table or "annotations" in table:
+        raise UserError(f"{where}: give either format and folder, or images and annotations, not both")
+    folder = _path(file, table.get("folder", "."), f"{where}: folder")
+    if not folder.is_dir():
+        raise UserError(f"{where}: folder: {folder} not found; correct it")
+    found = LAYOUTS[name](folder)
+    if found is None:
+        raise UserError(f"{where}: format: nothing of {name!r} in {folder}; correct it")
+    return found
+
+
+def _path(file: Path, name: Any, where: str) -> Path:
+    """A path inside the folder of ``file``, or an absolute one: that is the user's own choice."""
+    if isinstance(name, str) and Path(name).is_absolute() and "\0" not in name:
+        return Path(name)
+    return path_inside(file.parent, name, where)
+
+
+def _outside(file: Path, dataset: Dataset, *places: Path) -> Dataset:
+    """The dataset with a note about each place that is outside the folder of ``file``."""
+    notes = [f"{file}: reads {place}, outside its own folder" for place in places if not within(file.parent, place)]
+    return replace(dataset, notes=(*dataset.notes, *notes))

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from directdet.common.errors import UserError
+from directdet.data.formats.polygons import near_picture
 from directdet.data.records import Problem, clip_box
 
 # Kinds of entries, the worst first: what is lost with one that cannot be read.
@@ -72,3 +75,17 @@ class Faults:
         if problem is not None:
             self.problems.append(problem)
         return clipped
+
+    def near(
+        self, polygons: list[np.ndarray], size: tuple[int, int], file: str, annotation_id: int | None
+    ) -> list[np.ndarray] | None:
+        """Polygons (each float64 [2P]) without what is far outside their image; None if nothing is left."""
+        near = [near_picture(polygon, *size) for polygon in polygons]
+        kept = [polygon for polygon in near if polygon is not None]
+        if all(new is old for new, old in zip(near, polygons, strict=True)):
+            return kept
+        farthest = max(np.concatenate(polygons).tolist(), key=abs)
+        message = f"a polygon of the mask has a corner at {farthest:g}, far outside its picture"
+        action = "mask cut off there" if kept else "mask left out, box kept"
+        self.problems.append(Problem("far-polygon", file, annotation_id, message, action))
+        return kept or None

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from directdet.common.errors import UserError
-from directdet.data.formats.reading import IMAGE, OBJECT, Faults, read_file, read_text
-from directdet.data.formats.values import whole
-from directdet.data.image import read_size
-from directdet.data.picture_size import check_pixels
-from directdet.data.records import AnnotatedObject, Dataset, Record, is_number, make_record, path_inside
+from directdet.data.formats.folders import Found, picture_called
+from directdet.data.formats.reading import IMAGE, OBJECT, Faults, read_text
+from directdet.data.formats.voc_xml import ObjectReader, element_text, image_size, parse_xml
+from directdet.data.records import AnnotatedObject, Dataset, Record, make_record, path_inside
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 _LISTS = ("trainval", "train", "val", "test")
-_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-# What files that declare an encoding really hold: the set of characters that Windows adds to it.
-_SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949"}
 
 
 def find_voc(root: Path) -> Path | None:
@@ -102,6 +95,15 @@ def _no_lists(folder: Path) -> str:
     )
 
 
+def open_voc(root: Path) -> Found | None:
+    """The reading of a folder that is, or holds, one of VOC's kind; None if it does not."""
+    folder = find_voc(root)
+    if folder is None:
+        return None
+    splits = tuple(voc_splits(folder).names)
+    return Found("voc", f"a VOC folder ({folder.name})", splits, lambda split: read_voc(root, split, folder))
+
+
 def read_voc(root: Path, split: str, folder: Path) -> Dataset:
     """Read one split. VOC boxes are 1-based and inclusive; here they become 0-based (xmin-1, ymin-1, xmax, ymax).
 
@@ -147,9 +149,9 @@ def _read(
             except UserError as error:  # of other splits when they are read
                 if key == split:
                     faults.add(IMAGE, error)
-    found = {name for tree in trees.values() for item in tree.findall("object") if (name := _text(item, "name"))}
+    found = {name for tree in trees.values() for item in tree.findall("object") if (name := element_text(item, "name"))}
     classes = VOC_CLASSES if found <= set(VOC_CLASSES) else tuple(sorted(found))
-    reader = _ObjectReader({name: label for label, name in enumerate(classes)}, faults)
+    reader = ObjectReader({name: label for label, name in enumerate(classes)}, faults)
     records: list[Record] = []
     for image_id, image in zip(_image_ids([name for _, name in splits[split]]), splits[split], strict=True):
         if image not in trees:
@@ -164,9 +166,9 @@ def _read(
     )
 
 
-def _read_image(image_id: int, folder: Path, name: str, tree: ElementTree.Element, reader: _ObjectReader) -> Record:
+def _read_image(image_id: int, folder: Path, name: str, tree: ElementTree.Element, reader: ObjectReader) -> Record:
     path, file = _image_path(folder, name, tree), _xml(folder, name)
-    width, height = _image_size(file, tree, path)
+    width, height = image_size(file, tree, path)
     objects: list[AnnotatedObject] = []
     for index, item in enumerate(tree.findall("object")):
         # Unique in the split and the same on every read: evaluation needs ids, and VOC has none.
@@ -179,33 +181,6 @@ def _read_image(image_id: int, folder: Path, name: str, tree: ElementTree.Elemen
         if entry is not None:
             objects.append(entry)
     return make_record(image_id, path, width, height, objects)
-
-
-class _ObjectReader:
-    """Reads objects of all images, and collects the problems that it deals with."""
-
-    def __init__(self, labels: dict[str, int], faults: Faults) -> None:
-        self.labels = labels
-        self.faults = faults
-
-    def read(
-        self, file: Path, index: int, annotation_id: int, item: ElementTree.Element, size: tuple[int, int]
-    ) -> AnnotatedObject | None:
-        """One object of an image of ``size`` (width, height), or None if it is dropped; UserError if it is broken."""
-        where = f"{file}: object {index + 1}"
-        name = _text(item, "name")
-        if not name:
-            raise UserError(f"{where}: name is missing; add it or remove the object")
-        bounds = item.find("bndbox")
-        if bounds is None:
-            raise UserError(f"{where}: bndbox is missing; add it or remove the object")
-        xmin, ymin, xmax, ymax = (_number(where, bounds, key) for key in ("xmin", "ymin", "xmax", "ymax"))
-        box = self.faults.clip((xmin - 1, ymin - 1, xmax, ymax), size, str(file), annotation_id)
-        if box is None:
-            return None
-        difficult = _text(item, "difficult").lower() in ("1", "1.0", "true")
-        area = (box[2] - box[0]) * (box[3] - box[1])
-        return AnnotatedObject(annotation_id, self.labels[name], box, area, difficult=difficult)
 
 
 def _is_voc(folder: Path) -> bool:
@@ -241,79 +216,17 @@ def _parse(folder: Path, name: str) -> ElementTree.Element:
     file = _xml(folder, name)
     if not os.path.isfile(file):
         raise UserError(f"{file}: annotation file not found, but an image list contains {name!r}")
-    content = read_file(file, "annotation file")
-    try:
-        try:
-            return ElementTree.fromstring(content)
-        except (ValueError, LookupError):  # expat knows no encodings of several bytes but UTF-8 and UTF-16
-            return ElementTree.fromstring(_decode_declared(file, content))
-    except ElementTree.ParseError as error:
-        raise UserError(f"{file}: not valid XML: {error}") from None
-
-
-def _decode_declared(file: Path, content: bytes) -> str:
-    """The text of an XML file in the encoding that its first line declares, such as gb2312 or shift_jis."""
-    declared = re.match(rb"\s*<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)", content)
-    name = declared[1].decode("ascii", "replace") if declared else "utf-8"
-    wide = _SUPERSETS.get(name.lower().replace("-", "_"), name)
-    try:
-        return content.decode(wide)
-    except (LookupError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not readable in its encoding {name}: {error}; save it as UTF-8") from None
+    return parse_xml(file)
 
 
 def _image_path(folder: Path, name: str, tree: ElementTree.Element) -> Path:
     """The image of an XML file: the one called like it, whatever its ending; else the one that <filename> names."""
     source, images = f"{folder / 'ImageSets' / 'Main'}: image list", folder / "JPEGImages"
     usual = path_inside(images, f"{name}.jpg", source)
-    given = _text(tree, "filename")
+    given = element_text(tree, "filename")
     named = images / PurePosixPath(given.replace("\\", "/")).name if given else usual
     if named.stem == usual.stem and os.path.isfile(usual.parent / named.name):
         return usual.parent / named.name
     if os.path.isfile(usual):
         return usual
-    with contextlib.suppress(OSError, ValueError):
-        beside = _pictures_in(usual.parent, usual.parent.stat().st_mtime_ns).get(usual.stem)
-        if beside is not None:
-            return usual.parent / beside
-    return named if os.path.isfile(named) else usual
-
-
-@lru_cache(maxsize=4)
-def _pictures_in(folder: Path, changed: int) -> dict[str, str]:
-    """The pictures of a folder that was ``changed`` then, by their names without the ending."""
-    files = [name for name in sorted(os.listdir(folder), reverse=True) if name.lower().endswith(_ENDINGS)]
-    return {os.path.splitext(name)[0]: name for name in files}
-
-
-def _image_size(file: Path, tree: ElementTree.Element, image: Path) -> tuple[int, int]:
-    """(width, height) from the XML file; some tools write none, or zeros: then from the image itself."""
-    size = tree.find("size")
-    if size is not None:
-        texts = [_text(size, key) or "0" for key in ("width", "height")]
-        try:
-            values = [whole(float(text)) for text in texts]
-        except (ValueError, OverflowError):
-            values = [None, None]
-        width, height = values
-        if width is None or height is None or min(width, height) < 0:
-            raise UserError(f"{file}: size: {texts[0]!r} x {texts[1]!r} are not integers; correct them")
-        if width and height:
-            check_pixels(height, width, file)
-            return width, height
-    return read_size(image)
-
-
-def _text(item: ElementTree.Element, key: str) -> str:
-    return (item.findtext(key) or "").strip()
-
-
-def _number(where: str, bounds: ElementTree.Element, key: str) -> float:
-    text = _text(bounds, key)
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not is_number(value):
-        raise UserError(f"{where}: bndbox: {key} {text!r} is not a finite number; correct it")
-    return value
+    return picture_called(usual.parent, usual.stem) or (named if os.path.isfile(named) else usual)

@@ -1,4 +1,4 @@
-"""The verb about datasets: check-data."""
+"""The verbs about datasets: check-data and convert."""
 
 from __future__ import annotations
 
@@ -111,3 +111,22 @@ def _report_text(found: CheckReport, suffix: str) -> str:
     console = terminal(file=io.StringIO(), width=140, record=True, force_terminal=False)
     print_report(found, console, shown=None)
     return console.export_html(inline_styles=True) if suffix in (".html", ".htm") else console.export_text()
+
+
+@click.command()
+@click.argument("data", type=PATH)
+@click.option("--to", type=click.Choice(["coco", "yolo", "voc"]), required=True, help="The format to write.")
+@click.option("--out", type=PATH, required=True, metavar="FOLDER", help="New, empty, or written by convert before.")
+@click.option("--link", is_flag=True, help="Make symbolic links to the pictures instead of copies.")
+@code_option
+def convert(data: Path, to: str, out: Path, link: bool) -> int:
+    """Write DATA as COCO, YOLO or VOC.
+
+    What the format cannot hold is told, with numbers.
+    """
+    from directdet.data.formats.write.convert import convert
+
+    for line in convert(data, to, out, link):
+        say(f"not held by {to}: {line}")
+    say(f"written: {out}")
+    return 0

@@ -1,0 +1,1 @@
+"""The layouts of annotation tools and of hubs: one file each."""

@@ -1,0 +1,58 @@
+"""Writing COCO annotations, in COCO 2017's folders."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from directdet.common.files import write_json_atomic
+from directdet.data.records import Dataset, Record, Segmentation
+
+
+def write_coco(
+    root: Path, splits: Mapping[str, Dataset], names: Mapping[str, list[str]]
+) -> tuple[dict[str, str], Counter[str]]:
+    """annotations/instances_train2017.json and so on; COCO holds all that a dataset has."""
+    for split, dataset in splits.items():
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for record, name in zip(dataset.records, names[split], strict=True):
+            image = {"id": record.image_id, "file_name": name, "width": record.width, "height": record.height}
+            images.append(image)
+            annotations += _objects(record, dataset.category_ids)
+        categories = [
+            {"id": number, "name": name, "supercategory": ""}
+            for number, name in zip(dataset.category_ids, dataset.classes, strict=True)
+        ]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        write_json_atomic(root / "annotations" / f"instances_{split}2017.json", content, indent=None)
+    return {split: f"{split}2017" for split in splits}, Counter()
+
+
+def _objects(record: Record, category_ids: tuple[int, ...]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for index, box in enumerate(record.boxes.astype(float).tolist()):
+        entry: dict[str, Any] = {
+            "id": record.annotation_ids[index],
+            "image_id": record.image_id,
+            "category_id": category_ids[int(record.labels[index])],
+            "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+            "area": float(record.areas[index]),
+            "iscrowd": int(record.crowd[index]),
+            "segmentation": _segmentation(record.segmentations[index]),
+        }
+        if record.difficult[index]:
+            entry["difficult"] = 1
+        found.append(entry)
+    return found
+
+
+def _segmentation(segmentation: Segmentation) -> Any:
+    if segmentation is None:
+        return []
+    if isinstance(segmentation, list):
+        return [polygon.tolist() for polygon in segmentation]
+    counts = segmentation["counts"]
+    return {"size": segmentation["size"], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}

@@ -1,0 +1,114 @@
+"""Writing a whole dataset in another format, into a folder that is there entirely or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from directdet.common.errors import UserError
+from directdet.common.files import require_writable, write_json_atomic
+from directdet.data.dataset import Dataset, check_same_classes, find_splits, load_dataset
+from directdet.data.formats.write.coco import write_coco
+from directdet.data.formats.write.voc import write_voc
+from directdet.data.formats.write.yolo import write_yolo
+from directdet.data.records import Record
+
+# Each writes the annotations of all splits below a folder, and returns where each picture goes, by split, and counts
+# of what the format cannot hold, in words.
+Writer = Callable[[Path, Mapping[str, Dataset], Mapping[str, list[str]]], tuple[dict[str, str], Counter[str]]]
+WRITERS: dict[str, Writer] = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}
+MARKER = "directdet-convert.json"  # in folders that were written here, which may be written anew
+
+
+def convert(root: str | os.PathLike[str], to: str, out: str | os.PathLike[str], link: bool = False) -> list[str]:
+    """Write the dataset at ``root`` to the folder ``out``, and return what the format cannot hold, a line each.
+
+    Args:
+        root: a dataset as `load_dataset` reads it.
+        to: one of `WRITERS`.
+        out: a new or empty folder, or one that was written by this function before.
+        link: make symbolic links to the pictures instead of copies.
+
+    Raises:
+        UserError: the data cannot be read, the splits' classes differ, or ``out`` is not to be overwritten.
+    """
+    target = Path(out)
+    require_writable(target, folder=True)
+    if target.is_dir() and any(target.iterdir()) and not (target / MARKER).is_file():
+        raise UserError(f"{target}: is not empty and was not written by convert; give another folder")
+    if _overlap(Path(root), target):
+        raise UserError(f"{target}: holds the data at {root}; give another folder")
+    splits = {split: load_dataset(root, split) for split in find_splits(root)}
+    first = next(iter(splits.values()))
+    for dataset in splits.values():
+        check_same_classes(first, dataset)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=f".{target.name[:64]}.", suffix=".tmp", dir=target.parent))
+    try:
+        # VOC has one folder for the pictures of all splits, the others one for each.
+        together = [splits] if to == "voc" else [{split: dataset} for split, dataset in splits.items()]
+        names = {split: found for part in together for split, found in _names(part).items()}
+        folders, lost = WRITERS[to](place, splits, names)
+        for split, dataset in splits.items():
+            (place / folders[split]).mkdir(parents=True, exist_ok=True)
+            for record, name in zip(dataset.records, names[split], strict=True):
+                _put(record, place / folders[split] / name, link)
+        write_json_atomic(place / MARKER, {"from": str(root), "to": to})
+        os.chmod(place, 0o755)
+        _swap(place, target)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return [f"{count} {what}" for what, count in lost.items() if count]
+
+
+def _overlap(root: Path, target: Path) -> bool:
+    source, place = root.resolve(), target.resolve()
+    if source.is_file():
+        source = source.parent
+    return source == place or place in source.parents
+
+
+def _names(splits: Mapping[str, Dataset]) -> dict[str, list[str]]:
+    """A file name for each picture of each split; no two have the same name but for the ending, whatever the case."""
+    counts = Counter(record.path.stem.lower() for dataset in splits.values() for record in dataset.records)
+    taken: set[str] = set()
+    found: dict[str, list[str]] = {}
+    for split, dataset in splits.items():
+        found[split] = []
+        for record in dataset.records:
+            stem = record.path.stem
+            if counts[stem.lower()] > 1:
+                stem = f"{split}_{stem}"
+            unique, number = stem, 1
+            while unique.lower() in taken:
+                number += 1
+                unique = f"{stem}_{number}"
+            taken.add(unique.lower())
+            found[split].append(unique + record.path.suffix)
+    return found
+
+
+def _put(record: Record, place: Path, link: bool) -> None:
+    if not record.path.is_file():
+        raise UserError(f"{record.path}: image file not found; check-data lists all that are missing")
+    if link:
+        place.symlink_to(record.path.resolve())
+    else:
+        shutil.copyfile(record.path, place)
+
+
+def _swap(place: Path, target: Path) -> None:
+    """Put the finished folder where an older one may be, which is removed only then."""
+    older = None
+    if target.is_dir():
+        older = Path(tempfile.mkdtemp(prefix=f".{target.name[:64]}.", suffix=".old", dir=target.parent))
+        os.replace(target, older)
+    os.replace(place, target)
+    if older is not None:
+        shutil.rmtree(older)
