@@ -8,12 +8,14 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import cv2
 import torch
+from layouts import make_layouts
 from mutations import damaged_bytes, damaged_json, damaged_value
 from tiny_artefact import write_artefact
 
@@ -42,7 +44,7 @@ from directdet.train.prepare import load_weights
 from directdet.train.run_file import check_same_run, started_from, stored_run
 
 TINY = {"detector": "retinanet", "num_classes": 4, "backbone": "resnet18", "width": 8}
-PHASE = replace(get_recipe("retinanet_r18_slim").phases[0], size=(64, 64), eval_size=(64, 64), batch_size=4, workers=0)
+PHASE = replace(get_recipe("retinanet_r18_slim").phases[0], size=(64, 64), eval_size=(64, 64), batch_size=1, workers=0)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Target:
 def make_targets(folder: Path) -> list[Target]:
     """All targets, whose files lie in `folder`."""
     found: list[Target] = []
-    for make in (_datasets, _pictures, _runs, _artefacts, _checkpoints, _results, _comparisons):
+    for make in (_datasets, _layouts, _pictures, _runs, _artefacts, _checkpoints, _results, _comparisons):
         place = folder / make.__name__
         place.mkdir(parents=True)
         found += make(place)
@@ -86,24 +88,26 @@ def _datasets(folder: Path) -> Iterator[Target]:
 
     toml = folder / "dataset.toml"
     toml.write_text(
-        'images = "coco/val2017"\nannotations = "coco/annotations/instances_train2017.json"\n'
-        "val_fraction = 0.4\nseed = 3\n"
+        'images = "coco/train2017"\nannotations = "coco/annotations/instances_train2017.json"\n'
+        "val_fraction = 0.4\nseed = 1\n"
     )
     yield Target("dataset.toml", _file(toml, damaged_bytes), lambda: _check(toml))
 
     voc = folder / "voc"
     for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (voc / name).mkdir(parents=True)
-    shutil.copy(next((coco / "val2017").iterdir()), voc / "JPEGImages" / "000001.jpg")
+    for number in (1, 2):
+        cv2.imwrite(str(voc / "JPEGImages" / f"00000{number}.jpg"), fixture_image(48, 64))
     lists, xml = voc / "ImageSets" / "Main" / "test.txt", voc / "Annotations" / "000001.xml"
-    for name in ("trainval.txt", "test.txt"):
-        (voc / "ImageSets" / "Main" / name).write_text("000001\n")
+    for name, listed in (("trainval.txt", "000001\n000002\n"), ("test.txt", "000002\n")):
+        (voc / "ImageSets" / "Main" / name).write_text(listed)
     box = "<bndbox><xmin>3</xmin><ymin>4</ymin><xmax>30</xmax><ymax>40</ymax></bndbox>"
     xml.write_text(
         "<annotation><filename>000001.jpg</filename><size><width>64</width><height>48</height><depth>3</depth></size>"
         f"<object><name>dog</name><difficult>0</difficult>{box}</object>"
         f"<object><name>cat</name><difficult>1</difficult>{box}</object></annotation>"
     )
+    shutil.copy(xml, xml.with_name("000002.xml"))
     yield Target("VOC's XML", _file(xml, damaged_bytes), lambda: _check(voc))
 
     def lists_alone(draw: random.Random) -> None:
@@ -112,6 +116,12 @@ def _datasets(folder: Path) -> Iterator[Target]:
 
     whole, damage = xml.read_bytes(), _file(lists, damaged_bytes)
     yield Target("VOC's lists", lists_alone, lambda: _check(voc))
+
+
+def _layouts(folder: Path) -> Iterator[Target]:
+    for name, path, kind, root in make_layouts(folder):
+        damage = damaged_bytes if kind == "bytes" else partial(damaged_json, lines=kind == "json lines")
+        yield Target(name, _file(path, damage), lambda root=root: _check(root))
 
 
 def _check(root: Path) -> None:

@@ -22,7 +22,8 @@ NAMES = (
     "run.json to resume",
     "log.jsonl", "meta.json", "model.onnx", "a checkpoint's values", "a checkpoint's values, resumed",
     "a checkpoint's values, started from", "a checkpoint's bytes", "a backbone's bytes", "detections.part.jsonl",
-    ".directdet-files.jsonl", "plan.json", "diverged.json", "landscape.part.json",
+    "YOLO's data.yaml", "YOLO's labels", "labelme", "CVAT", "Label Studio", "Open Images", "metadata.jsonl", "flat VOC",
+    "COCO of any name", ".directdet-files.jsonl", "plan.json", "diverged.json", "landscape.part.json",
 )  # fmt: skip
 
 

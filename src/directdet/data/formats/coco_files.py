@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,13 +108,13 @@ def image_folder(root: Path, file: Path, split: str) -> Path:
     names = ("images", "data", "img", "imgs", "JPEGImages", "")
     inner = (split, f"{split}2017", "valid" if split == "val" else split, "default", file.stem, "")
     likely = [top / name / part for top in tops for name in names for part in inner]
-    likely = [folder for folder in dict.fromkeys(likely) if folder.is_dir() and within(root, folder)]
+    likely = [folder for folder in dict.fromkeys(likely) if os.path.isdir(folder) and within(root, folder)]
     first = next(_file_names(file), None)
     if first is None:  # no image at all; the reader says what is wrong
         return file.parent
     path = plain_path(first)
     for folder in likely:
-        if ".." not in path.parts and not path.is_absolute() and (folder / path).is_file():
+        if ".." not in path.parts and not path.is_absolute() and os.path.isfile(folder / path):
             return folder
     relative = file.relative_to(root).as_posix()
     raise UserError(

@@ -29,6 +29,7 @@ A table may instead name image lists of VOC folders, each as FOLDER/LIST (VOC 07
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -90,7 +91,7 @@ def _other_files(file: Path, content: dict[str, Any], split: str) -> list[Path]:
 def _read(file: Path) -> dict[str, Any]:
     try:
         content = tomllib.loads(read_text(file, "file"))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of more digits than Python reads
         raise UserError(f"{file}: not readable TOML: {error}") from None
     tables = [split for split in _SPLITS if isinstance(content.get(split), dict)]
     single = [key for key in content if key in _SINGLE_KEYS]
@@ -164,7 +165,7 @@ def _opened(file: Path, table: dict[str, Any], where: str) -> Found:
     if "images" in table or "annotations" in table:
         raise UserError(f"{where}: give either format and folder, or images and annotations, not both")
     folder = _path(file, table.get("folder", "."), f"{where}: folder")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"{where}: folder: {folder} not found; correct it")
     found = LAYOUTS[name](folder)
     if found is None:

@@ -117,6 +117,8 @@ def find_picture(root: Path, folders: list[Path], name: object, where: str) -> P
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise UserError(f"{where}: {name!r} is not a file name; correct it")
     path = plain_path(name)
+    if not path.parts:
+        raise UserError(f"{where}: {name!r} is not a file name; correct it")
     relative = None if path.is_absolute() or ":" in path.parts[0] else path
     for folder in folders:
         if relative is not None and within(root, folder / relative) and _is_file(folder / relative):

@@ -37,7 +37,9 @@ def name_text(value: Any) -> str | None:
     """A class name: a text, or the text of a number (1.0 is "1"); None for anything else."""
     if isinstance(value, str):
         return value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value) if abs(value) < 1e18 else None  # isfinite() cannot take every integer
+    if not isinstance(value, float) or not math.isfinite(value):
         return None
     number = whole(value)
     return str(value if number is None else number)

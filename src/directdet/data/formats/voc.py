@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -203,8 +204,10 @@ def _read_names(file: Path) -> list[str]:
 
 def _image_ids(names: list[str]) -> list[int]:
     """VOC 2007 names are numbers and serve as ids; other names are numbered in the list's order."""
-    if all(name.isascii() and name.isdigit() for name in names) and len({int(name) for name in names}) == len(names):
-        return [int(name) for name in names]
+    if all(re.fullmatch("[0-9]{1,18}", name) for name in names):  # what fits into 64 bits
+        numbers = [int(name) for name in names]
+        if len(set(numbers)) == len(numbers):
+            return numbers
     return list(range(1, len(names) + 1))
 
 

@@ -7,6 +7,7 @@ shares of the picture's width and height (docs.ultralytics.com, "Object detectio
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -53,7 +54,7 @@ def find_yolo(root: Path) -> YoloSet | None:
     """
     if root.suffix in (".yaml", ".yml"):
         return _from_yaml(root)
-    found = [root / name for name in _YAML if (root / name).is_file()]
+    found = [root / name for name in _YAML if os.path.isfile(root / name)]
     if not found:  # any other name, such as coco128.yaml
         found = [file for file in files_in(root, ".yaml", ".yml") if _is_description(file)]
     if len(found) > 1:
@@ -65,7 +66,7 @@ def find_yolo(root: Path) -> YoloSet | None:
     if not splits:
         return None
     for name in _NAMES:
-        if (root / name).is_file():
+        if os.path.isfile(root / name):
             lines = [line.strip() for line in read_text(root / name, "list of classes").splitlines()]
             return YoloSet(root, tuple(line for line in lines if line), splits)
     paths = "".join(f"{split}: {_shown(root, places[0])}, " for split, places in splits.items())
@@ -101,7 +102,7 @@ def read_yolo(root: Path, split: str, found: YoloSet, layout: str = "yolo") -> D
     for path in paths:
         picture = Picture(path, shares=True)
         file = label_file(path)
-        if file.is_file():
+        if os.path.isfile(file):
             labelled += 1
             try:
                 text = read_text(file, "label file")
@@ -137,7 +138,7 @@ def label_file(picture: Path) -> Path:
             return Path(*parts)
     beside = Path(*parts)
     inner = beside.parent / "labels" / beside.name
-    return inner if not beside.is_file() and inner.is_file() else beside
+    return inner if not os.path.isfile(beside) and os.path.isfile(inner) else beside
 
 
 def _read_line(where: str, line: str, found: YoloSet) -> Shape | None:
@@ -227,7 +228,9 @@ def _names(file: Path, value: Any) -> tuple[str, ...]:
     if isinstance(value, list):
         entries = dict(enumerate(cast("list[Any]", value)))
     elif isinstance(value, dict):
-        entries = {whole(int(k) if isinstance(k, str) and k.isdecimal() else k): v for k, v in value.items()}
+        entries = {
+            whole(int(k) if isinstance(k, str) and k.isdecimal() and len(k) < 9 else k): v for k, v in value.items()
+        }
         if sorted(key for key in entries if key is not None) != list(range(len(value))):
             raise UserError(f"{file}: names: the keys are not 0, 1, 2, ... without gaps; correct them")
     else:
@@ -248,7 +251,7 @@ def _bases(file: Path, path: Any) -> list[Path]:
     place = Path(path) if Path(path).is_absolute() else home / plain_path(path)
     inside = Path(path).is_absolute() or within(home, place)
     # Many files hold the author's own path; what lies beside them is meant then.
-    return [place, home] if inside and place.is_dir() and place.resolve() != home.resolve() else [home]
+    return [place, home] if inside and os.path.isdir(place) and place.resolve() != home.resolve() else [home]
 
 
 def _place(file: Path, bases: list[Path], key: str, name: Any, notes: list[str]) -> Path:
@@ -262,16 +265,16 @@ def _place(file: Path, bases: list[Path], key: str, name: Any, notes: list[str])
         # Roboflow writes ../train/images for the folder train beside data.yaml, and Ultralytics reads it so.
         shorter = path.relative_to("..") if path.parts[:1] == ("..",) else path
         tried = [base / part for part in dict.fromkeys((path, shorter)) for base in bases if within(base, base / part)]
-    found = next((place for place in tried if place.is_dir() or place.is_file()), None)
+    found = next((place for place in tried if os.path.isdir(place) or os.path.isfile(place)), None)
     if found is None:
         places = " or ".join(map(str, tried)) if tried else f"outside {bases[0]}"
         raise UserError(f"{file}: {key}: {name!r} not found ({places}); correct it")
     if not within(file.parent, found):
         notes.append(f"{file}: {found} is outside the folder of this file, as it says itself")
-    if found.is_file() and found.suffix != ".txt":
+    if os.path.isfile(found) and found.suffix != ".txt":
         raise UserError(f"{file}: {key}: {name!r} is neither a folder nor a .txt list of pictures; correct it")
     inner = found / "images"  # train: train, where pictures and labels lie below it
-    return inner if inner.is_dir() and (found / "labels").is_dir() else found
+    return inner if os.path.isdir(inner) and os.path.isdir(found / "labels") else found
 
 
 def _listed(file: Path, root: Path, faults: Faults) -> list[Path]:
@@ -288,19 +291,21 @@ def _listed(file: Path, root: Path, faults: Faults) -> list[Path]:
             why = "may point outside" if not kept else "is no picture in"
             faults.add(IMAGE, UserError(f"{file}: line {number}: {name!r} {why} {root}; give a picture inside it"))
             continue
-        found.append(next((place for place in kept if place.is_file()), kept[0]))
+        found.append(next((place for place in kept if os.path.isfile(place)), kept[0]))
     return found
 
 
 def _splits_by_folders(root: Path) -> dict[str, list[Path]]:
     """Splits of a folder without data.yaml; none if there is no label file that is one of YOLO's."""
-    splits = {name: folder / "images" for name, folder in split_folders(root).items() if (folder / "images").is_dir()}
+    splits = {
+        name: folder / "images" for name, folder in split_folders(root).items() if os.path.isdir(folder / "images")
+    }
     splits = splits or split_folders(root / "images") or split_folders(root)
     if not splits:
-        splits = {"train": root / "images" if (root / "images").is_dir() else root}
+        splits = {"train": root / "images" if os.path.isdir(root / "images") else root}
     for folder in splits.values():
         for picture in pictures_below(folder)[:1000] if folder != root else files_in(root, *PICTURES)[:1000]:
-            if label_file(picture).is_file() and _is_label(label_file(picture)):
+            if os.path.isfile(label_file(picture)) and _is_label(label_file(picture)):
                 return {name: [place] for name, place in splits.items()}
     return {}
 

@@ -64,13 +64,19 @@ def _descriptions(root: Path) -> dict[str, str]:
     return {}
 
 
+_COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax")
+
+
 def _read(root: Path, split: str, file: Path, names: dict[str, str], faults: Faults, notes: list[str]) -> list[Picture]:
     own = split_folders(root).get(split, root)
     inner = split_folders(root / "images").get(split, root / "images")
     places = [own, own / "data", own / "images", inner, root / "images", root]
     found: dict[str, Picture] = {}
     missing: set[str] = set()
-    for number, row in enumerate(csv.DictReader(read_text(file, "annotation file").splitlines()), 2):
+    rows = csv.DictReader(read_text(file, "annotation file").splitlines())
+    if lost := [name for name in _COLUMNS if name not in (rows.fieldnames or ())]:
+        raise UserError(f"{file}: line 1: the column {lost[0]} is missing; add it")
+    for number, row in enumerate(rows, 2):
         image = (row["ImageID"] or "").strip()
         if image not in found and image not in missing:
             path = next((path for place in places if (path := picture_called(place, image))), None)
