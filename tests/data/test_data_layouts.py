@@ -313,6 +313,16 @@ def test_cvat(picture):
         load_dataset(root, "train")
 
 
+def test_cvat_picture_that_claims_to_be_huge(picture):
+    """A mask is decoded to the size that the file claims."""
+    root = picture("images/a.png")
+    mask = '<mask label="nut" rle="1, 2, 3" left="3" top="4" width="3" height="2"></mask>'
+    image = f'<image id="0" name="a.png" width="2000000" height="2000000">{mask}</image>'
+    write(root / "annotations.xml", f'<?xml version="1.0"?><annotations><version>1.1</version>{image}</annotations>')
+    with pytest.raises(UserError, match=r"a\.png.*2000000x2000000|2000000 x 2000000"):
+        load_dataset(root, "train")
+
+
 def test_label_studio(picture):
     root = picture("images/0a1b2c3d-a.png", "images/b.png")
     value = {"x": 10, "y": 25, "width": 25, "height": 40, "rotation": 0, "rectanglelabels": ["bolt"]}

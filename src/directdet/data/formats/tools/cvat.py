@@ -13,6 +13,7 @@ from directdet.data.formats.folders import Found, files_in, find_picture, pictur
 from directdet.data.formats.pictures import Picture, Shape, assemble, found_names
 from directdet.data.formats.reading import IMAGE, OBJECT, Faults
 from directdet.data.formats.voc_xml import parse_xml
+from directdet.data.picture_size import check_pixels
 from directdet.data.records import RLE, Dataset
 
 _WITHOUT_AREA = ("points", "polyline", "tag", "skeleton", "cuboid")
@@ -80,7 +81,10 @@ def _picture(file: Path, where: str, image: ElementTree.Element) -> Picture:
         width, height = int(image.get("width") or 0), int(image.get("height") or 0)
     except ValueError:
         raise UserError(f"{where}: width and height are not integers; correct them") from None
-    return Picture(path, (width, height) if width > 0 and height > 0 else None)
+    if width <= 0 or height <= 0:
+        return Picture(path)
+    check_pixels(height, width, path)  # a mask is decoded to its picture's size
+    return Picture(path, (width, height))
 
 
 def _shape(where: str, item: ElementTree.Element, size: tuple[int, int] | None) -> Shape:
