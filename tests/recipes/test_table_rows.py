@@ -259,7 +259,7 @@ def test_a_source_of_one_phase_stands_for_all_where_there_is_one_phase():
 def test_the_command_line_lists_and_shows_every_recipe(capsys, monkeypatch):
     for columns in ("80", "200"):
         monkeypatch.setenv("COLUMNS", columns)
-        assert main(["recipes"]) == 0
+        assert main(["recipes", "--papers"]) == 0
         listed = capsys.readouterr().out
         for name in RECIPES:  # whole, to be copied
             assert re.search(rf"│ {name} +│", listed), name

@@ -128,7 +128,25 @@ def _what_to_train(
     return chosen, data or Path(str(run.data)), run.seed if seed is None else seed, phase
 
 
-@click.command("train")
+class _Train(click.Command):
+    """RECIPE, --data and --out are needed, unless a run goes on from its folder."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """What is missing is told where the arguments are read."""
+        rest = super().parse_args(ctx, args)
+        given = ctx.params
+        if given["init"] is not None and given["resume"]:
+            raise click.UsageError("--init starts a new run, --resume continues one; give one of them", ctx)
+        if given["resume"] and given["recipe"] is not None and given["out"] is None:
+            given["recipe"], given["out"] = None, Path(given["recipe"])
+        needed = {"out": "--out RUN"} if given["resume"] else {"recipe": "RECIPE", "data": "--data", "out": "--out RUN"}
+        for name, shown in needed.items():
+            if given[name] is None:
+                raise click.UsageError(f"{shown} is missing", ctx)
+        return rest
+
+
+@click.command("train", cls=_Train)
 @click.argument("recipe", required=False)
 @click.option("--data", type=PATH, metavar="DATA", help="Dataset folder.")
 @click.option("--out", type=PATH, metavar="RUN", help="Folder of the run.")
@@ -145,7 +163,7 @@ def _what_to_train(
 def train(
     recipe: str | None,
     data: Path | None,
-    out: Path | None,
+    out: Path,
     phase: str | None,
     init: str | None,
     resume: bool,
@@ -159,15 +177,6 @@ def train(
     Direct pre-training at low resolution with live batch normalisation, then fine-tuning at high resolution with batch
     normalisation fixed. `directdet train --resume RUN` goes on with a run as it was started.
     """
-    if init is not None and resume:
-        raise click.UsageError("--init starts a new run, --resume continues one; give one of them")
-    if resume and recipe is not None and out is None:
-        recipe, out = None, Path(recipe)
-    if out is None:
-        raise click.UsageError("--out RUN is missing")
-    for value, name in ((recipe, "RECIPE"), (data, "--data DATA")):
-        if value is None and not resume:
-            raise click.UsageError(f"{name} is missing")
     chosen, data, seed, phase = _what_to_train(recipe, data, out, seed, phase, settings)
     from directdet.train.run import train
 
