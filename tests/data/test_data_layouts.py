@@ -284,6 +284,13 @@ def test_labelme(picture):
         load_dataset(root, "train")
 
 
+def test_yolo_labels_beside_the_pictures_of_a_set_below_a_folder_called_images(picture):
+    root = picture("images/project/train/x.png") / "images" / "project"
+    write(root / "train/x.txt", "1 0.5 0.5 0.5 0.5\n")
+    write(root / "data.yaml", "train: train\nnames: [a, b]\n")
+    assert boxes(load_dataset(root, "train")) == {"x.png": [[10, 5, 30, 15]]}
+
+
 def test_cvat(picture):
     root = picture("images/Train/a.png", "images/Validation/b.png")
     write(

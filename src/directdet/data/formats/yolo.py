@@ -130,13 +130,16 @@ def read_yolo(root: Path, split: str, found: YoloSet, layout: str = "yolo") -> D
 
 
 def label_file(picture: Path) -> Path:
-    """Where the labels of a picture are: the last folder called images becomes labels; without one, beside it."""
-    parts = list(picture.with_suffix(".txt").parts)
+    """Where the labels of a picture are: the last folder called images becomes labels; without one, beside it.
+
+    A folder of that name may lie outside the dataset, so labels beside the picture count where there are no others.
+    """
+    beside = picture.with_suffix(".txt")
+    parts = list(beside.parts)
     for place in range(len(parts) - 2, -1, -1):
         if parts[place] == "images":
             parts[place] = "labels"
-            return Path(*parts)
-    beside = Path(*parts)
+            return beside if not os.path.isfile(Path(*parts)) and os.path.isfile(beside) else Path(*parts)
     inner = beside.parent / "labels" / beside.name
     return inner if not os.path.isfile(beside) and os.path.isfile(inner) else beside
 
