@@ -97,7 +97,7 @@ def test_the_readme_s_table_is_written_between_its_markers_and_checked(tables, c
     assert tables.main(["--headline"], root=copy) == 0
     table = capsys.readouterr().out
     assert readme.read_text() == MARKED.replace("begin -->\n", f"begin -->\n{table}")
-    assert table.count("\n") == 6 and "| 49.7 | 92.9 | 41.4 |" in table and "| 48.7 | 94.2 | 36.9 |" in table
+    assert table.count("\n") == 7 and "| 49.7 | 92.9 | 41.4 |" in table and "| 48.7 | 94.2 | 36.9 |" in table
     readme.write_text(readme.read_text().replace("| 48.7 |", "| 49.8 |"))
     assert tables.main(["--check"], root=copy) == 1 and capsys.readouterr().err.startswith("README.md:9: ")
     readme.write_text("no markers\n")

@@ -1,5 +1,7 @@
 """Recipes that follow the data: what is chosen for few and many pictures, and that what was given stays."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -48,6 +50,15 @@ def test_given_as_the_recipe_has_it_is_given_all_the_same():
     own = get_recipe("rtmdet_nano").phases[0].epochs
     recipe, _ = fit_to_data(get_recipe("rtmdet_nano").with_phase("pretrain", epochs=own), DataFacts(12, 0.2))
     assert recipe.phases[0].epochs == own
+
+
+def test_what_was_changed_by_hand_stays():
+    """As Python code does it, without with_phase."""
+    recipe = get_recipe("rtmdet_nano")
+    phases = tuple(replace(phase, size=(64, 64), batch_size=2) for phase in recipe.phases)
+    fitted_recipe, _ = fit_to_data(replace(recipe, phases=phases), DataFacts(120, 0.16))
+    assert [(phase.size, phase.batch_size) for phase in fitted_recipe.phases] == [((64, 64), 2)] * 2
+    assert fitted_recipe.phases[0].epochs == 219
 
 
 def test_other_recipes_stay_as_they_are():

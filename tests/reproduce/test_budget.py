@@ -96,5 +96,5 @@ def test_reading_is_shared_by_the_workers(shapes, tmp_path, monkeypatch):
     phase = replace(recipe.phases[0], workers=10)
     clock = itertools.count()  # a second between any two looks at it
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
-    monkeypatch.setattr(planning, "os", SimpleNamespace(cpu_count=lambda: 10))
+    monkeypatch.setattr(planning, "usable_cores", lambda: 10)
     assert planning.seconds_of_steps(recipe, phase, dataset, val, torch.device("cpu")).step == pytest.approx(1.1)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from directdet.common.errors import UsageProblem, UserError
 from directdet.recipes.recipe import Phase
-from directdet.train import plan as planner
+from directdet.train.planning import plan as planner
 from directdet.train.planning.memory import Measured, StepCost, step_cost
 from directdet.train.planning.plan import (
     PAPER_MODEL,

@@ -7,11 +7,11 @@ chosen on 120 pictures (docs/rtmdet.md) and, for large data, near RTMDet's own s
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from directdet.recipes.recipe import Recipe
+    from directdet.recipes.recipe import Phase, Recipe
 
 SEEN_PIXELS = 16.0  # side that nine of ten objects should still have on the canvas of fine-tuning
 SIDES = (320, 640)  # of that canvas, at least and at most
@@ -47,13 +47,22 @@ def fit_to_data(recipe: Recipe, facts: DataFacts) -> tuple[Recipe, str]:
     chosen = _choose(facts)
     phases = []
     for phase in recipe.phases:
-        changes = {key: value for key, value in chosen[phase.name].items() if f"{phase.name}.{key}" not in recipe.given}
-        phases.append(replace(phase, **changes))
+        given = {key for key in chosen[phase.name] if f"{phase.name}.{key}" in recipe.given} | _changed(recipe, phase)
+        phases.append(replace(phase, **{key: value for key, value in chosen[phase.name].items() if key not in given}))
     fitted = replace(recipe, phases=tuple(phases), fit=False)
     why = f"for {facts.images} pictures"
     if facts.small is not None:
         why += f", a tenth of the objects below {100 * facts.small:.1f} % of the long side"
     return fitted, f"{why}: {_words(fitted)}"
+
+
+def _changed(recipe: Recipe, phase: Phase) -> set[str]:
+    """Settings that are not those of the recipe of this name: given, by whoever made another of it."""
+    from directdet.recipes.by_name import RECIPES
+
+    own = RECIPES[recipe.name]().phases if recipe.name in RECIPES else ()
+    usual = next((one for one in own if one.name == phase.name), phase)
+    return {one.name for one in fields(phase) if getattr(phase, one.name) != getattr(usual, one.name)}
 
 
 def _choose(facts: DataFacts) -> dict[str, dict[str, Any]]:

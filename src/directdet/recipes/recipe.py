@@ -215,7 +215,7 @@ class Recipe:
     data_fraction: Annotated[float, Between(0, 1, above=True)] = 1.0
     sources: dict[str, str] = field(default_factory=dict)
     fit: bool = False
-    given: tuple[str, ...] = ()
+    given: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         check_fields(self, "")

@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ def facts_of(
     """
     facts = {"what is run": " ".join(asked), "seed": str(seed), "device": device, "version": __version__}
     facts |= {"torch": torch.__version__, "code": _code()}
-    settings = asdict(recipe)
+    settings = asdict(replace(recipe, given=()))
     by_phase = {phase.pop("name"): phase for phase in settings.pop("phases")}
     facts |= dict(_flat({**settings, **by_phase}))
     for name, dataset in (("train", train), ("val", val)):
