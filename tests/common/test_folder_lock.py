@@ -17,8 +17,7 @@ from directdet.common.folder_lock import hold_folder
 with hold_folder(sys.argv[1], "train", beside=sys.argv[2] == "beside"):
     child = os.fork()  # as a worker that reads data
     if not child:
-        time.sleep(600)
-    print(child, flush=True)
+        print(os.getpid(), flush=True)  # only now has it let go of what it inherited
     time.sleep(600)
 """
 
