@@ -24,7 +24,8 @@ def fitted(images, small, *settings):
         (2500, 0.04, 16, 96, (288, 416), 1.0),  # 16 pixels: 400, of which 416 is the nearest multiple of 32
         (118_000, 0.02, 32, 28, (448, 640), 1.0),  # 800 is above the largest canvas
         (5_000_000, 0.02, 32, 12, (448, 640), 1.0),
-        (0, None, 8, 300, (224, 320), 0.0),
+        (5, None, 5, 300, (224, 320), 0.0),  # a batch that they fill
+        (0, None, 1, 300, (224, 320), 0.0),
     ],
 )
 def test_lengths_batches_and_sizes_follow_the_data(images, small, batch, epochs, sides, mosaic):
@@ -44,6 +45,14 @@ def test_what_was_given_stays():
     assert (pretrain.epochs, pretrain.mosaic, tune.size, tune.mosaic) == (100, 1.0, (640, 640), 1.0)
     assert (pretrain.batch_size, pretrain.size, tune.epochs) == (8, (224, 224), 36)
     assert (pretrain.warmup_iterations, tune.warmup_iterations) == (100, 27)  # 219 and 36 epochs of 15 steps
+
+
+def test_the_rate_of_a_step_does_not_follow_another_batch():
+    """0.004 for a step of 16 would lose in fine-tuning what was learnt."""
+    recipe, _ = fitted(120, 0.16, "batch_size=16")
+    assert [(phase.batch_size, phase.base_batch) for phase in recipe.phases] == [(16, 16)] * 2
+    recipe, _ = fitted(120, 0.16, "batch_size=16", "base_batch=4")
+    assert [(phase.batch_size, phase.base_batch) for phase in recipe.phases] == [(16, 4)] * 2
 
 
 def test_given_as_the_recipe_has_it_is_given_all_the_same():

@@ -48,7 +48,10 @@ def fit_to_data(recipe: Recipe, facts: DataFacts) -> tuple[Recipe, str]:
     phases = []
     for phase in recipe.phases:
         given = {key for key in chosen[phase.name] if f"{phase.name}.{key}" in recipe.given} | _changed(recipe, phase)
-        phases.append(replace(phase, **{key: value for key, value in chosen[phase.name].items() if key not in given}))
+        changes = {key: value for key, value in chosen[phase.name].items() if key not in given}
+        if "base_batch" in changes:  # the rate is for a step, whatever its batch
+            changes["base_batch"] = changes.get("batch_size", phase.batch_size)
+        phases.append(replace(phase, **changes))
     fitted = replace(recipe, phases=tuple(phases), fit=False)
     why = f"for {facts.images} pictures"
     if facts.small is not None:
@@ -68,7 +71,7 @@ def _changed(recipe: Recipe, phase: Phase) -> set[str]:
 def _choose(facts: DataFacts) -> dict[str, dict[str, Any]]:
     """The settings of each phase."""
     images = max(1, facts.images)
-    batch = 8 if images < 1000 else 16 if images < 10_000 else 32
+    batch = min(images, 8 if images < 1000 else 16 if images < 10_000 else 32)
     epochs = round(STEPS * math.sqrt(images / 100) * batch / images)
     epochs = min(max(epochs, EPOCHS[0]), EPOCHS[1])
     heavy = images * epochs >= HEAVY
