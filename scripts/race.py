@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from measure import ROOT, measured_on, milliseconds
+from tables_realtime import race_rows
 
 from directdet.common.files import write_json_atomic
 from directdet.data.records import Dataset, Record
@@ -140,17 +140,16 @@ def run_recipe(given: argparse.Namespace) -> None:
     from directdet.infer.runtimes.load import load
     from directdet.recipes.by_name import get_recipe
     from directdet.recipes.derived import images_per_step, passes_per_epoch
-    from directdet.recipes.fit import fit_to_data
     from directdet.recipes.settings import apply_settings
     from directdet.reproduce.budget import seconds_of_steps
-    from directdet.train.data import facts_of_data
+    from directdet.train.data import fitted
     from directdet.train.run import train
 
     began = time.perf_counter()
     recipe = apply_settings(get_recipe(given.recipe), list(given.set))
     train_set, val = load_splits(given.data)
     assert val is not None
-    recipe, _ = fit_to_data(recipe, facts_of_data(train_set))
+    recipe, _ = fitted(recipe, train_set)
     needed = evaluating = 0.0
     for phase in recipe.phases:
         pace = seconds_of_steps(recipe, phase, train_set, val, torch.device(given.device))
@@ -259,21 +258,10 @@ def write(path: Path, rows: dict[str, Any], given: argparse.Namespace) -> None:
 
 def report(rows: dict[str, Any]) -> None:
     """A line for each contestant: mean and spread over its seeds."""
-    groups: dict[tuple, list[dict]] = {}
-    for row in rows.values():
-        groups.setdefault((row["data"], row["minutes"], row["contestant"]), []).append(row)
-    order = sorted(groups.items(), key=lambda item: (item[0][:2], -statistics.fmean(row["AP"] for row in item[1])))
-    for (data, minutes, name), found in order:
-        aps = [row["AP"] for row in found]
-        spread = f" +- {statistics.stdev(aps):.1f}" if len(aps) > 1 else ""
-        timed = [row["milliseconds"]["median_ms"] for row in found if row["milliseconds"]]
-        shown = f"{statistics.median(timed):6.1f} ms" if timed else "         "
-        canvas = "x".join(map(str, found[0]["canvas"]))
-        fifty = statistics.fmean(row["AP50"] for row in found)
-        print(
-            f"{data:14s} {minutes:4g} min  {name:24s} AP {statistics.fmean(aps):5.1f}{spread}  AP50 {fifty:5.1f}  "
-            f"{canvas:>9s} {shown}  {len(found)} seeds"
-        )
+    for row in race_rows({"rows": rows}):
+        raced = f"{row['data']:17s} {row['minutes']:>3s} min  {row['label']:22s}"
+        found = f"AP {row['ap']:>12s}  AP50 {row['ap50']:5.1f}"
+        print(f"{raced}  {found}  {row['canvas']:>9s} {row['ms']:>6s} ms  {row['seeds']} seeds")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,12 @@ def test_boxes_become_zero_based(voc, tmp_path):
     assert record.segmentations == (None, None) and not dataset.has_masks and dataset.problems == ()
 
 
+def test_ids_stay_apart_whatever_the_number_of_objects(voc, tmp_path):
+    voc({"trainval": {"000001": [object_xml()] * 1001, "000002": [object_xml()] * 2}})
+    ids = [number for record in load_dataset(tmp_path, "train").records for number in record.annotation_ids]
+    assert len(set(ids)) == len(ids) == 1003
+
+
 @pytest.mark.parametrize("root", [".", "VOCdevkit", "VOCdevkit/VOC2007"])
 def test_root_may_be_any_of_the_folders(voc, tmp_path, root):
     voc({"trainval": {"1": [object_xml()]}, "test": {"2": [object_xml()]}})

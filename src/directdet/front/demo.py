@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import shlex
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +24,7 @@ from directdet.data.synthetic import make_synthetic
 from directdet.export.run import ExportResult, export
 from directdet.export.verification.verify import limited
 from directdet.front.demo_report import Report, render
+from directdet.front.say import now, typed
 from directdet.infer.runtimes.load import load
 from directdet.pages.gallery import make_gallery
 from directdet.pages.page import Figure, Grid
@@ -93,7 +91,7 @@ def run_demo(out: str | Path, device: str = "auto", seed: int = 0, command: str 
         exported = export(checkpoint, out / "artefact", data=data, split="val", ap_images=0)
         console.print(exported.verification.table())
     val = load_dataset(data, "val")
-    command = command or shlex.join(["directdet", *sys.argv[1:]])
+    command = command or typed()
     with _stage(console, seconds, "benchmark"):
         options = BenchmarkOptions(("torch", "onnxruntime"), _ITERATIONS, _WARMUP, device=device)
         timed = benchmark([checkpoint, exported.artefact], val, options, out / "benchmark", command)
@@ -244,7 +242,7 @@ def _verification_note(verification: Verification) -> str:
 def _about(timed: BenchmarkResult, seconds: dict[str, float], command: str) -> dict[str, str]:
     return {
         "command": command,
-        "date": datetime.datetime.now().astimezone().isoformat(" ", "minutes"),
+        "date": now(),
         **machine_facts(timed.about, timed.good),
         "time": ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()),
     }

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from directdet.front.say import now, typed
 from directdet.infer.accuracy.evaluate import Evaluation
 from directdet.infer.predictor import Predictor
 from directdet.pages.evaluation import EvaluationPage, write_evaluation
@@ -68,7 +66,4 @@ def _where(evaluation: Evaluation) -> dict[str, dict[str, str]]:
 
 
 def _made() -> dict[str, str]:
-    return {
-        "command": shlex.join(["directdet", *sys.argv[1:]]),
-        "date": datetime.datetime.now().astimezone().isoformat(" ", "minutes"),
-    }
+    return {"command": typed(), "date": now()}

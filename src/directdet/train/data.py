@@ -16,8 +16,8 @@ from directdet.data.loader import BatchLoader, Transform, make_loader, usable
 from directdet.data.padding import Padding
 from directdet.data.records import Dataset
 from directdet.data.sampling import Sampling
-from directdet.recipes.fit import DataFacts
-from directdet.recipes.recipe import Phase
+from directdet.recipes.fit import DataFacts, fit_to_data
+from directdet.recipes.recipe import Phase, Recipe
 from directdet.train import distributed
 
 
@@ -46,6 +46,13 @@ def facts_of_data(dataset: Dataset) -> DataFacts:
         sides.append(np.sqrt(areas) / max(record.width, record.height))
     shares = np.concatenate(sides)
     return DataFacts(len(dataset), float(np.quantile(shares, 0.1)) if len(shares) else None)
+
+
+def fitted(recipe: Recipe, dataset: Dataset) -> tuple[Recipe, str]:
+    """The recipe as it trains on this data, and in words what was chosen for it; see `fit_to_data`."""
+    if not recipe.fit:  # every object of a large set would be looked at for nothing
+        return recipe, ""
+    return fit_to_data(recipe, facts_of_data(dataset))
 
 
 def transform_of(phase: Phase) -> Transform:

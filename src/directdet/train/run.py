@@ -20,12 +20,11 @@ from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
 from directdet.models.parts.network import Network
 from directdet.recipes.derived import accumulated
-from directdet.recipes.fit import fit_to_data
 from directdet.recipes.recipe import Phase, Recipe
 from directdet.train import distributed
 from directdet.train.averages.statistics import estimate_statistics
 from directdet.train.banner import banner, describe_start
-from directdet.train.data import facts_of_data, load_splits
+from directdet.train.data import fitted, load_splits
 from directdet.train.loop import Trainer
 from directdet.train.prepare import IMAGENET, apply_norm, load_weights
 from directdet.train.processes.agreement import Meeting, facts_of, meeting
@@ -147,7 +146,7 @@ def _train(
         names = " or ".join(p.name for p in chosen)
         raise UserError(f"{out}: --resume finds no run there (none of {names}); leave --resume out to start one")
     dataset, val = load_splits(data, recipe.data_fraction)
-    recipe, why = fit_to_data(recipe, facts_of_data(dataset))
+    recipe, why = fitted(recipe, dataset)
     recipe = replace(recipe, given=())  # a run is the same however its settings came about
     chosen = [p for p in recipe.phases if phase in (None, p.name)]
     run = _Run(recipe, str(data), dataset, val, out, place, seed, resume, dry_run, phase)

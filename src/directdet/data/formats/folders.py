@@ -121,10 +121,10 @@ def find_picture(root: Path, folders: list[Path], name: object, where: str) -> P
         raise UserError(f"{where}: {name!r} is not a file name; correct it")
     relative = None if path.is_absolute() or ":" in path.parts[0] else path
     for folder in folders:
-        if relative is not None and within(root, folder / relative) and _is_file(folder / relative):
+        if relative is not None and within(root, folder / relative) and os.path.isfile(folder / relative):
             return folder / relative
     for folder in folders:
-        if path.name not in ("", "..") and _is_file(folder / path.name):
+        if path.name not in ("", "..") and os.path.isfile(folder / path.name):
             return folder / path.name
     places = ", ".join(dict.fromkeys(str(folder) for folder in folders))
     outside = relative is None or ".." in relative.parts
@@ -136,13 +136,6 @@ def picture_folders(root: Path, *first: Path) -> list[Path]:
     """Where the pictures of a file at ``root`` may lie: ``first``, ``root``, and the folders that tools make."""
     usual = [root, root / "images", root / "data", root / "images" / "default", root / "JPEGImages", root / "img"]
     return [folder for folder in dict.fromkeys((*first, *usual)) if folder.is_dir()]
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def _names(folder: Path) -> list[str]:

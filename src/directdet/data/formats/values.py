@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 from directdet.common.errors import UserError
-from directdet.data.records import is_integer
+from directdet.data.records import is_integer, is_number
 
 
 def whole(value: Any) -> int | None:
@@ -16,6 +16,20 @@ def whole(value: Any) -> int | None:
     if isinstance(value, float) and abs(value) <= 2**53 and value.is_integer():
         return int(value)
     return None
+
+
+def finite(text: str | None) -> float | None:
+    """The number that a text of an XML or CSV file spells; None if it is none, or not finite."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if is_number(value) else None
+
+
+def is_point(value: Any) -> bool:
+    """Whether a JSON value is [x, y], two finite numbers."""
+    return isinstance(value, list) and len(cast("list[Any]", value)) == 2 and all(map(is_number, value))
 
 
 def flag(where: str, key: str, value: Any) -> bool:

@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 
 from directdet.common.errors import UserError
 from directdet.data.formats.folders import Found, picture_called
-from directdet.data.formats.reading import IMAGE, OBJECT, Faults, read_text
-from directdet.data.formats.voc_xml import ObjectReader, element_text, image_size, parse_xml
-from directdet.data.records import AnnotatedObject, Dataset, Record, make_record, path_inside
+from directdet.data.formats.reading import IMAGE, Faults, read_text
+from directdet.data.formats.voc_xml import ObjectReader, element_text, object_names, parse_xml
+from directdet.data.records import Dataset, Record, path_inside
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -150,7 +150,7 @@ def _read(
             except UserError as error:  # of other splits when they are read
                 if key == split:
                     faults.add(IMAGE, error)
-    found = {name for tree in trees.values() for item in tree.findall("object") if (name := element_text(item, "name"))}
+    found = object_names(trees.values())
     classes = VOC_CLASSES if found <= set(VOC_CLASSES) else tuple(sorted(found))
     reader = ObjectReader({name: label for label, name in enumerate(classes)}, faults)
     records: list[Record] = []
@@ -158,30 +158,14 @@ def _read(
         if image not in trees:
             continue
         try:
-            records.append(_read_image(image_id, *image, trees[image], reader))
+            path = _image_path(*image, trees[image])
+            records.append(reader.record(image_id, path, _xml(*image), trees[image]))
         except UserError as error:
             faults.add(IMAGE, error)
     category_ids = tuple(range(1, len(classes) + 1))
     return Dataset(
         root, split, layout, classes, category_ids, tuple(records), tuple(faults.problems), notes, faults.errors()
     )
-
-
-def _read_image(image_id: int, folder: Path, name: str, tree: ElementTree.Element, reader: ObjectReader) -> Record:
-    path, file = _image_path(folder, name, tree), _xml(folder, name)
-    width, height = image_size(file, tree, path)
-    objects: list[AnnotatedObject] = []
-    for index, item in enumerate(tree.findall("object")):
-        # Unique in the split and the same on every read: evaluation needs ids, and VOC has none.
-        annotation_id = image_id * 1000 + index + 1
-        try:
-            entry = reader.read(file, index, annotation_id, item, (width, height))
-        except UserError as error:
-            reader.faults.add(OBJECT, error)
-            continue
-        if entry is not None:
-            objects.append(entry)
-    return make_record(image_id, path, width, height, objects)
 
 
 def _is_voc(folder: Path) -> bool:

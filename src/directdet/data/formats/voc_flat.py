@@ -18,9 +18,9 @@ from directdet.data.formats.folders import (
     split_folders,
     subfolders,
 )
-from directdet.data.formats.reading import IMAGE, OBJECT, Faults, read_file
-from directdet.data.formats.voc_xml import ObjectReader, element_text, image_size, parse_xml
-from directdet.data.records import AnnotatedObject, Dataset, Record, make_record
+from directdet.data.formats.reading import IMAGE, Faults, read_file
+from directdet.data.formats.voc_xml import ObjectReader, element_text, object_names, parse_xml
+from directdet.data.records import Dataset, Record
 
 _FOLDERS = ("Annotations", "annotations", "xml", "xmls", "labels")
 
@@ -65,8 +65,7 @@ def read_voc_flat(root: Path, split: str, splits: Mapping[str, list[Path]]) -> D
             except UserError as error:  # of other splits when they are read
                 if name == split:
                     faults.add(IMAGE, error)
-    names = {name for tree in trees.values() for item in tree.findall("object") if (name := element_text(item, "name"))}
-    classes = tuple(sorted(names))
+    classes = tuple(sorted(object_names(trees.values())))
     if not classes:
         raise UserError(f"{root}: no object in any XML file: a detector needs at least one class")
     reader = ObjectReader({name: label for label, name in enumerate(classes)}, faults)
@@ -74,28 +73,13 @@ def read_voc_flat(root: Path, split: str, splits: Mapping[str, list[Path]]) -> D
     for image_id, file in enumerate(splits[split], 1):
         if file in trees:
             try:
-                records.append(_read(root, image_id, file, trees[file], reader))
+                path = _picture(root, file, element_text(trees[file], "filename"))
+                records.append(reader.record(image_id, path, file, trees[file]))
             except UserError as error:
                 faults.add(IMAGE, error)
     ids = tuple(range(1, len(classes) + 1))
     notes = _unused(split, records)
     return Dataset(root, split, "voc", classes, ids, tuple(records), tuple(faults.problems), notes, faults.errors())
-
-
-def _read(root: Path, image_id: int, file: Path, tree: ElementTree.Element, reader: ObjectReader) -> Record:
-    path = _picture(root, file, element_text(tree, "filename"))
-    size = image_size(file, tree, path)
-    objects: list[AnnotatedObject] = []
-    for index, item in enumerate(tree.findall("object")):
-        number = image_id * 1000 + index + 1
-        try:
-            entry = reader.read(file, index, number, item, size)
-        except UserError as error:
-            reader.faults.add(OBJECT, error)
-            continue
-        if entry is not None:
-            objects.append(entry)
-    return make_record(image_id, path, *size, objects)
 
 
 def _picture(root: Path, file: Path, given: str) -> Path:

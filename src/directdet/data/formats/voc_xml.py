@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
 from pathlib import Path
 
 from directdet.common.errors import UserError
-from directdet.data.formats.reading import Faults, read_file
-from directdet.data.formats.values import whole
+from directdet.data.formats.reading import OBJECT, Faults, read_file
+from directdet.data.formats.values import finite, whole
 from directdet.data.image import read_size
 from directdet.data.picture_size import check_pixels
-from directdet.data.records import AnnotatedObject, is_number
+from directdet.data.records import AnnotatedObject, Record, make_record
 
 # What files that declare an encoding really hold: the set of characters that Windows adds to it.
 _SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949"}
@@ -40,14 +41,35 @@ def _decode_declared(file: Path, content: bytes) -> str:
         raise UserError(f"{file}: not readable in its encoding {name}: {error}; save it as UTF-8") from None
 
 
+def object_names(trees: Iterable[ElementTree.Element]) -> set[str]:
+    """What the objects of these files are called."""
+    return {name for tree in trees for item in tree.findall("object") if (name := element_text(item, "name"))}
+
+
 class ObjectReader:
-    """Reads objects of all images, and collects the problems that it deals with."""
+    """Reads the objects of a split image by image, and collects the problems that it deals with."""
 
     def __init__(self, labels: dict[str, int], faults: Faults) -> None:
         self.labels = labels
         self.faults = faults
+        self.count = 0  # objects so far; their ids, which evaluation needs and VOC has not
 
-    def read(
+    def record(self, image_id: int, path: Path, file: Path, tree: ElementTree.Element) -> Record:
+        """The image ``path`` with the objects of its XML file; UserError if the image or its size cannot be used."""
+        size = image_size(file, tree, path)
+        objects: list[AnnotatedObject] = []
+        for index, item in enumerate(tree.findall("object")):
+            self.count += 1
+            try:
+                entry = self._read(file, index, self.count, item, size)
+            except UserError as error:
+                self.faults.add(OBJECT, error)
+                continue
+            if entry is not None:
+                objects.append(entry)
+        return make_record(image_id, path, *size, objects)
+
+    def _read(
         self, file: Path, index: int, annotation_id: int, item: ElementTree.Element, size: tuple[int, int]
     ) -> AnnotatedObject | None:
         """One object of an image of ``size`` (width, height), or None if it is dropped; UserError if it is broken."""
@@ -92,10 +114,7 @@ def element_text(item: ElementTree.Element, key: str) -> str:
 
 def _number(where: str, bounds: ElementTree.Element, key: str) -> float:
     text = element_text(bounds, key)
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not is_number(value):
+    value = finite(text)
+    if value is None:
         raise UserError(f"{where}: bndbox: {key} {text!r} is not a finite number; correct it")
     return value

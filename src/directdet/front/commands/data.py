@@ -85,11 +85,10 @@ def _write_sheet(data: Path, recipe: Recipe, sheet: Path) -> None:
 
     from directdet.common.files import write_bytes_atomic
     from directdet.pages.augmented import COLUMNS, drawn_batches, make_sheet
-    from directdet.recipes.fit import fit_to_data
-    from directdet.train.data import facts_of_data, load_splits, make_phase_loader
+    from directdet.train.data import fitted, load_splits, make_phase_loader
 
     dataset, _ = load_splits(data, recipe.data_fraction)
-    recipe, _ = fit_to_data(recipe, facts_of_data(dataset))
+    recipe, _ = fitted(recipe, dataset)
     rows = []
     for phase in recipe.phases:
         loader = make_phase_loader(replace(phase, workers=0), dataset, dataset.has_masks, 0, False)

@@ -89,11 +89,10 @@ def plan(
     grid, workload, own_classes = Grid(lengths, batches), Workload(gpus), 80
     if data is not None:
         from directdet.data.dataset import load_dataset
-        from directdet.recipes.fit import fit_to_data
-        from directdet.train.data import facts_of_data
+        from directdet.train.data import fitted
 
         dataset = load_dataset(data, "train")
-        chosen, _ = fit_to_data(chosen, facts_of_data(dataset))
+        chosen, _ = fitted(chosen, dataset)
         own_classes = len(dataset.classes)
         workload = replace(workload, images=len(dataset), objects=max(1, dataset.most_objects()))
     if images is not None:

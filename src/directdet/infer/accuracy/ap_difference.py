@@ -15,12 +15,12 @@ import numpy as np
 
 from directdet.data.records import Dataset, Record
 from directdet.infer.accuracy.coco_ap import evaluated
+from directdet.infer.accuracy.score_curves import at_recalls
 from directdet.infer.detections import Detections
 
 DRAWS = 100
 NORMAL_95 = 1.96  # standard deviations on either side of the mean that hold 95% of a normal distribution
 LEAST = 10  # pictures: draws of fewer repeat each other so often that their spread says little
-RECALLS = np.linspace(0.0, 1.0, 101)
 Found = Sequence[tuple[int, Detections]]
 KINDS: dict[str, Literal["bbox", "segm"]] = {"box": "bbox", "mask": "segm"}  # pycocotools' names
 
@@ -139,6 +139,5 @@ def _class_ap(rows: list[tuple[int, dict]], weights: np.ndarray) -> np.ndarray:
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         for row in range(len(weights)):
             if objects[row]:
-                places = np.searchsorted(true[row] / objects[row], RECALLS, side="left")
-                found[row] += np.append(precision[row], 0.0)[places].sum() / len(RECALLS)
+                found[row] += at_recalls(precision[row], true[row] / objects[row]).mean()
     return np.where(objects > 0, found / len(matched), np.nan)

@@ -9,7 +9,7 @@ import numpy as np
 
 from directdet.infer.accuracy.matches import Matches
 
-RECALLS = np.linspace(0.0, 1.0, 101)
+RECALLS = np.linspace(0.0, 1.0, 101)  # of COCO's precision
 SCORES = np.arange(1, 1000) / 1000  # the thresholds that are tried: short numbers, to be typed
 BINS = 10
 
@@ -56,7 +56,12 @@ def class_precision(scores: np.ndarray, right: np.ndarray, count: int) -> np.nda
     true, false = np.cumsum(right, dtype=np.float64), np.cumsum(~right, dtype=np.float64)
     precision = true / (true + false + np.spacing(1))
     precision = np.maximum.accumulate(precision[::-1])[::-1]
-    return np.append(precision, 0.0)[np.searchsorted(true / count, RECALLS, side="left")]
+    return at_recalls(precision, true / count)
+
+
+def at_recalls(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
+    """The precision [101] at which each of `RECALLS` is reached, 0 where it is not, from both [n] by score."""
+    return np.append(precision, 0.0)[np.searchsorted(recall, RECALLS, side="left")]
 
 
 def precision_by_recall(matches: Matches, classes: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from directdet.common.errors import UserError
 from directdet.data.formats.folders import Found, files_in, find_picture, picture_folders, split_of
 from directdet.data.formats.pictures import Picture, Shape, assemble, found_names
 from directdet.data.formats.reading import IMAGE, OBJECT, Faults
+from directdet.data.formats.values import finite
 from directdet.data.formats.voc_xml import parse_xml
 from directdet.data.picture_size import check_pixels
 from directdet.data.records import RLE, Dataset
@@ -153,10 +154,7 @@ def _number(where: str, item: ElementTree.Element, key: str, default: float | No
     text = item.get(key)
     if text is None and default is not None:
         return default
-    try:
-        value = float(text or "")
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+    value = finite(text)
+    if value is None:
         raise UserError(f"{where}: {key} {text!r} is not a finite number; correct it")
     return value

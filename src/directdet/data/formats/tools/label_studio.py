@@ -13,6 +13,7 @@ from directdet.common.errors import UserError
 from directdet.data.formats.folders import Found, files_in, find_picture, picture_folders, plain_path
 from directdet.data.formats.pictures import Picture, Shape, assemble, found_names
 from directdet.data.formats.reading import IMAGE, OBJECT, Faults, read_file
+from directdet.data.formats.values import is_point
 from directdet.data.records import Dataset, is_number
 
 _HASH = re.compile(r"^[0-9a-f]{8}-")  # which Label Studio puts before the name of an uploaded file
@@ -126,7 +127,7 @@ def _shape(where: str, result: Any) -> Shape | None:
     name = names[0]
     if kind == "polygonlabels":
         points = value.get("points")
-        if not isinstance(points, list) or len(points) < 3 or not all(map(_is_point, points)):
+        if not isinstance(points, list) or len(points) < 3 or not all(map(is_point, points)):
             raise UserError(f"{where}: points are not three or more [x, y]; correct them")
         return Shape(where, name, (), ([coordinate / 100 for point in points for coordinate in point],))
     if kind != "rectanglelabels":
@@ -148,7 +149,3 @@ def _shape(where: str, result: Any) -> Shape | None:
     xs = [x / 100 + (w * cosine - h * sine) / across for w, h in corners]
     ys = [y / 100 + (w * sine + h * cosine) / down for w, h in corners]
     return Shape(where, name, (min(xs), min(ys), max(xs), max(ys)))
-
-
-def _is_point(point: Any) -> bool:
-    return isinstance(point, list) and len(cast("list[Any]", point)) == 2 and all(map(is_number, point))

@@ -19,8 +19,8 @@ from directdet.data.formats.folders import (
 )
 from directdet.data.formats.pictures import Picture, Shape, assemble, found_names
 from directdet.data.formats.reading import IMAGE, OBJECT, Faults
-from directdet.data.formats.values import name_text, whole
-from directdet.data.records import Dataset, is_number
+from directdet.data.formats.values import is_point, name_text, whole
+from directdet.data.records import Dataset
 
 _WITHOUT_AREA = ("point", "points", "line", "linestrip")
 
@@ -123,7 +123,7 @@ def _read_shape(where: str, kind: Any, entry: Any) -> Shape:
     if not name:
         raise UserError(f"{where}: label is missing; add it or remove the shape")
     points = entry.get("points")
-    if not isinstance(points, list) or not all(_is_point(point) for point in cast("list[Any]", points)):
+    if not isinstance(points, list) or not all(is_point(point) for point in cast("list[Any]", points)):
         raise UserError(f"{where}: points: expected a list of [x, y]; correct it")
     xs, ys = [float(x) for x, _ in points], [float(y) for _, y in points]
     if (kind == "rectangle" and len(points) in (2, 4)) or (kind == "mask" and len(points) == 2):
@@ -149,7 +149,3 @@ def _box(shape: Shape) -> list[float]:
         return list(shape.box)
     values = [value for polygon in shape.polygons for value in polygon]
     return [min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])]
-
-
-def _is_point(point: Any) -> bool:
-    return isinstance(point, list) and len(cast("list[Any]", point)) == 2 and all(map(is_number, point))

@@ -11,7 +11,8 @@ from directdet.common.errors import UserError
 from directdet.data.formats.folders import Found, files_in, picture_called, split_folders, split_of
 from directdet.data.formats.pictures import Picture, Shape, assemble, found_names
 from directdet.data.formats.reading import OBJECT, Faults, read_text
-from directdet.data.records import Dataset, is_number
+from directdet.data.formats.values import finite
+from directdet.data.records import Dataset
 
 _COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax")
 _PLACES = ("", "annotations", "labels", "metadata")
@@ -101,12 +102,10 @@ def _read(root: Path, split: str, file: Path, names: dict[str, str], faults: Fau
 def _shape(where: str, row: dict[str, str | None], names: dict[str, str]) -> Shape:
     numbers: list[float] = []
     for key in ("XMin", "YMin", "XMax", "YMax"):
-        try:
-            numbers.append(float(row[key] or ""))
-        except ValueError:
-            numbers.append(float("nan"))
-        if not is_number(numbers[-1]) or abs(numbers[-1]) > 2:
+        number = finite(row[key])
+        if number is None or abs(number) > 2:
             raise UserError(f"{where}: {key} {row[key]!r} is not a share from 0 to 1; correct it")
+        numbers.append(number)
     label = (row["LabelName"] or "").strip()
     if not label:
         raise UserError(f"{where}: LabelName is missing; add it or remove the line")
