@@ -59,3 +59,15 @@ def write_image(path: Path, height: int, width: int, seed: int = 0) -> np.ndarra
 @pytest.fixture(name="write_image")
 def write_image_fixture() -> Callable[..., np.ndarray]:
     return write_image
+
+
+@pytest.fixture
+def picture(tmp_path, write_image):
+    """``picture(*names)`` writes pictures of 40x20 pixels below a folder; returns the folder."""
+
+    def write(*names):
+        for name in names:
+            write_image(tmp_path / name, 20, 40)
+        return tmp_path
+
+    return write
