@@ -112,6 +112,7 @@ def summary(one: Verification) -> dict[str, Any]:
         "mask_iou",
         "shift",
         "score_shift",
+        "count",
         "ap",
         "reference_ap",
         "ap_spread",

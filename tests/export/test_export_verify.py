@@ -30,7 +30,9 @@ from directdet.infer.preprocess import Placement, Preprocess, fixture_image
 from directdet.infer.runtimes.load import load
 from directdet.infer.runtimes.torch_runtime import TorchPredictor, load_torch
 
-GOOD = Comparison("a", expected=10, found=10, counted=10, matched=10, undecided=0, box=0.01, score=1e-5, mask=1e-3)
+GOOD = Comparison(
+    "a", expected=10, found=10, counted=10, matched=10, undecided=0, box=0.01, score=1e-5, mask=1e-3, mean_score=0.5
+)
 
 
 def verification(*comparisons, precision="fp32", **settings):
@@ -46,7 +48,8 @@ def verification(*comparisons, precision="fp32", **settings):
         ({"matched": 9}, "matched"),
         ({"mask_iou": 0.9}, "mask IoU"),
         ({"shift": (0.0, -0.06)}, "shift px"),
-        ({"score_shift": -3e-4}, "score shift"),
+        ({"score_shift": -6e-4}, "score shift"),
+        ({"found": 2}, "found"),
     ],
 )
 def test_one_difference_too_large_fails_and_is_named(change, name):
@@ -55,6 +58,15 @@ def test_one_difference_too_large_fails_and_is_named(change, name):
     assert not failed.passed and [one.name for one in failed.failed] == [name]
     assert failed.reasons[0].startswith("FAIL in onnxruntime: ") and failed.reasons[-1].startswith("What to do: ")
     assert failed.to_dict()["failed"] == [name] and failed.to_dict()["reasons"] == list(failed.reasons)
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "passes"), [(400, 290, True), (400, 270, False), (6, 1, True), (0, 7, False)]
+)
+def test_the_number_of_detections_counts_low_scores_too(expected, found, passes):
+    """Of scores within the tolerance of the threshold none has to match, but half of them must not be lost."""
+    low = replace(GOOD, expected=expected, found=found)
+    assert verification(low, precision="int8").passed == passes
 
 
 def test_another_preprocessing_fails():
@@ -231,7 +243,9 @@ def test_masks_and_shifts_are_means_over_the_matched():
     result = compare("x", one, other, list, [0.0, 0.0], 2.0, TOLERANCES["int8"])
     assert result.matched == 2 and result.mask == 1.0 and result.mask_iou == pytest.approx((1 + 8 / 12) / 2)
     assert result.shift == pytest.approx((1.0, 0.5)) and result.box == pytest.approx(1.0)
-    assert result.score_shift == pytest.approx(-0.03, abs=1e-6) and result.score == pytest.approx(0.04, abs=1e-6)
+    assert result.score_shift == pytest.approx(-0.03, abs=1e-6) and result.mean_score == pytest.approx(0.85)
+    assert verification(result).score_shift == pytest.approx(0.03 / 0.85, abs=1e-6)
+    assert result.score == pytest.approx(0.04, abs=1e-6)
 
 
 def test_of_many_equal_boxes_another_choice_is_undecided():

@@ -20,7 +20,8 @@ class Tolerance:
         mask_iou: the smallest mean IoU of the masks of matched detections, in the masks' own cells.
         shift: of the mean over the matched detections, to either side and up or down, in pixels of the input: rounding
             moves boxes to all sides, a wrong graph to one.
-        score_shift: the same of the scores, up or down.
+        score_shift: the same of the scores, up or down, as a share of their mean.
+        count: of the number of detections, more or fewer, as a share; of fewer than 20, as many may differ as of 20.
         matched: the smallest share of detections that must be matched.
         ap: of the AP (0 to 1), either way, beyond what the pictures leave open; see `ap_difference`.
         window: a partner may differ by this many tolerances. Above 1, a large difference counts as a difference, and
@@ -34,7 +35,8 @@ class Tolerance:
     mask: float | None = 0.02
     mask_iou: float = 0.99
     shift: float = 0.02
-    score_shift: float = 1e-4
+    score_shift: float = 5e-4
+    count: float = 0.1
     matched: float = 0.99
     ap: float = 0.001
     window: float = 10.0
@@ -53,7 +55,7 @@ class Comparison:
         box, score, mask: the largest differences among the matched.
         mask_iou: the mean IoU of the matched masks; None without masks.
         shift: mean difference of the matched boxes' centres, found minus expected, in pixels of the input, (x, y).
-        score_shift: mean difference of the matched scores, found minus expected.
+        score_shift: mean difference of the matched scores, found minus expected; mean_score: the mean of the expected.
     """
 
     picture: str
@@ -68,6 +70,7 @@ class Comparison:
     mask_iou: float | None = None
     shift: tuple[float, float] = (0.0, 0.0)
     score_shift: float = 0.0
+    mean_score: float = 0.0
 
 
 def compare(
@@ -135,6 +138,7 @@ def compare(
         mask_iou,
         (float(x), float(y)),
         float((found.scores[right] - expected.scores[left]).mean()),
+        float(expected.scores[left].mean()),
     )
 
 

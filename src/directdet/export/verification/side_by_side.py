@@ -131,7 +131,7 @@ def _cells(one: Verification) -> dict[str, str]:
         "matched": f"{one.matched:.1%}",
         **numbers,
         "shift px": f"{one.shift:.1e}",
-        "score shift": f"{one.score_shift:.1e}",
+        "score shift": f"{one.score_shift:.2%}",
         **{f"{kind} AP": f"{100 * one.ap[kind]:.2f}" if kind in one.ap else "none" for kind in one.reference_ap},
         "ms": "-" if one.latency_ms is None else f"{one.latency_ms:.0f}",
     }
@@ -146,7 +146,8 @@ def _allowed(name: str, limits: Tolerance, runtimes: Sequence[Verification]) -> 
         "mask": "any" if limits.mask is None else f"{limits.mask:g}",
         "mask IoU": f"{limits.mask_iou:g}",
         "shift px": f"{limits.shift:g}",
-        "score shift": f"{limits.score_shift:g}",
+        "score shift": f"{limits.score_shift:.2%}",
+        "found": f"±{limits.count:.0%}",
     }
     if name.endswith(" AP"):
         return f"±{100 * max(one.ap_limit(name.removesuffix(' AP')) for one in runtimes):.2f}"
