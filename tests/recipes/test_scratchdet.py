@@ -67,8 +67,8 @@ def test_recipes_beside_the_tables():
     deep = SSD_BACKBONES[get_recipe("ssd300_root_resnet34").model["backbone"]](8)
     assert deep.root_convs == 3 and [len(stage) for stage in deep._stages().values()] == [3, 4, 6, 3]
     assert get_recipe("ssd300_resnet101").model["backbone"] == "resnet101"
-    assert get_recipe("dsod300").model == {**DSOD, "norm": "bn", "head_norm": True}
-    assert get_recipe("dsod300_no_bn").model == {**DSOD, "norm": "none", "head_norm": False}
+    assert get_recipe("dsod300").model == {**DSOD, "norm": "bn", "head_norm": True, "l2_scale": 20.0}
+    assert get_recipe("dsod300_no_bn").model == {**DSOD, "norm": "none", "head_norm": False, "l2_scale": 10.0}
 
 
 @pytest.mark.parametrize("name", SSDS)

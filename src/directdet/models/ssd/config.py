@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from directdet.common.settings import Count, SettingError, Share, check_fields
+from directdet.common.settings import Count, Positive, SettingError, Share, check_fields
 from directdet.models.backbones.names import check_backbone
 
 
@@ -25,6 +25,7 @@ class SSDConfig:
         last_map_3x3: whether the last map of extras="residual" is 3x3, as in the authors' PyTorch code, instead of 1x1.
         l2_norm: whether conv4_3 is L2-normalised, as in the original SSD; ScratchDet removed this. With extras="dsod",
             all six maps, as in DSOD's code.
+        l2_scale: the length that l2_norm starts at.
         positive_iou: priors are positive from this IoU; so is the best prior of each object.
         negative_ratio: number of negatives per positive in the loss, the hardest of each image.
         candidates: (prior, class) pairs per round of NMS, best first; see deploy.select_in_rounds.
@@ -40,6 +41,7 @@ class SSDConfig:
     priors: Literal["voc", "coco"] = "voc"
     last_map_3x3: bool = False
     l2_norm: bool = False
+    l2_scale: Positive = 20.0
     positive_iou: Share = 0.5
     negative_ratio: Count = 3
     score_threshold: Share = 0.01

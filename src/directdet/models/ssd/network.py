@@ -41,7 +41,8 @@ class SSD(Network):
         channels = [fine, coarse, *self.extras.channels]
         self.l2_norm = nn.Identity()
         if config.l2_norm:  # of all maps, or of the finest
-            self.l2_norm = nn.ModuleList(map(L2Norm, channels)) if config.extras == "dsod" else L2Norm(fine)
+            norms = [L2Norm(count, config.l2_scale) for count in channels]
+            self.l2_norm = nn.ModuleList(norms) if config.extras == "dsod" else norms[0]
         self.head = SSDHead(channels, PRIORS_PER_CELL, config.num_classes, head_norm)
         sizes = [-(-config.size // self.backbone.strides[level]) for level in ("s8", "s16")]
         sizes += self.extras.map_sizes(sizes[-1])
