@@ -241,7 +241,7 @@ def test_masks_and_shifts_are_means_over_the_matched():
     moved[1, :, 2] = 1.0  # 8 cells of 12
     one, other = found(boxes, [0.9, 0.8], masks), found(np.add(boxes, [0.5, 0.25, 0.5, 0.25]), [0.86, 0.78], moved)
     result = compare("x", one, other, list, [0.0, 0.0], 2.0, TOLERANCES["int8"])
-    assert result.matched == 2 and result.mask == 1.0 and result.mask_iou == pytest.approx((1 + 8 / 12) / 2)
+    assert result.matched == 2 and result.mask == 1.0 and result.mask_iou == pytest.approx((0.9 + 0.8 * 8 / 12) / 1.7)
     assert result.shift == pytest.approx((1.0, 0.5)) and result.box == pytest.approx(1.0)
     assert result.score_shift == pytest.approx(-0.03, abs=1e-6) and result.mean_score == pytest.approx(0.85)
     assert verification(result).score_shift == pytest.approx(0.03 / 0.85, abs=1e-6)

@@ -17,7 +17,8 @@ class Tolerance:
         score: of a score.
         mask: of a mask's probabilities; None: not limited, since a lower precision moves an outline by a cell, where
             the probability goes from 0 to 1.
-        mask_iou: the smallest mean IoU of the masks of matched detections, in the masks' own cells.
+        mask_iou: the smallest mean IoU of the masks of matched detections, in the masks' own cells. Scores are the
+            weights: the mask of a detection that is hardly one has nothing to go by, and rounding changes all of it.
         shift: of the mean over the matched detections, to either side and up or down, in pixels of the input: rounding
             moves boxes to all sides, a wrong graph to one.
         score_shift: the same of the scores, up or down, as a share of their mean.
@@ -53,7 +54,7 @@ class Comparison:
         counted: detections that must have a partner; matched: those that have one.
         undecided: detections not counted, because PyTorch itself does not repeat them (see `verify`).
         box, score, mask: the largest differences among the matched.
-        mask_iou: the mean IoU of the matched masks; None without masks.
+        mask_iou: the mean IoU of the matched masks, weighted by the expected scores; None without masks.
         shift: mean difference of the matched boxes' centres, found minus expected, in pixels of the input, (x, y).
         score_shift: mean difference of the matched scores, found minus expected; mean_score: the mean of the expected.
     """
@@ -122,7 +123,8 @@ def compare(
     if expected.masks is not None and found.masks is not None:
         difference = np.abs(expected.masks[left] - found.masks[right])
         mask = float(np.nan_to_num(difference, nan=1.0).max())  # NaN counts as the largest error
-        mask_iou = float(_mask_ious(expected.masks[left], found.masks[right]).mean())
+        ious = _mask_ious(expected.masks[left], found.masks[right])
+        mask_iou = float(np.average(ious, weights=np.maximum(expected.scores[left], 1e-9)))
     moved = (found.boxes[right] - expected.boxes[left]) * scale
     x, y = (moved[:, :2] + moved[:, 2:]).mean(0) / 2
     return Comparison(

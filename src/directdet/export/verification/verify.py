@@ -82,9 +82,9 @@ class Verification:
 
     @property
     def mask_iou(self) -> float | None:
-        """The mean IoU of all matched masks; None without any."""
-        known = [(c.mask_iou, c.matched) for c in self.comparisons if c.mask_iou is not None]
-        return sum(iou * count for iou, count in known) / sum(count for _, count in known) if known else None
+        """The mean IoU of all matched masks, weighted by their scores; None without any."""
+        known = [(c.mask_iou, max(c.mean_score, 1e-9) * c.matched) for c in self.comparisons if c.mask_iou is not None]
+        return sum(iou * scores for iou, scores in known) / sum(scores for _, scores in known) if known else None
 
     @property
     def shift(self) -> float:
