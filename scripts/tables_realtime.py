@@ -50,7 +50,30 @@ def gpu_rows(content: Any, eager: Any) -> list[Row]:
     return rows
 
 
+def deployed_rows(content: Any) -> list[Row]:
+    """A row for each cell, the smallest canvas first, the cheapest of it first."""
+    rows = []
+    for name, row in content["rows"].items():
+        who, side, _, precision, runtime = name.split("/")
+        rows.append({**row, "label": who, "side": int(side), "runtime": runtime, "precision": precision})
+    return sorted(rows, key=lambda row: (row["side"], row["median_ms"]))
+
+
 TABLES = {
+    "deployed": Table(
+        ("deployed",),
+        deployed_rows,
+        {
+            "canvas": cell("side"),
+            "model": cell("label"),
+            "runtime": cell("runtime"),
+            "precision": cell("precision"),
+            "ms a picture": cell("median_ms", ".1f"),
+            "95 %, ms": cell("p95_ms", ".1f"),
+            "box AP": cell("AP", ".1f"),
+            "AP50": cell("AP50", ".1f"),
+        },
+    ),
     "rtmdet_settings": Table(
         ("rtmdet_settings_h200",),
         setting_rows,
