@@ -34,6 +34,14 @@ def test_recipe_is_whole(name):
         recipe.name = "other"
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_positive_has_a_mask_roi(name):
+    recipe = get_recipe(name)
+    model = build_model({"detector": recipe.detector, "num_classes": 2, **recipe.model}).config
+    if getattr(model, "masks", False) and hasattr(model, "mask_slots"):
+        assert model.mask_slots >= int(model.roi_samples * model.roi_positive_fraction)
+
+
 def test_paper_constants():
     recipe = get_recipe("mask_rcnn_r50_fpn")
     # Section 3.3: "we set the learning rate as 0.08 for baseline with a batch size of 8" on each of 8 GPUs.

@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO
@@ -14,6 +14,7 @@ from directdet.common.errors import UserError
 from directdet.common.files import write_bytes_atomic
 from directdet.common.json_files import check_json, read_json_lines
 from directdet.common.settings import NotNegative, ZeroOrMore
+from directdet.train.watch.callbacks import EvaluationNumbers, StepNumbers
 
 FIX = "remove the line"
 
@@ -46,6 +47,18 @@ class EvalRow:
     segm: dict[str, float] | None = None
     voc: dict[str, Any] | None = None
     images_per_second: NotNegative | None = None
+
+
+def step_row(numbers: StepNumbers) -> dict[str, Any]:
+    """A row about steps."""
+    return {name: value for name, value in asdict(numbers).items() if name != "step" and value is not None}
+
+
+def evaluation_row(numbers: EvaluationNumbers) -> dict[str, Any]:
+    """A row about an evaluation."""
+    row: dict[str, Any] = {"epoch": numbers.epoch, "bbox": numbers.bbox, "voc": numbers.voc}
+    row["images_per_second"] = numbers.images / max(numbers.seconds, 1e-9)
+    return row if numbers.segm is None else {**row, "segm": numbers.segm}
 
 
 class RunLog:

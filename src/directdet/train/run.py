@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from directdet.train.loop import Trainer
 from directdet.train.prepare import IMAGENET, apply_norm, load_weights
 from directdet.train.processes.agreement import Meeting, facts_of, meeting
 from directdet.train.run_file import begun, check_same_run, started_from
+from directdet.train.watch.callbacks import Watchers
+from directdet.train.watch.display import Display
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class _Run:
     resume: bool
     dry_run: bool
     phase: str | None
+    watchers: Watchers = field(default_factory=Watchers)
+    display: Display | None = None
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -81,7 +85,8 @@ class _Run:
 
     def trainer(self, model: Network, phase: Phase) -> Trainer:
         """What trains `model` in this phase."""
-        return Trainer(model, phase, self.dataset, self.val, self.out / phase.name, self.recipe.name, self.seed)
+        shared = self.dataset, self.val, self.out / phase.name, self.recipe.name, self.seed
+        return Trainer(model, phase, *shared, self.watchers, self.display)
 
 
 def train(
@@ -160,6 +165,9 @@ def _train(
         asked = [*(p.name for p in chosen), *(["--resume"] if resume else [])]
         met.agree(facts_of(recipe, asked, dataset, val, seed, place.type, files))
     run = replace(run, device=distributed.start(place, met and met.store))
+    if distributed.is_main():
+        display = Display()
+        run = replace(run, display=display, watchers=Watchers([display]))
     if why and distributed.is_main():
         terminal().print(plain(f"{recipe.name}, {why}"))
     with hold_folder(out, "train") if distributed.is_main() and not dry_run else contextlib.nullcontext():
