@@ -1,4 +1,4 @@
-"""The log of a run: one JSON object per line, and TensorBoard events."""
+"""The log of a run: one JSON object per line."""
 
 import contextlib
 import json
@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO
-
-from torch.utils.tensorboard import SummaryWriter
 
 from directdet.common.errors import UserError
 from directdet.common.files import write_bytes_atomic
@@ -62,7 +60,7 @@ def evaluation_row(numbers: EvaluationNumbers) -> dict[str, Any]:
 
 
 class RunLog:
-    """Appends rows to FOLDER/log.jsonl and their numbers to TensorBoard; a context manager.
+    """Appends rows to FOLDER/log.jsonl; a context manager.
 
     Args:
         folder: of the phase.
@@ -74,41 +72,32 @@ class RunLog:
 
     def __init__(self, folder: Path, phase: str, resumed: tuple[int, int] | None, enabled: bool = True):
         self.phase = phase
-        self._outputs = _open(folder, resumed) if enabled else None
+        self._file = _open(folder, resumed) if enabled else None
 
-    def write(self, kind: str, step: int, numbers: dict) -> None:
-        """One row: {"kind", "phase", "step", **numbers}; nested dictionaries become TensorBoard groups."""
-        if self._outputs is None:
+    def write(self, kind: str, step: int, numbers: dict[str, Any]) -> None:
+        """One row: {"kind", "phase", "step", **numbers}."""
+        if self._file is None:
             return
-        file, board = self._outputs
         try:
-            self._append(file, board, kind, step, numbers)
+            self._file.write(json.dumps({"kind": kind, "phase": self.phase, "step": step, **numbers}) + "\n")
+            self._file.flush()
         except OSError as error:
-            raise UserError(f"{file.name}: cannot be written: {error.strerror or error}") from error
-
-    def _append(self, file: TextIO, board: SummaryWriter, kind: str, step: int, numbers: dict) -> None:
-        file.write(json.dumps({"kind": kind, "phase": self.phase, "step": step, **numbers}) + "\n")
-        file.flush()
-        for name, value in numbers.items():
-            for key, number in value.items() if isinstance(value, dict) else [(kind, value)]:
-                if isinstance(number, (int, float)):
-                    board.add_scalar(f"{name}/{key}", number, step)
+            raise UserError(f"{self._file.name}: cannot be written: {error.strerror or error}") from error
 
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        for output in self._outputs or ():
+        if self._file is not None:
             with contextlib.suppress(OSError):  # a full disk, which writing has told of
-                output.close()
+                self._file.close()
 
 
-def _open(folder: Path, resumed: tuple[int, int] | None) -> tuple[TextIO, SummaryWriter]:
+def _open(folder: Path, resumed: tuple[int, int] | None) -> TextIO:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "log.jsonl"
     write_bytes_atomic(path, b"".join(_rows_until(path, *resumed)) if resumed is not None else b"")
-    purge = None if resumed is None else resumed[0] + 1
-    return path.open("a", encoding="utf-8"), SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+    return path.open("a", encoding="utf-8")
 
 
 def _rows_until(path: Path, step: int, evaluated: int) -> Iterator[bytes]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,9 +30,10 @@ from directdet.train.data import facts_of_data, load_splits
 from directdet.train.loop import Trainer
 from directdet.train.prepare import IMAGENET, apply_norm, load_weights
 from directdet.train.processes.agreement import Meeting, facts_of, meeting
-from directdet.train.run_file import begun, check_same_run, started_from
-from directdet.train.watch.callbacks import Watchers
+from directdet.train.run_file import begun, check_same_run, loggers_of, started_from
+from directdet.train.watch.callbacks import Callback, Watchers
 from directdet.train.watch.display import Display
+from directdet.train.watch.loggers import DEFAULT, build_loggers
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,20 @@ class _Run:
     resume: bool
     dry_run: bool
     phase: str | None
+    log: tuple[str, ...]
     watchers: Watchers = field(default_factory=Watchers)
     display: Display | None = None
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What run.json keeps, so that a run is resumed as the same run."""
-        facts = {"recipe": asdict(self.recipe), "data": self.data, "seed": self.seed, "phase": self.phase}
+        facts = {
+            "recipe": asdict(self.recipe),
+            "data": self.data,
+            "seed": self.seed,
+            "phase": self.phase,
+            "log": list(self.log),
+        }
         splits = {"train": self.dataset, "val": self.val}
         content = {name: describe_content(split) for name, split in splits.items() if split is not None}
         return {**facts, "classes": list(self.dataset.classes), "images": len(self.dataset), "content": content}
@@ -99,6 +108,8 @@ def train(
     device: str = "auto",
     seed: int = 0,
     dry_run: bool = False,
+    log: Sequence[str] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> RunResult:
     """Train `recipe` on the dataset in `data`, and write checkpoints and logs to the run folder `out`.
 
@@ -114,13 +125,16 @@ def train(
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
         seed: of weights, the order of the data, augmentation and sampling.
         dry_run: print the banner of every phase and stop before the first step; nothing is written.
+        log: names of loggers: "tensorboard", "wandb", "mlflow", "none", and what `add_logger` added; None takes those
+            of the run that is resumed, and else TensorBoard. RUN/PHASE/log.jsonl is always written.
+        callbacks: are told of steps, evaluations and checkpoints.
 
     Raises:
         UserError: the dataset, a checkpoint or a setting cannot be used, or the loss is no longer finite.
         UsageProblem: arguments that do not go together.
     """
     with distributed.told_of_loss(Path(out)), meeting() as met:
-        return _train(recipe, data, Path(out), phase, init, resume, device, seed, dry_run, met)
+        return _train(recipe, data, Path(out), phase, init, resume, device, seed, dry_run, log, callbacks, met)
 
 
 def _train(
@@ -133,6 +147,8 @@ def _train(
     device: str,
     seed: int,
     dry_run: bool,
+    log: Sequence[str] | None,
+    callbacks: Sequence[Callback],
     met: Meeting | None,
 ) -> RunResult:
     """train(), once the processes of the run have met, if there are several."""
@@ -147,6 +163,9 @@ def _train(
         raise UsageProblem(f"--phase {phase}: {recipe.name} has no such phase; it has {names}")
     for one in chosen:
         accumulated(one, distributed.launched())  # before anything is read: whether so many devices can run it
+    if log is None:
+        log = (loggers_of(out) if resume else None) or DEFAULT
+    watching = [*(() if dry_run else build_loggers(log)), *callbacks]
     require_writable(out, folder=True)
     if resume and not any(begun(out / name) for name in (*(p.name for p in chosen), "pretrain")):
         names = " or ".join(p.name for p in chosen)
@@ -155,7 +174,7 @@ def _train(
     recipe, why = fit_to_data(recipe, facts_of_data(dataset))
     recipe = replace(recipe, given=())  # a run is the same however its settings came about
     chosen = [p for p in recipe.phases if phase in (None, p.name)]
-    run = _Run(recipe, str(data), dataset, val, out, place, seed, resume, dry_run, phase)
+    run = _Run(recipe, str(data), dataset, val, out, place, seed, resume, dry_run, phase, tuple(log))
     for later in chosen[1:]:
         _check_later(run, later)
     if met is not None:
@@ -167,7 +186,7 @@ def _train(
     run = replace(run, device=distributed.start(place, met and met.store))
     if distributed.is_main():
         display = Display()
-        run = replace(run, display=display, watchers=Watchers([display]))
+        run = replace(run, display=display, watchers=Watchers([display, *watching]))
     if why and distributed.is_main():
         terminal().print(plain(f"{recipe.name}, {why}"))
     with hold_folder(out, "train") if distributed.is_main() and not dry_run else contextlib.nullcontext():

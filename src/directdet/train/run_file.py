@@ -31,6 +31,7 @@ class RunFile:
     init: str | None = None
     content: dict[str, dict[str, Any]] | None = None
     phase: str | None = None  # what was asked for: this phase alone
+    log: tuple[str, ...] | None = None  # loggers
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,12 @@ def stored_run(out: Path) -> StoredRun:
     except (SettingError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: recipe: {str(error)[:200]}; name the recipe and --data instead") from None
     return StoredRun(recipe, found.data, found.seed, found.phase)
+
+
+def loggers_of(out: Path) -> tuple[str, ...] | None:
+    """The names of the loggers of the run in a folder; None if there is no run, or an older one."""
+    paths = [out / name / NAME for name in ORDER if (out / name / NAME).is_file()]
+    return read_json(paths[-1], RunFile, FIX)[1].log if paths else None
 
 
 def begun(folder: Path) -> bool:

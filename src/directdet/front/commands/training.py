@@ -108,7 +108,12 @@ def plan(
 
 
 def _what_to_train(
-    recipe: str | None, data: Path | None, out: Path, seed: int | None, phase: str | None, settings: tuple[str, ...]
+    recipe: str | None,
+    data: Path | None,
+    out: Path,
+    seed: int | None,
+    phase: str | None,
+    settings: tuple[str, ...],
 ) -> tuple[Recipe, Path, int, str | None]:
     """Recipe, data, seed and phase: as given, and else those of the run in `out`."""
     from directdet.recipes.by_name import get_recipe
@@ -158,6 +163,12 @@ class _Train(click.Command):
 @torch_device_option
 @click.option("--seed", type=click.IntRange(min=0), help="[default: 0]")
 @settings_option
+@click.option(
+    "--log",
+    multiple=True,
+    metavar="NAME",
+    help="tensorboard, wandb, mlflow or none; may be given again.  [default: tensorboard]",
+)
 @click.option("--dry-run", is_flag=True, help="Check recipe, data and model, print the plan, write nothing.")
 @code_option
 def train(
@@ -170,6 +181,7 @@ def train(
     device: str,
     seed: int | None,
     settings: tuple[str, ...],
+    log: tuple[str, ...],
     dry_run: bool,
 ) -> None:
     """Train RECIPE from scratch on DATA.
@@ -182,7 +194,16 @@ def train(
 
     try:
         result = train(
-            chosen, data, out, phase=phase, init=init, resume=resume, device=device, seed=seed, dry_run=dry_run
+            chosen,
+            data,
+            out,
+            phase=phase,
+            init=init,
+            resume=resume,
+            device=device,
+            seed=seed,
+            dry_run=dry_run,
+            log=log or None,
         )
     except Stopped as stop:
         if stop.saved:

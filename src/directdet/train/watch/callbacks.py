@@ -181,4 +181,4 @@ def _name(callback: Callback) -> str:
 def _words(error: Exception) -> str:
     """The first line of what an error says, and its kind."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0][:400]}" if lines else type(error).__name__
