@@ -46,7 +46,7 @@ def banner(trainer: Trainer, start: str) -> Table:
         "normalisation": describe_norm(model, phase),
         "parameters": f"{total / 1e6:.2f} M, {frozen / 1e6:.2f} M of them frozen (frozen stages: "
         f"{phase.frozen_stages if phase.frozen_stages >= 0 else 'none'})",
-        "learning rate": f"{_rate(trainer)}, warm-up {phase.warmup_iterations} steps, {_schedule(phase)}",
+        "learning rate": f"{_rate(trainer)}, warm-up {phase.warmup_iterations} steps, {describe_schedule(phase)}",
         **({} if phase.ema is None else {"weights kept": f"their moving average, decay {phase.ema:g}"}),
         "steps": f"{trainer.steps}{f' (max_steps) of {whole}' if trainer.steps < whole else ''}, "
         f"{whole / trainer.steps_per_pass:.4g} passes of {trainer.steps_per_pass}{_length(trainer)}",
@@ -55,7 +55,7 @@ def banner(trainer: Trainer, start: str) -> Table:
     return table
 
 
-def _schedule(phase: Phase) -> str:
+def describe_schedule(phase: Phase) -> str:
     """How the learning rate falls, in words."""
     if phase.schedule != "steps":
         begin = "from half way" if phase.schedule == "flat-cosine" else "from the warm-up"

@@ -6,7 +6,7 @@ import itertools
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from directdet.models.parts.network import Network
 from directdet.recipes.derived import accumulated, evaluation_size, images_per_step, passes_per_epoch
 from directdet.recipes.recipe import Phase
 from directdet.train import distributed
-from directdet.train.continuing import Course, check_continues
+from directdet.train.continuing import Course, check_continues, check_longer, is_longer
 from directdet.train.data import make_phase_loader
 from directdet.train.interrupt import Interrupt
 from directdet.train.log import RunLog, evaluation_row, step_row
@@ -32,14 +32,7 @@ from directdet.train.objects import count_objects
 from directdet.train.optim import learning_rate
 from directdet.train.prepare import check_sizes, safe_format
 from directdet.train.step import Batch, Losses, Stepper, is_out_of_memory
-from directdet.train.watch.callbacks import (
-    EvaluationNumbers,
-    Outcome,
-    PhaseEnd,
-    PhaseFacts,
-    StepNumbers,
-    Watchers,
-)
+from directdet.train.watch.callbacks import EvaluationNumbers, Outcome, PhaseEnd, PhaseFacts, StepNumbers, Watchers
 from directdet.train.watch.display import Display
 
 LOG_EVERY = 10  # steps; the host waits for the device only then
@@ -382,8 +375,11 @@ class Trainer:
             self._saved_step = self.position.step
         self.watchers.checkpoint(self.folder / "checkpoints" / name, self.position.step)
 
-    def resume(self, path: Path) -> None:
+    def resume(self, path: Path, before: Phase | None = None) -> None:
         """Continue from a checkpoint of the same phase: weights, optimiser and position.
+
+        Args:
+            before: the phase as it was, if it may have been made longer since.
 
         Raises:
             UserError: the checkpoint is of another phase, network or schedule.
@@ -391,6 +387,9 @@ class Trainer:
         checkpoint = load_checkpoint(path, str(self.device))
         model = describe_model(self.model.config)
         course = Course(self.phase.name, self.steps, self.seed, self.images_per_step, model)
+        if before is not None and is_longer(before, self.phase):
+            check_longer(before, self.phase, checkpoint["step"], self.steps_per_epoch)
+            course = replace(course, steps=checkpoint["steps"])
         check_continues(path, checkpoint, course)
         with matching(path):
             self.stepper.load_state(checkpoint)

@@ -17,6 +17,7 @@ from directdet.common.terminal import plain, terminal
 from directdet.data.digest import describe_content
 from directdet.data.records import Dataset
 from directdet.infer.accuracy.evaluate import Evaluation
+from directdet.infer.runtimes.load import find_model
 from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
 from directdet.models.parts.network import Network
@@ -25,15 +26,18 @@ from directdet.recipes.fit import fit_to_data
 from directdet.recipes.recipe import Phase, Recipe
 from directdet.train import distributed
 from directdet.train.averages.statistics import estimate_statistics
-from directdet.train.banner import banner, describe_start
+from directdet.train.banner import banner, describe_schedule, describe_start
+from directdet.train.continuing import describe_longer, is_longer
 from directdet.train.data import facts_of_data, load_splits
 from directdet.train.loop import Trainer
+from directdet.train.measuring import measured_pace
 from directdet.train.prepare import IMAGENET, apply_norm, load_weights
 from directdet.train.processes.agreement import Meeting, facts_of, meeting
-from directdet.train.run_file import begun, check_same_run, loggers_of, started_from
+from directdet.train.run_file import begun, check_same_run, loggers_of, started_from, stored_phase
 from directdet.train.watch.callbacks import Callback, Watchers
 from directdet.train.watch.display import Display
 from directdet.train.watch.loggers import DEFAULT, build_loggers
+from directdet.train.watch.pace import duration
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class _Run:
         """What run.json keeps, so that a run is resumed as the same run."""
         facts = {
             "recipe": asdict(self.recipe),
-            "data": self.data,
+            "data": str(Path(self.data).absolute()),
             "seed": self.seed,
             "phase": self.phase,
             "log": list(self.log),
@@ -118,13 +122,16 @@ def train(
 
     Args:
         phase: one of the recipe's phases; None runs all of them, each from the last checkpoint of the one before.
-        init: what the first phase starts from: a checkpoint, a file with a torchvision backbone, "imagenet" or
-            "random". None takes the recipe's own start; a finetune phase that runs alone starts from OUT/pretrain.
+        init: what the first phase starts from: a run folder (its best.pt, else last.pt, of the last phase), a
+            checkpoint, a file with a torchvision backbone, "imagenet" or "random". None takes the recipe's own start; a
+            finetune phase that runs alone starts from OUT/pretrain.
         resume: continue from OUT/PHASE/checkpoints/last.pt; finished phases are left as they are. A phase that was
-            killed before its first checkpoint starts again as it did.
+            killed before its first checkpoint starts again as it did. A phase may be longer than it was, where its
+            steps so far would have had the same learning rate; see continuing.py.
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
         seed: of weights, the order of the data, augmentation and sampling.
-        dry_run: print the banner of every phase and stop before the first step; nothing is written.
+        dry_run: print the banner of every phase and how long it will take, from three steps of each; nothing is
+            written.
         log: names of loggers: "tensorboard", "wandb", "mlflow", "none", and what `add_logger` added; None takes those
             of the run that is resumed, and else TensorBoard. RUN/PHASE/log.jsonl is always written.
         callbacks: are told of steps, evaluations and checkpoints.
@@ -133,8 +140,20 @@ def train(
         UserError: the dataset, a checkpoint or a setting cannot be used, or the loss is no longer finite.
         UsageProblem: arguments that do not go together.
     """
+    if init is not None and str(init) not in ("random", IMAGENET) and Path(init).is_dir():
+        init = _checkpoint_of(Path(init))
     with distributed.told_of_loss(Path(out)), meeting() as met:
         return _train(recipe, data, Path(out), phase, init, resume, device, seed, dry_run, log, callbacks, met)
+
+
+def _checkpoint_of(folder: Path) -> Path:
+    """The checkpoint that a run folder stands for; UserError if it is none."""
+    what, file = find_model(folder)
+    if what != "checkpoint":
+        raise UserError(
+            f"--init {folder}: is an artefact, which has no weights to train on; give a run or a checkpoint"
+        )
+    return file
 
 
 def _train(
@@ -209,12 +228,16 @@ def _train_phases(run: _Run, chosen: list[Phase], init: str | Path | None) -> Ru
     start: str | Path = init if init is not None else run.recipe.init
     if run.resume and (before := started_from(run.out / chosen[0].name)):
         start = init = before
+    expected = 0.0
     for phase in chosen:
         if start == "random" and init is None and phase.name == "finetune":
             start = _pretrained(run.out) or start
         entry, evaluation = _train_phase(run, phase, start, planned=run.dry_run and bool(done))
         done.append(entry)
+        expected += entry.pop("expected", 0.0)
         start = "random" if run.dry_run else run.out / phase.name / "checkpoints" / "last.pt"
+    if expected and len(chosen) > 1 and distributed.is_main():
+        terminal().print(f"all phases: about {duration(expected)}")
     return RunResult(run.out, done if distributed.is_main() else [], evaluation)
 
 
@@ -245,7 +268,8 @@ def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> t
     model = run.network()
     resumed = run.resume and last.is_file()
     loaded = None
-    if run.resume and (folder / "run.json").is_file():
+    before = stored_phase(folder) if run.resume else None
+    if before is not None:
         check_same_run(folder / "run.json", run.settings)
     if resumed:
         loaded = load_weights(model, last, run.dataset.classes)
@@ -258,15 +282,26 @@ def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> t
     apply_norm(model, phase, trained=loaded is not None and loaded.taken["backbone"] > 0, known=not planned)
     trainer = run.trainer(model.to(run.device), phase)
     if resumed:
-        trainer.resume(last)
+        trainer.resume(last, before)
+    longer = before if resumed and before is not None and is_longer(before, phase) else None
+    if longer is not None:
+        _check_last(run, phase, trainer)
     if distributed.is_main():
         words = "the weights at the end of the pretrain phase" if planned else describe_start(loaded, start)
         terminal().print(banner(trainer, f"{words}; resumed at step {trainer.position.step}" if resumed else words))
         if loaded is not None and not resumed:
             terminal().print(loaded.table())
+        if longer is not None:
+            words = f"{phase.name}: {describe_longer(longer, phase)}; learning rate {describe_schedule(phase)}"
+            terminal().print(plain(words))
     result = {"name": phase.name, "best_ap": None, "best_by": phase.best_by, "checkpoint": str(last), "seconds": 0.0}
-    if run.dry_run:
+    if run.dry_run and trainer.finished:
         return result, None
+    if run.dry_run:
+        pace = measured_pace(trainer)
+        if distributed.is_main():
+            terminal().print(f"{phase.name}: {pace.words(trainer.position.step)} (measured)")
+        return {**result, "expected": pace.rest(trainer.position.step) or 0.0}, None
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         facts = {"init": str(last if resumed else start), "torch": torch.__version__}
@@ -284,6 +319,19 @@ def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> t
     best = trainer.position.best
     result |= {"best_ap": best if best >= 0 else None, "seconds": time.perf_counter() - started}
     return result, trainer.evaluation
+
+
+def _check_last(run: _Run, phase: Phase, trainer: Trainer) -> None:
+    """UserError where a longer phase would change nothing, or would no longer be what a later one began from."""
+    names = [one.name for one in run.recipe.phases]
+    for later in names[names.index(phase.name) + 1 :]:
+        if begun(run.out / later):
+            raise UserError(f"{run.out / later}: has begun from the end of {phase.name}, which cannot be longer now")
+    if trainer.finished and trainer.position.step < trainer.steps and phase.patience is not None:
+        raise UserError(
+            f"{run.out / phase.name}: ended since AP has not risen in {phase.patience} evaluations (patience), and a "
+            "longer phase ends there, too; start a new run from it: --init RUN --out OTHER"
+        )
 
 
 def choose_device(device: str) -> torch.device:

@@ -91,10 +91,10 @@ class Display(Callback):
         self._ap = f"  AP {_percent(numbers.bbox['AP'])}"
         self._bar.update(self._task, note=f"{self._loss}{self._ap}".strip())
         masks = f", mask AP {_percent(numbers.segm['AP'])}" if numbers.segm else ""
-        best = ", the best so far" if numbers.best else ""
+        best = ", best" if numbers.best else ""
         self._say(
             f"step {numbers.step}, epoch {numbers.epoch}: box AP {_percent(numbers.bbox['AP'])}, "
-            f"AP50 {_percent(numbers.bbox['AP50'])}{masks} ({numbers.images} images){best}"
+            f"AP50 {_percent(numbers.bbox['AP50'])}{masks}{best}"
         )
 
     def end(self, phase: PhaseEnd) -> None:
