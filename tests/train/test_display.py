@@ -127,6 +127,14 @@ def test_what_is_odd_is_told_once_in_a_run(told):
     ]
 
 
+def test_no_time_is_told_where_none_is_left(told):
+    shown, _, text = told
+    shown.start(facts(step=980))
+    for step in (990, 1000):
+        shown.step(numbers(step))
+    assert text.getvalue() == ""
+
+
 def test_a_quiet_display_says_nothing(capsys):
     shown = Display(quiet=True)
     shown.start(facts())

@@ -77,7 +77,7 @@ class Display(Callback):
         before = self._pace.step if self._reports > 2 else None
         seconds = numbers.seconds_per_step
         self._pace.step = seconds if before is None else 0.9 * before + 0.1 * seconds
-        if self._reports == 2:
+        if self._reports == 2 and numbers.step < self._phase.steps:
             self._say(self._pace.words(numbers.step, " to go"))
 
     def evaluating(self, images: int) -> None:
