@@ -12,6 +12,7 @@ from directdet.front.cli import main
 from directdet.models.checkpoint import load_checkpoint
 from directdet.recipes.recipe import Phase
 from directdet.train.continuing import check_longer
+from directdet.train.loop import Trainer
 from directdet.train.run import train
 from directdet.train.run_file import stored_run
 
@@ -190,3 +191,17 @@ def test_a_dry_run_says_how_long_it_takes(tiny, shapes, tmp_path, capsys):
     )
     assert lines[1].startswith("finetune: about ") and " and 1 evaluation of " in lines[1]
     assert lines[2].startswith("all phases: about ") and len(lines) == 3
+
+
+def test_a_dry_run_finds_that_memory_is_too_small(tiny, shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "step", lambda *_: torch.empty(2**60, dtype=torch.uint8))
+    with pytest.raises(UserError, match=r"pretrain: memory ran out at step 1 with batch_size 4; lower it"):
+        train(tiny, shapes, tmp_path / "run", device="cpu", dry_run=True)
+
+
+def test_a_dry_run_of_a_run_that_goes_on_counts_what_is_left(run, capsys):
+    assert resume(run, "--dry-run") == 0
+    assert "about" not in capsys.readouterr().out  # the phase is at its end
+    assert resume(run, "--dry-run", "--epochs", "3") == 0
+    assert "pretrain: about " in (text := capsys.readouterr().out) and ": 3 steps of " in text
+    assert last(run)["step"] == 6 and stored_run(run).recipe.phase("pretrain").epochs == 2

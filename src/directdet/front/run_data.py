@@ -28,7 +28,7 @@ def data_of(model: Path, needed: bool = True) -> Path | None:
     Raises:
         UserError: it is needed and not there, or run.json is damaged.
     """
-    if not model.is_dir() or not any(model.rglob("run.json")):  # before torch is imported
+    if not (model / "run.json").is_file() and not any(model.glob("*/run.json")):  # before torch is imported
         return None
     from directdet.train.run_file import data_of_run
 

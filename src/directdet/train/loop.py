@@ -142,7 +142,7 @@ class Trainer:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                raise self._out_of_memory() from error
+                raise self.out_of_memory() from error
             finally:
                 self.watchers.end(PhaseEnd(outcome, self.position.step))
 
@@ -179,7 +179,8 @@ class Trainer:
         """Whether the phase is at its end, or AP has not risen for as many evaluations as the phase's patience."""
         return self.position.step >= self.steps or self.position.waited >= (self.phase.patience or sys.maxsize)
 
-    def _out_of_memory(self) -> UserError:
+    def out_of_memory(self) -> UserError:
+        """What to do where memory ran out."""
         phase, kept = self.phase, self._saved_step
         place = "the GPU's memory" if self.device.type == "cuda" else "memory"
         start = f"; {self.folder / 'checkpoints' / 'last.pt'} holds step {kept}" if kept else ""

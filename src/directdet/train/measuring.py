@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 import torch
 
+from directdet.data.records import Dataset
 from directdet.infer.accuracy.evaluate import detect
 from directdet.infer.runtimes.torch_runtime import TorchPredictor
 from directdet.train import distributed
 from directdet.train.loop import Trainer
-from directdet.train.step import Batch
+from directdet.train.step import Batch, is_out_of_memory
 from directdet.train.watch.pace import Pace
 
 STEPS = 3  # of which the first is not counted: it starts workers, and on a GPU chooses kernels
@@ -23,9 +24,25 @@ def measured_pace(trainer: Trainer) -> Pace:
     """Make three steps and detect on three pictures; the trainer's network is another one afterwards.
 
     Untrained networks find more or less than trained ones, and files are read once more later: it is an estimate.
+
+    Raises:
+        UserError: memory ran out.
     """
     facts = trainer.facts()
     pace = Pace(facts.steps, facts.evaluate_every)
+    try:
+        pace.step = _step(trainer)
+        if facts.evaluate_every is not None and trainer.val is not None:
+            pace.evaluation = _evaluation(trainer, trainer.val) * len(trainer.val) / distributed.world_size()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise trainer.out_of_memory() from error
+    return pace
+
+
+def _step(trainer: Trainer) -> float:
+    """Seconds of a step."""
     trainer.model.train()
     groups, seconds = _groups(trainer), list[float]()
     for _ in range(STEPS):
@@ -33,10 +50,7 @@ def measured_pace(trainer: Trainer) -> Pace:
         trainer.step(next(groups))
         _wait(trainer.device)
         seconds.append(time.perf_counter() - begun)
-    pace.step = sum(seconds[1:]) / (STEPS - 1)
-    if facts.evaluate_every is not None and trainer.val is not None:
-        pace.evaluation = _evaluation(trainer) * len(trainer.val) / distributed.world_size()
-    return pace
+    return sum(seconds[1:]) / (STEPS - 1)
 
 
 def _groups(trainer: Trainer) -> Iterator[list[Batch]]:
@@ -48,15 +62,14 @@ def _groups(trainer: Trainer) -> Iterator[list[Batch]]:
             yield group
 
 
-def _evaluation(trainer: Trainer) -> float:
+def _evaluation(trainer: Trainer, val: Dataset) -> float:
     """Seconds of a picture."""
-    assert trainer.val is not None
     classes, ids = trainer.train.classes, trainer.train.category_ids
     detector = TorchPredictor.from_model(trainer.stepper.deployed, trainer.preprocess, classes, ids, trainer.device)
     seconds = list[float]()
-    for record in itertools.islice(itertools.cycle(trainer.val.records), PICTURES):
+    for record in itertools.islice(itertools.cycle(val.records), PICTURES):
         begun = time.perf_counter()
-        list(detect(detector, trainer.val, [record]))
+        list(detect(detector, val, [record]))
         _wait(trainer.device)
         seconds.append(time.perf_counter() - begun)
     return sum(seconds[1:]) / (PICTURES - 1)

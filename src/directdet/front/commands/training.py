@@ -164,7 +164,9 @@ class _Train(click.Command):
 )
 @click.option("--init", metavar="FILE", help="Start from this run, checkpoint or backbone file, imagenet or random.")
 @click.option("--resume", is_flag=True, help="Go on with a run: `train --resume RUN` needs nothing else.")
-@click.option("--epochs", type=click.IntRange(min=1), help="With --resume: make the phase it is in so long.")
+@click.option(
+    "--epochs", type=click.IntRange(min=1), metavar="N", help="With --resume: make the phase it is in so long."
+)
 @torch_device_option
 @click.option("--seed", type=click.IntRange(min=0), help="[default: 0]")
 @settings_option
