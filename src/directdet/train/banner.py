@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from directdet.common.terminal import TITLE, plain
 from directdet.data.records import Dataset
@@ -35,7 +35,8 @@ def banner(trainer: Trainer, start: str) -> Table:
         size += f", divided by {phase.shrink:g}" if phase.shrink != 1 else ""
         size += f", short edge from {', '.join(map(str, phase.short_edges))}" if phase.short_edges else ""
     whole = phase.iterations or trainer.steps_per_epoch * phase.epochs
-    table = Table(title=plain(f"{trainer.recipe}: {phase.name}", TITLE), show_header=False)
+    columns = Column(no_wrap=True), Column(overflow="fold")  # a long path is shown whole
+    table = Table(*columns, title=plain(f"{trainer.recipe}: {phase.name}", TITLE), show_header=False)
     for name, value in {
         "data": f"{len(trainer.train)} train images with {_objects(trainer.objects)}, "
         f"{len(trainer.val) if trainer.val else 'no'} val images, {len(trainer.train.classes)} classes"
