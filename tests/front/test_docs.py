@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from directdet.front.cli import add_verbs, directdet
+from directdet.front.cli import JOB, add_verbs, directdet, main
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,6 +54,18 @@ def test_imports_work(page):
     for block in re.findall(r"^ *```python[^\n]*\n(.*?)^ *```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
         for line in re.findall(r"^from directdet.*$", block, re.MULTILINE):
             exec(line, {})
+
+
+def test_what_directdet_alone_prints_is_taken(capsys):
+    assert main([]) == 2
+    text = capsys.readouterr().err
+    assert text == JOB + "\n" and max(map(len, text.splitlines())) <= 80 and len(text.splitlines()) <= 24
+    commands = [re.split(r" {2,}", line.strip())[0] for line in text.splitlines() if line.startswith("  directdet")]
+    commands += re.findall(r"`(directdet [^`]*)`", text)
+    assert len(commands) == 10
+    for command in commands:
+        if command != "directdet --help":
+            check(shlex.split(command)[1:])
 
 
 def test_the_check_sees_what_is_wrong():

@@ -33,7 +33,7 @@ def test_a_run_ends_with_its_page(shapes, tmp_path, capsys, monkeypatch):
     assert len(evaluations) == 2  # one a phase, none for the page
     printed = capsys.readouterr().out.rstrip().splitlines()
     assert printed[-2] == f"report: {out / 'report.html'}"
-    assert printed[-1] == f"next: directdet export {out} --out ARTEFACT --data {shapes}"
+    assert printed[-1] == f"next: directdet export {out} --out ARTEFACT"
     page = (out / "report.html").read_text()
     assert loads_nothing(page)
     text = read(page).text

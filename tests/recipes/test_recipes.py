@@ -1,18 +1,23 @@
 """Recipes and what the command line may change in them."""
 
+import io
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from directdet.common.errors import UsageProblem
 from directdet.models.build import build_model
+from directdet.models.configs import CONFIGS
 from directdet.recipes.by_name import BUILT_IN, RECIPES, get_recipe
 from directdet.recipes.choices import CHOICES
 from directdet.recipes.derived import passes_per_epoch
+from directdet.recipes.meanings import meanings
 from directdet.recipes.recipe import PARTS, Phase
 from directdet.recipes.settings import apply_settings
+from directdet.recipes.show import describe_recipe
 from directdet.train.optim import learning_rate
 
 
@@ -32,6 +37,30 @@ def test_recipe_is_whole(name):
         assert where == "model" or setting in known or key in ("model", "data_fraction", *names), key
     with pytest.raises(FrozenInstanceError):
         recipe.name = "other"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_positive_has_a_mask_roi(name):
+    recipe = get_recipe(name)
+    model = build_model({"detector": recipe.detector, "num_classes": 2, **recipe.model}).config
+    if getattr(model, "masks", False) and hasattr(model, "mask_slots"):
+        assert model.mask_slots >= int(model.roi_samples * model.roi_positive_fraction)
+
+
+@pytest.mark.parametrize("kind", [Phase, *CONFIGS.values()])
+def test_every_setting_has_a_meaning(kind):
+    found = meanings(kind)
+    for one in fields(kind):
+        assert one.name == "num_classes" or len(found[one.name]) > 8, one.name
+
+
+def test_a_source_stands_once_below_the_table():
+    text = io.StringIO()
+    Console(file=text, width=80).print(describe_recipe(get_recipe("mask_rcnn_r18_slim")))
+    shown = " ".join(text.getvalue().split())
+    assert shown.count("scaled down by us for small datasets on CPUs") == 1
+    assert shown.count("resize by a factor alpha from") == 1  # what `resize` means
+    assert "[1] direct pre-training's phase, scaled down by us" in shown
 
 
 def test_paper_constants():

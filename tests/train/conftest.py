@@ -26,10 +26,19 @@ TINY_MODEL = {
 }
 
 
-@pytest.fixture
-def tiny() -> Recipe:
+def make_tiny() -> Recipe:
     recipe = get_recipe("demo")
     common = {"batch_size": 4, "epochs": 2, "workers": 0, "warmup_iterations": 2, "eval_size": (64, 64)}
     recipe = recipe.with_phase("pretrain", size=(64, 64), eval_every=1, **common)
     recipe = recipe.with_phase("finetune", size=(64, 96), eval_every=2, **common)
     return replace(recipe, model=TINY_MODEL)
+
+
+@pytest.fixture
+def tiny() -> Recipe:
+    return make_tiny()
+
+
+@pytest.fixture(scope="module")
+def module_tiny() -> Recipe:
+    return make_tiny()

@@ -50,7 +50,7 @@ def test_no_run_and_damaged_ones(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"epochs": 99}, r"finetune\.epochs was \d+, now 99"),
+        ({"batch_size": 99}, r"finetune\.batch_size was \d+, now 99"),
         ({"scale": (0.5, 2.0)}, r"finetune\.scale was \[0\.8, 1\.2\], now \[0\.5, 2\.0\]"),
     ],
 )

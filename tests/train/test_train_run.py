@@ -412,7 +412,7 @@ def test_a_rate_far_too_high_ends_in_advice(shapes, tiny, tmp_path, eval_every):
 
 def test_a_log_on_a_full_disk_is_one_line(tmp_path):
     with RunLog(tmp_path, "pretrain", None) as log:
-        os.dup2(os.open("/dev/full", os.O_WRONLY), log._outputs[0].fileno())
+        os.dup2(os.open("/dev/full", os.O_WRONLY), log._file.fileno())
         with pytest.raises(UserError, match=r"log.jsonl: cannot be written: No space left on device"):
             log.write("step", 10, {"loss": 1.0})
 

@@ -30,6 +30,22 @@ _DISK_ERRORS += (errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.EISDIR, errno
 ELSEWHERE = {"predict": "infer", "detect": "infer", "track": "infer", "val": "eval", "test": "eval", "validate": "eval"}
 ELSEWHERE |= {"evaluate": "eval", "fit": "train", "finetune": "train --phase finetune", "models": "recipes"}
 
+# What `directdet` alone prints.
+JOB = """directdet: object detectors trained from scratch, deployed in real time
+
+In the order of a job:
+
+  directdet check-data DATA                      what is in it, what is broken
+  directdet recipes                              which to train
+  directdet train RECIPE --data DATA --out RUN   to go on: train --resume RUN
+  directdet eval RUN --report DIR                AP, and where it errs
+  directdet export RUN --out ARTEFACT            verified: PASS or FAIL
+  directdet infer ARTEFACT photos/ --out found   pictures, a video, a camera
+  directdet benchmark RUN ARTEFACT --data DATA   speed and AP of the same files
+
+No data yet: `directdet demo --out demo` runs the whole chain on made-up data.
+All commands: `directdet --help`; more about one: `directdet train --help`."""
+
 
 class Verbs(click.Group):
     """A group that lists its commands in the order of the work and suggests the nearest name for a mistyped one."""
@@ -90,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
+        click.echo(JOB, err=True)
         return error.exit_code
     except click.UsageError as error:
         return _complain(_usage_line(error), error.exit_code)

@@ -143,7 +143,7 @@ code_option = click.option(
     metavar="FILE",
     expose_value=False,
     callback=_load_code,
-    help="A Python file with a backbone, detector or recipe of your own.",
+    help="A Python file with a backbone, detector, recipe or logger of your own.",
 )
 data_option = click.option("--data", "data", type=PATH, required=True, metavar="DATA", help="Dataset folder.")
 split_option = click.option("--split", default="val", show_default=True, help="Split of the dataset.")

@@ -69,6 +69,7 @@ class Phase:
         max_steps: stop after this many steps, whatever the schedule says; None for no limit.
         optimizer: SGD with momentum, or AdamW whose beta1 is `momentum`.
         base_lr, base_batch: the linear scaling rule: learning rate = base_lr * images per step / base_batch.
+        momentum, weight_decay: of the optimiser.
         fixed_batch: a step takes base_batch images on any number of devices, so that the learning rate is base_lr.
         norm_weight_decay: whether weight decay applies to normalisation layers and position biases.
         head_norm_weight_decay: whether, if so, it applies to those of the box head (part "box") too.
@@ -93,8 +94,8 @@ class Phase:
         precision: "fp32", "bf16" (autocast) or "fp16" (autocast with a scaled loss; on a CPU, computed in fp32).
         channels_last: keep images and weights in the channels-last memory format.
         workers: processes that read data; no more than there are CPU cores are started.
-        eval_size: like `size`; evaluation resizes by edges, or onto a canvas of exactly this size if eval_fixed. None
-            follows `size`; see derived.evaluation_size.
+        eval_size, eval_fixed: like `size`; evaluation resizes by edges, or onto a canvas of exactly this size if
+            eval_fixed. eval_size None follows `size`; see derived.evaluation_size.
         best_by: by which number best.pt is chosen: COCO's box "AP", or VOC's "mAP_11point" (2007) or "mAP_area".
         eval_every: epochs between evaluations, with one more at the end of the phase; 0 for no evaluation at all.
         patience: end the phase when box AP has not risen for this many evaluations; None: never.

@@ -3,6 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Column, Table
 
@@ -12,6 +13,7 @@ from directdet.models.configs import config_of
 from directdet.recipes.by_name import BUILT_IN, RECIPES
 from directdet.recipes.choices import CHOICES
 from directdet.recipes.derived import describe_batches, evaluation_size, passes_per_epoch
+from directdet.recipes.meanings import meanings
 from directdet.recipes.recipe import Phase, Recipe
 from directdet.recipes.table_rows import TABLES, published_results, rows_of
 
@@ -61,6 +63,7 @@ def describe_recipe(recipe: Recipe) -> Group:
     """Every setting of a recipe with its source, and the command that runs it."""
     names = [phase.name for phase in recipe.phases]
     title = plain(recipe.summary, TITLE)
+    notes = _Notes({recipe.sources[key] for key in (*names, "model") if key in recipe.sources})
     table = Table(Column("setting", no_wrap=True), *names, Column("source", overflow="fold"), title=title)
     for setting in fields(Phase):
         if setting.name == "name":
@@ -68,12 +71,12 @@ def describe_recipe(recipe: Recipe) -> Group:
         keys = [f"{name}.{setting.name}" for name in names]
         if not all(key in recipe.sources for key in keys):
             keys.append(setting.name)
-        found = [f"{key}: {recipe.sources[key]}" for key in keys if key in recipe.sources]
+        found = {key: recipe.sources[key] for key in keys if key in recipe.sources}
         values = [getattr(phase, setting.name) for phase in recipe.phases]
         if not found and any(value != setting.default for value in values):
-            found = [f"{name}: {recipe.sources[name]}" for name in names if name in recipe.sources]
+            found = {name: recipe.sources[name] for name in names if name in recipe.sources}
         unused = all(value == setting.default for value in values)
-        why = "; ".join(found) or ("default" if unused else "ours")
+        why = notes.short(found) or ("default" if unused else "ours")
         shown = [_shown_of(phase, setting.name) for phase in recipe.phases]
         table.add_row(setting.name, *(plain(value) for value in shown), plain(why))
     model = Table(Column(f"{recipe.detector} setting", no_wrap=True), "value", Column("source", overflow="fold"))
@@ -85,7 +88,7 @@ def describe_recipe(recipe: Recipe) -> Group:
         other = (
             "the paper's code" if value == default else recipe.sources.get("model", "what the recipe is named after")
         )
-        source = recipe.sources.get(key, other)
+        source = notes.short({key: recipe.sources.get(key, other)})
         model.add_row(setting.name, plain(_shown(value)), plain(source))
     facts = [f"First phase starts from: {recipe.init} weights"]
     if recipe.data_fraction < 1:
@@ -93,7 +96,42 @@ def describe_recipe(recipe: Recipe) -> Group:
     facts += [describe_batches(phase) for phase in recipe.phases if phase.fixed_batch]
     facts += [f"In the paper: {text}" for text in published_results(recipe.name)]
     facts.append(f"Run it: directdet train {recipe.name} --data DATA --out RUN")
-    return Group(table, model, *map(plain, facts))
+    means = _meanings("What they mean", Phase, "name")
+    of_model = _meanings(f"What those of {recipe.detector} mean", config_of(recipe.detector), "num_classes")
+    return Group(table, model, *map(plain, notes.lines()), means, of_model, *map(plain, facts))
+
+
+class _Notes:
+    """Sources that stand for many settings (`shared`) are numbered, and told once below the tables."""
+
+    def __init__(self, shared: set[str]) -> None:
+        self._shared = shared
+        self._numbers: dict[str, int] = {}
+
+    def short(self, sources: dict[str, str]) -> str:
+        """The sources of a setting by the keys that they stand under; the key is left out where all say the same."""
+        texts = dict.fromkeys(sources.values())
+        if len(texts) == 1 and len(sources) > 1:
+            sources = {"": next(iter(texts))}
+        return "; ".join(self._one(key, text) for key, text in sources.items())
+
+    def _one(self, key: str, text: str) -> str:
+        if text in self._shared:
+            text = f"[{self._numbers.setdefault(text, len(self._numbers) + 1)}]"
+        return f"{key}: {text}" if key and not key.startswith("model.") else text
+
+    def lines(self) -> list[str]:
+        """The sources by number."""
+        return [f"[{number}] {text}" for text, number in self._numbers.items()]
+
+
+def _meanings(title: str, kind: type, left_out: str) -> Table:
+    """What each setting of a dataclass means."""
+    found = meanings(kind)
+    table = Table("setting", Column("meaning", overflow="fold"), title=title, title_justify="left", box=SIMPLE_HEAD)
+    for name in (one.name for one in fields(kind) if one.name != left_out):
+        table.add_row(name, plain(found.get(name, "")))
+    return table
 
 
 def _shown_of(phase: Phase, name: str) -> str:

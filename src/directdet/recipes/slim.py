@@ -57,7 +57,7 @@ def mask_rcnn_r18_slim() -> Recipe:
         "test_pre_nms": 300,
         "test_proposals": 200,
         "roi_samples": 64,
-        "mask_slots": 8,
+        "mask_slots": 16,  # all positives of 64 samples
         "candidates": 300,
     }
     return Recipe(

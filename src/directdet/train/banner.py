@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from directdet.common.terminal import TITLE, plain
 from directdet.data.records import Dataset
@@ -35,7 +35,8 @@ def banner(trainer: Trainer, start: str) -> Table:
         size += f", divided by {phase.shrink:g}" if phase.shrink != 1 else ""
         size += f", short edge from {', '.join(map(str, phase.short_edges))}" if phase.short_edges else ""
     whole = phase.iterations or trainer.steps_per_epoch * phase.epochs
-    table = Table(title=plain(f"{trainer.recipe}: {phase.name}", TITLE), show_header=False)
+    columns = Column(no_wrap=True), Column(overflow="fold")  # a long path is shown whole
+    table = Table(*columns, title=plain(f"{trainer.recipe}: {phase.name}", TITLE), show_header=False)
     for name, value in {
         "data": f"{len(trainer.train)} train images with {_objects(trainer.objects)}, "
         f"{len(trainer.val) if trainer.val else 'no'} val images, {len(trainer.train.classes)} classes"
@@ -46,7 +47,7 @@ def banner(trainer: Trainer, start: str) -> Table:
         "normalisation": describe_norm(model, phase),
         "parameters": f"{total / 1e6:.2f} M, {frozen / 1e6:.2f} M of them frozen (frozen stages: "
         f"{phase.frozen_stages if phase.frozen_stages >= 0 else 'none'})",
-        "learning rate": f"{_rate(trainer)}, warm-up {phase.warmup_iterations} steps, {_schedule(phase)}",
+        "learning rate": f"{_rate(trainer)}, warm-up {phase.warmup_iterations} steps, {describe_schedule(phase)}",
         **({} if phase.ema is None else {"weights kept": f"their moving average, decay {phase.ema:g}"}),
         "steps": f"{trainer.steps}{f' (max_steps) of {whole}' if trainer.steps < whole else ''}, "
         f"{whole / trainer.steps_per_pass:.4g} passes of {trainer.steps_per_pass}{_length(trainer)}",
@@ -55,7 +56,7 @@ def banner(trainer: Trainer, start: str) -> Table:
     return table
 
 
-def _schedule(phase: Phase) -> str:
+def describe_schedule(phase: Phase) -> str:
     """How the learning rate falls, in words."""
     if phase.schedule != "steps":
         begin = "from half way" if phase.schedule == "flat-cosine" else "from the warm-up"

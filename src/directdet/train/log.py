@@ -1,19 +1,18 @@
-"""The log of a run: one JSON object per line, and TensorBoard events."""
+"""The log of a run: one JSON object per line."""
 
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO
-
-from torch.utils.tensorboard import SummaryWriter
 
 from directdet.common.errors import UserError
 from directdet.common.files import write_bytes_atomic
 from directdet.common.json_files import check_json, read_json_lines
 from directdet.common.settings import NotNegative, ZeroOrMore
+from directdet.train.watch.callbacks import EvaluationNumbers, StepNumbers
 
 FIX = "remove the line"
 
@@ -48,8 +47,20 @@ class EvalRow:
     images_per_second: NotNegative | None = None
 
 
+def step_row(numbers: StepNumbers) -> dict[str, Any]:
+    """A row about steps."""
+    return {name: value for name, value in asdict(numbers).items() if name != "step" and value is not None}
+
+
+def evaluation_row(numbers: EvaluationNumbers) -> dict[str, Any]:
+    """A row about an evaluation."""
+    row: dict[str, Any] = {"epoch": numbers.epoch, "bbox": numbers.bbox, "voc": numbers.voc}
+    row["images_per_second"] = numbers.images / max(numbers.seconds, 1e-9)
+    return row if numbers.segm is None else {**row, "segm": numbers.segm}
+
+
 class RunLog:
-    """Appends rows to FOLDER/log.jsonl and their numbers to TensorBoard; a context manager.
+    """Appends rows to FOLDER/log.jsonl; a context manager.
 
     Args:
         folder: of the phase.
@@ -61,41 +72,32 @@ class RunLog:
 
     def __init__(self, folder: Path, phase: str, resumed: tuple[int, int] | None, enabled: bool = True):
         self.phase = phase
-        self._outputs = _open(folder, resumed) if enabled else None
+        self._file = _open(folder, resumed) if enabled else None
 
-    def write(self, kind: str, step: int, numbers: dict) -> None:
-        """One row: {"kind", "phase", "step", **numbers}; nested dictionaries become TensorBoard groups."""
-        if self._outputs is None:
+    def write(self, kind: str, step: int, numbers: dict[str, Any]) -> None:
+        """One row: {"kind", "phase", "step", **numbers}."""
+        if self._file is None:
             return
-        file, board = self._outputs
         try:
-            self._append(file, board, kind, step, numbers)
+            self._file.write(json.dumps({"kind": kind, "phase": self.phase, "step": step, **numbers}) + "\n")
+            self._file.flush()
         except OSError as error:
-            raise UserError(f"{file.name}: cannot be written: {error.strerror or error}") from error
-
-    def _append(self, file: TextIO, board: SummaryWriter, kind: str, step: int, numbers: dict) -> None:
-        file.write(json.dumps({"kind": kind, "phase": self.phase, "step": step, **numbers}) + "\n")
-        file.flush()
-        for name, value in numbers.items():
-            for key, number in value.items() if isinstance(value, dict) else [(kind, value)]:
-                if isinstance(number, (int, float)):
-                    board.add_scalar(f"{name}/{key}", number, step)
+            raise UserError(f"{self._file.name}: cannot be written: {error.strerror or error}") from error
 
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        for output in self._outputs or ():
+        if self._file is not None:
             with contextlib.suppress(OSError):  # a full disk, which writing has told of
-                output.close()
+                self._file.close()
 
 
-def _open(folder: Path, resumed: tuple[int, int] | None) -> tuple[TextIO, SummaryWriter]:
+def _open(folder: Path, resumed: tuple[int, int] | None) -> TextIO:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "log.jsonl"
     write_bytes_atomic(path, b"".join(_rows_until(path, *resumed)) if resumed is not None else b"")
-    purge = None if resumed is None else resumed[0] + 1
-    return path.open("a", encoding="utf-8"), SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+    return path.open("a", encoding="utf-8")
 
 
 def _rows_until(path: Path, step: int, evaluated: int) -> Iterator[bytes]:

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor
 
 from directdet.common.errors import Stopped, UserError
-from directdet.common.terminal import terminal
 from directdet.data.loader import WorkerError
 from directdet.data.records import Dataset
 from directdet.infer.accuracy.evaluate import Evaluation, Metrics, detect, scored
@@ -36,13 +24,16 @@ from directdet.models.parts.network import Network
 from directdet.recipes.derived import accumulated, evaluation_size, images_per_step, passes_per_epoch
 from directdet.recipes.recipe import Phase
 from directdet.train import distributed
+from directdet.train.continuing import Course, check_continues, check_longer, is_longer
 from directdet.train.data import make_phase_loader
 from directdet.train.interrupt import Interrupt
-from directdet.train.log import RunLog
+from directdet.train.log import RunLog, evaluation_row, step_row
 from directdet.train.objects import count_objects
 from directdet.train.optim import learning_rate
 from directdet.train.prepare import check_sizes, safe_format
 from directdet.train.step import Batch, Losses, Stepper, is_out_of_memory
+from directdet.train.watch.callbacks import EvaluationNumbers, Outcome, PhaseEnd, PhaseFacts, StepNumbers, Watchers
+from directdet.train.watch.display import Display
 
 LOG_EVERY = 10  # steps; the host waits for the device only then
 CHECKPOINT_SECONDS = 300.0
@@ -64,15 +55,6 @@ class Diverged(UserError):
     """The loss is no longer finite: a result where learning rates are compared, otherwise a wrong setting."""
 
 
-@dataclass(frozen=True)
-class _Output:
-    """Where a running phase reports: the log, and its line in the progress bar."""
-
-    log: RunLog
-    bar: Progress
-    task: TaskID
-
-
 class Trainer:
     """One phase of one run: a model, its data, its optimiser, and how far it is.
 
@@ -84,6 +66,8 @@ class Trainer:
         folder: of the phase, for its checkpoints and its log.
         recipe: its name.
         seed: of the order of the data, its augmentation and random sampling.
+        watchers: are told of steps, evaluations and checkpoints; in the main process only.
+        display: one of them, which is told that an evaluation begins, too.
 
     Raises:
         UserError: the network cannot take images of the phase's size, or the dataset does not fill one step or has no
@@ -91,12 +75,22 @@ class Trainer:
     """
 
     def __init__(
-        self, model: Network, phase: Phase, train: Dataset, val: Dataset | None, folder: Path, recipe: str, seed: int
+        self,
+        model: Network,
+        phase: Phase,
+        train: Dataset,
+        val: Dataset | None,
+        folder: Path,
+        recipe: str,
+        seed: int,
+        watchers: Watchers | None = None,
+        display: Display | None = None,
     ):
         check_sizes(model, phase)
         phase = safe_format(model, phase)
         self.model, self.phase, self.train, self.val = model, phase, train, val
         self.folder, self.recipe, self.seed = folder, recipe, seed
+        self.watchers, self.display = watchers or Watchers(), display
         self.device = next(model.parameters()).device
         if phase.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -135,33 +129,48 @@ class Trainer:
             UserError: memory ran out, or a file cannot be written.
         """
         start = (self.position.step, self.position.evaluated) if resumed else None
-        with (
-            RunLog(self.folder, self.phase.name, start, distributed.is_main()) as log,
-            _progress() as bar,
-            Interrupt() as interrupt,
-        ):
-            task = bar.add_task(self.phase.name, total=self.steps, completed=self.position.step, note="")
+        with RunLog(self.folder, self.phase.name, start, distributed.is_main()) as log, Interrupt() as interrupt:
+            outcome: Outcome = "failed"
+            self.watchers.start(self.facts())
             try:
-                return self._passes(_Output(log, bar, task), interrupt)
+                metrics = self._passes(log, interrupt)
+                outcome = "finished"
+                return metrics
             except Stopped as stop:
+                outcome = "stopped"
                 raise self._stopped(stop.number) from None
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                raise self._out_of_memory() from error
+                raise self.out_of_memory() from error
+            finally:
+                self.watchers.end(PhaseEnd(outcome, self.position.step))
 
-    def _passes(self, output: _Output, interrupt: Interrupt) -> Metrics | None:
+    def facts(self) -> PhaseFacts:
+        """What is told to those who watch, before the phase begins."""
+        model = {f"model.{name}": value for name, value in describe_model(self.model.config).items()}
+        return PhaseFacts(
+            recipe=self.recipe,
+            phase=self.phase.name,
+            folder=self.folder,
+            steps=self.steps,
+            step=self.position.step,
+            steps_per_epoch=self.steps_per_epoch,
+            evaluate_every=None if self.val is None else self.steps_per_epoch * self.phase.eval_every or None,
+            settings={**asdict(self.phase), **model, "seed": self.seed},
+        )
+
+    def _passes(self, log: RunLog, interrupt: Interrupt) -> Metrics | None:
         """Passes over the data and evaluations up to the end of the phase."""
         metrics = None
         while True:
             # First, since a resumed run may have been stopped during its evaluation.
             if self.val is not None and self._evaluation_is_due():
-                output.bar.update(output.task, note="evaluating")
-                metrics = self._evaluate(self.val, output.log, interrupt)
+                metrics = self._evaluate(self.val, log, interrupt)
             if self.finished:
                 return metrics
             with interrupt.deferred():
-                self._one_pass(output, interrupt)
+                self._one_pass(log, interrupt)
                 if interrupt.requested or self._saving_is_due():
                     self.save("last.pt")
 
@@ -170,7 +179,8 @@ class Trainer:
         """Whether the phase is at its end, or AP has not risen for as many evaluations as the phase's patience."""
         return self.position.step >= self.steps or self.position.waited >= (self.phase.patience or sys.maxsize)
 
-    def _out_of_memory(self) -> UserError:
+    def out_of_memory(self) -> UserError:
+        """What to do where memory ran out."""
         phase, kept = self.phase, self._saved_step
         place = "the GPU's memory" if self.device.type == "cuda" else "memory"
         start = f"; {self.folder / 'checkpoints' / 'last.pt'} holds step {kept}" if kept else ""
@@ -200,7 +210,7 @@ class Trainer:
         ends = self.position.step >= self.steps or self._evaluation_is_due()
         return ends or time.perf_counter() - self._saved > self._saving / SAVING_SHARE
 
-    def _one_pass(self, output: _Output, interrupt: Interrupt) -> None:
+    def _one_pass(self, log: RunLog, interrupt: Interrupt) -> None:
         """One pass over the dataset, or the rest of it, or as much as comes before an interrupt."""
         self.model.train()
         accumulate, number = self.accumulate, self.position.step // self.steps_per_pass
@@ -233,7 +243,7 @@ class Trainer:
                 means = dict(zip(names, distributed.mean(totals / since).tolist(), strict=True))
                 loss = self._check_finite(means, losses, step)
                 seconds = (time.perf_counter() - started) / since
-                self._report(output, loss, means, seconds, data_seconds / since)
+                self._report(log, loss, means, seconds, data_seconds / since)
                 totals, since, data_seconds, started = None, 0, 0.0, time.perf_counter()
                 if distributed.any_of(interrupt.requested, self.device):  # not assigned: a signal may come meanwhile
                     interrupt.requested = last = True
@@ -275,25 +285,22 @@ class Trainer:
             f"warmup_iterations={max(phase.warmup_iterations * 2, 100)}) or --set {phase.name}.clip_norm=10"
         )
 
-    def _report(
-        self, output: _Output, loss: float, means: dict[str, float], seconds: float, data_seconds: float
-    ) -> None:
-        step = self.position.step
-        dropped = means.pop("mask_dropped", 0.0)
-        undecided = means.pop("nms_undecided", 0.0)
-        positives = means.pop("positives")
-        rate = self.stepper.optimizer.param_groups[0]["lr"]
-        row = {"epoch": step / self.steps_per_epoch, "lr": rate, "loss": loss, "losses": means}
-        row |= {"positives": positives, "mask_dropped": dropped, "nms_undecided": undecided}
-        if self.device.type == "cuda":
-            row["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
-        output.log.write("step", step, {**row, "seconds_per_step": seconds, "data_seconds": data_seconds})
-        note = f"loss {loss:.3f}  lr {rate:.2g}  {seconds:.2f} s/step"
-        if dropped:
-            note += f"  {dropped:.0f} of {positives:.0f} mask RoIs dropped: raise model.mask_slots"
-        if undecided:
-            note += f"  {undecided:.0f} boxes per step undecided in NMS and kept"
-        output.bar.update(output.task, completed=step, note=note)
+    def _report(self, log: RunLog, loss: float, means: dict[str, float], seconds: float, data_seconds: float) -> None:
+        """Log the means of the last steps, and tell those who watch."""
+        counts = {name: means.pop(name, 0.0) for name in ("positives", "mask_dropped", "nms_undecided")}
+        numbers = StepNumbers(
+            step=self.position.step,
+            epoch=self.position.step / self.steps_per_epoch,
+            lr=self.stepper.optimizer.param_groups[0]["lr"],
+            loss=loss,
+            losses=means,
+            seconds_per_step=seconds,
+            data_seconds=data_seconds,
+            memory_gib=torch.cuda.max_memory_allocated(self.device) / 2**30 if self.device.type == "cuda" else None,
+            **counts,
+        )
+        log.write("step", numbers.step, step_row(numbers))
+        self.watchers.step(numbers)
 
     def _evaluate(self, val: Dataset, log: RunLog, interrupt: Interrupt) -> Metrics:
         """AP on `val`: each image by one process, all with the main process's statistics of batch normalisation."""
@@ -302,6 +309,8 @@ class Trainer:
         detector = TorchPredictor.from_model(
             model, self.preprocess, self.train.classes, self.train.category_ids, self.device
         )
+        if self.display is not None:
+            self.display.evaluating(len(val))
         started = time.perf_counter()
         mine = val.records[distributed.rank() :: distributed.world_size()]
         found = distributed.gather(detect(detector, val, mine))
@@ -309,19 +318,26 @@ class Trainer:
             self.evaluation = scored(itertools.chain.from_iterable(found), val)
             self.evaluation.metrics.seconds = time.perf_counter() - started
         metrics = distributed.from_main(self.evaluation and self.evaluation.metrics)
-        row = {"epoch": self.position.step // self.steps_per_epoch, "bbox": metrics.bbox, "voc": metrics.voc}
-        row["images_per_second"] = len(val) / max(metrics.seconds, 1e-9)
-        if metrics.segm:
-            row["segm"] = metrics.segm
+        reached = metrics.bbox["AP"] if self.phase.best_by == "AP" else metrics.voc[self.phase.best_by]
+        numbers = EvaluationNumbers(
+            step=self.position.step,
+            epoch=self.position.step // self.steps_per_epoch,
+            bbox=metrics.bbox,
+            segm=metrics.segm or None,
+            voc=metrics.voc,
+            seconds=metrics.seconds,
+            images=len(val),
+            best=reached > self.position.best,
+        )
         with interrupt.deferred():
-            log.write("eval", self.position.step, row)
+            log.write("eval", numbers.step, evaluation_row(numbers))
             self.position.evaluated = self.position.step
             self.position.waited += 1
-            reached = metrics.bbox["AP"] if self.phase.best_by == "AP" else metrics.voc[self.phase.best_by]
-            if reached > self.position.best:
+            if numbers.best:
                 self.position.best, self.position.waited = reached, 0
                 self.save("best.pt")
             self.save("last.pt")
+            self.watchers.evaluation(numbers)
         return metrics
 
     def save(self, name: str) -> None:
@@ -358,43 +374,27 @@ class Trainer:
             self._saved = time.perf_counter()
             self._saving = self._saved - started
             self._saved_step = self.position.step
+        self.watchers.checkpoint(self.folder / "checkpoints" / name, self.position.step)
 
-    def resume(self, path: Path) -> None:
+    def resume(self, path: Path, before: Phase | None = None) -> None:
         """Continue from a checkpoint of the same phase: weights, optimiser and position.
+
+        Args:
+            before: the phase as it was, if it may have been made longer since.
 
         Raises:
             UserError: the checkpoint is of another phase, network or schedule.
         """
         checkpoint = load_checkpoint(path, str(self.device))
-        if checkpoint.get("phase") != self.phase.name or "optimizer" not in checkpoint:
-            raise UserError(f"{path}: is of the phase {checkpoint.get('phase')!r}, not {self.phase.name!r}")
-        before = tuple(checkpoint.get(key) for key in ("steps", "seed", "images_per_step"))
-        if before != (self.steps, self.seed, self.images_per_step):
-            raise UserError(
-                f"{path}: was trained for {before[0]} steps of {before[2]} images with seed {before[1]}, but these "
-                f"settings make {self.steps} steps of {self.images_per_step} images with seed {self.seed}; resume with "
-                "the same settings, data and number of processes"
-            )
-        if describe_model(self.model.config) != checkpoint["model_config"]:
-            raise UserError(f"{path}: holds another network; resume with the same settings")
+        model = describe_model(self.model.config)
+        course = Course(self.phase.name, self.steps, self.seed, self.images_per_step, model)
+        if before is not None and is_longer(before, self.phase):
+            check_longer(before, self.phase, checkpoint["step"], self.steps_per_epoch)
+            course = replace(course, steps=checkpoint["steps"])
+        check_continues(path, checkpoint, course)
         with matching(path):
             self.stepper.load_state(checkpoint)
             self.position = Position(
                 checkpoint["step"], checkpoint["best"], checkpoint["evaluated"], checkpoint.get("waited", 0)
             )
         self._saved_step = self.position.step
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Progress]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    console = terminal(quiet=not distributed.is_main())
-    with Progress(*columns, refresh_per_second=2, console=console) as bar:
-        yield bar

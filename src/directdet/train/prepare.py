@@ -9,10 +9,11 @@ from urllib.error import URLError
 import torch
 import torchvision
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from directdet.common.errors import UserError
-from directdet.common.terminal import TITLE, plain
+from directdet.common.terminal import TITLE
 from directdet.models.archive import check_archive, overlapping_tensor
 from directdet.models.checkpoint import CheckpointError, load_checkpoint
 from directdet.models.parts.network import Network
@@ -47,7 +48,7 @@ class Loaded:
 
     def table(self) -> Table:
         """For each part, how many tensors were loaded, how many were not, and why not."""
-        table = Table("part", "loaded", "not loaded", "why not", title=plain(f"weights from {self.source}", TITLE))
+        table = Table("part", "loaded", "not loaded", "why not", title=Text("weights that it starts from", TITLE))
         for part, taken in self.taken.items():
             reasons = [why for _, why in self.left[part]]
             counts = ", ".join(f"{reasons.count(why)} {why}" for why in dict.fromkeys(reasons))

@@ -2,7 +2,8 @@
 
 import contextlib
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from directdet.common.terminal import plain, terminal
 from directdet.data.digest import describe_content
 from directdet.data.records import Dataset
 from directdet.infer.accuracy.evaluate import Evaluation
+from directdet.infer.runtimes.load import find_model
 from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
 from directdet.models.parts.network import Network
@@ -23,12 +25,18 @@ from directdet.recipes.derived import accumulated
 from directdet.recipes.recipe import Phase, Recipe
 from directdet.train import distributed
 from directdet.train.averages.statistics import estimate_statistics
-from directdet.train.banner import banner, describe_start
+from directdet.train.banner import banner, describe_schedule, describe_start
+from directdet.train.continuing import describe_longer, is_longer
 from directdet.train.data import fitted, load_splits
 from directdet.train.loop import Trainer
+from directdet.train.measuring import measured_pace
 from directdet.train.prepare import IMAGENET, apply_norm, load_weights
 from directdet.train.processes.agreement import Meeting, facts_of, meeting
-from directdet.train.run_file import begun, check_same_run, started_from
+from directdet.train.run_file import begun, check_same_run, loggers_of, started_from, stored_phase
+from directdet.train.watch.callbacks import Callback, Watchers
+from directdet.train.watch.display import Display
+from directdet.train.watch.loggers import DEFAULT, build_loggers
+from directdet.train.watch.pace import duration
 
 
 @dataclass(frozen=True)
@@ -61,11 +69,20 @@ class _Run:
     resume: bool
     dry_run: bool
     phase: str | None
+    log: tuple[str, ...]
+    watchers: Watchers = field(default_factory=Watchers)
+    display: Display | None = None
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What run.json keeps, so that a run is resumed as the same run."""
-        facts = {"recipe": asdict(self.recipe), "data": self.data, "seed": self.seed, "phase": self.phase}
+        facts = {
+            "recipe": asdict(self.recipe),
+            "data": str(Path(self.data).absolute()),
+            "seed": self.seed,
+            "phase": self.phase,
+            "log": list(self.log),
+        }
         splits = {"train": self.dataset, "val": self.val}
         content = {name: describe_content(split) for name, split in splits.items() if split is not None}
         return {**facts, "classes": list(self.dataset.classes), "images": len(self.dataset), "content": content}
@@ -80,7 +97,8 @@ class _Run:
 
     def trainer(self, model: Network, phase: Phase) -> Trainer:
         """What trains `model` in this phase."""
-        return Trainer(model, phase, self.dataset, self.val, self.out / phase.name, self.recipe.name, self.seed)
+        shared = self.dataset, self.val, self.out / phase.name, self.recipe.name, self.seed
+        return Trainer(model, phase, *shared, self.watchers, self.display)
 
 
 def train(
@@ -93,6 +111,8 @@ def train(
     device: str = "auto",
     seed: int = 0,
     dry_run: bool = False,
+    log: Sequence[str] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> RunResult:
     """Train `recipe` on the dataset in `data`, and write checkpoints and logs to the run folder `out`.
 
@@ -101,20 +121,38 @@ def train(
 
     Args:
         phase: one of the recipe's phases; None runs all of them, each from the last checkpoint of the one before.
-        init: what the first phase starts from: a checkpoint, a file with a torchvision backbone, "imagenet" or
-            "random". None takes the recipe's own start; a finetune phase that runs alone starts from OUT/pretrain.
+        init: what the first phase starts from: a run folder (its best.pt, else last.pt, of the last phase), a
+            checkpoint, a file with a torchvision backbone, "imagenet" or "random". None takes the recipe's own start; a
+            finetune phase that runs alone starts from OUT/pretrain.
         resume: continue from OUT/PHASE/checkpoints/last.pt; finished phases are left as they are. A phase that was
-            killed before its first checkpoint starts again as it did.
+            killed before its first checkpoint starts again as it did. A phase may be longer than it was, where its
+            steps so far would have had the same learning rate; see continuing.py.
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
         seed: of weights, the order of the data, augmentation and sampling.
-        dry_run: print the banner of every phase and stop before the first step; nothing is written.
+        dry_run: print the banner of every phase and how long it will take, from three steps of each; nothing is
+            written.
+        log: names of loggers: "tensorboard", "wandb", "mlflow", "none", and what `add_logger` added; None takes those
+            of the run that is resumed, and else TensorBoard. RUN/PHASE/log.jsonl is always written.
+        callbacks: are told of steps, evaluations and checkpoints.
 
     Raises:
         UserError: the dataset, a checkpoint or a setting cannot be used, or the loss is no longer finite.
         UsageProblem: arguments that do not go together.
     """
+    if init is not None and str(init) not in ("random", IMAGENET) and Path(init).is_dir():
+        init = _checkpoint_of(Path(init))
     with distributed.told_of_loss(Path(out)), meeting() as met:
-        return _train(recipe, data, Path(out), phase, init, resume, device, seed, dry_run, met)
+        return _train(recipe, data, Path(out), phase, init, resume, device, seed, dry_run, log, callbacks, met)
+
+
+def _checkpoint_of(folder: Path) -> Path:
+    """The checkpoint that a run folder stands for; UserError if it is none."""
+    what, file = find_model(folder)
+    if what != "checkpoint":
+        raise UserError(
+            f"--init {folder}: is an artefact, which has no weights to train on; give a run or a checkpoint"
+        )
+    return file
 
 
 def _train(
@@ -127,6 +165,8 @@ def _train(
     device: str,
     seed: int,
     dry_run: bool,
+    log: Sequence[str] | None,
+    callbacks: Sequence[Callback],
     met: Meeting | None,
 ) -> RunResult:
     """train(), once the processes of the run have met, if there are several."""
@@ -141,6 +181,9 @@ def _train(
         raise UsageProblem(f"--phase {phase}: {recipe.name} has no such phase; it has {names}")
     for one in chosen:
         accumulated(one, distributed.launched())  # before anything is read: whether so many devices can run it
+    if log is None:
+        log = (loggers_of(out) if resume else None) or DEFAULT
+    watching = [*(() if dry_run else build_loggers(log)), *callbacks]
     require_writable(out, folder=True)
     if resume and not any(begun(out / name) for name in (*(p.name for p in chosen), "pretrain")):
         names = " or ".join(p.name for p in chosen)
@@ -149,7 +192,7 @@ def _train(
     recipe, why = fitted(recipe, dataset)
     recipe = replace(recipe, given=())  # a run is the same however its settings came about
     chosen = [p for p in recipe.phases if phase in (None, p.name)]
-    run = _Run(recipe, str(data), dataset, val, out, place, seed, resume, dry_run, phase)
+    run = _Run(recipe, str(data), dataset, val, out, place, seed, resume, dry_run, phase, tuple(log))
     for later in chosen[1:]:
         _check_later(run, later)
     if met is not None:
@@ -159,6 +202,9 @@ def _train(
         asked = [*(p.name for p in chosen), *(["--resume"] if resume else [])]
         met.agree(facts_of(recipe, asked, dataset, val, seed, place.type, files))
     run = replace(run, device=distributed.start(place, met and met.store))
+    if distributed.is_main():
+        display = Display()
+        run = replace(run, display=display, watchers=Watchers([display, *watching]))
     if why and distributed.is_main():
         terminal().print(plain(f"{recipe.name}, {why}"))
     with hold_folder(out, "train") if distributed.is_main() and not dry_run else contextlib.nullcontext():
@@ -181,12 +227,16 @@ def _train_phases(run: _Run, chosen: list[Phase], init: str | Path | None) -> Ru
     start: str | Path = init if init is not None else run.recipe.init
     if run.resume and (before := started_from(run.out / chosen[0].name)):
         start = init = before
+    expected = 0.0
     for phase in chosen:
         if start == "random" and init is None and phase.name == "finetune":
             start = _pretrained(run.out) or start
         entry, evaluation = _train_phase(run, phase, start, planned=run.dry_run and bool(done))
         done.append(entry)
+        expected += entry.pop("expected", 0.0)
         start = "random" if run.dry_run else run.out / phase.name / "checkpoints" / "last.pt"
+    if expected and len(chosen) > 1 and distributed.is_main():
+        terminal().print(f"all phases: about {duration(expected)}")
     return RunResult(run.out, done if distributed.is_main() else [], evaluation)
 
 
@@ -217,7 +267,8 @@ def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> t
     model = run.network()
     resumed = run.resume and last.is_file()
     loaded = None
-    if run.resume and (folder / "run.json").is_file():
+    before = stored_phase(folder) if run.resume else None
+    if before is not None:
         check_same_run(folder / "run.json", run.settings)
     if resumed:
         loaded = load_weights(model, last, run.dataset.classes)
@@ -230,15 +281,26 @@ def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> t
     apply_norm(model, phase, trained=loaded is not None and loaded.taken["backbone"] > 0, known=not planned)
     trainer = run.trainer(model.to(run.device), phase)
     if resumed:
-        trainer.resume(last)
+        trainer.resume(last, before)
+    longer = before if resumed and before is not None and is_longer(before, phase) else None
+    if longer is not None:
+        _check_last(run, phase, trainer)
     if distributed.is_main():
         words = "the weights at the end of the pretrain phase" if planned else describe_start(loaded, start)
         terminal().print(banner(trainer, f"{words}; resumed at step {trainer.position.step}" if resumed else words))
         if loaded is not None and not resumed:
             terminal().print(loaded.table())
+        if longer is not None:
+            words = f"{phase.name}: {describe_longer(longer, phase)}; learning rate {describe_schedule(phase)}"
+            terminal().print(plain(words))
     result = {"name": phase.name, "best_ap": None, "best_by": phase.best_by, "checkpoint": str(last), "seconds": 0.0}
-    if run.dry_run:
+    if run.dry_run and trainer.finished:
         return result, None
+    if run.dry_run:
+        pace = measured_pace(trainer)
+        if distributed.is_main():
+            terminal().print(f"{phase.name}: {pace.words(trainer.position.step)} (measured)")
+        return {**result, "expected": pace.rest(trainer.position.step) or 0.0}, None
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         facts = {"init": str(last if resumed else start), "torch": torch.__version__}
@@ -256,6 +318,19 @@ def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> t
     best = trainer.position.best
     result |= {"best_ap": best if best >= 0 else None, "seconds": time.perf_counter() - started}
     return result, trainer.evaluation
+
+
+def _check_last(run: _Run, phase: Phase, trainer: Trainer) -> None:
+    """UserError where a longer phase would change nothing, or would no longer be what a later one began from."""
+    names = [one.name for one in run.recipe.phases]
+    for later in names[names.index(phase.name) + 1 :]:
+        if begun(run.out / later):
+            raise UserError(f"{run.out / later}: has begun from the end of {phase.name}, which cannot be longer now")
+    if trainer.finished and trainer.position.step < trainer.steps and phase.patience is not None:
+        raise UserError(
+            f"{run.out / phase.name}: ended since AP has not risen in {phase.patience} evaluations (patience), and a "
+            "longer phase ends there, too; start a new run from it: --init RUN --out OTHER"
+        )
 
 
 def choose_device(device: str) -> torch.device:

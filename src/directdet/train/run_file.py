@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from directdet.common.errors import UserError
+from directdet.common.errors import UsageProblem, UserError
 from directdet.common.json_files import check_json, read_json
 from directdet.common.settings import SettingError
 from directdet.data.digest import difference
+from directdet.infer.runtimes.load import find_model
 from directdet.recipes.recipe import Phase, Recipe
+from directdet.train.continuing import LENGTH
 
 NAME = "run.json"
 FIX = "restore it, or remove it to go on without its check of the settings"
+PRETRAINED = Path("pretrain", "checkpoints", "last.pt")
 ORDER = ("pretrain", "scratch", "finetune")  # of a recipe's phases
 
 
@@ -31,6 +34,7 @@ class RunFile:
     init: str | None = None
     content: dict[str, dict[str, Any]] | None = None
     phase: str | None = None  # what was asked for: this phase alone
+    log: tuple[str, ...] | None = None  # loggers
 
 
 @dataclass(frozen=True)
@@ -61,15 +65,67 @@ def stored_run(out: Path) -> StoredRun:
         raise UserError(f"{out}: --resume finds no run there (no {' or '.join(ORDER)} with a {NAME})")
     path = paths[-1]
     found = read_json(path, RunFile, FIX)[1]
+    return StoredRun(_recipe(found, path), found.data, found.seed, found.phase)
+
+
+def stored_phase(folder: Path) -> Phase | None:
+    """The phase in a folder as its run.json has it; None if there is no such file."""
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    phases = _recipe(read_json(path, RunFile, FIX)[1], path).phases
+    return next((phase for phase in phases if phase.name == folder.name), None)
+
+
+def longer_settings(recipe: Recipe, out: Path, settings: Sequence[str], epochs: int | None) -> list[str]:
+    """The --set of a run that goes on: those given, `epochs` of the phase that it is in, and the milestones of phases
+    that are made longer, which stay where they were once the phase has begun.
+
+    Raises:
+        UsageProblem: the phase is counted in steps.
+    """
+    known = [phase for phase in recipe.phases if begun(out / phase.name)]
+    found = list(settings)
+    if epochs is not None and known:
+        if known[-1].iterations is not None:
+            raise UsageProblem(f"--epochs: {known[-1].name} is counted in steps; --set {known[-1].name}.iterations=N")
+        found.append(f"{known[-1].name}.epochs={epochs}")
+    keys = {setting.partition("=")[0].strip() for setting in found}
+    for phase in known:
+        longer = {"epochs", "iterations", f"{phase.name}.epochs", f"{phase.name}.iterations"} & keys
+        if longer and not {"milestones", f"{phase.name}.milestones"} & keys:
+            found.append(f"{phase.name}.milestones={','.join(map(str, phase.milestones))}")
+    return found
+
+
+def data_of_run(model: Path) -> tuple[Path, str] | None:
+    """The run.json of the model that a run folder stands for, and the data in it; None if the path is no run folder."""
+    if not model.is_dir():
+        return None
+    what, file = find_model(model)
+    path = file.parent.parent / NAME
+    if what != "checkpoint" or not path.is_file():
+        return None
+    data = read_json(path, RunFile, FIX)[1].data
+    return None if data is None else (path, data)
+
+
+def _recipe(found: RunFile, path: Path) -> Recipe:
+    """The recipe of a run.json."""
     content = _with_defaults(found.recipe, path)
     try:
         phases = tuple(Phase(**{key: _tuples(value) for key, value in phase.items()}) for phase in content["phases"])
         own = {key: _tuples(value) for key, value in content.items() if key not in ("phases", "model", "sources")}
         model = {key: _tuples(value) for key, value in content.get("model", {}).items()}
-        recipe = Recipe(phases=phases, model=model, **own)
+        return Recipe(phases=phases, model=model, **own)
     except (SettingError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: recipe: {str(error)[:200]}; name the recipe and --data instead") from None
-    return StoredRun(recipe, found.data, found.seed, found.phase)
+
+
+def loggers_of(out: Path) -> tuple[str, ...] | None:
+    """The names of the loggers of the run in a folder; None if there is no run, or an older one."""
+    paths = [out / name / NAME for name in ORDER if (out / name / NAME).is_file()]
+    return read_json(paths[-1], RunFile, FIX)[1].log if paths else None
 
 
 def begun(folder: Path) -> bool:
@@ -82,7 +138,10 @@ def started_from(folder: Path) -> str | None:
     path = folder / NAME
     if not path.is_file() or (folder / "checkpoints" / "last.pt").is_file():
         return None
-    return read_json(path, RunFile, FIX)[1].init
+    init = read_json(path, RunFile, FIX)[1].init
+    if init is None or Path(init).is_file() or Path(init).parts[-3:] != PRETRAINED.parts:
+        return init
+    return str(folder.parent / PRETRAINED)  # the run folder was moved
 
 
 def check_same_run(path: Path, settings: dict[str, Any]) -> None:
@@ -91,7 +150,7 @@ def check_same_run(path: Path, settings: dict[str, Any]) -> None:
     recipes = _with_defaults(before.recipe, path), json.loads(json.dumps(settings["recipe"]))
     had, has = (dict(_settings(recipe)) for recipe in recipes)
     for key in dict.fromkeys((*had, *has)):
-        if had.get(key) != has.get(key):
+        if had.get(key) != has.get(key) and key.rpartition(".")[2] not in LENGTH:  # see continuing.py
             raise UserError(
                 f"{path}: was started with other settings: {key} was {_shown(had.get(key))}, now "
                 f"{_shown(has.get(key))}; resume with the same recipe and --set, or with --resume RUN alone"

@@ -20,6 +20,7 @@ from directdet.front.options import (
     runtime_option,
     threads_option,
 )
+from directdet.front.run_data import data_of
 from directdet.front.say import say
 
 
@@ -55,7 +56,9 @@ def _either(names: tuple[str, ...]) -> str:
 @click.option("--max-ms", type=Number(0), help="With --data: the best size and proposals within this time here.")
 @click.option("--min-ap", type=Number(0, 100), help="With --data: the fastest ones with this box AP (%).")
 @click.option("--reduce-range", is_flag=True, help="onnx int8: 7-bit weights, for processors without VNNI.")
-@click.option("--data", type=PATH, metavar="DATA", help="Verify on images of this dataset, with AP.")
+@click.option(
+    "--data", type=PATH, metavar="DATA", help="Verify on this dataset, with AP.  [default: that of a run folder]"
+)
 @click.option("--split", help="Split to verify with.  [default: val, or train where there is no val]")
 @click.option(
     "--ap-images", type=click.IntRange(min=0), default=100, show_default=True, help="Images for AP; 0: no AP."
@@ -77,6 +80,7 @@ def export(checkpoint: Path, out: Path, data: Path | None, split: str | None, ap
     """
     from directdet.export.options import ExportOptions
 
+    data = data or data_of(checkpoint, needed=False)
     least = settings.pop("min_ap")
     options = ExportOptions(**settings, min_ap=None if least is None else least / 100)
     options.require_data(data is not None)

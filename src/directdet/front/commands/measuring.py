@@ -22,12 +22,13 @@ from directdet.front.options import (
     split_option,
     threads_option,
 )
+from directdet.front.run_data import data_of
 from directdet.front.say import say
 
 
 @click.command("eval")
 @click.argument("model", type=PATH)
-@data_option
+@click.option("--data", type=PATH, metavar="DATA", help="Dataset folder.  [default: that of a run folder]")
 @split_option
 @click.option("--json", "json_file", type=PATH, metavar="FILE", help="Write the numbers as JSON.")
 @click.option("--report", type=PATH, metavar="DIR", help="Write report.html and report.json: where it errs, and how.")
@@ -41,7 +42,7 @@ from directdet.front.say import say
 @code_option
 def evaluate(
     model: Path,
-    data: Path,
+    data: Path | None,
     split: str,
     json_file: Path | None,
     results: Path | None,
@@ -58,6 +59,9 @@ def evaluate(
     from directdet.infer.runtimes.load import load, model_kind
     from directdet.recipes.table_rows import beside_ours, published_rows
 
+    data = data or data_of(model)
+    if data is None:
+        raise click.UsageError("--data is missing; only a run folder knows its data", click.get_current_context())
     for file in filter(None, (json_file, results)):
         require_writable(file)
     if report is not None:

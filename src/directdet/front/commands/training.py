@@ -16,6 +16,7 @@ from directdet.front.options import (
     settings_option,
     torch_device_option,
 )
+from directdet.front.run_data import known_data
 from directdet.front.say import say
 
 if TYPE_CHECKING:
@@ -107,7 +108,13 @@ def plan(
 
 
 def _what_to_train(
-    recipe: str | None, data: Path | None, out: Path, seed: int | None, phase: str | None, settings: tuple[str, ...]
+    recipe: str | None,
+    data: Path | None,
+    out: Path,
+    seed: int | None,
+    phase: str | None,
+    settings: tuple[str, ...],
+    epochs: int | None,
 ) -> tuple[Recipe, Path, int, str | None]:
     """Recipe, data, seed and phase: as given, and else those of the run in `out`."""
     from directdet.recipes.by_name import get_recipe
@@ -117,14 +124,14 @@ def _what_to_train(
     chosen = None if recipe is None else apply_settings(get_recipe(recipe), list(settings))
     if chosen is not None and data is not None:
         return chosen, data, seed or 0, phase
-    from directdet.train.run_file import stored_run
+    from directdet.train.run_file import longer_settings, stored_run
 
     run = stored_run(out)
     if chosen is None:
-        chosen, phase = apply_settings(run.recipe, list(settings)), phase or run.phase
-    if data is None and run.data is None:
-        raise click.UsageError(f"{out}: does not say which data it was started on; give --data DATA")
-    return chosen, data or Path(str(run.data)), run.seed if seed is None else seed, phase
+        chosen = apply_settings(run.recipe, longer_settings(run.recipe, out, settings, epochs))
+        phase = phase or run.phase
+    data = data or known_data(run.data, out)
+    return chosen, data, run.seed if seed is None else seed, phase
 
 
 class _Train(click.Command):
@@ -138,6 +145,8 @@ class _Train(click.Command):
             raise click.UsageError("--init starts a new run, --resume continues one; give one of them", ctx)
         if given["resume"] and given["recipe"] is not None and given["out"] is None:
             given["recipe"], given["out"] = None, Path(given["recipe"])
+        if given["epochs"] is not None and (not given["resume"] or given["recipe"] is not None):
+            raise click.UsageError("--epochs is for --resume RUN; give a new run's by --set PHASE.epochs=N", ctx)
         needed = {"out": "--out RUN"} if given["resume"] else {"recipe": "RECIPE", "data": "--data", "out": "--out RUN"}
         for name, shown in needed.items():
             if given[name] is None:
@@ -152,12 +161,21 @@ class _Train(click.Command):
 @click.option(
     "--phase", type=click.Choice(["pretrain", "finetune", "scratch"]), help="Only this phase.  [default: all]"
 )
-@click.option("--init", metavar="FILE", help="Start from this checkpoint or backbone file, from imagenet or random.")
+@click.option("--init", metavar="FILE", help="Start from this run, checkpoint or backbone file, imagenet or random.")
 @click.option("--resume", is_flag=True, help="Go on with a run: `train --resume RUN` needs nothing else.")
+@click.option(
+    "--epochs", type=click.IntRange(min=1), metavar="N", help="With --resume: make the phase it is in so long."
+)
 @torch_device_option
 @click.option("--seed", type=click.IntRange(min=0), help="[default: 0]")
 @settings_option
-@click.option("--dry-run", is_flag=True, help="Check recipe, data and model, print the plan, write nothing.")
+@click.option(
+    "--log",
+    multiple=True,
+    metavar="NAME",
+    help="tensorboard, wandb, mlflow or none; may be given again.  [default: tensorboard]",
+)
+@click.option("--dry-run", is_flag=True, help="Check recipe, data and model, time three steps, write nothing.")
 @code_option
 def train(
     recipe: str | None,
@@ -166,9 +184,11 @@ def train(
     phase: str | None,
     init: str | None,
     resume: bool,
+    epochs: int | None,
     device: str,
     seed: int | None,
     settings: tuple[str, ...],
+    log: tuple[str, ...],
     dry_run: bool,
 ) -> None:
     """Train RECIPE from scratch on DATA.
@@ -176,12 +196,21 @@ def train(
     Direct pre-training at low resolution with live batch normalisation, then fine-tuning at high resolution with batch
     normalisation fixed. `directdet train --resume RUN` goes on with a run as it was started.
     """
-    chosen, data, seed, phase = _what_to_train(recipe, data, out, seed, phase, settings)
+    chosen, data, seed, phase = _what_to_train(recipe, data, out, seed, phase, settings, epochs)
     from directdet.train.run import train
 
     try:
         result = train(
-            chosen, data, out, phase=phase, init=init, resume=resume, device=device, seed=seed, dry_run=dry_run
+            chosen,
+            data,
+            out,
+            phase=phase,
+            init=init,
+            resume=resume,
+            device=device,
+            seed=seed,
+            dry_run=dry_run,
+            log=log or None,
         )
     except Stopped as stop:
         if stop.saved:
@@ -196,7 +225,7 @@ def train(
         say(f"{row['name']}: best {MEASURES[row['best_by']]} {best}, {row['seconds']:.0f} s, {row['checkpoint']}")
     if result.phases:
         _report(result, chosen)
-        say(f"next: directdet export {out} --out ARTEFACT --data {data}")
+        say(f"next: directdet export {out} --out ARTEFACT")
 
 
 def _report(result: RunResult, recipe: Recipe) -> None:

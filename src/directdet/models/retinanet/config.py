@@ -15,6 +15,7 @@ class RetinaNetConfig:
 
     Attributes:
         num_classes: number of object classes; there is no background class.
+        backbone: its name.
         width: channels of the backbone's stem; None is the published width.
         norm: "bn" in the backbone only, or "gn" in the backbone, the pyramid and the heads.
         head_convs: convolutions of each subnet before its last layer, 0 to 4.
@@ -22,9 +23,15 @@ class RetinaNetConfig:
         anchor_octave: number of scales per octave: the sides are anchor_scale * 2^(i / anchor_octave).
         positive_iou: anchors are positive from this IoU; so is the best anchor of each object, whatever its IoU.
         negative_iou: anchors are negative below this IoU, and ignored between the two.
+        focal_alpha, focal_gamma: of the focal loss (arXiv 1708.02002).
         smooth_l1_beta: 0 is plain L1.
+        fpn_channels: of every level of the pyramid.
+        anchor_ratios: height by width of a cell's anchors.
         test_pre_nms: (anchor, class) pairs kept per level.
         candidates: number of boxes from all levels that enter NMS, best first.
+        score_threshold: detections below it are left out.
+        nms: IoU above which NMS suppresses detections of the same class.
+        detections: of an image, at most.
     """
 
     num_classes: Count

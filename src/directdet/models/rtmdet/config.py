@@ -13,6 +13,7 @@ class RTMDetConfig:
 
     Attributes:
         num_classes: number of object classes; there is no background class.
+        backbone: its name.
         width: channels of the backbone's stem; None is the published width.
         norm: "bn" or "gn", in the whole network.
         fpn_channels: channels of the neck's three maps and of the head.
@@ -21,6 +22,9 @@ class RTMDetConfig:
         exp_distances: whether the predicted distances to a box's sides go through exp(), as in the sizes m and l.
         top_ious: an object has as many positive points as its `top_ious` best IoUs add up to, at least one.
         candidates: (point, class) pairs that enter NMS, best first.
+        score_threshold: detections below it are left out.
+        nms: IoU above which NMS suppresses detections of the same class.
+        detections: of an image, at most.
     """
 
     num_classes: Count

@@ -15,6 +15,7 @@ class SSDConfig:
 
     Attributes:
         num_classes: number of object classes, without background.
+        backbone: its name.
         width: channels of the backbone's stem; None is the published width. The extra layers scale with it.
         norm: normalisation of the backbone subnetwork including the extra layers: "bn", "gn", or "none" (original SSD).
         head_norm: whether the detection head subnetwork is normalised too: with group normalisation if norm="gn",
@@ -29,6 +30,9 @@ class SSDConfig:
         positive_iou: priors are positive from this IoU; so is the best prior of each object.
         negative_ratio: number of negatives per positive in the loss, the hardest of each image.
         candidates: (prior, class) pairs per round of NMS, best first; see deploy.select_in_rounds.
+        score_threshold: detections below it are left out.
+        nms: IoU above which NMS suppresses detections of the same class.
+        detections: of an image, at most.
     """
 
     num_classes: Count

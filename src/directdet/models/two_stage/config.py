@@ -21,11 +21,27 @@ class TwoStageConfig:
 
     Attributes:
         num_classes: number of object classes, without background.
+        backbone: its name.
         width: channels of the backbone's stem; None is the published width.
         norm: "bn" in the backbone only, or "gn" in the backbone, the pyramid and the heads (Scratch (GN)). vgg16 also
             supports "none".
         pyramid: False computes proposals on, and pools RoIs from, the backbone's single map, as the original Faster
             R-CNN did; only with vgg16.
+        masks: whether there is a mask head.
+        fpn_channels: of every level of the pyramid.
+        box_features: of the box head's fully connected layers.
+        mask_convs, mask_channels: of the mask head.
+        anchor_ratios: height by width of a cell's anchors.
+        rpn_positive_iou, rpn_negative_iou: anchors are positive from the one, and negative below the other.
+        rpn_samples, rpn_positive_fraction: anchors of an image in the loss, and the most of them that are positive.
+        rpn_nms: IoU above which NMS suppresses proposals.
+        rpn_smooth_l1_beta: where the loss of the boxes turns from a square into a line; 0 is plain L1.
+        train_pre_nms, train_proposals: proposals of a level before NMS, and of an image after it, in training.
+        test_pre_nms, test_proposals: the same of the deployed network.
+        roi_samples, roi_positive_fraction: RoIs of an image in the loss, and the most of them that are positive.
+        score_threshold: detections below it are left out.
+        nms: IoU above which NMS suppresses detections of the same class.
+        detections: of an image, at most.
         anchor_scale: side of a level's square anchor, in strides.
         anchor_scales: several such sides per cell, instead of anchor_scale.
         cross_border_anchors: whether anchors that cross the border of the image take part in training (mmdet: yes).
@@ -85,6 +101,7 @@ class RCNNConfig(TwoStageConfig):
     Attributes:
         box_convs: convolutions of the box head: 4 is the paper's 4conv1fc head without normalisation, 0 the classic
             head of two fully connected layers.
+        roi_positive_iou: a RoI is positive from this IoU.
         smooth_l1_beta: 0 is plain L1, as in the paper's code.
     """
 
@@ -100,6 +117,7 @@ class CascadeConfig(TwoStageConfig):
     Attributes:
         stage_positive_ious: for each stage, the IoU from which a RoI is positive; below, it is negative.
         stage_loss_weights: for each stage, the factor of its losses.
+        smooth_l1_beta: where the loss of the boxes turns from a square into a line; 0 is plain L1.
     """
 
     rpn_smooth_l1_beta: NotNegative = 1 / 9
