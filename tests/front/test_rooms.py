@@ -127,7 +127,10 @@ def test_a_folder_fits_one_screen(folder):
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("__init__.py")), ids=name_of)
 def test_packages_import_nothing(path):
-    assert [name for name, at_once in imports(path) if at_once and name.partition(".")[0] != "typing"] == []
+    """The topmost makes three of the others callable; these import nothing in their turn."""
+    early = {name for name, at_once in imports(path) if at_once and name.partition(".")[0] != "typing"}
+    allowed = {"importlib", "types", "directdet", *(f"directdet.{room}" for room in ("train", "export", "benchmark"))}
+    assert early == (allowed if path.parent == PACKAGE else set())
     assert ast.get_docstring(ast.parse(path.read_text("utf-8")))
 
 
