@@ -23,9 +23,10 @@ ALLOWED = {
     "train": {"common", "data", "models", "infer", "recipes"},
     "export": {"common", "data", "models", "infer"},
     "pages": {"common", "data", "infer"},
+    "serve": {"common", "data", "infer"},
     "benchmark": {"common", "data", "infer", "recipes", "pages"},
     "reproduce": {"common", "data", "models", "infer", "recipes", "train"},
-    "front": {"common", "data", "infer", "recipes", "train", "export", "pages", "benchmark", "reproduce"},
+    "front": {"common", "data", "infer", "recipes", "train", "export", "pages", "serve", "benchmark", "reproduce"},
 }
 # These use torch; in the others it is imported when it is needed, and so is whatever imports it.
 TORCH_ROOMS = {"models", "train", "export"}
