@@ -11,9 +11,11 @@ import struct
 import subprocess
 import sys
 import time
+import tomllib
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -265,3 +267,19 @@ def test_an_address_that_is_taken_is_one_line(artefact):
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert f"127.0.0.1:{port}: cannot listen there: Address already in use; give another" in done.stderr
+
+
+def test_the_container_has_what_a_server_needs():
+    """The lines of its requirements are those of a machine without torch and of the extra, OpenCV without windows."""
+    root = Path(__file__).resolve().parents[2]
+
+    def lines(name):
+        return {line for line in (root / name).read_text().splitlines() if line and not line.startswith("#")}
+
+    extra = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]["serve"]
+    deploy = {line.replace("opencv-python>", "opencv-python-headless>") for line in lines("requirements-deploy.txt")}
+    assert lines("requirements-serve.txt") == deploy | set(extra)
+    container = (root / "Dockerfile").read_text()
+    copied = re.findall(r"^COPY (.+) \./$", container, re.MULTILINE)[0].split()
+    let_in = {line[1:] for line in (root / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert {*copied, "src"} == let_in and all((root / name).exists() for name in let_in)
