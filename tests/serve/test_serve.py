@@ -283,3 +283,24 @@ def test_the_container_has_what_a_server_needs():
     copied = re.findall(r"^COPY (.+) \./$", container, re.MULTILINE)[0].split()
     let_in = {line[1:] for line in (root / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert {*copied, "src"} == let_in and all((root / name).exists() for name in let_in)
+
+
+def test_an_upload_that_stalls_is_ended(artefact):
+    code = (
+        "import sys\nfrom directdet import Detector\nfrom directdet.serve.options import ServeOptions\n"
+        "from directdet.serve.run import serve\n"
+        "serve(Detector(sys.argv[1], device='cpu'), ServeOptions(upload_seconds=0.5), '127.0.0.1', 0,\n"
+        "      lambda line: print(line, flush=True))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(artefact)], stdout=subprocess.PIPE, text=True)
+    try:
+        port = int(process.stdout.readline().rsplit(":", 1)[1])
+        connection = stalled(port)
+        connection.settimeout(30)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert answer.status == 408 and b"longer than 0.5 seconds" in answer.read()
+        assert counters(port)["directdet_requests_now"] == 0
+    finally:
+        process.kill()
+        process.communicate()
