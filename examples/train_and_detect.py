@@ -11,34 +11,38 @@ from pathlib import Path
 
 import cv2
 
-from directdet import Detector
-from directdet.data.dataset import load_dataset
+from directdet import Detector, evaluate, load_dataset, train
 from directdet.data.synthetic import make_synthetic
-from directdet.infer.accuracy.evaluate import evaluate
 from directdet.infer.draw import draw
-from directdet.recipes.by_name import get_recipe
-from directdet.recipes.settings import apply_settings
-from directdet.train.run import train
 
 # What `directdet demo` trains, slimmer and shorter. `directdet recipes demo` shows every setting that there is.
-SETTINGS = """
-model.width=16 model.fpn_channels=32 model.box_features=128 model.mask_channels=32
-model.train_proposals=64 model.roi_samples=24 warmup_iterations=10 workers=0
-pretrain.size=96,96 pretrain.epochs=14 pretrain.eval_every=0
-finetune.size=128,128 finetune.epochs=2 eval_size=128,128
-"""
+SETTINGS = {
+    "model.width": 16,
+    "model.fpn_channels": 32,
+    "model.box_features": 128,
+    "model.mask_channels": 32,
+    "model.train_proposals": 64,
+    "model.roi_samples": 24,
+    "pretrain.size": (96, 96),
+    "pretrain.epochs": 14,
+    "pretrain.eval_every": 0,
+    "finetune.size": (128, 128),
+    "finetune.epochs": 2,
+    "eval_size": (128, 128),
+    "warmup_iterations": 10,
+    "workers": 0,
+}
 
 
 def main(folder: Path) -> None:
     data = make_synthetic(folder / "data", images_train=48, images_val=12, size=(96, 128))
-    recipe = apply_settings(get_recipe("demo"), SETTINGS.split())
-    train(recipe, data, folder / "run", device="cpu")
+    run = train("demo", data=data, out=folder / "run", device="cpu", **SETTINGS)
 
-    detector = Detector(folder / "run", device="cpu")
     val = load_dataset(data, "val")
-    metrics = evaluate(detector, val)
+    metrics = evaluate(run.out, data=data, device="cpu").metrics
     print(f"box AP50 on {len(val)} pictures: {100 * metrics.bbox['AP50']:.1f} %")
 
+    detector = Detector(run.out, device="cpu")
     image = cv2.imread(str(val.records[1].path))  # uint8 [H, W, 3], BGR
     found = detector(image).above(0.3)
     for box, score, label in zip(found.boxes, found.scores, found.labels, strict=True):

@@ -18,11 +18,24 @@ VERBS = (
     "eval",
     "export",
     "infer",
+    "serve",
     "benchmark",
     "reproduce",
     "landscape",
 )
-HEAVY = {"torch", "torchvision", "numpy", "cv2", "onnx", "onnxruntime", "matplotlib", "rich", "pycocotools", "tensorrt"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "numpy",
+    "cv2",
+    "onnx",
+    "onnxruntime",
+    "matplotlib",
+    "rich",
+    "pycocotools",
+    "tensorrt",
+    "fastapi",
+}
 LIMIT = 0.3  # seconds
 
 

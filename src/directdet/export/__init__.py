@@ -1,1 +1,4 @@
-"""From a checkpoint to a verified artefact: folded batch normalisation, the ONNX graph, int8, TensorRT engines."""
+"""From a checkpoint to a verified artefact: folded normalisation, the ONNX graph, int8, engines.
+
+Called, `directdet.export` is `front.api.export`.
+"""

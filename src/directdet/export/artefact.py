@@ -17,6 +17,7 @@ from directdet.common.files import write_json_atomic, write_text_atomic
 from directdet.export.contract import README_FILE, contract, readme
 from directdet.export.onnx_graph import INPUT_NAME, GraphFacts
 from directdet.export.options import ExportOptions
+from directdet.export.running import write_programs
 from directdet.export.verification.verify import network_of
 from directdet.infer.artefact import FORMAT, LAYOUTS, META_FILE
 from directdet.infer.preprocess import Preprocess
@@ -130,9 +131,10 @@ def write_meta(
 
 
 def finish_meta(folder: Path, meta: dict[str, Any]) -> None:
-    """Write the complete `meta` once more, with the verification in it, and the same contract as README.md."""
+    """Write the complete `meta`, now with the verification; README.md with the same contract; and programs."""
     write_json_atomic(folder / META_FILE, meta)
     write_text_atomic(folder / README_FILE, readme(meta))
+    write_programs(folder, meta)
 
 
 def _sha256(path: Path) -> str:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from directdet.export.running import running
 from directdet.infer.preprocess import Preprocess
 
 README_FILE = "README.md"
@@ -156,6 +157,7 @@ def readme(meta: dict[str, Any]) -> str:
             "| --- | --- | --- |",
             *(f"| {label} | {number} | {_cell(name)} |" for label, (name, number) in enumerate(pairs)),
             "",
+            *running(meta),
         ]
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from directdet.common.devices import device_name, no_device
 from directdet.front.say import say
 from directdet.infer.runtimes.names import MOST_THREADS, PRECISIONS, TITLES
 
@@ -102,16 +103,14 @@ class Device(click.ParamType):
     name = "auto|cpu|cuda|N"
 
     def __init__(self, *others: str) -> None:
-        self._names = ("auto", "cpu", "cuda", *others)
+        self._others = others
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The device as torch names it, or auto."""
-        text = str(value).strip().lower()
-        if re.fullmatch(r"\d{1,3}", text):
-            return f"cuda:{int(text)}"
-        if text not in self._names and not re.fullmatch(r"cuda:\d{1,3}", text):
-            self.fail(f"{value!r} is none; give auto, cpu, cuda, or the number of a GPU", param, ctx)
-        return text
+        name = device_name(value, *self._others)
+        if name is None:
+            self.fail(no_device(value), param, ctx)
+        return name
 
 
 def _whole(text: str) -> int:

@@ -3,20 +3,59 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 
+from directdet.common.errors import UserError
+from directdet.common.text import shown
 from directdet.data.masks import coco_mask
+from directdet.infer.runtimes.library import import_library
+
+if TYPE_CHECKING:
+    from directdet.infer.pictures import Order, PictureLike
 
 MASK_THRESHOLD = 0.5
+_LISTED = 5  # rows of a repr
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """One of the objects found in an image.
+
+    Attributes:
+        box: float32 [4], xyxy in pixels of the original image.
+        score, label, name: of its class; the name is the label's number where no names are known.
+        mask, mask_box, image_size: see `Detections`; None without masks.
+    """
+
+    box: np.ndarray
+    score: float
+    label: int
+    name: str
+    mask: np.ndarray | None
+    mask_box: np.ndarray | None
+    image_size: tuple[int, int]
+
+    def full_mask(self) -> np.ndarray:
+        """The mask in image pixels, bool [H, W]; ValueError without masks."""
+        if self.mask is None or self.mask_box is None:
+            raise ValueError("this detection has no mask")
+        full = np.zeros(self.image_size, bool)
+        x, y, crop = paste_crop(self.mask, self.mask_box, self.image_size)
+        full[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
+        return full
+
+
+@dataclass(repr=False)
 class Detections:
     """The objects found in one image, in the network's order: highest score first.
+
+    `len(found)`; `found[0]` and a loop give one `Detection` each; a slice, an array of bool [K] or one of indices gives
+    `Detections`: `found[:10]`, `found[found.scores > 0.5]`.
 
     Attributes:
         boxes: float32 [K, 4], xyxy in pixels of the original image; pixel x covers [x, x + 1).
@@ -26,6 +65,7 @@ class Detections:
         image_size: (height, width) of the original image.
         mask_boxes: float32 [K, 4], the boxes that the masks cover, as the network predicted them: they may reach beyond
             the image, where `boxes` end. None: the boxes themselves.
+        classes, category_ids: by label; empty where they are not known.
 
     Raises:
         ValueError: shapes do not match, or boxes or scores are not finite.
@@ -37,6 +77,8 @@ class Detections:
     masks: np.ndarray | None
     image_size: tuple[int, int]
     mask_boxes: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    category_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         self.boxes = np.asarray(self.boxes, np.float32)
@@ -68,17 +110,105 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    @overload
+    def __getitem__(self, key: SupportsIndex) -> Detection: ...
+    @overload
+    def __getitem__(self, key: slice | np.ndarray | Sequence[bool] | Sequence[int]) -> Detections: ...
+    def __getitem__(
+        self, key: SupportsIndex | slice | np.ndarray | Sequence[bool] | Sequence[int]
+    ) -> Detection | Detections:
+        """See the class; IndexError where there is no such row, or not a bool for each."""
+        if not isinstance(key, (slice, Sequence)) and not (isinstance(key, np.ndarray) and key.ndim):
+            return self._one(operator.index(key))
+        if not isinstance(key, slice):
+            key = np.asarray(key)
+            key = key if key.size or key.dtype == bool else key.astype(int)  # an empty list has no type
+            if key.ndim != 1:
+                raise IndexError(f"an index of shape {list(key.shape)}; give one dimension, as found.scores > 0.5 has")
+        masks, mask_boxes = (None if one is None else one[key] for one in (self.masks, self.mask_boxes))
+        boxes, scores, labels = self.boxes[key], self.scores[key], self.labels[key]
+        return replace(self, boxes=boxes, scores=scores, labels=labels, masks=masks, mask_boxes=mask_boxes)
+
+    def __iter__(self) -> Iterator[Detection]:
+        return map(self._one, range(len(self)))
+
+    def _one(self, row: int) -> Detection:
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"detection {row} of {len(self)}")
+        mask, mask_box = (None if one is None else one[row] for one in (self.masks, self.mask_boxes))
+        label = int(self.labels[row])
+        score, name = float(self.scores[row]), self._name(label)
+        return Detection(self.boxes[row], score, label, name, mask, mask_box, self.image_size)
+
+    @property
+    def names(self) -> list[str]:
+        """The class names of all detections; labels as text where no names are known."""
+        return [self._name(int(label)) for label in self.labels]
+
+    def _name(self, label: int) -> str:
+        return self.classes[label] if label < len(self.classes) else str(label)
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        masks = "" if self.masks is None else ", with masks"
+        lines = [f"{len(self)} detection{'s' * (len(self) != 1)} in a picture of {width} x {height} pixels{masks}"]
+        for one in self[:_LISTED]:
+            box = ", ".join(f"{value:.1f}" for value in one.box)
+            lines.append(f"  {shown(one.name)} {one.score:.2f} at [{box}]")
+        if len(self) > _LISTED:
+            lines.append(f"  and {len(self) - _LISTED} more")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from directdet.infer.detections_html import to_html
+
+        return to_html(self)
+
     def above(self, score: float, labels: Sequence[int] | None = None) -> Detections:
         """The detections with at least `score` and, if `labels` are given, with one of these labels."""
         keep = self.scores >= score
         if labels is not None:
             keep &= np.isin(self.labels, labels)
-        masks, mask_boxes = (None if one is None else one[keep] for one in (self.masks, self.mask_boxes))
-        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], masks, self.image_size, mask_boxes)
+        return self[keep]
+
+    def relabelled(self, order: np.ndarray, classes: Sequence[str], category_ids: Sequence[int]) -> Detections:
+        """The same detections with other labels.
+
+        Args:
+            order: the new label of every label, int64 [C].
+            classes, category_ids: by the new labels.
+        """
+        labels = order[self.labels]
+        return replace(self, labels=labels, classes=tuple(classes), category_ids=tuple(category_ids))
 
     def without_masks(self) -> Detections:
         """The same detections, boxes only."""
-        return Detections(self.boxes, self.scores, self.labels, None, self.image_size)
+        return replace(self, masks=None, mask_boxes=None)
+
+    def draw(self, picture: PictureLike, *, scores: bool = True, order: Order = "bgr") -> np.ndarray:
+        """A copy of the picture with boxes, masks and class names on it.
+
+        Args:
+            picture: the one they were found in, in any form that a `Detector` takes.
+            scores: write them after the names.
+            order: of the channels of an array that is given, and of the result.
+
+        Returns:
+            uint8 [h, w, 3].
+
+        Raises:
+            UserError: it cannot be read, or has another size.
+        """
+        from directdet.infer.draw import draw
+        from directdet.infer.pictures import to_bgr
+
+        image = to_bgr(picture, order)
+        if image.shape[:2] != self.image_size:
+            sizes = [f"{width} x {height}" for height, width in (image.shape[:2], self.image_size)]
+            raise UserError(f"a picture of {sizes[0]} pixels: these detections are of one of {sizes[1]}; give that one")
+        drawn = draw(image, self, self.classes, scores)
+        return drawn if order == "bgr" else np.ascontiguousarray(drawn[:, :, ::-1])
 
     def mask_crop(self, index: int) -> tuple[int, int, np.ndarray]:
         """Mask of one object inside its box and the image.
@@ -105,22 +235,25 @@ class Detections:
     def to_coco(
         self,
         image_id: int,
-        category_ids: Sequence[int],
+        category_ids: Sequence[int] | None = None,
         crops: list[tuple[int, int, np.ndarray]] | None = None,
     ) -> list[dict[str, Any]]:
         """COCO result entries (`bbox` is xywh; with masks, `segmentation` is a compressed RLE).
 
         Args:
             image_id: the id of this image in the annotation file.
-            category_ids: label -> category id in the annotation file.
+            category_ids: label -> category id in the annotation file; None: the detections' own.
             crops: the result of `mask_crops`, if it is already known.
         """
+        ids = self.category_ids if category_ids is None else category_ids
+        if len(self) and not len(ids):
+            raise ValueError("these detections know no category ids; give category_ids")
         results = []
         for index, (box, score, label) in enumerate(zip(self.boxes, self.scores, self.labels, strict=True)):
             x0, y0, x1, y1 = (float(value) for value in box)
             entry: dict[str, Any] = {
                 "image_id": int(image_id),
-                "category_id": int(category_ids[int(label)]),
+                "category_id": int(ids[int(label)]),
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
                 "score": float(score),
             }
@@ -129,6 +262,32 @@ class Detections:
                 entry["segmentation"] = encode_crop(*crop, self.image_size)
             results.append(entry)
         return results
+
+    def to_supervision(self) -> Any:
+        """As `supervision.Detections`, with masks bool [K, H, W], and class names in `data["class_name"]`.
+
+        Raises:
+            MissingLibraryError: supervision is not installed.
+        """
+        supervision = import_library("supervision", "supervision", "pip install supervision")
+        return supervision.Detections(
+            xyxy=self.boxes.copy(),
+            mask=None if self.masks is None else self.full_masks(),
+            confidence=self.scores.copy(),
+            class_id=self.labels.copy(),
+            data={"class_name": np.array(self.names, dtype=str)},
+        )
+
+    def to_pandas(self) -> Any:
+        """As a `pandas.DataFrame` with the columns name, label, score, x0, y0, x1, y1, a row for each detection.
+
+        Raises:
+            MissingLibraryError: pandas is not installed.
+        """
+        pandas = import_library("pandas", "pandas", "pip install pandas")
+        columns: dict[str, Any] = {"name": self.names, "label": self.labels, "score": self.scores}
+        columns |= {name: self.boxes[:, number] for number, name in enumerate(("x0", "y0", "x1", "y1"))}
+        return pandas.DataFrame(columns)
 
 
 def paste_crop(mask: np.ndarray, box: np.ndarray, image_size: tuple[int, int]) -> tuple[int, int, np.ndarray]:

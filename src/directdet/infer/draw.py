@@ -5,12 +5,15 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from directdet.common.text import shown
-from directdet.infer.detections import Detections
+
+if TYPE_CHECKING:
+    from directdet.infer.detections import Detections
 
 _ALPHA = 0.45
 _FONT = cv2.FONT_HERSHEY_SIMPLEX

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -12,6 +11,7 @@ from directdet.common.errors import UserError
 from directdet.infer.decode import check_raw, to_detections
 from directdet.infer.detections import Detections
 from directdet.infer.network_input import NetworkInput
+from directdet.infer.pictures import check_picture
 from directdet.infer.preprocess import Placement, Preprocess
 
 
@@ -34,35 +34,6 @@ class Backend(Protocol):
         Any number of threads may call it at the same time, so whatever its calls share is its own matter.
         """
         ...
-
-
-def check_picture(image: Any) -> None:
-    """UserError, in one line that says what to give instead, for anything but uint8 [h, w, 3] with h, w at least 1."""
-    if isinstance(image, np.ndarray):
-        shown = f"{image.dtype} {list(image.shape)}"
-        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
-            return
-        if not image.size:
-            hint = "there are no pixels in it; is it a crop outside of the picture?"
-        elif image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):
-            hint = "a grey picture; cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) makes three channels"
-        elif image.ndim == 3 and image.shape[2] == 4:
-            hint = "a picture with transparency; cv2.cvtColor(image, cv2.COLOR_BGRA2BGR) takes it off"
-        elif image.ndim == 4:
-            hint = "several pictures; give them to detect_batch"
-        else:
-            hint = "the pixels have to be uint8, 0 to 255, height x width x 3"
-    elif isinstance(image, (str, bytes, os.PathLike)):
-        shown = f"the path {os.fsdecode(image)!r}"
-        missing = "" if os.path.isfile(image) else ", and there is no such file"
-        hint = f"give its pixels, as cv2.imread(path) reads them{missing}"
-    elif image is None:
-        shown, hint = "None", "cv2.imread returns it for a file that it cannot read"
-    elif type(image).__module__.split(".")[0] == "PIL":
-        shown, hint = "a picture of PIL", "np.asarray(image.convert('RGB'))[:, :, ::-1] makes an array in BGR order"
-    else:
-        shown, hint = f"a {type(image).__name__}", "np.asarray makes an array of it"
-    raise UserError(f"a detector takes pictures as uint8 [height, width, 3] in BGR order, not {shown}: {hint}")
 
 
 class Predictor:
@@ -191,6 +162,7 @@ class Predictor:
             raise UserError(f"{self.source}: {error}") from None
         if len(found) and int(found.labels.max()) >= len(self.classes):
             raise UserError(f"{self.source}: label {found.labels.max()}, but {len(self.classes)} classes; export again")
+        found.classes, found.category_ids = self.classes, self.category_ids
         return found
 
     def _groups(self, images: Sequence[np.ndarray]) -> list[list[np.ndarray]]:

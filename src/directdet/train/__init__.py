@@ -1,1 +1,4 @@
-"""Training: weights, normalisation, the step, the loop and the run."""
+"""Training: weights, normalisation, the step, the loop and the run.
+
+Called, `directdet.train` is `front.api.train`.
+"""

@@ -16,7 +16,7 @@ from directdet.common.folder_lock import hold_folder
 from directdet.common.terminal import plain, terminal
 from directdet.data.digest import describe_content
 from directdet.data.records import Dataset
-from directdet.infer.accuracy.evaluate import Evaluation
+from directdet.infer.accuracy.evaluate import Evaluation, Metrics
 from directdet.infer.runtimes.load import find_model
 from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
@@ -48,11 +48,27 @@ class RunResult:
         phases: for each phase "name", "best_ap" (None without a val split), "best_by" (what that is), "checkpoint" and
             "seconds". With several processes, only the main one has them.
         evaluation: the last one of the last phase, if this call made one; of the main process only.
+        data: the dataset's folder.
+        report: the page about the run, if one was written.
     """
 
     out: Path
     phases: list[dict]
     evaluation: Evaluation | None = None
+    data: str = ""
+    report: Path | None = None
+
+    @property
+    def best(self) -> Path | None:
+        """The last phase's checkpoint with the best AP, or its last one where none was evaluated; None before any."""
+        folder = Path(self.phases[-1]["checkpoint"]).parent if self.phases else None
+        files = [folder / name for name in ("best.pt", "last.pt")] if folder is not None else []
+        return next((file for file in files if file.is_file()), None)
+
+    @property
+    def metrics(self) -> Metrics | None:
+        """The numbers of that evaluation: of the weights at the end, where `best` may hold earlier ones."""
+        return None if self.evaluation is None else self.evaluation.metrics
 
 
 @dataclass(frozen=True)
@@ -237,7 +253,7 @@ def _train_phases(run: _Run, chosen: list[Phase], init: str | Path | None) -> Ru
         start = "random" if run.dry_run else run.out / phase.name / "checkpoints" / "last.pt"
     if expected and len(chosen) > 1 and distributed.is_main():
         terminal().print(f"all phases: about {duration(expected)}")
-    return RunResult(run.out, done if distributed.is_main() else [], evaluation)
+    return RunResult(run.out, done if distributed.is_main() else [], evaluation, run.data)
 
 
 def _pretrained(out: Path) -> Path | None:

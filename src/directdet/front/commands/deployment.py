@@ -20,7 +20,6 @@ from directdet.front.options import (
     runtime_option,
     threads_option,
 )
-from directdet.front.run_data import data_of
 from directdet.front.say import say
 
 
@@ -78,16 +77,21 @@ def export(checkpoint: Path, out: Path, data: Path | None, split: str | None, ap
     In every runtime that can run the artefact here. Exit code 1 if they disagree; the artefact is kept, marked as
     failed.
     """
-    from directdet.export.options import ExportOptions
+    from directdet.front import api
 
-    data = data or data_of(checkpoint, needed=False)
     least = settings.pop("min_ap")
-    options = ExportOptions(**settings, min_ap=None if least is None else least / 100)
-    options.require_data(data is not None)
-    # After the options: a mistyped one is reported before torch is imported.
-    from directdet.export.run import export, report
+    result = api.export(
+        checkpoint,
+        out,
+        data=data,
+        split=split,
+        ap_images=ap_images,
+        min_ap=None if least is None else least / 100,
+        say=lambda line: say(line, error=True),
+        **settings,
+    )
+    from directdet.export.run import report
 
-    result = export(checkpoint, out, options, data, split, ap_images, say=lambda text: say(text, error=True))
     report(result)
     passed = result.verification.passed
     say(f"{'PASS' if passed else 'FAIL'}: {result.artefact}")

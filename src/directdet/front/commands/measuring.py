@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,8 +21,11 @@ from directdet.front.options import (
     split_option,
     threads_option,
 )
-from directdet.front.run_data import data_of
 from directdet.front.say import say
+
+if TYPE_CHECKING:
+    from directdet.benchmark.result import BenchmarkResult
+    from directdet.infer.accuracy.evaluate import Metrics
 
 
 @click.command("eval")
@@ -54,52 +56,35 @@ def evaluate(
     """Measure MODEL by COCO's twelve numbers and VOC's mAP."""
     from directdet.common.files import require_writable, write_json_atomic
     from directdet.common.terminal import terminal
-    from directdet.data.dataset import load_dataset
-    from directdet.infer.accuracy.evaluate import examine
-    from directdet.infer.runtimes.load import load, model_kind
+    from directdet.front import api
     from directdet.recipes.table_rows import beside_ours, published_rows
 
-    data = data or data_of(model)
-    if data is None:
-        raise click.UsageError("--data is missing; only a run folder knows its data", click.get_current_context())
-    for file in filter(None, (json_file, results)):
-        require_writable(file)
-    if report is not None:
-        require_writable(report, folder=True)
-    if against is not None:
-        model_kind(against)  # a mistyped path is reported now, not after the evaluation
-    dataset = load_dataset(data, split)
-    detector = load(model, **loading)
-    evaluation = examine(detector, dataset, results=results)
-    metrics = evaluation.metrics
-    terminal().print(metrics.table(per_class=per_class))
-    if per_class:
-        terminal().print(metrics.voc_table())
-    compared = None
-    if against is not None:
-        from directdet.infer.accuracy.ap_difference import compare
+    if json_file is not None:
+        require_writable(json_file)
 
-        other = examine(load(against, **loading), dataset)
-        compared = compare(evaluation.found, other.found, dataset, evaluation.records)
+    def show(metrics: Metrics) -> None:
+        terminal().print(metrics.table(per_class=per_class))
+        if per_class:
+            terminal().print(metrics.voc_table())
+
+    found = api.evaluate(
+        model, data=data, split=split, against=against, results=results, report=report, show=show, **loading
+    )
+    compared = found.difference
+    if compared is not None:
         say(compared.words(str(model), str(against)))
-    recipe = detector.meta.get("recipe")
+    recipe = found.model["recipe"]
     for line in beside_ours(recipe):
         say(line)
     if json_file is not None:
         about = {"root": str(data), "split": split}
-        papers = [asdict(found) for found in published_rows(recipe)]
-        content = {"model": detector.describe(), "dataset": about, **metrics.to_dict(), "in_the_papers": papers}
+        papers = [asdict(row) for row in published_rows(recipe)]
+        content = {"model": found.model, "dataset": about, **found.metrics.to_dict(), "in_the_papers": papers}
         if compared is not None:
             content["against"] = {"model": str(against), **asdict(compared), "verdict": compared.verdict}
         write_json_atomic(json_file, content)
-        say(f"written: {json_file}")
-    if results is not None:
-        say(f"written: {results}")
-    if report is not None:
-        from directdet.front.evaluation_report import write_model_report
-
-        comparison = "" if compared is None else compared.words(str(model), str(against)) + "."
-        say(f"written: {write_model_report(evaluation, detector, report, comparison)}")
+    for file in filter(None, (json_file, results, found.report)):
+        say(f"written: {file}")
 
 
 @click.command("benchmark")
@@ -131,28 +116,18 @@ def benchmark(models: tuple[str, ...], data: Path, split: str, out: Path | None,
     On real images, each stage by itself and end to end, with memory and size, next to the papers' own figures. A model
     that would run on another device than the one asked for counts as failed.
     """
-    from directdet.benchmark.options import BenchmarkOptions
-    from directdet.benchmark.report import write_report
-    from directdet.benchmark.run import benchmark
     from directdet.benchmark.tables import tables
-    from directdet.common.folder_lock import hold_folder
     from directdet.common.terminal import terminal
-    from directdet.data.dataset import load_dataset
-    from directdet.infer.runtimes.load import model_kind
+    from directdet.front import api
+
+    def show(result: BenchmarkResult) -> None:
+        if result.good:
+            terminal().print(tables(result))
 
     # Options that may be given again are empty where they are not given.
     settings |= {name: settings[name] or None for name in ("runtimes", "precision")}
-    options = BenchmarkOptions(**settings)
-    dataset = load_dataset(data, split)
-    for model in models:
-        model_kind(model)  # a mistyped path is reported now, not after the other models were timed
-    with contextlib.nullcontext() if out is None else hold_folder(out, "benchmark"):
-        result = benchmark(models, dataset, options, out)
-        if result.good:
-            terminal().print(tables(result))
-        if out is not None:
-            if result.good:
-                write_report(result, dataset, out, options.device)
-            say(f"written: {out}")
+    result = api.benchmark(models, data=data, split=split, out=out, show=show, **settings)
+    if out is not None:
+        say(f"written: {out}")
     print_failures(result.failures)
     return result.exit_code

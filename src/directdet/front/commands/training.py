@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from directdet.common.errors import Stopped
+from directdet.common.errors import Stopped, UsageProblem
 from directdet.front.options import (
     PATH,
     Numbers,
@@ -16,12 +15,7 @@ from directdet.front.options import (
     settings_option,
     torch_device_option,
 )
-from directdet.front.run_data import known_data
 from directdet.front.say import say
-
-if TYPE_CHECKING:
-    from directdet.recipes.recipe import Recipe
-    from directdet.train.run import RunResult
 
 # What the recipes' best_by chooses by, in words.
 MEASURES = {"AP": "box AP", "mAP_11point": "VOC mAP (11-point)", "mAP_area": "VOC mAP (area)"}
@@ -107,33 +101,6 @@ def plan(
     return int(found.chosen is None)
 
 
-def _what_to_train(
-    recipe: str | None,
-    data: Path | None,
-    out: Path,
-    seed: int | None,
-    phase: str | None,
-    settings: tuple[str, ...],
-    epochs: int | None,
-) -> tuple[Recipe, Path, int, str | None]:
-    """Recipe, data, seed and phase: as given, and else those of the run in `out`."""
-    from directdet.recipes.by_name import get_recipe
-    from directdet.recipes.settings import apply_settings
-
-    # First the recipe: a mistyped name is reported before torch is imported.
-    chosen = None if recipe is None else apply_settings(get_recipe(recipe), list(settings))
-    if chosen is not None and data is not None:
-        return chosen, data, seed or 0, phase
-    from directdet.train.run_file import longer_settings, stored_run
-
-    run = stored_run(out)
-    if chosen is None:
-        chosen = apply_settings(run.recipe, longer_settings(run.recipe, out, settings, epochs))
-        phase = phase or run.phase
-    data = data or known_data(run.data, out)
-    return chosen, data, run.seed if seed is None else seed, phase
-
-
 class _Train(click.Command):
     """RECIPE, --data and --out are needed, unless a run goes on from its folder."""
 
@@ -141,16 +108,16 @@ class _Train(click.Command):
         """What is missing is told where the arguments are read."""
         rest = super().parse_args(ctx, args)
         given = ctx.params
-        if given["init"] is not None and given["resume"]:
-            raise click.UsageError("--init starts a new run, --resume continues one; give one of them", ctx)
         if given["resume"] and given["recipe"] is not None and given["out"] is None:
             given["recipe"], given["out"] = None, Path(given["recipe"])
         if given["epochs"] is not None and (not given["resume"] or given["recipe"] is not None):
             raise click.UsageError("--epochs is for --resume RUN; give a new run's by --set PHASE.epochs=N", ctx)
-        needed = {"out": "--out RUN"} if given["resume"] else {"recipe": "RECIPE", "data": "--data", "out": "--out RUN"}
-        for name, shown in needed.items():
-            if given[name] is None:
-                raise click.UsageError(f"{shown} is missing", ctx)
+        from directdet.front.api import check_call
+
+        try:
+            check_call(*(given[name] for name in ("recipe", "data", "out", "init", "resume")))
+        except UsageProblem as error:
+            raise click.UsageError(str(error), ctx) from None
         return rest
 
 
@@ -196,22 +163,13 @@ def train(
     Direct pre-training at low resolution with live batch normalisation, then fine-tuning at high resolution with batch
     normalisation fixed. `directdet train --resume RUN` goes on with a run as it was started.
     """
-    chosen, data, seed, phase = _what_to_train(recipe, data, out, seed, phase, settings, epochs)
-    from directdet.train.run import train
+    from directdet.front.api import run_training
 
     try:
-        result = train(
-            chosen,
-            data,
-            out,
-            phase=phase,
-            init=init,
-            resume=resume,
-            device=device,
-            seed=seed,
-            dry_run=dry_run,
-            log=log or None,
-        )
+        result = run_training(
+            recipe, data, out, settings, phase, init, resume=resume, epochs=epochs, device=device, seed=seed,
+            dry_run=dry_run, log=log or None, warn=lambda line: say(line, "warning:", error=True),
+        )  # fmt: skip
     except Stopped as stop:
         if stop.saved:
             raise Stopped(stop.number, stop.where, f"{stop.saved}; go on: directdet train --resume {out}") from None
@@ -223,19 +181,7 @@ def train(
     for row in result.phases:
         best = "-" if row.get("best_ap") is None else f"{100 * row['best_ap']:.1f}"
         say(f"{row['name']}: best {MEASURES[row['best_by']]} {best}, {row['seconds']:.0f} s, {row['checkpoint']}")
+    if result.report is not None:
+        say(f"report: {result.report}")
     if result.phases:
-        _report(result, chosen)
-        say(f"next: directdet export {out} --out ARTEFACT")
-
-
-def _report(result: RunResult, recipe: Recipe) -> None:
-    """Write the page about the run; a fault in that is one line, since everything trained is saved."""
-    try:
-        from directdet.front.evaluation_report import write_run_report
-
-        path = write_run_report(result, recipe)
-    except Exception as error:
-        say(f"{result.out / 'report.html'}: not written: {error or type(error).__name__}", "warning:", error=True)
-    else:
-        if path is not None:
-            say(f"report: {path}")
+        say(f"next: directdet export {out} --out ARTEFACT --data {result.data}")

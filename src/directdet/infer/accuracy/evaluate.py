@@ -175,8 +175,7 @@ def detect(
     hidden = not (progress and console.is_terminal)  # a bar that disappears leaves an empty line in a log file
     for record in track(records, description="evaluating", console=console, disable=hidden, transient=True):
         detections = detector(read_record_image(record)[:, :, ::-1])
-        detections.labels = order[detections.labels]
-        found.append((record.image_id, detections))
+        found.append((record.image_id, detections.relabelled(order, dataset.classes, dataset.category_ids)))
     return found
 
 

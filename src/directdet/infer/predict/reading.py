@@ -33,15 +33,25 @@ class Picture:
 def read_picture(path: Path, upright: bool) -> Picture:
     """Read an image file; with `upright` it is turned and mirrored as its EXIF orientation says, as viewers do.
 
-    The orientation of a TIFF is part of the format, not a note for viewers: it is followed in any case.
-
     Raises:
         UserError: see data.image.read_image.
     """
     content = read_bytes(path)
-    image = cv2.cvtColor(decode_image(content, path), cv2.COLOR_RGB2BGR)
+    image, orientation = decode_picture(content, path, upright)
+    return Picture(image, hashlib.sha256(content).hexdigest(), orientation)
+
+
+def decode_picture(content: bytes, name: object, upright: bool) -> tuple[np.ndarray, int]:
+    """(uint8 [h, w, 3] BGR, the EXIF orientation that was applied, 1 if none) of an image file's bytes.
+
+    The orientation of a TIFF is part of the format, not a note for viewers: it is followed in any case.
+
+    Raises:
+        UserError: see data.image.decode_image; `name` is in the message.
+    """
+    image = cv2.cvtColor(decode_image(content, str(name)), cv2.COLOR_RGB2BGR)
     orientation = read_header(content).orientation if upright and content[:4] not in _TIFF else 1
-    return Picture(turn(image, orientation), hashlib.sha256(content).hexdigest(), orientation)
+    return turn(image, orientation), orientation
 
 
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:

@@ -54,7 +54,7 @@ class TensorRTBackend:
         self._engine = self._runtime.deserialize_cuda_engine(artefact.model_file.read_bytes())
         if self._engine is None:
             raise UserError(f"{artefact.model_file}: {library.__name__} cannot open this engine; export again")
-        self._context = self._engine.create_execution_context()
+        self._context: Any = self._engine.create_execution_context()
         self._stream = self._driver.stream()
         self._input = artefact.input_name
         self._outputs = _output_names(self._engine, library, artefact)
@@ -95,6 +95,8 @@ class TensorRTBackend:
     def run(self, images: np.ndarray) -> list[np.ndarray]:
         """Run the engine on a batch and wait for the outputs."""
         with self._lock:
+            if self._context is None:
+                raise UserError("this detector was closed; open it again with Detector(path)")
             return self._run(images)
 
     def _run(self, images: np.ndarray) -> list[np.ndarray]:
@@ -108,6 +110,14 @@ class TensorRTBackend:
             self._buffers[name].download(self._stream)
         self._driver.synchronize(self._stream)
         return [self._buffers[name].host.copy() for name in self._outputs]
+
+    def close(self) -> None:
+        """Give the GPU's memory back, once a call that is running has ended."""
+        with self._lock:
+            for buffer in self._buffers.values():
+                buffer.free()
+            self._buffers, self._shape = {}, None
+            self._context = self._engine = self._runtime = None
 
 
 def check_built_for(artefact: Artefact, capability: str, library: str, version: str) -> None:
