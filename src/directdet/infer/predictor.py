@@ -12,7 +12,7 @@ from directdet.common.errors import UserError
 from directdet.infer.decode import check_raw, to_detections
 from directdet.infer.detections import Detections
 from directdet.infer.network_input import NetworkInput
-from directdet.infer.preprocess import Placement, Preprocess
+from directdet.infer.preprocess import Placement, Preprocess, fits
 
 
 class Backend(Protocol):
@@ -36,14 +36,21 @@ class Backend(Protocol):
         ...
 
 
-def check_picture(image: Any) -> None:
-    """UserError, in one line that says what to give instead, for anything but uint8 [h, w, 3] with h, w at least 1."""
+def check_picture(image: Any, preprocess: Preprocess) -> None:
+    """UserError, in one line that says what to give instead, for anything but a picture as the model takes it.
+
+    That is an array [h, w, C] of its type, by default uint8 [h, w, 3], with h and w at least 1.
+    """
     if isinstance(image, np.ndarray):
         shown = f"{image.dtype} {list(image.shape)}"
-        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+        if fits(image, preprocess.pixels):
             return
         if not image.size:
             hint = "there are no pixels in it; is it a crop outside of the picture?"
+        elif not preprocess.pixels.is_rgb:
+            hint = "give what the model was trained on"
+            if image.ndim == 2 and preprocess.pixels.channels == 1:
+                hint = "image[:, :, None] adds the axis of the channel"
         elif image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):
             hint = "a grey picture; cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) makes three channels"
         elif image.ndim == 3 and image.shape[2] == 4:
@@ -62,7 +69,8 @@ def check_picture(image: Any) -> None:
         shown, hint = "a picture of PIL", "np.asarray(image.convert('RGB'))[:, :, ::-1] makes an array in BGR order"
     else:
         shown, hint = f"a {type(image).__name__}", "np.asarray makes an array of it"
-    raise UserError(f"a detector takes pictures as uint8 [height, width, 3] in BGR order, not {shown}: {hint}")
+    who = "a detector" if preprocess.pixels.is_rgb else "this detector"
+    raise UserError(f"{who} takes pictures as {preprocess.takes}, not {shown}: {hint}")
 
 
 class Predictor:
@@ -148,16 +156,16 @@ class Predictor:
         return outputs if len(batch) == count else tuple(value[:count] for value in outputs)
 
     def prepare(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Placement]]:
-        """The network's input for BGR uint8 images, and their placements; all images must get the same canvas.
+        """The network's input for images, and their placements; all images must get the same canvas.
 
-        The batch is float32 [B, 3, H, W], normalised, or uint8 [B, H, W, 3] if the network's graph normalises.
+        The batch is float32 [B, C, H, W], normalised, or uint8 [B, H, W, C] if the network's graph normalises.
 
         Raises:
             UserError: one of them is no such image.
             ValueError: the images get canvases of different sizes.
         """
         for image in images:
-            check_picture(image)
+            check_picture(image, self.preprocess)
         shapes = {self.preprocess.canvas(self.preprocess.place(*image.shape[:2])) for image in images}
         if len(shapes) != 1:
             raise ValueError(f"these images get canvases of different sizes {sorted(shapes)}; prepare them one by one")
@@ -166,7 +174,7 @@ class Predictor:
         return batch, [prepare(image, out=row)[1] for image, row in zip(images, batch, strict=True)]
 
     def __call__(self, image: np.ndarray) -> Detections:
-        """Detect objects in one image, uint8 [h, w, 3] BGR as OpenCV reads it.
+        """Detect objects in one image, uint8 [h, w, 3] BGR as OpenCV reads it, or as the model's own format says.
 
         Raises:
             UserError: it is something else, such as a path, None, or an empty crop; the message says what to give.
@@ -198,7 +206,7 @@ class Predictor:
         groups: list[list[np.ndarray]] = []
         last, limit = None, self.backend.input.max_batch
         for image in images:
-            check_picture(image)
+            check_picture(image, self.preprocess)
             shape = self.preprocess.canvas(self.preprocess.place(*image.shape[:2]))
             full = limit is not None and groups and len(groups[-1]) >= limit
             if shape != last or full:

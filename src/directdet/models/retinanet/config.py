@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from directdet.common.settings import Between, Count, NotNegative, Positive, SettingError, Share, check_fields
+from directdet.common.settings import Between, Channels, Count, NotNegative, Positive, SettingError, Share, check_fields
 from directdet.models.backbones.names import check_backbone
 
 MAX_HEAD_CONVS = 4  # torchvision's subnets have four
@@ -25,6 +25,7 @@ class RetinaNetConfig:
         smooth_l1_beta: 0 is plain L1.
         test_pre_nms: (anchor, class) pairs kept per level.
         candidates: number of boxes from all levels that enter NMS, best first.
+        in_channels: channels of the pictures; training takes those of its data.
     """
 
     num_classes: Count
@@ -46,6 +47,7 @@ class RetinaNetConfig:
     test_pre_nms: Count = 1000
     candidates: Count = 1000
     detections: Count = 100
+    in_channels: Channels = 3
 
     @property
     def masks(self) -> bool:

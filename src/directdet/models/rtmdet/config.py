@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from directdet.common.settings import Count, Share, ZeroOrMore, check_fields
+from directdet.common.settings import Channels, Count, Share, ZeroOrMore, check_fields
 from directdet.models.backbones.names import check_backbone
 
 
@@ -21,6 +21,7 @@ class RTMDetConfig:
         exp_distances: whether the predicted distances to a box's sides go through exp(), as in the sizes m and l.
         top_ious: an object has as many positive points as its `top_ious` best IoUs add up to, at least one.
         candidates: (point, class) pairs that enter NMS, best first.
+        in_channels: channels of the pictures; training takes those of its data.
     """
 
     num_classes: Count
@@ -36,6 +37,7 @@ class RTMDetConfig:
     nms: Share = 0.65
     candidates: Count = 300
     detections: Count = 100
+    in_channels: Channels = 3
 
     @property
     def masks(self) -> bool:

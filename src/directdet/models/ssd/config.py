@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from directdet.common.settings import Count, SettingError, Share, check_fields
+from directdet.common.settings import Channels, Count, SettingError, Share, check_fields
 from directdet.models.backbones.names import check_backbone
 
 
@@ -28,6 +28,7 @@ class SSDConfig:
         positive_iou: priors are positive from this IoU; so is the best prior of each object.
         negative_ratio: number of negatives per positive in the loss, the hardest of each image.
         candidates: (prior, class) pairs per round of NMS, best first; see deploy.select_in_rounds.
+        in_channels: channels of the pictures; training takes those of its data.
     """
 
     num_classes: Count
@@ -46,6 +47,7 @@ class SSDConfig:
     nms: Share = 0.45
     candidates: Count = 400
     detections: Count = 200
+    in_channels: Channels = 3
 
     @property
     def masks(self) -> bool:
