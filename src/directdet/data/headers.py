@@ -32,7 +32,7 @@ class Header:
         channels: None where they are not known.
         dtype: of a channel, as numpy calls it; of a TIFF that holds anything else, "other".
         foreign: a TIFF that cannot be read as a picture in grey or colour, since it holds other numbers or channels.
-        planar: a TIFF with one channel after the other.
+        plain: OpenCV reads all channels of it; of a TIFF, one of grey, or RGB pixel by pixel.
     """
 
     size: tuple[int, int] | None = None
@@ -41,7 +41,7 @@ class Header:
     channels: int | None = None
     dtype: str = "uint8"
     foreign: bool = False
-    planar: bool = False
+    plain: bool = True
 
 
 def read_header(content: bytes) -> Header:
@@ -117,7 +117,7 @@ def _tiff(content: bytes) -> Header:
         samples,
         _TIFF_TYPES.get((kind, bits), "uint8" if kind == 1 and bits < 8 else "other"),
         foreign=kind in (2, 3) or bits > 16 or more,
-        planar=samples > 1 and _tag(content, _PLANAR, 1) == 2,
+        plain=samples == 1 or (samples == 3 and not grey and _tag(content, _PLANAR, 1) == 1),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import cv2
 import numpy as np
 
 from directdet.common.errors import MissingLibraryError, UserError
-from directdet.data.headers import BIG_TIFF, TIFF, Header, read_header
+from directdet.data.headers import BIG_TIFF, Header, read_header
 from directdet.data.image import check_content, decode_image, read_bytes
 from directdet.data.pixels.format import PixelFormat, describe
 
@@ -41,7 +42,9 @@ def decode_pixels(content: bytes, name: str | os.PathLike[str], pixels: PixelFor
     header = read_header(content)
     if header.channels is not None:
         _check_kind(header.channels, header.dtype, pixels, name)
-    image = _decode(content, name, header)
+    image = _decode(content, name, header, pixels)
+    if image.ndim not in (2, 3) or not image.size:
+        raise UserError(f"{name}: not a readable image, or it is damaged")
     image = image[:, :, None] if image.ndim == 2 else image
     _check_kind(image.shape[2], image.dtype.name, pixels, name)
     if image.dtype == np.float32 and not np.isfinite(image).all():
@@ -97,10 +100,10 @@ def _check_kind(channels: int, dtype: str, pixels: PixelFormat, name: object) ->
         raise UserError(f"{name}: holds {describe(channels, dtype)}, not the {pixels.kind} that are wanted here")
 
 
-def _decode(content: bytes, name: object, header: Header) -> np.ndarray:
-    # OpenCV reads two and four channels of grey as one, and more not at all.
-    if content.startswith((*TIFF, *BIG_TIFF)) and (header.channels not in (1, 3) or header.planar):
-        return _decode_tiff(content, name, header.orientation)
+def _decode(content: bytes, name: object, header: Header, pixels: PixelFormat) -> np.ndarray:
+    # OpenCV reads several channels of grey as one, and more than four not at all.
+    if not header.plain or content.startswith(BIG_TIFF):
+        return _decode_tiff(content, name, header.orientation, pixels)
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
@@ -112,18 +115,22 @@ def _decode(content: bytes, name: object, header: Header) -> np.ndarray:
     return image
 
 
-def _decode_tiff(content: bytes, name: object, orientation: int) -> np.ndarray:
+def _decode_tiff(content: bytes, name: object, orientation: int, pixels: PixelFormat) -> np.ndarray:
     """The first page of a TIFF, [H, W, C] or [H, W]."""
     try:
         import tifffile
     except ImportError as error:
         remedy = 'pip install "directdet[tiff]"'
         raise MissingLibraryError(f"{name}: a TIFF of these channels needs tifffile ({error}); {remedy}") from None
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # what is wrong is told in one line
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             page: Any = file.pages[0]
+            _check_kind(int(page.samplesperpixel), np.dtype(page.dtype).name, pixels, name)  # before it takes memory
             image = np.asarray(page.asarray())
             planar = image.ndim == 3 and int(page.planarconfig) == 2
+    except UserError:
+        raise
     except Exception as error:  # of a damaged file almost any
         raise UserError(f"{name}: not a readable TIFF: {' '.join(str(error).split())[:200]}") from None
     image = np.moveaxis(image, 0, -1) if planar else image
