@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import struct
+import zlib
 from dataclasses import replace
 
 import cv2
@@ -11,14 +14,17 @@ import pytest
 from directdet.common.errors import UserError
 from directdet.data.check import check_data
 from directdet.data.dataset import load_dataset
+from directdet.data.formats.write.convert import convert
 from directdet.data.image import read_image, read_size, resize
 from directdet.data.pixels.format import MEAN, RGB, STD, PixelFormat, pixel_format
 from directdet.data.pixels.made import tiff
-from directdet.data.pixels.reading import decode_pixels, measure, read_pixels
+from directdet.data.pixels.reading import decode_pixels, measure, read_pixels, turn
 from directdet.data.records import read_record_image
 from directdet.data.synthetic import make_synthetic
+from directdet.export.contract import contract
+from directdet.infer.preprocess import Preprocess
 from directdet.recipes.recipe import Phase
-from directdet.train.data import load_splits, make_phase_loader, transform_of, without_colour
+from directdet.train.data import load_splits, make_phase_loader, phase_preprocess, transform_of, without_colour
 
 GREY16 = PixelFormat(1, "uint16", (20000.0,), (400.0,))
 BANDS = PixelFormat(6, "uint8", (10.0, 20.0, 30.0, 40.0, 50.0, 60.0), (5.0,) * 6, (4, 5, 0))
@@ -40,6 +46,7 @@ def test_rgb_is_what_it_was():
     ("table", "told"),
     [
         ({"dtype": "uint8"}, "channels is missing"),
+        ({"channels": 1, "dtype": "uint8", "upright": 1}, "upright: 1 is not true or false"),
         ({"channels": 17, "dtype": "uint8"}, "expected 1 to 16"),
         ({"channels": 1.5, "dtype": "uint8"}, "not a whole number"),
         ({"channels": 1, "dtype": "int16"}, "expected uint8, uint16, float32"),
@@ -264,3 +271,40 @@ def test_toml_keys_are_checked(bands):
     file.write_text(file.read_text().replace("dtype", "dtpye"))
     with pytest.raises(UserError, match=r"\[pixels\]: unknown key 'dtpye'; did you mean 'dtype'"):
         load_dataset(bands, "train")
+
+
+def test_a_converted_set_says_what_its_pictures_hold(bands, tmp_path):
+    for to in ("coco", "voc", "yolo"):
+        convert(bands, to, tmp_path / to)
+        assert load_dataset(tmp_path / to, "train").pixels == BANDS
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_pictures_are_turned_for_training_and_everything_after(orientation, tmp_path):
+    """Annotated as a viewer shows them; the model remembers it, and eval reads them so, too."""
+    shown = np.zeros((32, 48, 3), np.uint8)
+    shown[:8, :16] = 255
+    inverse = {6: 8, 8: 6}.get(orientation, orientation)
+    stored = turn(shown, inverse)
+    root = tmp_path / "set"
+    (root / "images").mkdir(parents=True)
+    note = b"II*\0" + struct.pack("<IHHHIHxxI", 8, 1, 0x0112, 3, 1, orientation, 0)
+    chunk = struct.pack(">I4s", len(note), b"eXIf") + note + struct.pack(">I", zlib.crc32(b"eXIf" + note))
+    content = cv2.imencode(".png", stored)[1].tobytes()
+    (root / "images" / "a.png").write_bytes(content[:33] + chunk + content[33:])
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 16, 8], "area": 128, "iscrowd": 0}
+    about = {"images": [{"id": 1, "file_name": "a.png", "width": 48, "height": 32}], "annotations": [annotation]}
+    (root / "all.json").write_text(json.dumps({**about, "categories": [{"id": 1, "name": "a"}]}))
+    (root / "dataset.toml").write_text(
+        '[train]\nimages = "images"\nannotations = "all.json"\n[pixels]\nupright = true\n'
+    )
+    dataset = load_dataset(root, "train")
+    assert dataset.pixels == replace(RGB, upright=True)
+    assert np.array_equal(read_record_image(dataset.records[0]), shown)
+    assert not check_data(root, progress=False).splits[0].turned_files
+    phase = phase_of("direct", std=(1.0, 1.0, 1.0))
+    preprocess = phase_preprocess(phase, dataset.pixels)
+    assert preprocess.upright and preprocess.std == phase.std
+    assert Preprocess.from_dict(preprocess.to_dict()) == preprocess
+    assert "turned and mirrored as the file's EXIF" in contract(preprocess, "uint8", {}, masks=False)["picture"]
+    assert not dataset.pixels.same_kind(RGB)

@@ -213,7 +213,7 @@ def _verify(record: Record) -> _Image:
     darkest = _DARK_16 if header.bits > 8 else _DARK
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
     dark = record.pixels.is_rgb and int(image.max()) < darkest
-    return _Image("", "", digest, header.orientation > 1, dark, kind)
+    return _Image("", "", digest, header.orientation > 1 and not record.pixels.upright, dark, kind)
 
 
 def _count(dataset: Dataset, files: _Files) -> SplitReport:

@@ -77,6 +77,8 @@ def _picture(preprocess: Preprocess) -> str:
         "as stored in the file: `directdet eval` does not apply a photo's EXIF orientation, because annotations count "
         "the stored pixels"
     )
+    if pixels.upright:
+        stored = "turned and mirrored as the file's EXIF orientation says, as viewers show it"
     if pixels.is_rgb:
         return (
             f"8 bits a channel, 3 channels, 0 to 255, {stored}; grey is repeated in 3 channels, transparency is "

@@ -60,7 +60,7 @@ class Preprocess:
         mean, std: per channel, in the units of the pictures; three channels of 8 bits are RGB.
         warp: stretch the image to fill the fixed canvas, without padding (SSD, and so ScratchDet). The network is built
             for this one size, which need not be a multiple of 32.
-        dtype, show: of the pictures, see data.pixels.format.PixelFormat; only those of "uint8" have such a canvas.
+        dtype, show, upright: of the pictures, see data.pixels.format.PixelFormat; only "uint8" ones have such a canvas.
     """
 
     size: tuple[int, int]
@@ -71,6 +71,7 @@ class Preprocess:
     warp: bool = False
     dtype: str = "uint8"
     show: tuple[int, ...] = ()
+    upright: bool = False
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 1:
@@ -89,7 +90,7 @@ class Preprocess:
     @cached_property
     def pixels(self) -> PixelFormat:
         """The format of the pictures that are taken."""
-        return PixelFormat(len(self.mean), self.dtype, self.mean, self.std, self.show)
+        return PixelFormat(len(self.mean), self.dtype, self.mean, self.std, self.show, self.upright)
 
     @property
     def takes(self) -> str:
@@ -223,6 +224,8 @@ class Preprocess:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for meta.json and checkpoints; `from_dict` is the inverse."""
         other = {} if self.pixels.is_rgb else {"dtype": self.dtype, "show": [int(channel) for channel in self.show]}
+        if self.upright:
+            other["upright"] = True
         return {
             "size": [int(edge) for edge in self.size],
             "fixed": bool(self.fixed),
@@ -241,7 +244,7 @@ class Preprocess:
             UserError: a field is missing, unknown or invalid; `where` names the file.
         """
         wanted = {"size", "fixed", "divisor", "mean", "std"}
-        if not isinstance(values, dict) or set(values) - {"warp", "dtype", "show"} != wanted:
+        if not isinstance(values, dict) or set(values) - {"warp", "dtype", "show", "upright"} != wanted:
             found = sorted(values) if isinstance(values, dict) else type(values).__name__
             raise UserError(f"{where}: preprocess: expected the fields {sorted(wanted)}, found {found}; export again")
         try:
@@ -256,6 +259,7 @@ class Preprocess:
                 )
             mean = values["mean"]
             about = {"channels": len(mean), "dtype": values.get("dtype", RGB.dtype), "show": values.get("show", [])}
+            about["upright"] = values.get("upright", False)
             pixels = pixel_format({**about, "mean": mean, "std": values["std"]}, f"{where}: preprocess")
             if "dtype" not in values and not pixels.is_rgb:
                 raise ValueError(f"mean and std: expected three numbers each, found {len(mean)}")
@@ -268,6 +272,7 @@ class Preprocess:
                 warp=bool(values.get("warp", False)),
                 dtype=pixels.dtype,
                 show=pixels.show,
+                upright=pixels.upright,
             )
         except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{where}: preprocess: {error}; export again") from error

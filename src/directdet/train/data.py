@@ -14,7 +14,7 @@ from directdet.data.augment.transforms import EdgesTransform, PretrainTransform
 from directdet.data.dataset import check_same_classes, find_splits, load_dataset
 from directdet.data.loader import BatchLoader, Transform, make_loader, usable
 from directdet.data.padding import Padding
-from directdet.data.pixels.format import RGB, PixelFormat
+from directdet.data.pixels.format import MEAN, RGB, STD, PixelFormat
 from directdet.data.records import Dataset
 from directdet.data.sampling import Sampling
 from directdet.infer.preprocess import Preprocess
@@ -93,7 +93,7 @@ def phase_preprocess(phase: Phase, pixels: PixelFormat) -> Preprocess:
 
     A phase's std is for ImageNet's RGB; a set with statistics of its own is normalised with those.
     """
-    warp, std = phase.resize == "warp", phase.std if pixels == RGB else pixels.std
+    warp, std = phase.resize == "warp", phase.std if (pixels.mean, pixels.std) == (MEAN, STD) else pixels.std
     return Preprocess(
         evaluation_size(phase),
         fixed=phase.eval_fixed or warp,
@@ -102,6 +102,7 @@ def phase_preprocess(phase: Phase, pixels: PixelFormat) -> Preprocess:
         warp=warp,
         dtype=pixels.dtype,
         show=pixels.show,
+        upright=pixels.upright,
     )
 
 

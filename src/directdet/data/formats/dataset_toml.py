@@ -33,6 +33,7 @@ With pictures of other sensors, a table says what they hold; see pixels/format.p
     mean = [20312.0]  # of each channel; check-data measures and prints both
     std = [4711.0]
     show = [0]  # the channel to draw as grey, or three as red, green and blue
+    upright = true  # turn pictures as EXIF says; by default they are taken as stored
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ _VOC = "voc"
 _FORMAT_KEYS = ("format", "folder")
 _SINGLE_KEYS = (*_SPLIT_KEYS, *_FORMAT_KEYS, *SPLIT_KEYS)
 _PIXELS = "pixels"
-_PIXEL_KEYS = ("channels", "dtype", "mean", "std", "show")
+_PIXEL_KEYS = ("channels", "dtype", "mean", "std", "show", "upright")
 
 
 def toml_splits(file: Path) -> list[str]:

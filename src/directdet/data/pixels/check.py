@@ -29,7 +29,7 @@ def pixel_lines(dataset: Dataset, kinds: Mapping[Kind, int]) -> tuple[str, ...]:
         about = f"{where} hold {pixels.kind}, values {_range(found)}"
         if pixels.mean:
             return (f"{about}, mean {_numbers(found.pixels.mean)}, std {_numbers(found.pixels.std)}",)
-        return (f"{about}; write into {dataset.root}'s dataset.toml what was measured:", *_table(found.pixels))
+        return (f"{about}; write into {dataset.root}'s dataset.toml what was measured:", *found.pixels.toml_lines())
     if len(kinds) != 1:
         return ()
     ((channels, dtype),) = kinds
@@ -45,17 +45,7 @@ def pixel_lines(dataset: Dataset, kinds: Mapping[Kind, int]) -> tuple[str, ...]:
         f"{where} hold {describe(channels, dtype)}, values {_range(found)}, not 8-bit RGB; to train on what they hold, "
         f"write into {'a' if own else 'the'} dataset.toml there:",
         *own,
-        *_table(found.pixels),
-    )
-
-
-def _table(pixels: PixelFormat) -> tuple[str, ...]:
-    return (
-        "[pixels]",
-        f"channels = {pixels.channels}",
-        f'dtype = "{pixels.dtype}"',
-        f"mean = [{_numbers(pixels.mean)}]",
-        f"std = [{_numbers(pixels.std)}]",
+        *found.pixels.toml_lines(),
     )
 
 

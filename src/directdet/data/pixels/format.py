@@ -34,6 +34,8 @@ class PixelFormat:
         mean, std: of each channel, in the file's own units, std above 0; both empty: not measured yet.
         show: the channel that is drawn as grey, or the three that are drawn as red, green and blue, counted from 0;
             empty: the first, or the first three.
+        upright: turn pictures as EXIF says, as viewers show them; False: take them as they are stored. (A TIFF's
+            orientation is a part of the format, and followed in any case.)
 
     Raises:
         ValueError: a value is not allowed.
@@ -44,6 +46,7 @@ class PixelFormat:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     show: tuple[int, ...] = ()
+    upright: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.channels <= MOST_CHANNELS:
@@ -68,7 +71,7 @@ class PixelFormat:
     @property
     def kind(self) -> str:
         """The channels and their type, in words."""
-        return describe(self.channels, self.dtype)
+        return describe(self.channels, self.dtype) + (", turned as EXIF says" if self.upright else "")
 
     @cached_property
     def padding(self) -> tuple[float, ...]:
@@ -78,9 +81,16 @@ class PixelFormat:
         most = np.iinfo(self.dtype).max
         return tuple(int(np.clip(value + 0.5, 0, most)) for value in self.mean)
 
+    def toml_lines(self) -> tuple[str, ...]:
+        """The table [pixels] of a dataset.toml that says this."""
+        lists = {name: ", ".join(map(repr, getattr(self, name))) for name in ("mean", "std", "show")}
+        turned = ("upright = true",) if self.upright else ()
+        about = (f"channels = {self.channels}", f'dtype = "{self.dtype}"')
+        return ("[pixels]", *about, *(f"{name} = [{values}]" for name, values in lists.items() if values), *turned)
+
     def same_kind(self, other: PixelFormat) -> bool:
         """Whether pictures of one are pictures of the other."""
-        return (self.channels, self.dtype) == (other.channels, other.dtype)
+        return (self.channels, self.dtype, self.upright) == (other.channels, other.dtype, other.upright)
 
     def for_detector(self, image: np.ndarray) -> np.ndarray:
         """A picture as detectors take it: RGB in BGR order, as OpenCV has it; others as they are."""
@@ -107,15 +117,21 @@ def describe(channels: int, dtype: str) -> str:
 
 
 def pixel_format(table: Mapping[str, Any], where: str) -> PixelFormat:
-    """The format that a table of a file says: channels, dtype, and perhaps mean, std and show.
+    """The format that a table of a file says: channels, dtype, and perhaps mean, std, show and upright.
+
+    Without channels and dtype it is 8-bit RGB.
 
     Raises:
         UserError: a value is missing, unknown or not allowed; `where` names the file.
     """
     try:
+        if "channels" not in table and "dtype" not in table:
+            table = {"channels": 3, "dtype": "uint8", "mean": list(MEAN), "std": list(STD), **table}
         for key in ("channels", "dtype"):
             if key not in table:
                 raise ValueError(f"{key} is missing; add it")
+        if type(table.get("upright", False)) is not bool:
+            raise ValueError(f"upright: {table['upright']!r} is not true or false")
         numbers: dict[str, tuple[Any, ...]] = {}
         for key in ("mean", "std", "show"):
             value = table.get(key, [])
@@ -125,7 +141,7 @@ def pixel_format(table: Mapping[str, Any], where: str) -> PixelFormat:
             numbers[key] = tuple(value if key == "show" else map(float, value))
         if type(table["channels"]) is not int:
             raise ValueError(f"channels: {table['channels']!r} is not a whole number")
-        return PixelFormat(table["channels"], table["dtype"], **numbers)
+        return PixelFormat(table["channels"], table["dtype"], **numbers, upright=table.get("upright", False))
     except (ValueError, OverflowError) as error:
         raise UserError(f"{where}: {error}") from None
 

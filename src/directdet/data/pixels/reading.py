@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from directdet.common.errors import MissingLibraryError, UserError
-from directdet.data.headers import BIG_TIFF, Header, read_header
+from directdet.data.headers import BIG_TIFF, TIFF, Header, read_header
 from directdet.data.image import check_content, decode_image, read_bytes
 from directdet.data.pixels.format import PixelFormat, describe
 
@@ -30,14 +30,20 @@ def decode_pixels(content: bytes, name: str | os.PathLike[str], pixels: PixelFor
     """Decode an image file that holds this format: [H, W, C], channels in the order of the file.
 
     8-bit RGB is read as :func:`directdet.data.image.read_image` says. Anything else is taken as it is and never
-    converted. A TIFF's orientation is followed, since it is a part of that format; EXIF's is not.
+    converted. A TIFF's orientation is followed, since it is a part of that format; EXIF's where the format says so.
 
     Raises:
         UserError: not an image, damaged, of another kind, or with values that are not finite.
         MissingLibraryError: a TIFF that only tifffile reads, and it is not installed.
     """
-    if pixels.is_rgb:
-        return decode_image(content, name)
+    image = decode_image(content, name) if pixels.is_rgb else _decode_other(content, name, pixels)
+    if pixels.upright and not content.startswith(TIFF):
+        image = turn(image, read_header(content).orientation)
+    return image
+
+
+def _decode_other(content: bytes, name: str | os.PathLike[str], pixels: PixelFormat) -> np.ndarray:
+    """A picture that is not read as 8-bit RGB, as it is stored."""
     check_content(content, name)
     header = read_header(content)
     if header.channels is not None:

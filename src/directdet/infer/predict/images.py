@@ -69,8 +69,8 @@ def predict(
     as "detections"; for an image that could not be read, "error" instead. Memory use does not grow with the number of
     images. Bytes of a name that are not UTF-8 are written as JSON's escapes, from \\udc80 on.
 
-    Images of a dataset are taken as stored, and their results have its ids: `detections.json` is then the list of
-    results that pycocotools' `loadRes` takes beside the annotations.
+    Images of a dataset are taken as stored, unless its dataset.toml says otherwise, and their results have its ids:
+    `detections.json` is then the list of results that pycocotools' `loadRes` takes beside the annotations.
 
     During the run, results are in `detections.part.jsonl`; after an interruption, `resume` continues from there.
 
@@ -150,7 +150,7 @@ def predict(
                 item.encoded = _encode(drawn, images.name(item.source.path))
             item.image = item.crops = None
 
-        items = _read(images, summary.n_resumed, labelled, options.upright and labelled is None, pixels)
+        items = _read(images, summary.n_resumed, labelled, options.upright, pixels)
         stages = detection_stages(detector, selection, describe, finish)
         summary.pipeline = run_pipeline(make_batches(items, detector, size), stages, write)
     if turned:
@@ -192,7 +192,8 @@ def _read(
         source = Numbered(number if record is None else record.image_id, path)
         about = {"image_id": source.image_id, "file_name": path.as_posix(), "name": images.name(path).as_posix()}
         try:
-            picture = read_picture(path, upright, pixels)
+            # Annotations say where things are in the picture as its set has it.
+            picture = read_picture(path, upright if record is None else record.pixels.upright, pixels)
             if record is not None:
                 check_size(record, *picture.image.shape[:2])
         except UserError as error:

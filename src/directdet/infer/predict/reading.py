@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ def read_picture(path: Path, upright: bool, pixels: PixelFormat = RGB) -> Pictur
         UserError: see data.pixels.reading.decode_pixels.
     """
     content = read_bytes(path)
+    pixels = replace(pixels, upright=False)  # what is applied is told
     image = np.ascontiguousarray(pixels.for_detector(decode_pixels(content, path, pixels)))
     orientation = read_header(content).orientation if upright and content[:4] not in TIFF else 1
     return Picture(turn(image, orientation), hashlib.sha256(content).hexdigest(), orientation)
