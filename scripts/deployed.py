@@ -28,7 +28,7 @@ from race import detections_of, figures
 
 from directdet.data.records import Dataset
 from directdet.infer.accuracy.evaluate import score_detections
-from directdet.infer.predict.sources import read_bgr
+from directdet.infer.predict.sources import read_for_detector
 from directdet.train.data import load_splits
 
 SIDES = (320, 448, 640)
@@ -119,7 +119,7 @@ def measure(given: Any) -> dict[str, Any]:
     else:
         detect = their_detector(their_graph(given, int(side)), int(side), runtime, given.threads)
     val = _val(given)
-    images = [read_bgr(record.path) for record in val.records]
+    images = [read_for_detector(record.path) for record in val.records]
     for image in images[:5]:
         detect(image)
     times, rows = [], []

@@ -155,7 +155,7 @@ class Bench:
     def expected(self, precision: str) -> tuple[Any, ...]:
         """PyTorch's side: pictures, expectations, its AP and what it found on the AP's pictures."""
         candidate = load(self.folder("onnx", "fp32", "own"), runtime="onnxruntime", device="cpu")
-        pictures = verification_pictures(self.val, self.reference.preprocess.size, PICTURES)
+        pictures = verification_pictures(self.val, self.reference.preprocess, PICTURES)
         records = self.val.records[:AP_PICTURES]
         found = detect(SameCanvas(self.reference, candidate), self.val, records)
         expectations = expect(self.reference, candidate, pictures, TOLERANCES[precision])

@@ -18,8 +18,9 @@ from directdet.data.augment.mixing import CopyPaste, MixUp, Mosaic, paste
 from directdet.data.augment.sample import Sample
 from directdet.data.augment.steps import Colour, Flip, Turn, ZoomAndCrop, quarter_turn, shift_hsv
 from directdet.data.augment.transforms import PretrainTransform
-from directdet.data.image import PAD_COLOUR, fit_size
+from directdet.data.image import fit_size
 from directdet.data.masks import coco_mask, decode_mask, draw_pixels, rasterise, to_shape
+from directdet.data.pixels.format import RGB
 
 
 def picture(seed: int, height: int = 90, width: int = 130, objects: int = 4, kind: str = "both") -> Sample:
@@ -156,7 +157,7 @@ def test_colours_leave_the_padding_and_the_input(kind):
     images = [Colour(kind)(sample, np.random.default_rng(seed), unused).image for seed in range(20)]
     height, width = sample.size
     for image in images:
-        assert (image[height:] == PAD_COLOUR).all() and (image[:, width:] == PAD_COLOUR).all()
+        assert (image[height:] == RGB.padding).all() and (image[:, width:] == RGB.padding).all()
     assert len({image.tobytes() for image in images}) > 12
     np.testing.assert_array_equal(sample.image, before)
 
@@ -198,7 +199,7 @@ def test_mosaic_is_torchvisions_resize_paste_and_crop():
         side, limit = int(2 * length * alpha), int(length * alpha)
         shown = min(side, length)
         left, top = (int(v) for v in starts)
-        canvas = torch.tensor(PAD_COLOUR, dtype=torch.uint8)[:, None, None].repeat(1, 6 * side, 6 * side)
+        canvas = torch.tensor(RGB.padding, dtype=torch.uint8)[:, None, None].repeat(1, 6 * side, 6 * side)
         x, y = (int(c * side - s) + 2 * side for c, s in zip(centre, starts, strict=True))  # of the window, not cut off
         boxes, masks, labels = [], [], []
         remaining = iter(read)
@@ -232,7 +233,7 @@ def test_mosaic_is_torchvisions_resize_paste_and_crop():
         difference = np.abs(result.image[:shown, :shown].astype(int) - window.permute(1, 2, 0).numpy())
         assert result.image.shape == (length, length, 3) and result.size == (shown, shown)
         assert np.percentile(difference, 99) <= 4 and difference.mean() < 1.5  # OpenCV works in 32nds of a pixel
-        assert (result.image[shown:] == PAD_COLOUR).all() and (result.image[:, shown:] == PAD_COLOUR).all()
+        assert (result.image[shown:] == RGB.padding).all() and (result.image[:, shown:] == RGB.padding).all()
         assert result.labels.tolist() == labels
         if boxes:
             np.testing.assert_allclose(result.boxes, torch.stack(boxes).numpy(), atol=1e-3)
@@ -309,7 +310,7 @@ def test_copy_paste_takes_half_of_another_picture_that_fits():
     sample = PretrainTransform(160, (0.7, 0.7), 0.0)(picture(0), np.random.default_rng(0))
     for seed in range(60):
         result = CopyPaste(1.0, resize)(sample, np.random.default_rng(seed), lambda _: picture(50, objects=10))
-        assert result.size == sample.size and (result.image[sample.size[0] :] == PAD_COLOUR).all()
+        assert result.size == sample.size and (result.image[sample.size[0] :] == RGB.padding).all()
         assert (result.boxes[:, 2:] <= np.array(sample.size[::-1])).all() and (result.boxes >= 0).all()
         counts.append(len(result.boxes) - 4)
     assert 3 < np.mean(counts) < 5.5 and min(counts) < 3 and max(counts) > 6

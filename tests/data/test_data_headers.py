@@ -41,7 +41,7 @@ def with_note(ending, orientation, order="<"):
 
 @pytest.mark.parametrize("ending", [".jpg", ".png"])
 def test_size_is_that_of_the_pixels(ending, tmp_path):
-    assert read_header(encoded(ending)) == Header((40, 30), 8, 1)
+    assert read_header(encoded(ending)) == Header((40, 30), 8, 1, 3)
     assert read_header(encoded(ending, IMAGE[..., 0])).size == (40, 30)
     for other in (ending, ".bmp", ".webp", ".tiff"):
         (tmp_path / f"a{other}").write_bytes(encoded(other))

@@ -15,9 +15,9 @@ import torch
 from directdet.common.errors import UserError
 from directdet.data.augment.transforms import EdgesTransform, PretrainTransform
 from directdet.data.dataset import Dataset, Record, load_dataset
-from directdet.data.image import PAD_COLOUR
 from directdet.data.loader import WorkerError, make_loader
 from directdet.data.padding import Padding, target_rows
+from directdet.data.pixels.format import RGB
 from directdet.data.sampling import Sampling
 
 SQUARE = PretrainTransform(96)
@@ -64,8 +64,8 @@ def test_shapes_types_and_padding(dataset):
         boxes = targets["boxes"][valid]
         assert (boxes[:, 2:] - boxes[:, :2] >= 1).all() and targets["masks"][valid].flatten(1).any(dim=1).all()
         for image, (height, width) in zip(images, targets["sizes"].int().tolist(), strict=True):
-            assert (image[:, height:] == torch.tensor(PAD_COLOUR)[:, None, None]).all()
-            assert (image[:, :, width:] == torch.tensor(PAD_COLOUR)[:, None, None]).all()
+            assert (image[:, height:] == torch.tensor(RGB.padding)[:, None, None]).all()
+            assert (image[:, :, width:] == torch.tensor(RGB.padding)[:, None, None]).all()
 
 
 def test_canvas_is_rounded_up_to_the_divisor(dataset):

@@ -26,9 +26,9 @@ from directdet.data.augment.ssd_transforms import (
     warp,
 )
 from directdet.data.dataset import load_dataset
-from directdet.data.image import PAD_COLOUR
 from directdet.data.loader import Padding, make_loader
 from directdet.data.masks import rasterise
+from directdet.data.pixels.format import RGB
 from directdet.data.sampling import Sampling
 
 functional = v2.functional
@@ -141,7 +141,7 @@ def test_expansion_is_torchvisions_padding():
             continue
         left, top = np.rint(result.boxes[0, :2] - sample.boxes[0, :2]).astype(int).tolist()
         padding = [left, top, width - 50 - left, height - 40 - top]
-        theirs = functional.pad(tensor(sample.image), padding, fill=list(PAD_COLOUR))
+        theirs = functional.pad(tensor(sample.image), padding, fill=list(RGB.padding))
         assert difference(result.image, theirs) == 0
         expected = functional.pad(bounding_boxes(sample), padding)
         np.testing.assert_allclose(result.boxes, expected.numpy(), rtol=1e-6)

@@ -7,8 +7,8 @@ import pytest
 from directdet.data.augment.sample import Sample, clip_boxes, hflip, load_sample
 from directdet.data.augment.transforms import EdgesTransform, PretrainTransform, direct_resize, short_edge_resize
 from directdet.data.dataset import Record, load_dataset
-from directdet.data.image import PAD_COLOUR
 from directdet.data.masks import rasterise
+from directdet.data.pixels.format import RGB
 
 
 def painted(height=150, width=210, box=(40, 30, 121, 96)):
@@ -38,7 +38,7 @@ def test_direct_resize_boxes_follow_the_pixels(size, length):
         assert result.image.shape == (length, length, 3) and result.image.flags.c_contiguous
         height, width = result.size
         assert height <= length and width <= length
-        assert (result.image[height:] == PAD_COLOUR).all() and (result.image[:, width:] == PAD_COLOUR).all()
+        assert (result.image[height:] == RGB.padding).all() and (result.image[:, width:] == RGB.padding).all()
         (box,) = result.boxes
         assert (box[:2] >= 0).all() and box[2] <= width and box[3] <= height and box.dtype == np.float32
         np.testing.assert_allclose(box, red_box(result), atol=1.01)
@@ -157,7 +157,7 @@ def test_hflip_leaves_padding_where_it_is():
     height, width = padded.size
     assert flipped.size == padded.size
     np.testing.assert_array_equal(flipped.image[:height, :width], padded.image[:height, width - 1 :: -1])
-    assert (flipped.image[height:] == PAD_COLOUR).all() and (flipped.image[:, width:] == PAD_COLOUR).all()
+    assert (flipped.image[height:] == RGB.padding).all() and (flipped.image[:, width:] == RGB.padding).all()
     np.testing.assert_allclose(flipped.boxes[0], red_box(flipped), atol=1.01)
 
 

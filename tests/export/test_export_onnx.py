@@ -141,7 +141,7 @@ def test_an_open_batch_is_in_the_graph_and_in_the_meta(dynamic):
     assert {value.type.tensor_type.shape.dim[0].dim_param for value in [*graph.input, *graph.output]} == {"batch"}
     assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
     detector = load(dynamic.artefact, device="cpu")
-    images = [image for _, image in verification_pictures(None, (128, 160))]
+    images = [image for _, image in verification_pictures(None, Preprocess((128, 160)))]
     for one, other in zip(detector.detect_batch(images), map(detector, images), strict=True):  # 4 and 1, and one by one
         np.testing.assert_allclose(one.scores[:5], other.scores[:5], atol=1e-4)
 
@@ -205,7 +205,7 @@ def test_equal_scores_of_dead_features_are_undecided(checkpoint, exported):
         model.backbone.conv1.weight.zero_()
         model.box_head[-2].weight.zero_()
         model.box_head[-2].bias.fill_(-1.0)
-    pictures = verification_pictures(None, (128, 160))
+    pictures = verification_pictures(None, Preprocess((128, 160)))
     own, *_ = expect(reference, candidate, pictures, TOLERANCES["fp32"])
     assert len(own.found) > 1
     assert len({run.boxes.round().tobytes() for run in own.disturbed()}) > 1
@@ -215,7 +215,7 @@ def test_equal_scores_of_dead_features_are_undecided(checkpoint, exported):
 def test_lost_detections_fail_verification(checkpoint, exported, monkeypatch):
     """A candidate that finds only the better half, or one of each picture, is not the model."""
     reference, candidate = load(checkpoint, device="cpu"), load(exported.artefact, device="cpu")
-    pictures = verification_pictures(None, (128, 160))
+    pictures = verification_pictures(None, Preprocess((128, 160)))
     assert verify(reference, candidate, pictures).passed
     detect = candidate.detect_batch
     for keep in (

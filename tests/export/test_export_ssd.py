@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from directdet.data.dataset import load_dataset
+from directdet.data.pixels.format import MEAN
 from directdet.data.synthetic import make_synthetic
 from directdet.export.onnx_graph import FORBIDDEN, count_operators
 from directdet.export.run import export
 from directdet.export.tensorrt import build_engine
 from directdet.export.verification.verify import verification_pictures, verify
 from directdet.front import cli
-from directdet.infer.predict.sources import read_bgr
-from directdet.infer.preprocess import MEAN
+from directdet.infer.predict.sources import read_for_detector
+from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes.load import load
 from directdet.recipes.by_name import get_recipe
 from directdet.train.run import train
@@ -62,7 +63,7 @@ def truth(run, data, tmp_path_factory) -> Path:
     content = json.loads((data / "annotations" / "instances_val2017.json").read_text())
     detector, rng, annotations = load(run, device="cpu"), np.random.default_rng(0), []
     for image in content["images"]:
-        found = detector(read_bgr(data / "val2017" / image["file_name"]))
+        found = detector(read_for_detector(data / "val2017" / image["file_name"]))
         for row in np.sort(rng.permutation(len(found))[:40]):
             moved = found.boxes[row] + rng.normal(0, 1, 4) * rng.choice([0.0, 1.0, 3.0])
             x1, y1, x2, y2 = np.clip(moved, 0, [image["width"], image["height"]] * 2).tolist()
@@ -126,7 +127,7 @@ def test_graph_holds_nothing_that_a_runtime_refuses(artefact):
 def test_runtimes_find_what_the_run_finds(run, artefact, data, runtime):
     """On a canvas of 300, which no multiple of 32 is, and pictures of any ratio."""
     pytest.importorskip(runtime, reason=f"{runtime} is not installed")
-    pictures = verification_pictures(load_dataset(data, "train"), (300, 300), count=3)
+    pictures = verification_pictures(load_dataset(data, "train"), Preprocess((300, 300)), count=3)
     tall = cv2.rotate(pictures[0][1], cv2.ROTATE_90_CLOCKWISE)
     found = verify(load(run, device="cpu"), load(artefact, runtime, "cpu"), [*pictures, ("tall", tall)])
     assert found.passed and found.runtime == runtime
@@ -160,7 +161,7 @@ def test_export_of_batches_of_two_with_ap(run, data, truth, tmp_path, capsys):
         assert one["reference_ap"] == record["pytorch"]["ap"]
         assert one["ap"]["box"] == pytest.approx(one["reference_ap"]["box"], abs=one["tolerance"]["ap"])
     detector, alone = load(tmp_path / "out", device="cpu"), load(run, device="cpu")
-    pictures = [read_bgr(record.path) for record in load_dataset(data, "val").records[:2]]
+    pictures = [read_for_detector(record.path) for record in load_dataset(data, "val").records[:2]]
     pictures[1] = cv2.rotate(pictures[1], cv2.ROTATE_90_CLOCKWISE)
     for picture, found in zip(pictures, detector.detect_batch(pictures), strict=True):
         wanted = alone(picture)

@@ -14,7 +14,7 @@ from directdet.infer.detections import Detections
 from directdet.infer.draw import colour, draw
 from directdet.infer.predict.images import predict
 from directdet.infer.predict.options import PredictOptions
-from directdet.infer.predict.sources import find_images, read_bgr
+from directdet.infer.predict.sources import find_images, read_for_detector
 from directdet.infer.runtimes.load import load
 
 
@@ -44,9 +44,9 @@ def test_find_images(tmp_path):
             find_images(tmp_path / source)
 
 
-def test_read_bgr(tmp_path):
+def test_read_for_detector(tmp_path):
     image = save(tmp_path / "a.png")
-    assert np.array_equal(read_bgr(tmp_path / "a.png"), image)
+    assert np.array_equal(read_for_detector(tmp_path / "a.png"), image)
 
 
 def test_draw_changes_only_a_copy():
@@ -130,4 +130,4 @@ def test_predict_keeps_folders_apart_and_never_overwrites_the_source(artefact, t
     assert (tmp_path / "out/x/a.png").is_file() and (tmp_path / "out/y/a.png").is_file()
     with pytest.raises(UserError, match="overwrite"):
         predict(detector, tmp_path / "in" / "x", tmp_path / "in" / "x", progress=False)
-    assert np.array_equal(read_bgr(tmp_path / "in" / "x" / "a.png"), before)
+    assert np.array_equal(read_for_detector(tmp_path / "in" / "x" / "a.png"), before)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from directdet.common.errors import UserError
+from directdet.data.pixels.format import MEAN, STD
 from directdet.infer import preprocess as module
 from directdet.infer.decode import to_detections
-from directdet.infer.preprocess import MEAN, STD, Preprocess, fixture_image
+from directdet.infer.preprocess import Preprocess, fixture_image
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -9,7 +9,7 @@ from rich.console import Console
 from scratchdet_tables import GPUS, RATES, TABLE1, TABLE2
 
 from directdet.common.errors import UsageProblem
-from directdet.infer.preprocess import STD
+from directdet.data.pixels.format import STD
 from directdet.models.backbones.builders import SSD_BACKBONES
 from directdet.models.ssd.config import SSDConfig
 from directdet.recipes.by_name import get_recipe

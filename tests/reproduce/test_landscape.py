@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from directdet.common.errors import UserError
+from directdet.data.pixels.format import MEAN
 from directdet.front import cli
-from directdet.infer.preprocess import MEAN
 from directdet.models.build import build_model
 from directdet.models.parts.targets import Targets
 from directdet.models.ssd.loss import ssd_losses

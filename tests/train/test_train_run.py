@@ -12,8 +12,9 @@ from torch import nn
 
 from directdet.common.errors import UserError
 from directdet.data.image import resize
+from directdet.data.pixels.format import MEAN, STD
 from directdet.data.synthetic import make_synthetic
-from directdet.infer.preprocess import MEAN, STD, Preprocess
+from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes.load import load
 from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint

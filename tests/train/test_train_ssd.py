@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from directdet.common.errors import UserError
-from directdet.infer.preprocess import MEAN, Preprocess
+from directdet.data.pixels.format import MEAN
+from directdet.infer.preprocess import Preprocess
 from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
 from directdet.recipes.by_name import get_recipe

@@ -26,7 +26,7 @@ from directdet.data.dataset import Dataset, Record
 from directdet.data.masks import coco_mask
 from directdet.infer.accuracy.evaluate import evaluate, match_classes
 from directdet.infer.machine import gpu_memory_mib, peak_memory_mib
-from directdet.infer.predict.sources import read_bgr
+from directdet.infer.predict.sources import read_for_detector
 from directdet.infer.predictor import Predictor
 from directdet.infer.runtimes.load import find_model, load
 
@@ -121,7 +121,7 @@ def _memory(before: float | None, gpu_before: float | None, gpu_now: float | Non
 
 
 def _onnx_nodes(detector: Predictor, record: Record, batch: int) -> dict[str, int]:
-    inputs, _ = detector.prepare([read_bgr(record.path)])
+    inputs, _ = detector.prepare([read_for_detector(record.path, record.pixels)])
     inputs = np.repeat(inputs, detector.backend.input.batch or batch, axis=0)
     model = Path(detector.source) / detector.meta["file"]
     return onnx_nodes(model, detector.info["provider"], detector.info["device"], inputs)
@@ -166,7 +166,7 @@ def time_stages(
         # Negative steps are the warm-up, on the last images of the dataset rather than the first ones timed.
         chosen = [records[(step * batch + offset) % len(records)] for offset in range(batch)]
         start = time.perf_counter()
-        inputs, placements = detector.prepare([read_bgr(record.path) for record in chosen])
+        inputs, placements = detector.prepare([read_for_detector(record.path, record.pixels) for record in chosen])
         prepared = time.perf_counter()
         raw = detector.run(inputs)
         returned = time.perf_counter()

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from directdet.common.errors import UsageProblem
 
 MANY = 10**9
+MOST_CHANNELS = 16  # of a picture
 
 
 class SettingError(UsageProblem, ValueError):
@@ -50,6 +51,7 @@ class Between:
 
 
 Count: TypeAlias = Annotated[int, Between(1, MANY)]
+Channels: TypeAlias = Annotated[int, Between(1, MOST_CHANNELS)]
 ZeroOrMore: TypeAlias = Annotated[int, Between(0, MANY)]
 Share: TypeAlias = Annotated[float, Between(0, 1)]
 Positive: TypeAlias = Annotated[float, Between(0, 1e9, above=True)]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from directdet.common.errors import UserError
 from directdet.common.terminal import terminal
 from directdet.data.dataset import check_same_classes, find_splits, load_dataset
 from directdet.data.headers import read_header
-from directdet.data.image import decode_image, read_bytes, similar_file
+from directdet.data.image import read_bytes, similar_file
+from directdet.data.pixels.check import pixel_lines
+from directdet.data.pixels.reading import decode_pixels, file_kind
 from directdet.data.plausible import doubts_about, misfit_areas, too_small
 from directdet.data.records import Dataset, Problem, Record, check_size
 
@@ -75,6 +78,7 @@ class CheckReport:
     label_map: tuple[tuple[int, int, str], ...]
     splits: tuple[SplitReport, ...]
     duplicates: tuple[tuple[str, ...], ...] = ()  # image files with the same content in more than one split
+    pixels: tuple[str, ...] = ()  # about pictures that are not 8-bit RGB, and what dataset.toml should say
     untrained_classes: tuple[str, ...] = ()  # with objects in val or test, but none in train
     errors: tuple[str, ...] = ()  # reasons why the dataset cannot be used, the worst first
     doubts: tuple[str, ...] = ()  # reasons why its annotations can hardly be meant as they stand
@@ -120,6 +124,7 @@ def check_data(
         raise UserError(errors[0])
     digests: dict[str, dict[str, set[str]]] = {}  # content -> split -> files
     reports: list[SplitReport] = []
+    pixels: list[str] = []
     console = terminal(stderr=True)
     # A bar that disappears leaves an empty line in a log file.
     with Progress(console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
@@ -132,11 +137,14 @@ def check_data(
                 if found.digest:
                     digests.setdefault(found.digest, {}).setdefault(dataset.split, set()).add(str(record.path))
             reports.append(_count(dataset, files))
+            if verify_images and not files.missing and len(reports) == 1:  # the others are to be the same
+                pixels += pixel_lines(dataset, files.kinds)
     duplicates = sorted(tuple(sorted(set().union(*found.values()))) for found in digests.values() if len(found) > 1)
     copies = {
         split: sum(len(found.get(split, ())) > 1 for found in digests.values()) for split in map(_split, datasets)
     }
-    return _summarise(datasets, reports, errors, _Copies(tuple(duplicates), copies), verify_images)
+    report = _summarise(datasets, reports, errors, _Copies(tuple(duplicates), copies), verify_images)
+    return replace(report, pixels=tuple(pixels))
 
 
 @dataclass(frozen=True)
@@ -148,6 +156,7 @@ class _Image:
     digest: str = ""
     turned: bool = False
     dark: bool = False
+    kind: tuple[int, str] | None = None  # channels and dtype
 
 
 @dataclass
@@ -158,8 +167,11 @@ class _Files:
     broken: list[FileProblem] = field(default_factory=list)
     turned: list[str] = field(default_factory=list)
     dark: list[str] = field(default_factory=list)
+    kinds: Counter[tuple[int, str]] = field(default_factory=Counter)
 
     def add(self, file: str, found: _Image) -> None:
+        if found.kind:
+            self.kinds[found.kind] += 1
         if found.missing:
             self.missing.append(FileProblem(file, found.missing))
         if found.broken:
@@ -189,16 +201,19 @@ def _verify(record: Record) -> _Image:
     found = _exists(record)
     if found.missing:
         return found
+    kind = None
     try:
         content = read_bytes(record.path)
-        image = decode_image(content, record.path)
+        kind = file_kind(content)
+        image = decode_pixels(content, record.path, record.pixels)
         check_size(record, *image.shape[:2])
     except UserError as error:
-        return _Image(broken=str(error))
+        return _Image(broken=str(error), kind=kind)
     header = read_header(content)
     darkest = _DARK_16 if header.bits > 8 else _DARK
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-    return _Image("", "", digest, header.orientation > 1, int(image.max()) < darkest)
+    dark = record.pixels.is_rgb and int(image.max()) < darkest
+    return _Image("", "", digest, header.orientation > 1 and not record.pixels.upright, dark, kind)
 
 
 def _count(dataset: Dataset, files: _Files) -> SplitReport:
@@ -262,6 +277,8 @@ def _summarise(
         except UserError as error:
             errors.append(str(error))
     doubts: list[str] = []
+    if any(dataset.records and not dataset.pixels.mean for dataset in datasets):
+        errors.append("[pixels]: mean and std are missing; write those that were measured into dataset.toml")
     for dataset, report in zip(datasets, reports, strict=True):
         if report.images == 0:
             errors.append(f"{report.split}: no images")

@@ -26,6 +26,8 @@ def print_report(report: CheckReport, console: Console | None = None, shown: int
             f"{item.file}: annotation {item.annotation_id}: {item.message}: {item.action}" for item in split.problems
         ]
         _print_list(console, f"{split.split}: annotations put right or dropped", lines, shown)
+    for line in report.pixels:
+        console.print(plain(line), highlight=False, soft_wrap=True)
     _print_list(console, "the same image in several splits", [" = ".join(files) for files in report.duplicates], shown)
     _print_list(console, "errors", report.errors, shown)
     _print_list(console, "doubts", report.doubts, shown)

@@ -1,4 +1,7 @@
-"""Reading, resizing and padding images. Images are uint8 [H, W, 3] in RGB order."""
+"""Reading, resizing and padding images.
+
+Images that are read here are uint8 [H, W, 3] in RGB order; see pixels/reading.py for others.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,9 @@ import cv2
 import numpy as np
 
 from directdet.common.errors import UserError
-from directdet.data.headers import read_header
+from directdet.data.headers import Header, read_header
 from directdet.data.picture_size import check_pixels, declared_size
-
-# The ImageNet mean rounded to whole numbers: padding with it leaves (nearly) zeros after normalising.
-PAD_COLOUR = (124, 116, 104)
+from directdet.data.pixels.format import describe, planewise
 
 # A JPEG marker inside the compressed data: 0xFF followed by anything but stuffing (00), a restart marker or fill (FF).
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -62,11 +63,16 @@ def read_bytes(path: str | os.PathLike[str], most: int = -1) -> bytes:
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(width, height) of an image file; from its header where that says it. Errors as :func:`read_image`."""
+    content, header = b"", Header()
     for most in (_HEADER_BYTES, -1):  # a header is rarely longer, and a set has many pictures
         content = read_bytes(path, most)
-        size = read_header(content).size
-        if size is not None:
-            return size
+        header = read_header(content)
+        if header.size is not None:
+            return header.size
+    declared = declared_size(content)
+    if header.foreign and declared is not None:
+        height, width = declared[::-1] if header.orientation >= 5 else declared
+        return width, height
     height, width = decode_image(content, path).shape[:2]
     return width, height
 
@@ -96,13 +102,13 @@ def _canonical(name: str) -> str:
 
 def decode_image(content: bytes, name: str | os.PathLike[str] = "image") -> np.ndarray:
     """Decode the bytes of an image file, as :func:`read_image`; ``name`` is used in error messages."""
-    if not content:
-        raise UserError(f"{name}: image file is empty; restore it or remove it from the dataset")
-    if _is_truncated(content):
-        raise UserError(f"{name}: image file is truncated or damaged; restore it or remove it from the dataset")
-    size = declared_size(content)
-    if size is not None:
-        check_pixels(*size, name)
+    check_content(content, name)
+    header = read_header(content)
+    if header.foreign:
+        raise UserError(
+            f"{name}: holds {describe(header.channels or 0, header.dtype)}, not a picture in grey or RGB; a set of "
+            "such pictures needs a table [pixels] in its dataset.toml, which check-data prints"
+        )
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:  # e.g. more pixels than OpenCV accepts
@@ -112,25 +118,39 @@ def decode_image(content: bytes, name: str | os.PathLike[str] = "image") -> np.n
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def check_content(content: bytes, name: object) -> None:
+    """UserError if an image file is empty, cut short, or holds more pixels than are read."""
+    if not content:
+        raise UserError(f"{name}: image file is empty; restore it or remove it from the dataset")
+    if _is_truncated(content):
+        raise UserError(f"{name}: image file is truncated or damaged; restore it or remove it from the dataset")
+    size = declared_size(content)
+    if size is not None:
+        check_pixels(*size, name)
+
+
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize to exactly ``height`` x ``width``, bilinear without antialiasing, like the papers' pipelines."""
     if image.shape[:2] == (height, width):
         return image
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return planewise(image, lambda one: cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR))
 
 
 def resize_into(image: np.ndarray, target: np.ndarray) -> None:
-    """:func:`resize` straight into ``target``, uint8 [H, W, 3] with any row stride, without an intermediate image."""
+    """:func:`resize` straight into ``target`` with any row stride; of three channels without an intermediate image."""
     height, width = target.shape[:2]
     if image.shape[:2] == (height, width):
         target[...] = image
+        return
+    if image.shape[2] != 3:
+        target[...] = resize(image, height, width)
         return
     written = cv2.resize(image, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
     if written is not target:  # OpenCV allocated its own array, e.g. for a view it cannot address
         target[...] = written
 
 
-def pad_bottom_right(image: np.ndarray, height: int, width: int, value: int | tuple[int, ...] = 0) -> np.ndarray:
+def pad_bottom_right(image: np.ndarray, height: int, width: int, value: float | tuple[float, ...] = 0) -> np.ndarray:
     """Place ``image`` in the top left corner of a ``height`` x ``width`` canvas filled with ``value``.
 
     ``value`` is one number, or one for each channel. Raises ValueError if the image is larger than the canvas.

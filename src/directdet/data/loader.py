@@ -27,10 +27,10 @@ from torch.utils.data import Dataset as TorchDataset
 from directdet.common.errors import UserError
 from directdet.data.augment.compose import Compose
 from directdet.data.augment.sample import Sample, load_sample
-from directdet.data.image import PAD_COLOUR
 from directdet.data.masks import rasterise
 from directdet.data.neighbours import Neighbours
 from directdet.data.padding import Padding, target_rows
+from directdet.data.pixels.format import PixelFormat
 from directdet.data.records import Dataset, Record
 from directdet.data.sampling import BatchSampler, Sampling
 
@@ -62,11 +62,12 @@ def make_loader(
         pin_memory: put batches into page-locked memory, for faster copies to a GPU.
 
     Yields:
-        (images uint8 [N, 3, H, W] RGB, targets), targets being a dict: boxes float32 [N, G, 4] xyxy in canvas pixels,
+        (images [N, C, H, W], uint8, or float32 of other formats, targets), targets being a dict: boxes float32
+        [N, G, 4] xyxy in canvas pixels,
         labels int64 [N, G], valid bool [N, G], sizes float32 [N, 2] (height, width of the image in the canvas), padded
         float32 [N, 2] (the same of what the image is padded to in a batch of its own), and, with masks, masks uint8
         [N, G, mask_size, mask_size] inside each box. Rows that are not valid are zero; images are padded with
-        ``PAD_COLOUR``, the rounded mean used for normalisation.
+        the rounded mean used for normalisation.
 
     Raises:
         UserError: too few images for a batch, masks required but absent; while iterating, a missing or broken image.
@@ -94,7 +95,7 @@ def make_loader(
     return BatchLoader(
         _Samples(records, transform, sampling.seed, masks, padding.mask_size),
         BatchSampler(sampling, len(records), portrait),
-        _Collate(padding.divisor, padding.min_objects, padding.mask_size, masks),
+        _Collate(padding.divisor, padding.min_objects, padding.mask_size, masks, dataset.pixels),
         workers,
         pin_memory,
     )
@@ -321,6 +322,7 @@ class _Collate:
     min_objects: int
     mask_size: int
     masks: bool
+    pixels: PixelFormat
 
     def __call__(self, items: list[tuple[Sample, np.ndarray, int] | _Failure]) -> Batch | _Packed | _Failure:
         pairs: list[tuple[Sample, np.ndarray]] = []
@@ -342,8 +344,10 @@ class _Collate:
         height, width = (
             -(-max(sample.image.shape[axis] for sample, _ in pairs) // self.divisor) * self.divisor for axis in (0, 1)
         )
-        images = np.empty((count, 3, height, width), np.uint8)
-        images[:] = np.array(PAD_COLOUR, np.uint8)[:, None, None]
+        # Torch computes with uint8 and float32, but hardly with uint16.
+        kind = np.uint8 if self.pixels.dtype == "uint8" else np.float32
+        images = np.empty((count, self.pixels.channels, height, width), kind)
+        images[:] = np.array(self.pixels.padding, kind)[:, None, None]
         boxes = np.zeros((count, rows, 4), np.float32)
         labels = np.zeros((count, rows), np.int64)
         valid = np.zeros((count, rows), bool)

@@ -11,7 +11,8 @@ from typing import Any, TypedDict, TypeGuard
 import numpy as np
 
 from directdet.common.errors import UserError
-from directdet.data.image import read_image
+from directdet.data.pixels.format import RGB, PixelFormat
+from directdet.data.pixels.reading import read_pixels
 
 
 class RLE(TypedDict):
@@ -59,6 +60,7 @@ class Record:
     # float32 [G], square pixels as the file gives them (COCO: of the mask), by default those of the boxes; COCO AP
     # classes objects as small, medium and large by them.
     areas: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    pixels: PixelFormat = RGB  # what the image file is read as
 
     def __post_init__(self) -> None:
         if not len(self.areas):
@@ -90,6 +92,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """What the image files are read as: one format for all of them."""
+        return self.records[0].pixels if self.records else RGB
 
     def mask_counts(self) -> tuple[int, int]:
         """(objects with a mask, objects), both without crowd regions."""
@@ -154,10 +161,19 @@ def _without_difficult(record: Record) -> Record:
 
 
 def read_record_image(record: Record) -> np.ndarray:
-    """The record's image, uint8 [H, W, 3] RGB; UserError if its size differs from the annotated one."""
-    image = read_image(record.path)
+    """The record's image, [H, W, C] as its format says (8-bit RGB: in that order).
+
+    Raises:
+        UserError: it cannot be read, holds another format, or its size differs from the annotated one.
+    """
+    image = read_pixels(record.path, record.pixels)
     check_size(record, *image.shape[:2])
     return image
+
+
+def drawable_image(record: Record) -> np.ndarray:
+    """The record's image to draw on, uint8 [H, W, 3] BGR; errors as :func:`read_record_image`."""
+    return record.pixels.drawable(record.pixels.for_detector(read_record_image(record)))
 
 
 def check_size(record: Record, height: int, width: int) -> None:

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from directdet.common.files import write_bytes_atomic, write_json_atomic
+from directdet.data.pixels.made import sensor_file
 
 CLASSES = ("disk", "square", "triangle", "star")
 # Not contiguous, like COCO's own, so that mapping ids to labels matters.
@@ -38,12 +39,16 @@ def make_synthetic(
     images_val: int = 16,
     size: tuple[int, int] = (160, 200),
     seed: int = 0,
+    sensor: str | None = None,
 ) -> Path:
     """Write a dataset of ``images_train`` + ``images_val`` images into ``root``; returns ``root``.
 
     Width and height of each image are drawn from ``size`` (smallest, largest). Shapes overlap; boxes, masks (polygons)
     and areas are those of the visible parts. In each split of two or more images the last has no objects, and the first
     has a crowd region, given as run lengths. The same arguments give the same bytes.
+
+    ``sensor``: one of pixels.made.SENSORS; the shapes are then in what no 8-bit RGB picture shows, and there is no
+    dataset.toml yet that says so. None: ordinary colour pictures.
 
     Raises ValueError for sizes under 64 pixels, and UserError if ``root`` cannot be written.
     """
@@ -59,9 +64,14 @@ def make_synthetic(
             first, last = index == 0 and count > 1, index == count - 1 and count > 1
             scene = _draw_scene(rng, height, width, shapes=0 if last else int(rng.integers(2, 7)), crowd=first)
             image_id = (number + 1) * 100000 + index + 1
-            file_name = f"{image_id:012d}.jpg"
-            encoded = cv2.imencode(".jpg", scene.image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
-            write_bytes_atomic(root / f"{split}2017" / file_name, encoded.tobytes())
+            ending, encoded = ".jpg", b""
+            if sensor is None:
+                encoded = cv2.imencode(ending, scene.image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
+            else:
+                shapes = [*scene.masks, *([] if scene.crowd is None else [scene.crowd])]
+                ending, encoded = sensor_file(sensor, (height, width), shapes, rng)
+            file_name = f"{image_id:012d}{ending}"
+            write_bytes_atomic(root / f"{split}2017" / file_name, encoded)
             images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
             for entry in _annotate(scene):
                 annotations.append({"id": len(annotations) + 1, "image_id": image_id, **entry})

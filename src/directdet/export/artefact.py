@@ -79,7 +79,8 @@ def new_meta(trained: TorchPredictor, preprocess: Preprocess, source: Path, opti
     keys = ("score_threshold", "nms", "candidates", "detections", "test_proposals")
     least, usual, most = options.batch_sizes
     rows, (height, width) = least if least == most else None, preprocess.size
-    shape = [rows, height, width, 3] if LAYOUTS[options.input] == "NHWC" else [rows, 3, height, width]
+    channels = len(preprocess.mean)
+    shape = [rows, height, width, channels] if LAYOUTS[options.input] == "NHWC" else [rows, channels, height, width]
     libraries = ("torch", "torchvision", "onnx", "onnxscript")
     thresholds = {key: config[key] for key in keys if key in config}
     return {

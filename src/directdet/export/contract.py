@@ -8,6 +8,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from directdet.export.running import running
 from directdet.infer.preprocess import Preprocess
 
@@ -38,13 +40,11 @@ def contract(preprocess: Preprocess, dtype: str, thresholds: dict[str, Any], mas
     letterbox = f"proportions kept: {scale}, new_width = floor(width * scale + 0.5), {bounds}"
     warp = f"stretched to the whole canvas, proportions not kept: new_height = {height}, new_width = {width}"
     return {
-        "picture": "8 bits a channel, 3 channels, 0 to 255, as stored in the file: `directdet eval` does not apply a "
-        "photo's EXIF orientation, because annotations count the stored pixels; grey is repeated in 3 channels, "
-        "transparency is dropped, of 16 bits the upper 8 are taken",
+        "picture": _picture(preprocess),
         "resize": warp if preprocess.warp else letterbox,
         "interpolation": "bilinear between the four nearest pixels, without antialiasing; pixel centres lie at halves: "
-        "x_source = (x + 0.5) * width / new_width - 0.5, clamped to 0 .. width - 1, and y likewise; the result is "
-        "rounded to whole grey levels (OpenCV: resize with INTER_LINEAR on 8-bit pixels)",
+        "x_source = (x + 0.5) * width / new_width - 0.5, clamped to 0 .. width - 1, and y likewise; "
+        + _rounding(preprocess),
         "place": f"canvas of height {height} and width {width}; the resized picture lies in its top left corner"
         + (" and fills it" if preprocess.warp else "; the rest, at the right or below, is padding"),
         **_input(preprocess, dtype),
@@ -71,20 +71,54 @@ _MASKS = (
 )
 
 
+def _picture(preprocess: Preprocess) -> str:
+    """What a picture is before anything is done to it."""
+    pixels = preprocess.pixels
+    stored = (
+        "as stored in the file: `directdet eval` does not apply a photo's EXIF orientation, because annotations count "
+        "the stored pixels"
+    )
+    if pixels.upright:
+        stored = "turned and mirrored as the file's EXIF orientation says, as viewers show it"
+    if pixels.is_rgb:
+        return (
+            f"8 bits a channel, 3 channels, 0 to 255, {stored}; grey is repeated in 3 channels, transparency is "
+            "dropped, of 16 bits the upper 8 are taken"
+        )
+    values = "any finite number" if pixels.dtype == "float32" else f"0 to {np.iinfo(pixels.dtype).max}"
+    return f"{pixels.kind}, {values}, {stored}; pictures of another kind are not converted"
+
+
+def _rounding(preprocess: Preprocess) -> str:
+    if preprocess.dtype == "float32":
+        return "the result is not rounded (OpenCV: resize with INTER_LINEAR on float32 pixels)"
+    bits = {"uint8": 8, "uint16": 16}[preprocess.dtype]
+    what = "grey levels" if bits == 8 else "numbers"
+    return f"the result is rounded to whole {what} (OpenCV: resize with INTER_LINEAR on {bits}-bit pixels)"
+
+
 def _input(preprocess: Preprocess, dtype: str) -> dict[str, Any]:
     """What depends on the type of the input."""
+    pixels = preprocess.pixels
+    other = (
+        "as in the files that the model was trained on, the first channel first (OpenCV exchanges the first and the "
+        "third of three or four)"
+    )
     if dtype == "uint8":
         return {
-            "channel_order": "blue, green, red",
+            "channel_order": "blue, green, red" if pixels.is_rgb else other,
             "values": "whole grey levels, 0 to 255; the graph normalises them itself: neither divide nor subtract",
             "padding_value": [int(level) for level in preprocess.pad_colour],
             "layout": "[picture, row, column, channel]",
         }
-    mean, std = (", ".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
+    mean, std = (", ".join(f"{value:.9g}" for value in values) for values in (preprocess.mean, preprocess.std))
+    values = f"(grey level - mean) / std, grey levels 0 to 255, mean {mean} and std {std} of red, green, blue"
+    if not pixels.is_rgb:
+        values = f"(value - mean) / std, mean {mean} and std {std} of the channels in their order"
     return {
-        "channel_order": "red, green, blue",
-        "values": f"(grey level - mean) / std, grey levels 0 to 255, mean {mean} and std {std} of red, green, blue",
-        "padding_value": [0.0, 0.0, 0.0],
+        "channel_order": "red, green, blue" if pixels.is_rgb else other,
+        "values": values,
+        "padding_value": [0.0] * pixels.channels,
         "layout": "[picture, channel, row, column]",
     }
 

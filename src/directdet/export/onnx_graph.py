@@ -53,7 +53,9 @@ class GraphFacts:
 
 
 class CanvasInput(nn.Module):
-    """forward(canvases uint8 [N, H, W, 3] BGR) -> outputs of `deployed` for them, normalised as Preprocess does it.
+    """forward(canvases uint8 [N, H, W, C]) -> outputs of `deployed` for them, normalised as Preprocess does it.
+
+    Three channels are BGR, others in the order of the file.
 
     The cast comes first: TensorRT has no other operation on uint8. Subtraction and multiplication of float32 are
     exact to the last digit, and so the same in every runtime. Pixels of the padding's colour, the mean rounded to grey
@@ -69,14 +71,17 @@ class CanvasInput(nn.Module):
         super().__init__()
         self.deployed = deployed
         for name, values in zip(("mean", "factor"), preprocess.factors, strict=True):
-            self.register_buffer(name, torch.from_numpy(values).reshape(3, 1, 1), persistent=False)
+            self.register_buffer(name, torch.from_numpy(values).reshape(-1, 1, 1), persistent=False)
+        self.is_rgb = preprocess.pixels.is_rgb
         self.register_buffer("rgb", torch.tensor([2, 1, 0]), persistent=False)
-        colour = torch.tensor(preprocess.pad_colour[::-1], dtype=torch.float32).reshape(3, 1, 1)
+        colour = torch.tensor(preprocess.pixels.padding, dtype=torch.float32).reshape(-1, 1, 1)
         self.register_buffer("padding", colour, persistent=False)
         self.padded = not preprocess.warp
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        planes = images.float().permute(0, 3, 1, 2).index_select(1, self.rgb)
+        planes = images.float().permute(0, 3, 1, 2)
+        if self.is_rgb:
+            planes = planes.index_select(1, self.rgb)
         values = (planes - self.mean) * self.factor
         if self.padded:
             distance = (planes - self.padding).abs().amax(1, keepdim=True)  # grey levels, whole numbers
@@ -91,7 +96,7 @@ def fold(model: Network, size: tuple[int, int]) -> tuple[Network, Folding, float
         UserError: folding changes the raw maps by more than rounding.
     """
     folded = copy.deepcopy(model).eval()
-    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(1, model.in_channels, *size, generator=torch.Generator().manual_seed(0))
     folding = fold_model(folded)
     with torch.no_grad():
         before, after = model.eval()(images), folded(images)
@@ -117,10 +122,10 @@ def write_onnx(
         model: a network of `build_model`.
         size: (height, width) of the input in pixels.
         batch: images per run, a constant of the graph; or the fewest, usual and most of them.
-        canvas: the graph takes this preprocessing's uint8 canvases [N, H, W, 3] and normalises them itself; None: it
-            takes float32 [N, 3, H, W], normalised.
+        canvas: the graph takes this preprocessing's uint8 canvases [N, H, W, C] and normalises them itself; None: it
+            takes float32 [N, C, H, W], normalised.
         precision: "fp32", "fp16" or "bf16".
-        samples: normalised float32 [N, 3, H, W] that show which layers meet values too large for a lower precision.
+        samples: normalised float32 [N, C, H, W] that show which layers meet values too large for a lower precision.
 
     Raises:
         UserError: folding changed the network, or the graph holds something that not every runtime takes.
@@ -134,14 +139,16 @@ def write_onnx(
 
         kept = reduce_precision(deployed, precision, samples)
         opset = BF16_OPSET if precision == "bf16" else OPSET
-    fixed = least == most
+    fixed, channels = least == most, model.in_channels
     # torch.export always makes a size of 1 a constant; any other number is a good example.
     rows = least if fixed else max(2, least)
     if canvas is not None:
         deployed = CanvasInput(deployed, canvas).eval()
-        images = torch.randint(0, 256, (rows, *size, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+        images = torch.randint(
+            0, 256, (rows, *size, channels), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+        )
     else:
-        images = torch.randn(rows, 3, *size, generator=torch.Generator().manual_seed(1))
+        images = torch.randn(rows, channels, *size, generator=torch.Generator().manual_seed(1))
     dynamic = None if fixed else ({0: torch.export.Dim("batch", min=least, max=most)},)
     with torch.no_grad(), _quiet():
         torch.onnx.export(

@@ -16,7 +16,7 @@ from directdet.export.options import ExportOptions
 from directdet.export.price import Choice, Price, canvases, fewer_proposals, frontier
 from directdet.export.verification.verify import network_of, verification_pictures
 from directdet.infer.accuracy.evaluate import evaluate
-from directdet.infer.predict.sources import read_bgr
+from directdet.infer.predict.sources import read_for_detector
 from directdet.infer.predictor import Predictor
 from directdet.infer.runtimes.load import load
 from directdet.infer.runtimes.torch_runtime import TorchPredictor
@@ -83,7 +83,7 @@ def _price(
             folder = Path(temporary)
             meta, target = new_meta(trained, preprocess, source, options), folder / FORMATS[kind].file
             graph = folder / "graph.onnx" if kind == "openvino" else target
-            pictures = verification_pictures(dataset, preprocess.size)
+            pictures = verification_pictures(dataset, preprocess)
             facts = write_graph(model, preprocess, options, pictures, graph)
             files = [target.name]
             if kind == "openvino":
@@ -100,7 +100,9 @@ def _price(
 
 def _milliseconds(detector: Predictor, dataset: Dataset) -> float:
     """Median time of one picture in the network with its post-processing."""
-    batches = [detector.prepare([read_bgr(record.path)])[0] for record in dataset.records[:RUNS]]
+    batches = [
+        detector.prepare([read_for_detector(record.path, record.pixels)])[0] for record in dataset.records[:RUNS]
+    ]
     times = []
     for number in range(-WARMUP, RUNS):
         batch = batches[number % len(batches)]

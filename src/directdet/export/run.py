@@ -29,9 +29,9 @@ from directdet.export.price_search import measure_prices
 from directdet.export.tensorrt import ENGINES, EngineFacts, build_engine
 from directdet.export.verification.side_by_side import AP_IMAGES, SideBySide, VerificationSet, compare_runtimes
 from directdet.export.verification.verify import network_of, verification_pictures
-from directdet.infer.accuracy.evaluate import evaluate, match_classes
+from directdet.infer.accuracy.evaluate import evaluate, match_classes, require_format
 from directdet.infer.artefact import META_FILE
-from directdet.infer.predict.sources import read_bgr
+from directdet.infer.predict.sources import read_for_detector
 from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes.load import find_model, load
 from directdet.infer.runtimes.torch_runtime import TorchPredictor, load_torch
@@ -111,6 +111,10 @@ def export(
         raise UserError(f"{out}: exists and is not an artefact; choose another --out")
     trained = load_torch(source, device="cpu")
     preprocess = deployed_preprocess(trained.preprocess, options.size)  # an impossible size is told at once
+    if options.input == "uint8" and preprocess.dtype != "uint8":
+        # No other type is an input in ONNX Runtime, OpenVINO and TensorRT alike: TensorRT knows no uint16.
+        options = replace(options, input="float32")
+        say(f"the graph's input is float32, normalised: the model takes {preprocess.pixels.kind}")
     model = network_of(trained)
     own = model.config
     model.config = with_thresholds(own, options)
@@ -121,6 +125,7 @@ def export(
         calibration = load_dataset(data, "train") if "train" in splits else dataset
         if ap_images or options.precision == CALIBRATED:
             match_classes(trained, dataset)  # before minutes of work
+        require_format(trained, dataset)
     require_writable(out, folder=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     with hold_folder(out, "export", beside=True), working_folders(out) as (part, work):
@@ -137,7 +142,7 @@ def export(
             preprocess=preprocess,
             reference=TorchPredictor.from_model(model, preprocess, trained.classes, trained.category_ids),
             meta=new_meta(trained, preprocess, source, options),
-            verify_on=VerificationSet(verification_pictures(dataset, preprocess.size), dataset, ap_images),
+            verify_on=VerificationSet(verification_pictures(dataset, preprocess), dataset, ap_images),
             calibration=calibration,
             work=work,
             say=say,
@@ -234,7 +239,7 @@ def _calibration(job: _Job) -> list[np.ndarray]:
     """Batches of the network's input, of pictures spread over the calibration split."""
     records = job.calibration.records if job.calibration is not None else ()
     step = max(1, len(records) // CALIBRATION_IMAGES)
-    images = [read_bgr(record.path) for record in records[::step][:CALIBRATION_IMAGES]]
+    images = [read_for_detector(record.path, record.pixels) for record in records[::step][:CALIBRATION_IMAGES]]
     prepare = job.preprocess.letterbox if job.options.input == "uint8" else job.preprocess
     rows = [prepare(image)[0] for image in images]
     size = job.options.batch_sizes[0]

@@ -17,7 +17,7 @@ _DELAY = 2000  # microseconds that Triton waits for a batch to fill up
 
 def write_programs(folder: Path, meta: dict[str, Any]) -> None:
     """Put beside an ONNX model what README.md tells about: the C++ program, and Triton's configuration."""
-    if meta["kind"] != "onnx":
+    if meta["kind"] != "onnx" or not _takes_rgb(meta):
         return
     for name in _CPP_FILES:
         with resources.as_file(resources.files("directdet.export") / "cpp" / name) as source:
@@ -26,8 +26,9 @@ def write_programs(folder: Path, meta: dict[str, Any]) -> None:
 
 
 def running(meta: dict[str, Any]) -> list[str]:
-    """The lines of README.md, from the content of meta.json; none for engines, which other libraries hardly take."""
-    if meta["kind"] not in _OPEN:
+    """The lines of README.md, from the content of meta.json; none for engines, which other libraries hardly take, nor
+    for pictures that are not 8-bit RGB, of which each sensor's software has its own reader."""
+    if meta["kind"] not in _OPEN or not _takes_rgb(meta):
         return []
     lines = ["## Run it in Python", "", "In this folder, with numpy, OpenCV and the runtime alone:", ""]
     lines += ["```python", *python_code(meta), "```", ""]
@@ -60,6 +61,11 @@ def running(meta: dict[str, Any]) -> list[str]:
         "```",
         "",
     ]
+
+
+def _takes_rgb(meta: dict[str, Any]) -> bool:
+    rules = meta["preprocess"]
+    return len(rules["mean"]) == 3 and rules.get("dtype", "uint8") == "uint8" and not rules.get("upright", False)
 
 
 # ---- Python

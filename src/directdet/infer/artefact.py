@@ -91,6 +91,8 @@ def read_artefact(folder: str | Path) -> Artefact:
         raise UserError(f"{where}: classes: expected names; export again")
     preprocess = Preprocess.from_dict(meta["preprocess"], where)
     name, shape, dtype = _input(meta["input"], where)
+    if dtype == "uint8" and preprocess.dtype != "uint8":
+        raise UserError(f"{where}: input: uint8, but the model takes {preprocess.dtype} pictures; export again")
     batch = _batch(meta["shapes"], where)
     model_file = _check_files(folder, meta, where)
     if preprocess.checksum(dtype) != meta["preprocess_checksum"]:

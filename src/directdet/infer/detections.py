@@ -190,7 +190,8 @@ class Detections:
         """A copy of the picture with boxes, masks and class names on it.
 
         Args:
-            picture: the one they were found in, in any form that a `Detector` takes.
+            picture: the one they were found in, in any form that a `Detector` of 8-bit RGB takes; of other pictures
+                `preprocess.pixels.drawable` makes one.
             scores: write them after the names.
             order: of the channels of an array that is given, and of the result.
 
@@ -201,9 +202,10 @@ class Detections:
             UserError: it cannot be read, or has another size.
         """
         from directdet.infer.draw import draw
-        from directdet.infer.pictures import to_bgr
+        from directdet.infer.pictures import to_array
+        from directdet.infer.preprocess import Preprocess
 
-        image = to_bgr(picture, order)
+        image = to_array(picture, Preprocess(self.image_size), order)
         if image.shape[:2] != self.image_size:
             sizes = [f"{width} x {height}" for height, width in (image.shape[:2], self.image_size)]
             raise UserError(f"a picture of {sizes[0]} pixels: these detections are of one of {sizes[1]}; give that one")

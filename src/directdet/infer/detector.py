@@ -14,7 +14,7 @@ from directdet.common.devices import device_name
 from directdet.common.errors import UserError
 from directdet.infer.detections import Detections
 from directdet.infer.network_input import NetworkInput
-from directdet.infer.pictures import Order, PictureLike, is_picture, to_bgr
+from directdet.infer.pictures import Order, PictureLike, is_picture, to_array
 from directdet.infer.predict.options import PredictOptions, Selection
 from directdet.infer.predictor import Backend, Predictor
 from directdet.infer.runtimes.load import load
@@ -82,10 +82,11 @@ class Detector(Predictor):
         """Detect objects in a picture, a list of pictures, or as many as a generator gives.
 
         Args:
-            image: the path of an image file, a file opened with mode "rb", a picture of PIL, or an array uint8
-                [h, w, 3]. A list or tuple of such gives a list; a generator gives an iterator, which reads as many
-                pictures ahead as the network takes in a batch. Photos in files are turned as a viewer shows them, and
-                boxes are in the pixels of the turned photo; pixels of PIL and of arrays are taken as they are.
+            image: the path of an image file, a file opened with mode "rb", a picture of PIL, or an array: uint8
+                [h, w, 3], unless the model takes other channels. A list or tuple of such gives a list; a generator
+                gives an iterator, which reads as many pictures ahead as the network takes in a batch. Photos in files
+                are turned as a viewer shows them, and boxes are in the pixels of the turned photo; pixels of PIL and of
+                arrays are taken as they are.
             score: leave out what has a lower score. A model has a threshold of its own, below which it returns nothing.
             classes: names of the only classes to return; None: all.
             order: of the channels of an array, "bgr" as OpenCV reads it or "rgb".
@@ -97,13 +98,13 @@ class Detector(Predictor):
         keep = PredictOptions(score, classes).selection(self)
         given: Any = image  # an open file is an Iterable as well
         if is_picture(given) or not isinstance(given, Iterable):
-            return keep(super().__call__(to_bgr(given, order)))
+            return keep(super().__call__(to_array(given, self.preprocess, order)))
         found = self._each(given, keep, order)
         return list(found) if isinstance(image, (list, tuple)) else found
 
     def _each(self, pictures: Iterable[PictureLike], keep: Selection, order: Order) -> Iterator[Detections]:
         rest, size = iter(pictures), self._batch_size()
-        while group := [to_bgr(picture, order) for picture in islice(rest, size)]:
+        while group := [to_array(picture, self.preprocess, order) for picture in islice(rest, size)]:
             yield from map(keep, self.detect_batch(group))
 
     def _batch_size(self) -> int:

@@ -119,16 +119,16 @@ class Predictor:
         return outputs if len(batch) == count else tuple(value[:count] for value in outputs)
 
     def prepare(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Placement]]:
-        """The network's input for BGR uint8 images, and their placements; all images must get the same canvas.
+        """The network's input for images, and their placements; all images must get the same canvas.
 
-        The batch is float32 [B, 3, H, W], normalised, or uint8 [B, H, W, 3] if the network's graph normalises.
+        The batch is float32 [B, C, H, W], normalised, or uint8 [B, H, W, C] if the network's graph normalises.
 
         Raises:
             UserError: one of them is no such image.
             ValueError: the images get canvases of different sizes.
         """
         for image in images:
-            check_picture(image)
+            check_picture(image, self.preprocess)
         shapes = {self.preprocess.canvas(self.preprocess.place(*image.shape[:2])) for image in images}
         if len(shapes) != 1:
             raise ValueError(f"these images get canvases of different sizes {sorted(shapes)}; prepare them one by one")
@@ -137,7 +137,7 @@ class Predictor:
         return batch, [prepare(image, out=row)[1] for image, row in zip(images, batch, strict=True)]
 
     def __call__(self, image: np.ndarray) -> Detections:
-        """Detect objects in one image, uint8 [h, w, 3] BGR as OpenCV reads it.
+        """Detect objects in one image, uint8 [h, w, 3] BGR as OpenCV reads it, or as the model's own format says.
 
         Raises:
             UserError: it is something else, such as a path, None, or an empty crop; the message says what to give.
@@ -170,7 +170,7 @@ class Predictor:
         groups: list[list[np.ndarray]] = []
         last, limit = None, self.backend.input.max_batch
         for image in images:
-            check_picture(image)
+            check_picture(image, self.preprocess)
             shape = self.preprocess.canvas(self.preprocess.place(*image.shape[:2]))
             full = limit is not None and groups and len(groups[-1]) >= limit
             if shape != last or full:

@@ -42,7 +42,7 @@ class Architecture(NamedTuple):
     """The parts of a detector.
 
     config: a frozen, self-validating dataclass with num_classes, backbone, masks and the thresholds.
-    network(config): a models.parts.network.Network whose forward(images [N, 3, H, W]) returns raw maps.
+    network(config): a models.parts.network.Network whose forward(images [N, C, H, W]) returns raw maps.
     losses(model, raw, targets, draw) -> (losses by name, counts to monitor, including "positives").
     deploy(model, (height, width), portable): the module that is evaluated and exported; see postprocess.
     backbones: the kinds of backbone it can be built on.
@@ -103,7 +103,7 @@ def architecture_of(model: Network) -> Architecture:
 def losses_of(
     model: Network, images: Tensor, targets: Targets, draw: RandomKeys = random_keys
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Run one forward pass over normalised images [N, 3, H, W] and compute its losses; see Architecture.losses."""
+    """Run one forward pass over normalised images [N, C, H, W] and compute its losses; see Architecture.losses."""
     return architecture_of(model).losses(model, model(images), targets, draw)
 
 
@@ -123,5 +123,5 @@ def fold_model(model: Network) -> Folding:
     """
     size = model.input_size() or SMALL
     device = next(model.parameters()).device
-    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    images = torch.randn(1, model.in_channels, *size, generator=torch.Generator().manual_seed(0)).to(device)
     return fold_batch_norm(model, conv_norm_pairs(deploy_model(model, size).eval(), images))

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from directdet.data.image import pad_bottom_right
+from directdet.data.pixels.format import RGB, PixelFormat
 from directdet.infer.detections import Detections
 from directdet.infer.draw import draw
 
@@ -21,7 +22,10 @@ GAP = 4
 
 
 def drawn_batches(
-    batches: Iterable[tuple[Tensor, Mapping[str, Tensor]]], classes: Sequence[str], count: int
+    batches: Iterable[tuple[Tensor, Mapping[str, Tensor]]],
+    classes: Sequence[str],
+    count: int,
+    pixels: PixelFormat = RGB,
 ) -> list[np.ndarray]:
     """The first `count` pictures of a loader's batches, uint8 [h, w, 3] BGR, with what they are trained on."""
     pictures: list[np.ndarray] = []
@@ -30,7 +34,8 @@ def drawn_batches(
         for index, image in enumerate(images.numpy()):
             if len(pictures) == count:
                 return pictures
-            pictures.append(_drawn(image, {name: value[index] for name, value in values.items()}, classes))
+            target = {name: value[index] for name, value in values.items()}
+            pictures.append(_drawn(pixels.drawable(pixels.for_detector(image.transpose(1, 2, 0))), target, classes))
     return pictures
 
 
@@ -51,12 +56,12 @@ def make_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> bytes:
 
 
 def _drawn(image: np.ndarray, target: Mapping[str, np.ndarray], classes: Sequence[str]) -> np.ndarray:
-    height, width = image.shape[1:]
+    height, width = image.shape[:2]
     valid = target["valid"]
     masks = target["masks"][valid].astype(np.float32) if "masks" in target else None
     scores = np.ones(int(valid.sum()), np.float32)
     found = Detections(target["boxes"][valid], scores, target["labels"][valid], masks, (height, width))
-    return draw(image.transpose(1, 2, 0)[:, :, ::-1], found, classes, scores=False)
+    return draw(image, found, classes, scores=False)
 
 
 def _cell(picture: np.ndarray) -> np.ndarray:

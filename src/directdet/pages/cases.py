@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from directdet.common.text import shown
-from directdet.data.dataset import Record, read_record_image
+from directdet.data.records import Record, drawable_image
 from directdet.infer.accuracy.analysis import Analysis, BadPicture, Case
 from directdet.infer.accuracy.error_types import ERRORS, RIGHT
 from directdet.infer.draw import write
@@ -61,7 +61,7 @@ def _worst(
         else:
             text = f"{classes[matches.label[place]]} {matches.score[place]:.2f} {names[kind]}"
             detected.append((box, text, _WRONG))
-    image = read_record_image(record)[:, :, ::-1]
+    image = drawable_image(record)
     part = _part(np.array([box for box, text, _ in (*truth, *detected) if text]), record.height, record.width)
     caption = f"{record.path.name}: {bad.wrong} wrong, {bad.missed} missed"
     return Picture(caption, _jpeg(_draw(image, truth, part)), _jpeg(_draw(image, detected, part)))
@@ -78,7 +78,7 @@ def single(case: Case, classes: Sequence[str], records: Sequence[Record]) -> tup
     around = np.concatenate([box[:2] - margin, box[2:] + margin])
     tint = _LOST if case.score is None else _WRONG
     part = _inside(around, record.height, record.width)
-    image = _draw(read_record_image(record)[:, :, ::-1], [(box, "", tint)], part, _EDGE // 2)
+    image = _draw(drawable_image(record), [(box, "", tint)], part, _EDGE // 2)
     return f"{text}: {record.path.name}", _jpeg(image)
 
 

@@ -25,8 +25,9 @@ def make_gallery(detector: Predictor, dataset: Dataset, count: int, score: float
     order = match_classes(detector, dataset)
     pictures = []
     for record in dataset.records[:count]:
-        image = read_record_image(record)[:, :, ::-1]
+        image = record.pixels.for_detector(read_record_image(record))
         found = detector(image).above(score).relabelled(order, dataset.classes, dataset.category_ids)
+        image = record.pixels.drawable(image)
         factor = max(1, round(_LONG_EDGE / max(record.height, record.width)))
         large = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
         truth = draw(large, _enlarge(_ground_truth(record), factor), dataset.classes, scores=False)

@@ -81,7 +81,7 @@ def describe_recipe(recipe: Recipe) -> Group:
         table.add_row(setting.name, *(plain(value) for value in shown), plain(why))
     model = Table(Column(f"{recipe.detector} setting", no_wrap=True), "value", Column("source", overflow="fold"))
     for setting in fields(config_of(recipe.detector)):
-        if setting.name == "num_classes":
+        if setting.name in ("num_classes", "in_channels"):  # they follow the data
             continue
         key = f"model.{setting.name}"
         value, default = recipe.model.get(setting.name, setting.default), setting.default

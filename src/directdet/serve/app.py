@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect
 from directdet import __version__
 from directdet.common.errors import UserError
 from directdet.data.picture_size import declared_size
+from directdet.data.pixels.format import PixelFormat
 from directdet.infer.detections import Detections
 from directdet.infer.draw import draw
 from directdet.infer.predict.options import PredictOptions, Selection
@@ -87,12 +88,14 @@ def make_app(detector: Predictor, options: ServeOptions) -> fastapi.FastAPI:
             headers["Connection"] = "close"  # what is left of the upload is not read
         return JSONResponse({"error": error.message}, error.status, headers)
 
+    pixels = detector.preprocess.pixels
+
     async def answer(request: Request, score: float | None, classes: str | None) -> tuple[np.ndarray, Detections]:
         """The picture of a request and what was found in it."""
         keep = _selection(detector, options.score if score is None else score, classes)
         with state.place():
             content = await _upload(request, options)
-            image = await run_in_threadpool(_decode, content, options)
+            image = await run_in_threadpool(_decode, content, options, pixels)
             try:
                 found = await asyncio.wrap_future(state.running().submit(image))
             except Full as error:
@@ -113,7 +116,7 @@ def make_app(detector: Predictor, options: ServeOptions) -> fastapi.FastAPI:
     async def drawn(request: Request, score: Score = None, classes: Classes = None) -> Response:
         """The uploaded picture with boxes, masks and names on it, as JPEG."""
         image, found = await answer(request, score, classes)
-        return Response(await run_in_threadpool(_as_jpeg, image, found), media_type="image/jpeg")
+        return Response(await run_in_threadpool(_as_jpeg, pixels.drawable(image), found), media_type="image/jpeg")
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -213,14 +216,14 @@ async def _of_form(request: Request) -> bytes:
     return b""
 
 
-def _decode(content: bytes, options: ServeOptions) -> np.ndarray:
-    """Pixels, uint8 [h, w, 3] BGR, turned as a viewer shows the photo."""
+def _decode(content: bytes, options: ServeOptions, pixels: PixelFormat) -> np.ndarray:
+    """The picture as the detector takes it, turned as a viewer shows the photo."""
     size = declared_size(content)
     too_many = f"more than {options.max_pixels} pixels; make it smaller"
     if size is not None and size[0] * size[1] > options.max_pixels:
         raise Refused(413, f"a picture of {size[1]} x {size[0]} pixels, {too_many}")
     try:
-        image = decode_picture(content, "the upload", upright=True)[0]
+        image = decode_picture(content, "the upload", True, pixels)[0]
     except UserError as error:
         raise Refused(400, str(error)) from None
     if image.shape[0] * image.shape[1] > options.max_pixels:  # of a format whose header was not read

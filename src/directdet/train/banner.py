@@ -5,10 +5,12 @@ from pathlib import Path
 from rich.table import Column, Table
 
 from directdet.common.terminal import TITLE, plain
+from directdet.data.pixels.format import RGB
 from directdet.data.records import Dataset
 from directdet.recipes.derived import evaluation_size, passes_per_epoch
 from directdet.recipes.recipe import Phase
 from directdet.train import distributed
+from directdet.train.data import without_colour
 from directdet.train.loop import Trainer
 from directdet.train.objects import ObjectCount
 from directdet.train.prepare import IMAGENET, Loaded, describe_norm
@@ -43,6 +45,7 @@ def banner(trainer: Trainer, start: str) -> Table:
         f"{_left_out(trainer.train)}",
         "start": start,
         "input": f"{size}, {_images(trainer)}, {_precision(trainer)}, {trainer.device}",
+        **_pictures(trainer),
         "evaluation": _evaluation(trainer),
         "normalisation": describe_norm(model, phase),
         "parameters": f"{total / 1e6:.2f} M, {frozen / 1e6:.2f} M of them frozen (frozen stages: "
@@ -54,6 +57,16 @@ def banner(trainer: Trainer, start: str) -> Table:
     }.items():
         table.add_row(name, plain(value))
     return table
+
+
+def _pictures(trainer: Trainer) -> dict[str, str]:
+    """A row about pictures that are not 8-bit RGB, and the augmentation that they go without."""
+    pixels = trainer.train.pixels
+    if pixels == RGB:
+        return {}
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (pixels.mean, pixels.std))
+    left_out = without_colour(trainer.phase, pixels)
+    return {"pictures": f"{pixels.kind}, mean {mean}, std {std}{'; ' * bool(left_out)}{left_out}"}
 
 
 def describe_schedule(phase: Phase) -> str:

@@ -14,8 +14,11 @@ from directdet.data.augment.transforms import EdgesTransform, PretrainTransform
 from directdet.data.dataset import check_same_classes, find_splits, load_dataset
 from directdet.data.loader import BatchLoader, Transform, make_loader, usable
 from directdet.data.padding import Padding
+from directdet.data.pixels.format import MEAN, RGB, STD, PixelFormat
 from directdet.data.records import Dataset
 from directdet.data.sampling import Sampling
+from directdet.infer.preprocess import Preprocess
+from directdet.recipes.derived import evaluation_size
 from directdet.recipes.fit import DataFacts, fit_to_data
 from directdet.recipes.recipe import Phase, Recipe
 from directdet.train import distributed
@@ -28,6 +31,8 @@ def load_splits(data: str | Path, fraction: float = 1.0) -> tuple[Dataset, Datas
         UserError: the dataset cannot be read, or its splits have different classes.
     """
     dataset = load_dataset(data, "train")
+    if dataset.records and not dataset.pixels.mean:
+        raise UserError(f"{dataset.root}: [pixels]: mean and std are missing; check-data measures and prints them")
     if fraction < 1:
         dataset = dataset.subset(fraction, seed=0)
     if "val" not in find_splits(data):
@@ -55,34 +60,64 @@ def fitted(recipe: Recipe, dataset: Dataset) -> tuple[Recipe, str]:
     return fit_to_data(recipe, facts_of_data(dataset))
 
 
-def transform_of(phase: Phase) -> Transform:
-    """What a phase does to its pictures: the resize of the papers with a flip, or a composition with more steps."""
+def transform_of(phase: Phase, pixels: PixelFormat = RGB) -> Transform:
+    """What a phase does to its pictures: the resize of the papers with a flip, or a composition with more steps.
+
+    Steps that change colours are left out where the pictures are not 8-bit RGB; see without_colour.
+    """
     mixes = phase.mosaic or phase.mixup or phase.copy_paste
-    if not (mixes or phase.quarter_turns or phase.ssd_crop or phase.colour != "none"):
-        return _resize_of(phase, phase.flip)
-    resize = _resize_of(phase, 0.0)
+    colour = phase.colour if pixels.is_rgb else "none"
+    if not (mixes or phase.quarter_turns or phase.ssd_crop or colour != "none"):
+        return _resize_of(phase, phase.flip, pixels)
+    resize = _resize_of(phase, 0.0, pixels)
     first: Step = Resized(resize)
     if phase.mosaic and phase.resize == "direct":
-        first = Mosaic(phase.mosaic, phase.size[0], phase.scale, resize)
+        first = Mosaic(phase.mosaic, phase.size[0], phase.scale, resize, pixels)
     steps: list[Step] = [first]
     if phase.mosaic and phase.resize == "warp":  # SSD's augmentation follows it
-        steps.insert(0, Mosaic(phase.mosaic, phase.size[0], phase.scale))
+        steps.insert(0, Mosaic(phase.mosaic, phase.size[0], phase.scale, pixels=pixels))
     if phase.copy_paste:
         steps.append(CopyPaste(phase.copy_paste, resize))
-    if phase.colour != "none":
-        steps.append(Colour(phase.colour))
+    if colour != "none":
+        steps.append(Colour(colour))
     steps.append(Flip(phase.flip))
     if phase.mixup:
-        steps.append(MixUp(phase.mixup, _resize_of(phase, phase.flip)))
+        steps.append(MixUp(phase.mixup, _resize_of(phase, phase.flip, pixels), pixels))
     each: list[Step] = [Turn(phase.quarter_turns)] if phase.quarter_turns else []
-    return Compose((*each, ZoomAndCrop()) if phase.ssd_crop else tuple(each), tuple(steps))
+    return Compose((*each, ZoomAndCrop(pixels)) if phase.ssd_crop else tuple(each), tuple(steps))
 
 
-def _resize_of(phase: Phase, flip: float) -> Resize:
+def without_colour(phase: Phase, pixels: PixelFormat) -> str:
+    """Which step of a phase's augmentation is left out since the pictures are not 8-bit RGB, in words; "": none."""
+    if pixels.is_rgb or (phase.resize != "warp" and phase.colour == "none"):
+        return ""
+    step = "the colours of resize=warp" if phase.resize == "warp" else f"colour={phase.colour}"
+    return f"{step} left out: it is for 8-bit RGB, and these pictures hold {pixels.kind}"
+
+
+def phase_preprocess(phase: Phase, pixels: PixelFormat) -> Preprocess:
+    """How a phase evaluates: at its own size, and normalised as it trains.
+
+    A phase's std is for ImageNet's RGB; a set with statistics of its own is normalised with those.
+    """
+    warp, std = phase.resize == "warp", phase.std if (pixels.mean, pixels.std) == (MEAN, STD) else pixels.std
+    return Preprocess(
+        evaluation_size(phase),
+        fixed=phase.eval_fixed or warp,
+        mean=pixels.mean,
+        std=std,
+        warp=warp,
+        dtype=pixels.dtype,
+        show=pixels.show,
+        upright=pixels.upright,
+    )
+
+
+def _resize_of(phase: Phase, flip: float, pixels: PixelFormat) -> Resize:
     if phase.resize == "direct":
-        return PretrainTransform(phase.size[0], phase.scale, flip)
+        return PretrainTransform(phase.size[0], phase.scale, flip, pixels)
     if phase.resize == "warp":
-        return SSDTransform(phase.size[0], flip)
+        return SSDTransform(phase.size[0], flip, pixels)
     return EdgesTransform(*phase.size, flip, phase.shrink, phase.short_edges)
 
 
@@ -92,7 +127,7 @@ def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pi
     Raises:
         UserError: the dataset does not fill one batch, or lacks masks that the augmentation needs.
     """
-    transform = transform_of(phase)
+    transform = transform_of(phase, dataset.pixels)
     if isinstance(transform, Compose) and transform.needs_masks and not dataset.has_masks:
         raise UserError(
             f"{dataset.root}: {dataset.split}: {phase.name}.copy_paste needs a mask for every object, and not all have "

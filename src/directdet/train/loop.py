@@ -16,16 +16,15 @@ from directdet.common.errors import Stopped, UserError
 from directdet.data.loader import WorkerError
 from directdet.data.records import Dataset
 from directdet.infer.accuracy.evaluate import Evaluation, Metrics, detect, scored
-from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes.torch_runtime import TorchPredictor
 from directdet.models.build import describe_model
 from directdet.models.checkpoint import load_checkpoint, matching, not_finite, save_checkpoint
 from directdet.models.parts.network import Network
-from directdet.recipes.derived import accumulated, evaluation_size, images_per_step, passes_per_epoch
+from directdet.recipes.derived import accumulated, images_per_step, passes_per_epoch
 from directdet.recipes.recipe import Phase
 from directdet.train import distributed
 from directdet.train.continuing import Course, check_continues, check_longer, is_longer
-from directdet.train.data import make_phase_loader
+from directdet.train.data import make_phase_loader, phase_preprocess
 from directdet.train.interrupt import Interrupt
 from directdet.train.log import RunLog, evaluation_row, step_row
 from directdet.train.objects import count_objects
@@ -110,8 +109,7 @@ class Trainer:
         whole = phase.iterations or self.steps_per_epoch * phase.epochs
         self.steps = min(whole, phase.max_steps or sys.maxsize)
         self.rate = learning_rate(phase, self.images_per_step)
-        warp = phase.resize == "warp"
-        self.preprocess = Preprocess(evaluation_size(phase), fixed=phase.eval_fixed or warp, std=phase.std, warp=warp)
+        self.preprocess = phase_preprocess(phase, train.pixels)
         self.stepper = Stepper(model, phase, self.preprocess, self.rate, seed)
         self.position = Position()
         self.evaluation: Evaluation | None = None  # the last one, of the main process

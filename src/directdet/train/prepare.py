@@ -151,6 +151,11 @@ def _imagenet(model: Network) -> tuple[dict[str, Tensor], None]:
         UserError: torchvision has none for this backbone, or they cannot be downloaded.
     """
     published = model.backbone.imagenet
+    if model.in_channels != 3:
+        raise UserError(
+            f"--init {IMAGENET}: its weights are for RGB, and this data has {model.in_channels} channels; use "
+            "--init random"
+        )
     if published is None:
         name = model.config.backbone
         raise UserError(

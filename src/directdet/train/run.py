@@ -15,6 +15,7 @@ from directdet.common.files import require_writable, write_json_atomic
 from directdet.common.folder_lock import hold_folder
 from directdet.common.terminal import plain, terminal
 from directdet.data.digest import describe_content
+from directdet.data.pixels.format import RGB
 from directdet.data.records import Dataset
 from directdet.infer.accuracy.evaluate import Evaluation, Metrics
 from directdet.infer.runtimes.load import find_model
@@ -101,6 +102,8 @@ class _Run:
         }
         splits = {"train": self.dataset, "val": self.val}
         content = {name: describe_content(split) for name, split in splits.items() if split is not None}
+        if self.dataset.pixels != RGB:
+            facts["pixels"] = asdict(self.dataset.pixels)
         return {**facts, "classes": list(self.dataset.classes), "images": len(self.dataset), "content": content}
 
     def network(self) -> Network:
@@ -206,6 +209,7 @@ def _train(
         raise UserError(f"{out}: --resume finds no run there (none of {names}); leave --resume out to start one")
     dataset, val = load_splits(data, recipe.data_fraction)
     recipe, why = fitted(recipe, dataset)
+    recipe = _for_channels(recipe, dataset)
     recipe = replace(recipe, given=())  # a run is the same however its settings came about
     chosen = [p for p in recipe.phases if phase in (None, p.name)]
     run = _Run(recipe, str(data), dataset, val, out, place, seed, resume, dry_run, phase, tuple(log))
@@ -227,6 +231,14 @@ def _train(
         result = _train_phases(run, chosen, init)
     distributed.stop()  # not after an error: other processes may wait for this one, and on GPUs it would wait for them
     return result
+
+
+def _for_channels(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """The recipe with a network for the channels of the data; UserError where another number was asked for."""
+    channels, asked = dataset.pixels.channels, recipe.model.get("in_channels")
+    if asked not in (None, channels):
+        raise UserError(f"model.in_channels: {asked}, but {dataset.root} has {channels}; leave it out")
+    return recipe if channels == 3 else replace(recipe, model={**recipe.model, "in_channels": channels})
 
 
 def _check_later(run: _Run, phase: Phase) -> None:

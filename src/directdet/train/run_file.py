@@ -35,6 +35,7 @@ class RunFile:
     content: dict[str, dict[str, Any]] | None = None
     phase: str | None = None  # what was asked for: this phase alone
     log: tuple[str, ...] | None = None  # loggers
+    pixels: dict[str, Any] | None = None  # of the pictures; None: 8-bit RGB
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,12 @@ def check_same_run(path: Path, settings: dict[str, Any]) -> None:
         raise UserError(
             f"{path}: was started on {before.images} images, but --data has {settings['images']}; resume with the "
             "same --data"
+        )
+    pixels = json.loads(json.dumps(settings.get("pixels")))
+    if before.pixels != pixels:
+        raise UserError(
+            f"{path}: was started on other pictures: pixels was {_shown(before.pixels)}, now {_shown(pixels)}; resume "
+            "with the same [pixels] in dataset.toml"
         )
     for split in ("train", "val"):
         had, has = ((content or {}).get(split, {}) for content in (before.content, settings["content"]))

@@ -28,7 +28,7 @@ def reduced_precision(phase: Phase, device: torch.device) -> torch.dtype | None:
 class Criterion(nn.Module):
     """Network and losses in one forward pass, so that DistributedDataParallel can wrap them.
 
-    forward(images uint8 [N, 3, H, W], Targets) -> (losses by name, counts to watch).
+    forward(images [N, C, H, W] as the loader has them, Targets) -> (losses by name, counts to watch).
     """
 
     mean: Tensor
@@ -163,11 +163,11 @@ def _means(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def normalise(images: Tensor, sizes: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 [N, 3, H, W] -> float32, normalised; 0 outside each image (sizes [N, 2]), as Preprocess pads."""
+    """uint8 or float32 [N, C, H, W] -> float32, normalised; 0 outside each image (sizes [N, 2]), as Preprocess pads."""
     rows = torch.arange(images.shape[2], device=images.device) < sizes[:, 0:1]  # [N, H]
     columns = torch.arange(images.shape[3], device=images.device) < sizes[:, 1:2]
     inside = rows[:, None, :, None] & columns[:, None, None, :]
-    return torch.where(inside, (images - mean.view(3, 1, 1)) / std.view(3, 1, 1), 0.0)
+    return torch.where(inside, (images - mean.view(-1, 1, 1)) / std.view(-1, 1, 1), 0.0)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -13,8 +13,9 @@ import numpy as np
 
 from directdet.data.augment.sample import Sample, clip_boxes, select, with_image
 from directdet.data.augment.steps import Another, Resize
-from directdet.data.image import PAD_COLOUR, fit_size, pad_bottom_right
+from directdet.data.image import fit_size, pad_bottom_right
 from directdet.data.masks import CropMask, Shape, draw_pixels
+from directdet.data.pixels.format import RGB, PixelFormat, planewise
 
 CENTRE = (0.25, 0.75)  # where the four pictures of a mosaic meet, as a share of its side (YOLOX)
 
@@ -33,6 +34,7 @@ class Mosaic:
     length: int
     scale: tuple[float, float]
     otherwise: Resize | None = None
+    pixels: PixelFormat = RGB
 
     def __call__(self, sample: Sample, rng: np.random.Generator, another: Another) -> Sample:
         if rng.random() >= self.probability:
@@ -42,7 +44,7 @@ class Mosaic:
         shown = min(side, self.length)
         x, y = (int(value) for value in rng.uniform(*CENTRE, 2) * side - rng.integers(0, side - shown + 1, 2))
         limit = max(1, int(self.length * alpha))
-        image = _canvas(self.length).copy()
+        image = _canvas(self.length, self.pixels).copy()
         parts = []
         for right, below in ((False, False), (True, False), (False, True), (True, True)):
             # The square that a picture of any proportions stays in, and what the window shows of it.
@@ -60,15 +62,17 @@ class MixUp:
 
     probability: float
     resize: Resize
+    pixels: PixelFormat = RGB
 
     def __call__(self, sample: Sample, rng: np.random.Generator, another: Another) -> Sample:
         if rng.random() >= self.probability:
             return sample
         other = self.resize(another(rng), rng)
         height, width = (max(sample.image.shape[axis], other.image.shape[axis]) for axis in (0, 1))
-        images = [pad_bottom_right(one.image, height, width, PAD_COLOUR) for one in (sample, other)]
+        images = [pad_bottom_right(one.image, height, width, self.pixels.padding) for one in (sample, other)]
         size = (max(sample.size[0], other.size[0]), max(sample.size[1], other.size[1]))
-        return replace(_join(cv2.addWeighted(images[0], 0.5, images[1], 0.5, 0.0), [sample, other]), size=size)
+        mixed = cv2.addWeighted(images[0], 0.5, images[1], 0.5, 0.0).reshape(images[0].shape)
+        return replace(_join(mixed, [sample, other]), size=size)
 
 
 @dataclass(frozen=True)
@@ -102,16 +106,19 @@ def paste(sample: Sample, pasted: Sample) -> Sample:
         alpha[region] |= crop
     image = sample.image.copy()
     height, width = pasted.size
-    cv2.copyTo(pasted.image[:height, :width], alpha[:height, :width], image[:height, :width])
+    if image.shape[2] == 3:
+        cv2.copyTo(pasted.image[:height, :width], alpha[:height, :width], image[:height, :width])
+    else:
+        np.copyto(image[:height, :width], pasted.image[:height, :width], where=alpha[:height, :width, None] != 0)
     below = _uncovered(sample, alpha)
     return replace(_join(image, [below, pasted]), size=sample.size)
 
 
 @lru_cache(maxsize=8)
-def _canvas(length: int) -> np.ndarray:
-    """Padding colour, [length, length, 3], to be copied: that is ten times faster than filling."""
-    canvas = np.empty((length, length, 3), np.uint8)
-    canvas[:] = PAD_COLOUR
+def _canvas(length: int, pixels: PixelFormat) -> np.ndarray:
+    """Padding, [length, length, C], to be copied: that is ten times faster than filling."""
+    canvas = np.empty((length, length, pixels.channels), pixels.dtype)
+    canvas[:] = pixels.padding
     return canvas
 
 
@@ -135,12 +142,9 @@ def _place(
     steps = [1 / scale[0], 1 / scale[1]]
     starts = [(x1 - left + 0.5) * steps[0] - 0.5, (y1 - top + 0.5) * steps[1] - 0.5]
     matrix = np.array([[steps[0], 0.0, starts[0]], [0.0, steps[1], starts[1]]])
-    image[y1:y2, x1:x2] = cv2.warpAffine(
-        source,
-        matrix,
-        (x2 - x1, y2 - y1),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
+    flags, border = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, cv2.BORDER_REPLICATE
+    image[y1:y2, x1:x2] = planewise(
+        source, lambda one: cv2.warpAffine(one, matrix, (x2 - x1, y2 - y1), flags=flags, borderMode=border)
     )
     return replace(moved, boxes=boxes[seen])
 

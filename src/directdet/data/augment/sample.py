@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from directdet.data.masks import Shape, flip_shape, scale_and_shift, to_shape
+from directdet.data.pixels.format import planewise
 from directdet.data.records import Record, read_record_image
 
 
@@ -21,7 +22,7 @@ class Sample:
     ``size`` is the (height, width) of the visible image; ``image`` is larger if it is padded at the bottom and right.
     """
 
-    image: np.ndarray  # uint8 [H, W, 3] RGB
+    image: np.ndarray  # [H, W, C], uint8 RGB or as the set's format says
     boxes: np.ndarray  # float32 [G, 4] xyxy
     labels: np.ndarray  # int64 [G]
     segmentations: tuple[Shape, ...] | None  # one for each object, or None if masks are not needed
@@ -58,7 +59,7 @@ def hflip(sample: Sample) -> Sample:
     """Mirror the image left and right; padding stays at the right."""
     height, width = sample.size
     image = sample.image.copy()
-    image[:height, :width] = cv2.flip(sample.image[:height, :width], 1)
+    image[:height, :width] = planewise(sample.image[:height, :width], lambda one: cv2.flip(one, 1))
     boxes = sample.boxes.copy()
     boxes[:, 0], boxes[:, 2] = width - sample.boxes[:, 2], width - sample.boxes[:, 0]
     shapes = sample.segmentations

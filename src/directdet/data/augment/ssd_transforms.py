@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from directdet.data.augment.sample import Sample, clip_boxes, hflip, select, with_image
-from directdet.data.image import PAD_COLOUR
+from directdet.data.pixels.format import RGB, PixelFormat, planewise
 
 BRIGHTNESS = 32.0  # grey levels
 CONTRAST = SATURATION = (0.5, 1.5)
@@ -38,16 +38,19 @@ class SSDTransform:
     """The whole augmentation, to images of exactly ``size`` x ``size``; masks are transformed too if there are any.
 
     Objects that end up narrower or lower than a pixel are dropped, as in the other transforms. ``flip`` is the
-    probability of the flip.
+    probability of the flip. Colours are distorted where ``pixels`` are 8-bit RGB.
     """
 
     size: int = 300
     flip: float = 0.5
+    pixels: PixelFormat = RGB
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """``sample`` must not be padded."""
         sample = reduce(sample, max(MOST_PIXELS, int((self.size / NARROWEST) ** 2)))
-        sample = expand(replace(sample, image=distort(sample.image, rng)), rng)
+        if self.pixels.is_rgb:
+            sample = replace(sample, image=distort(sample.image, rng))
+        sample = expand(sample, rng, self.pixels.padding)
         sample = crop(sample, sample_window(sample.boxes, *sample.size, rng))
         sample = warp(sample, self.size, INTERPOLATIONS[int(rng.integers(len(INTERPOLATIONS)))])
         return clip_boxes(hflip(sample) if rng.random() < self.flip else sample)
@@ -60,7 +63,7 @@ def reduce(sample: Sample, pixels: int) -> Sample:
         return sample
     factor = (pixels / (height * width)) ** 0.5
     new_height, new_width = max(1, int(height * factor)), max(1, int(width * factor))
-    image = cv2.resize(sample.image, (new_width, new_height), interpolation=cv2.INTER_AREA)
+    image = _resized(sample.image, new_height, new_width, cv2.INTER_AREA)
     return with_image(sample, image, (new_width / width, new_height / height), (0.0, 0.0))
 
 
@@ -97,8 +100,8 @@ def adjust_colours(
     return cv2.LUT(image, scaled) if contrast_last else image
 
 
-def expand(sample: Sample, rng: np.random.Generator) -> Sample:
-    """Half the time, place the image at random on a canvas of the mean colour, up to four times as wide and high."""
+def expand(sample: Sample, rng: np.random.Generator, padding: tuple[float, ...] = RGB.padding) -> Sample:
+    """Half the time, place the image at random on a canvas of the mean, up to four times as wide and high."""
     happens, *draws = rng.random(4).tolist()
     if happens >= 0.5:
         return sample
@@ -114,7 +117,12 @@ def expand(sample: Sample, rng: np.random.Generator) -> Sample:
         top, left = (int(place * factor) for place, factor in zip((top, left), factors, strict=True))
         height, width = sample.size
     bottom, right = new_height - height - top, new_width - width - left
-    image = cv2.copyMakeBorder(sample.image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=PAD_COLOUR)
+    if sample.image.shape[2] == 3:
+        image = cv2.copyMakeBorder(sample.image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=padding)
+    else:  # OpenCV's colours have four channels at most
+        image = np.empty((new_height, new_width, sample.image.shape[2]), sample.image.dtype)
+        image[:] = padding
+        image[top : top + height, left : left + width] = sample.image
     return with_image(sample, image, (1.0, 1.0), (float(left), float(top)))
 
 
@@ -157,8 +165,12 @@ def crop(sample: Sample, window: np.ndarray) -> Sample:
 def warp(sample: Sample, size: int, interpolation: int = cv2.INTER_LINEAR) -> Sample:
     """Resize to ``size`` x ``size``, ignoring the proportions."""
     height, width = sample.size
-    image = cv2.resize(sample.image, (size, size), interpolation=interpolation)
+    image = _resized(sample.image, size, size, interpolation)
     return with_image(sample, image, (size / width, size / height), (0.0, 0.0))
+
+
+def _resized(image: np.ndarray, height: int, width: int, interpolation: int) -> np.ndarray:
+    return planewise(image, lambda one: cv2.resize(one, (width, height), interpolation=interpolation))
 
 
 def _round(levels: np.ndarray) -> np.ndarray:

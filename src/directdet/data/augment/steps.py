@@ -16,6 +16,7 @@ import numpy as np
 from directdet.data.augment import ssd_transforms
 from directdet.data.augment.sample import Sample, clip_boxes, hflip
 from directdet.data.masks import turn_shape
+from directdet.data.pixels.format import RGB, PixelFormat, planewise
 
 Another: TypeAlias = Callable[[np.random.Generator], Sample]
 Step: TypeAlias = Callable[[Sample, np.random.Generator, Another], Sample]
@@ -52,15 +53,20 @@ class Resized:
 class ZoomAndCrop:
     """SSD's geometry without its stretching: half the time zoom out, then crop by overlap with the objects."""
 
+    pixels: PixelFormat = RGB
+
     def __call__(self, sample: Sample, rng: np.random.Generator, another: Another) -> Sample:
-        sample = ssd_transforms.expand(sample, rng)
+        sample = ssd_transforms.expand(sample, rng, self.pixels.padding)
         window = ssd_transforms.sample_window(sample.boxes, *sample.size, rng)
         return clip_boxes(ssd_transforms.crop(sample, window))
 
 
 @dataclass(frozen=True)
 class Colour:
-    """Change the colours of the whole canvas: "hsv" as YOLOX and RTMDet do, "photometric" as SSD does."""
+    """Change the colours of the whole canvas: "hsv" as YOLOX and RTMDet do, "photometric" as SSD does.
+
+    For 8-bit RGB alone.
+    """
 
     kind: Literal["hsv", "photometric"]
 
@@ -90,7 +96,7 @@ class Flip:
 def quarter_turn(sample: Sample) -> Sample:
     """The unpadded picture turned by a quarter, counter-clockwise."""
     height, width = sample.size
-    image = cv2.rotate(_visible(sample), cv2.ROTATE_90_COUNTERCLOCKWISE)
+    image = planewise(_visible(sample), lambda one: cv2.rotate(one, cv2.ROTATE_90_COUNTERCLOCKWISE))
     x1, y1, x2, y2 = sample.boxes.T
     boxes = np.stack([y1, width - x2, y2, width - x1], axis=1)
     shapes = sample.segmentations

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from directdet.data.augment.sample import Sample, clip_boxes, hflip, with_image
-from directdet.data.image import PAD_COLOUR, fit_size, pad_bottom_right, resize
+from directdet.data.image import fit_size, pad_bottom_right, resize
+from directdet.data.pixels.format import RGB, PixelFormat
 
 
 def short_edge_resize(sample: Sample, short: int = 800, long: int = 1333, shrink: float = 1.0) -> Sample:
@@ -24,7 +25,13 @@ def short_edge_resize(sample: Sample, short: int = 800, long: int = 1333, shrink
     return _resize(sample, max(1, int(height / shrink + 0.5)), max(1, int(width / shrink + 0.5)))
 
 
-def direct_resize(sample: Sample, length: int, rng: np.random.Generator, scale: Sequence[float] = (0.8, 1.2)) -> Sample:
+def direct_resize(
+    sample: Sample,
+    length: int,
+    rng: np.random.Generator,
+    scale: Sequence[float] = (0.8, 1.2),
+    padding: tuple[float, ...] = RGB.padding,
+) -> Sample:
     """The resize of direct pre-training (paper section 3.2): an image of exactly ``length`` x ``length``.
 
     With alpha uniform in ``scale``, the image is resized, keeping its proportions, to fit a square of alpha * length,
@@ -37,19 +44,21 @@ def direct_resize(sample: Sample, length: int, rng: np.random.Generator, scale: 
     top = int(rng.integers(0, max(height - length, 0) + 1))
     left = int(rng.integers(0, max(width - length, 0) + 1))
     sample = _crop(sample, top, left, min(height, length), min(width, length))
-    return replace(sample, image=pad_bottom_right(sample.image, length, length, PAD_COLOUR))
+    return replace(sample, image=pad_bottom_right(sample.image, length, length, padding))
 
 
 @dataclass(frozen=True)
 class PretrainTransform:
-    """Direct pre-training: :func:`direct_resize` to ``length``, and a flip half the time."""
+    """Direct pre-training: :func:`direct_resize` to ``length``, and a flip half the time; padded as ``pixels`` are."""
 
     length: int = 448
     scale: tuple[float, float] = (0.8, 1.2)
     flip: float = 0.5
+    pixels: PixelFormat = RGB
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        return _flip_sometimes(clip_boxes(direct_resize(sample, self.length, rng, self.scale)), self.flip, rng)
+        resized = direct_resize(sample, self.length, rng, self.scale, self.pixels.padding)
+        return _flip_sometimes(clip_boxes(resized), self.flip, rng)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,16 @@ A table may instead name image lists of VOC folders, each as FOLDER/LIST (VOC 07
     voc = ["VOC2007/trainval", "VOC2012/trainval"]
     [val]
     voc = ["VOC2007/test"]
+
+With pictures of other sensors, a table says what they hold; see pixels/format.py::
+
+    [pixels]
+    channels = 1
+    dtype = "uint16"  # or "uint8", "float32"
+    mean = [20312.0]  # of each channel; check-data measures and prints both
+    std = [4711.0]
+    show = [0]  # the channel to draw as grey, or three as red, green and blue
+    upright = true  # turn pictures as EXIF says; by default they are taken as stored
 """
 
 from __future__ import annotations
@@ -44,6 +54,7 @@ from directdet.data.formats.recognise import LAYOUTS
 from directdet.data.formats.splits import KEYS as SPLIT_KEYS
 from directdet.data.formats.splits import held_out
 from directdet.data.formats.voc import read_voc_lists
+from directdet.data.pixels.format import pixel_format
 from directdet.data.records import Dataset, path_inside
 
 _SPLITS = ("train", "val", "test")
@@ -51,6 +62,8 @@ _SPLIT_KEYS = ("images", "annotations")
 _VOC = "voc"
 _FORMAT_KEYS = ("format", "folder")
 _SINGLE_KEYS = (*_SPLIT_KEYS, *_FORMAT_KEYS, *SPLIT_KEYS)
+_PIXELS = "pixels"
+_PIXEL_KEYS = ("channels", "dtype", "mean", "std", "show", "upright")
 
 
 def toml_splits(file: Path) -> list[str]:
@@ -71,6 +84,15 @@ def read_toml(file: Path, split: str) -> Dataset:
             :func:`directdet.data.formats.coco.read_coco` refuses.
     """
     content = _read(file)
+    pixels = content.pop(_PIXELS, None)
+    dataset = _read_split(file, content, split)
+    if pixels is None:
+        return dataset
+    format_ = pixel_format(pixels, f"{file}: [{_PIXELS}]")
+    return replace(dataset, records=tuple(replace(record, pixels=format_) for record in dataset.records))
+
+
+def _read_split(file: Path, content: dict[str, Any], split: str) -> Dataset:
     if "format" in content and not _is_single(content):
         return _read_set(file, content, split, str(file))
     if _is_one_set(content):
@@ -97,7 +119,11 @@ def _read(file: Path) -> dict[str, Any]:
     single = [key for key in content if key in _SINGLE_KEYS]
     if tables and single:
         raise UserError(f"{file}: {single[0]}: give either [train] and [val] tables or one set, not both")
-    _check_keys(str(file), content, _SPLITS if tables else (*_SINGLE_KEYS, *_SPLITS))
+    _check_keys(str(file), content, (*(_SPLITS if tables else (*_SINGLE_KEYS, *_SPLITS)), _PIXELS))
+    if _PIXELS in content:
+        if not isinstance(content[_PIXELS], dict):
+            raise UserError(f"{file}: {_PIXELS}: expected a table [{_PIXELS}] with channels and dtype")
+        _check_keys(f"{file}: [{_PIXELS}]", content[_PIXELS], _PIXEL_KEYS)
     for split in tables:
         _check_keys(f"{file}: [{split}]", content[split], (*_SPLIT_KEYS, *_FORMAT_KEYS, _VOC))
     if not tables and not single:

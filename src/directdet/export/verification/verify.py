@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property, partial
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from rich.table import Table
@@ -15,14 +14,16 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from directdet.common.terminal import CAPTION, TITLE, plain, verdict
+from directdet.data.image import resize
+from directdet.data.pixels.format import STD
 from directdet.data.records import Dataset
 from directdet.export.precision import PRODUCTS
 from directdet.export.verification.criteria import WHAT_TO_DO, Criterion
 from directdet.export.verification.matching import Comparison, Tolerance, compare
 from directdet.infer.detections import Detections
-from directdet.infer.predict.sources import read_bgr
+from directdet.infer.predict.sources import read_for_detector
 from directdet.infer.predictor import Predictor
-from directdet.infer.preprocess import STD, Placement, fixture_image
+from directdet.infer.preprocess import Placement, Preprocess, made_picture
 from directdet.infer.runtimes.torch_runtime import TorchBackend
 from directdet.models.parts.network import Network
 from directdet.models.parts.postprocess import HasThresholds
@@ -217,22 +218,26 @@ def _numbers(*values: float) -> list[str]:
 
 
 def verification_pictures(
-    dataset: Dataset | None, size: tuple[int, int], count: int = 8
+    dataset: Dataset | None, preprocess: Preprocess, count: int = 8
 ) -> list[tuple[str, np.ndarray]]:
-    """Named BGR pictures to verify with, among them a blank one and one of an odd aspect ratio.
+    """Named pictures to verify with, as the model takes them; among them a blank one and one of an odd aspect ratio.
 
     The others are `count` pictures spread over the dataset, or made ones where there is no dataset.
     """
+    size, pixels = preprocess.size, preprocess.pixels
     if dataset is not None and dataset.records:
         step = max(1, len(dataset.records) // count)
         records = dataset.records[::step][:count]
-        pictures = [(record.path.name, read_bgr(record.path)) for record in records]
+        pictures = [(record.path.name, read_for_detector(record.path, pixels)) for record in records]
     else:
         shapes = [(size[0], size[1]), (size[0] * 3 // 4 + 1, size[1]), (size[0], size[1] * 2 // 3 + 1)]
-        pictures = [(f"made {h}x{w}", fixture_image(h, w)) for h, w in shapes]
+        pictures = [(f"made {h}x{w}", made_picture(h, w, pixels)) for h, w in shapes]
     first = pictures[0][1]
-    odd = cv2.resize(first, (max(33, size[1] // 3 + 1), size[0] + 7))
-    pictures.append(("blank", np.full((size[0], size[1], 3), 255, np.uint8)))
+    odd = resize(first, size[0] + 7, max(33, size[1] // 3 + 1))
+    white = 255 if pixels.dtype == "uint8" else np.asarray(pixels.mean) + 2 * np.asarray(pixels.std)
+    blank = np.empty((*size, pixels.channels), pixels.dtype)
+    blank[:] = white if pixels.dtype == "float32" else np.clip(white, 0, np.iinfo(pixels.dtype).max)
+    pictures.append(("blank", blank))
     pictures.append((f"odd aspect ratio {odd.shape[0]}x{odd.shape[1]}", odd))
     return pictures
 
@@ -310,7 +315,7 @@ def verify(
 
 
 def planes(candidate: Predictor, images: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Placement]]:
-    """float32 [B, 3, H, W], normalised, of exactly the canvases that `candidate` gets for `images`."""
+    """float32 [B, C, H, W], normalised, of exactly the canvases that `candidate` gets for `images`."""
     batch, placements = candidate.prepare(images)
     return (candidate.preprocess.normalise(batch) if candidate.backend.input.channels_last else batch), placements
 
@@ -324,7 +329,8 @@ def input_difference(reference: Predictor, candidate: Predictor, image: np.ndarr
     ours, own = reference.preprocess(image)
     if ours.shape != theirs.shape or own != placement:
         return WHOLLY_DIFFERENT
-    std = np.array(reference.preprocess.std, np.float32)[:, None, None]
+    eight = reference.preprocess.dtype == "uint8"  # others are counted as if ImageNet's deviation were theirs
+    std = np.array(reference.preprocess.std if eight else [np.mean(STD)], np.float32)[:, None, None]
     return float((np.abs(ours - theirs) * std).max())
 
 
@@ -338,7 +344,7 @@ class SameCanvas(Predictor):
         self._candidate = candidate
 
     def prepare(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Placement]]:
-        """The candidate's canvases as float32 [B, 3, H, W], normalised."""
+        """The candidate's canvases as float32 [B, C, H, W], normalised."""
         return planes(self._candidate, images)
 
 
@@ -361,7 +367,9 @@ def _in_several_batches(candidate: Predictor, images: Sequence[np.ndarray]) -> l
 
 def _disturbed(reference: Predictor, batch: np.ndarray, placement: Placement, disturbance: float) -> list[Detections]:
     """What the reference finds in a batch of one picture, under noise about as large as a rounding error."""
-    unit = float(np.mean(STD) / np.mean(reference.preprocess.std))  # for inputs that are not divided by ImageNet's std
+    eight = reference.preprocess.dtype == "uint8"
+    # For inputs that are not divided by ImageNet's std; those of other types are divided by their own.
+    unit = float(np.mean(STD) / np.mean(reference.preprocess.std)) if eight else 1.0
     found = []
     for seed in range(DISTURBED_RUNS):
         noise = np.random.default_rng(seed).normal(0.0, disturbance * unit, batch.shape).astype(np.float32)

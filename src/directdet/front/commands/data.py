@@ -93,7 +93,7 @@ def _write_sheet(data: Path, recipe: Recipe, sheet: Path) -> None:
     for phase in recipe.phases:
         loader = make_phase_loader(replace(phase, workers=0), dataset, dataset.has_masks, 0, False)
         title = f"{recipe.name}, {phase.name}: {loader.images} pictures, resize={phase.resize}, size={phase.size[0]}"
-        rows.append((title, drawn_batches(loader, dataset.classes, 2 * COLUMNS)))
+        rows.append((title, drawn_batches(loader, dataset.classes, 2 * COLUMNS, dataset.pixels)))
     write_bytes_atomic(sheet, make_sheet(rows))
     say(f"augmented pictures: {sheet}")
 

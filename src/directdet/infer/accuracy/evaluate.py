@@ -168,13 +168,14 @@ def detect(
         UserError: different classes, no images, or an image that cannot be read.
     """
     order = match_classes(detector, dataset)
+    require_format(detector, dataset)
     if not dataset.records:
         raise UserError(f"{dataset.root}: {dataset.split}: no images to evaluate on")
     found = []
     console = terminal(stderr=True)
     hidden = not (progress and console.is_terminal)  # a bar that disappears leaves an empty line in a log file
     for record in track(records, description="evaluating", console=console, disable=hidden, transient=True):
-        detections = detector(read_record_image(record)[:, :, ::-1])
+        detections = detector(record.pixels.for_detector(read_record_image(record)))
         found.append((record.image_id, detections.relabelled(order, dataset.classes, dataset.category_ids)))
     return found
 
@@ -196,6 +197,16 @@ def match_classes(detector: Predictor, dataset: Dataset) -> np.ndarray:
     if detector.classes == dataset.classes:
         return np.arange(len(dataset.classes))
     return np.array([dataset.classes.index(name) for name in detector.classes], np.int64)
+
+
+def require_format(detector: Predictor, dataset: Dataset) -> None:
+    """UserError if the pictures of a dataset are of another format than the detector's."""
+    pixels = detector.preprocess.pixels
+    if not dataset.pixels.same_kind(pixels):
+        raise UserError(
+            f"{dataset.root}: pictures are read as {dataset.pixels.kind}, but {detector.source} takes {pixels.kind}; "
+            "[pixels] in dataset.toml says as what they are read"
+        )
 
 
 def score_detections(

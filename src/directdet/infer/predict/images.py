@@ -16,6 +16,7 @@ import numpy as np
 from directdet.common.errors import UserError
 from directdet.common.files import require_writable, write_bytes_atomic
 from directdet.common.terminal import terminal
+from directdet.data.pixels.format import PixelFormat
 from directdet.data.records import check_size
 from directdet.infer.detections import Detections
 from directdet.infer.draw import draw
@@ -68,8 +69,8 @@ def predict(
     as "detections"; for an image that could not be read, "error" instead. Memory use does not grow with the number of
     images. Bytes of a name that are not UTF-8 are written as JSON's escapes, from \\udc80 on.
 
-    Images of a dataset are taken as stored, and their results have its ids: `detections.json` is then the list of
-    results that pycocotools' `loadRes` takes beside the annotations.
+    Images of a dataset are taken as stored, unless its dataset.toml says otherwise, and their results have its ids:
+    `detections.json` is then the list of results that pycocotools' `loadRes` takes beside the annotations.
 
     During the run, results are in `detections.part.jsonl`; after an interruption, `resume` continues from there.
 
@@ -99,6 +100,7 @@ def predict(
     else:
         images = find_images(source)
         labelled = find_labelled(detector, images, note)
+    pixels = detector.preprocess.pixels
     category_ids = detector.category_ids if labelled is None else labelled.category_ids
     out = Path(out)
     selection, size = options.selection(detector), options.batch_size(detector)
@@ -144,11 +146,11 @@ def predict(
 
         def finish(item: Item[Numbered], image: np.ndarray, found: Detections) -> None:
             if options.pictures:
-                drawn = draw(image, found, detector.classes, crops=item.crops)
+                drawn = draw(pixels.drawable(image), found, detector.classes, crops=item.crops)
                 item.encoded = _encode(drawn, images.name(item.source.path))
             item.image = item.crops = None
 
-        items = _read(images, summary.n_resumed, labelled, options.upright and labelled is None)
+        items = _read(images, summary.n_resumed, labelled, options.upright, pixels)
         stages = detection_stages(detector, selection, describe, finish)
         summary.pipeline = run_pipeline(make_batches(items, detector, size), stages, write)
     if turned:
@@ -179,7 +181,9 @@ def predict(
     return summary
 
 
-def _read(images: Images, done: int, labelled: Labelled | None, upright: bool) -> Iterator[Item[Numbered]]:
+def _read(
+    images: Images, done: int, labelled: Labelled | None, upright: bool, pixels: PixelFormat
+) -> Iterator[Item[Numbered]]:
     """Every image after the first `done`; for an unreadable one, `line` has the error."""
     for number, path in enumerate(images, start=1):
         if number <= done:
@@ -188,7 +192,8 @@ def _read(images: Images, done: int, labelled: Labelled | None, upright: bool) -
         source = Numbered(number if record is None else record.image_id, path)
         about = {"image_id": source.image_id, "file_name": path.as_posix(), "name": images.name(path).as_posix()}
         try:
-            picture = read_picture(path, upright)
+            # Annotations say where things are in the picture as its set has it.
+            picture = read_picture(path, upright if record is None else record.pixels.upright, pixels)
             if record is not None:
                 check_size(record, *picture.image.shape[:2])
         except UserError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from directdet.common.errors import UserError
 from directdet.data.dataset import find_splits, load_dataset
 from directdet.data.records import Dataset, Record
-from directdet.infer.accuracy.evaluate import match_classes
+from directdet.infer.accuracy.evaluate import match_classes, require_format
 from directdet.infer.predict.sources import Images
 from directdet.infer.predictor import Predictor
 
@@ -48,12 +48,13 @@ def labelled_split(detector: Predictor, root: str | Path, split: str) -> tuple[I
     """The pictures of one split of a dataset, in its order.
 
     Raises:
-        UserError: no such dataset or split, no pictures in it, or other classes than the detector's.
+        UserError: no such dataset or split, no pictures in it, or other classes or another format than the detector's.
     """
     dataset = load_dataset(root, split)
     paths = tuple(record.path for record in dataset.records)
     if not paths:
         raise UserError(f"{root}: {split}: no images to detect on")
+    require_format(detector, dataset)
     folder = Path(os.path.commonpath([path.absolute().parent for path in paths]))
     return Images(str(root), folder, len(paths), paths=paths), _labelled(detector, dataset)
 

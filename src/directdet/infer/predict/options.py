@@ -23,8 +23,8 @@ class PredictOptions:
         classes: names of the only classes to detect, at least one; None: all.
         batch: images per batch; None: what the network takes, or 1. Live video always has 1.
         pictures: also write the annotated images or video.
-        upright: turn pictures as their EXIF orientation says, as viewers show them. Pictures of a dataset are always
-            taken as stored, because its annotations count the stored pixels.
+        upright: turn pictures as their EXIF orientation says, as viewers show them. Pictures of a dataset are
+            taken as stored, because its annotations count the stored pixels, or as its dataset.toml says.
         results: "coco" (one COCO file) or "jsonl" (JSON lines); None: "coco" for images, "jsonl" for videos.
 
     Raises:

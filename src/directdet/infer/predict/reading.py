@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from directdet.data.headers import read_header
-from directdet.data.image import decode_image, read_bytes
-
-_TIFF = (b"II*\0", b"MM\0*")
+from directdet.data.headers import TIFF, read_header
+from directdet.data.image import read_bytes
+from directdet.data.pixels.format import RGB, PixelFormat
+from directdet.data.pixels.reading import decode_pixels, turn
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Picture:
     """A picture that was read.
 
     Attributes:
-        image: uint8 [h, w, 3] BGR.
+        image: as detectors take it: uint8 [h, w, 3] BGR, or of another format as the file holds it.
         digest: SHA-256 of the file's bytes.
         orientation: the EXIF orientation that was applied; 1: none.
     """
@@ -30,36 +30,26 @@ class Picture:
     orientation: int = 1
 
 
-def read_picture(path: Path, upright: bool) -> Picture:
+def read_picture(path: Path, upright: bool, pixels: PixelFormat = RGB) -> Picture:
     """Read an image file; with `upright` it is turned and mirrored as its EXIF orientation says, as viewers do.
 
     Raises:
-        UserError: see data.image.read_image.
+        UserError: see data.pixels.reading.decode_pixels.
     """
     content = read_bytes(path)
-    image, orientation = decode_picture(content, path, upright)
+    image, orientation = decode_picture(content, path, upright, pixels)
     return Picture(image, hashlib.sha256(content).hexdigest(), orientation)
 
 
-def decode_picture(content: bytes, name: object, upright: bool) -> tuple[np.ndarray, int]:
-    """(uint8 [h, w, 3] BGR, the EXIF orientation that was applied, 1 if none) of an image file's bytes.
-
-    The orientation of a TIFF is part of the format, not a note for viewers: it is followed in any case.
+def decode_picture(
+    content: bytes, name: str | os.PathLike[str], upright: bool, pixels: PixelFormat = RGB
+) -> tuple[np.ndarray, int]:
+    """(a picture as detectors take it, the EXIF orientation that was applied, 1 if none) of an image file's bytes.
 
     Raises:
-        UserError: see data.image.decode_image; `name` is in the message.
+        UserError: see data.pixels.reading.decode_pixels; `name` is in the message.
     """
-    image = cv2.cvtColor(decode_image(content, str(name)), cv2.COLOR_RGB2BGR)
-    orientation = read_header(content).orientation if upright and content[:4] not in _TIFF else 1
+    pixels = replace(pixels, upright=False)  # what is applied is told
+    image = np.ascontiguousarray(pixels.for_detector(decode_pixels(content, name, pixels)))
+    orientation = read_header(content).orientation if upright and content[:4] not in TIFF else 1
     return turn(image, orientation), orientation
-
-
-def turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """An image [h, w, ...] as EXIF's orientation 1 to 8 says it is to be shown; 5 to 8 exchange height and width."""
-    if orientation >= 5:
-        image = image.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):  # the rows as they are now, from the bottom up
-        image = image[::-1]
-    if orientation in (2, 3, 6, 7):  # and the columns from right to left
-        image = image[:, ::-1]
-    return np.ascontiguousarray(image)

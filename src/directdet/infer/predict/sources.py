@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from directdet.common.errors import UserError
-from directdet.data.image import read_image
+from directdet.data.pixels.format import RGB, PixelFormat
+from directdet.data.pixels.reading import read_pixels
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".mjpeg")
@@ -110,9 +110,12 @@ def find_images(source: str | Path) -> Images:
     return Images(text, root.absolute(), count, _left_out(text))
 
 
-def read_bgr(path: str | Path) -> np.ndarray:
-    """An image as detectors take it, uint8 [h, w, 3] BGR; `UserError` with the file name if it cannot be read."""
-    return cv2.cvtColor(read_image(path), cv2.COLOR_RGB2BGR)
+def read_for_detector(path: str | Path, pixels: PixelFormat = RGB) -> np.ndarray:
+    """An image as detectors of this format take it, by default uint8 [h, w, 3] BGR.
+
+    `UserError` with the file name if it cannot be read or is of another format.
+    """
+    return np.ascontiguousarray(pixels.for_detector(read_pixels(path, pixels)))
 
 
 def _scan(source: str) -> Iterator[str]:

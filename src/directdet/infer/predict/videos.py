@@ -137,6 +137,7 @@ def predict_video(
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the files are closed.
     """
     options = options or PredictOptions()
+    require_rgb(detector, video)
     selection = options.selection(detector)
     size = 1 if video.live else options.batch_size(detector)
     console = console or terminal(stderr=True)
@@ -187,6 +188,16 @@ def predict_video(
         console.print(f"stopped after {summary.n_frames} frames", highlight=False)
     summary.pipeline.raise_failure()
     return summary
+
+
+def require_rgb(detector: Predictor, video: Video) -> None:
+    """UserError for a detector of other pictures: what a video holds is 8-bit colour."""
+    pixels = detector.preprocess.pixels
+    if not pixels.is_rgb:
+        raise UserError(
+            f"{video}: a video is read as 8-bit RGB, but {detector.source} takes {pixels.kind}; "
+            "give pictures, one a frame"
+        )
 
 
 def _read(video: Video, limit: int | None) -> Iterator[Item[Frame]]:

@@ -51,7 +51,6 @@ class TorchBackend:
     """
 
     runtime = "torch"
-    input = NetworkInput()
 
     def __init__(
         self,
@@ -66,6 +65,7 @@ class TorchBackend:
 
         self._device = torch.device(device)
         self.model: Network = model.to(self._device)
+        self.input = NetworkInput(channels=model.in_channels)
         self._precision, self._compiled, self._captured = precision, compiled, captured
         self._graphs: OrderedDict[tuple[int, ...], CapturedCall | None] = OrderedDict()  # None: seen once
         self._deployed: OrderedDict[tuple[int, int], Deployed] = OrderedDict()
@@ -222,6 +222,10 @@ def load_torch(
     except (RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: the checkpoint does not match its own model_config: {reason}") from None
+    if len(preprocess.mean) != model.in_channels:
+        raise UserError(
+            f"{path}: the network takes {model.in_channels} channels, its preprocessing gives {len(preprocess.mean)}"
+        )
     precision, captured = precision or "fp32", device != "cpu" and (compiled if captured is None else captured)
     backend = TorchBackend(model.eval(), device, precision, threads, compiled, captured)
     if captured:

@@ -8,7 +8,7 @@ from directdet.common.settings import SettingError
 
 
 class Backbone(nn.Module):
-    """A network whose forward(images [N, 3, H, W], normalised) returns feature maps by name, finest first.
+    """A network whose forward(images [N, C, H, W], normalised) returns feature maps by name, finest first.
 
     Detectors with a feature pyramid take {"c2": [N, C, H/4, W/4], ..., "c5": [N, C, H/32, W/32]}, sizes rounded up; an
     SSD takes {"s8": ..., "s16": ...}.

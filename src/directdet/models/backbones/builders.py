@@ -5,6 +5,9 @@ The backbones of SSD, and the single-map backbone of two-stage detectors, also t
 
 from collections.abc import Callable
 
+import torch
+from torch import nn
+
 from directdet.common.settings import SettingError
 from directdet.models.backbones.backbone import Backbone
 from directdet.models.backbones.cspnext import CSPNEXTS
@@ -36,8 +39,10 @@ PYRAMID_LEVELS = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
 SSD_LEVELS = {"s8": 8, "s16": 16}
 
 
-def build_backbone(kinds: tuple[Kind, ...], name: str, width: int | None = None, norm: str = "bn") -> Backbone:
-    """Build the backbone called `name` that is of one of these kinds; see names.Kind.
+def build_backbone(
+    kinds: tuple[Kind, ...], name: str, width: int | None = None, norm: str = "bn", in_channels: int = 3
+) -> Backbone:
+    """Build the backbone called `name` that is of one of these kinds, for pictures of `in_channels`; see names.Kind.
 
     Raises:
         SettingError: no such backbone, or it does not support this width or normalisation.
@@ -45,9 +50,31 @@ def build_backbone(kinds: tuple[Kind, ...], name: str, width: int | None = None,
     check_backbone("model.backbone", name, *kinds)
     if name.startswith(TIMM):
         levels = PYRAMID_LEVELS if "pyramid" in kinds else SSD_LEVELS
-        return timm_backbone(name.removeprefix(TIMM), levels, width, norm)
-    build = next(TABLES[kind][name] for kind in kinds if name in TABLES[kind])
-    return build(width, norm)
+        backbone = timm_backbone(name.removeprefix(TIMM), levels, width, norm)
+    else:
+        backbone = next(TABLES[kind][name] for kind in kinds if name in TABLES[kind])(width, norm)
+    return backbone if in_channels == 3 else widen_stem(backbone, in_channels)
+
+
+def widen_stem(backbone: Backbone, in_channels: int) -> Backbone:
+    """Give the first convolution, which takes RGB, `in_channels` channels, in place.
+
+    Its weights are drawn anew, from a normal distribution with the deviation that the backbone chose for three
+    channels, scaled so that the sum over all channels has the same deviation.
+
+    Raises:
+        SettingError: no convolution of this backbone takes three channels.
+    """
+    stems = [module for module in backbone.modules() if isinstance(module, nn.Conv2d) and module.in_channels == 3]
+    if not stems or stems[0].groups != 1:
+        raise SettingError(f"model.in_channels: {in_channels}: this backbone takes RGB alone; choose another")
+    stem = stems[0]
+    deviation = stem.weight.detach().std() * (3 / in_channels) ** 0.5
+    shape = (stem.out_channels, in_channels, *stem.kernel_size)
+    stem.in_channels = in_channels
+    stem.weight = nn.Parameter(torch.randn(shape, device=stem.weight.device) * deviation)
+    backbone.imagenet = None
+    return backbone
 
 
 def add_backbone(name: str, build: Build, kind: Kind = "pyramid") -> None:

@@ -8,7 +8,7 @@ from directdet.models.backbones.backbone import Backbone
 
 
 class Network(nn.Module):
-    """A detector's network: forward(images [N, 3, H, W], normalised) returns raw maps.
+    """A detector's network: forward(images [N, C, H, W], normalised) returns raw maps.
 
     Attributes:
         config: the dataclass it was built from.
@@ -19,6 +19,11 @@ class Network(nn.Module):
     config: Any
     backbone: Backbone
     fewest_live_images = 1
+
+    @property
+    def in_channels(self) -> int:
+        """C, the channels of its images: 3 where its configuration has no such setting."""
+        return getattr(self.config, "in_channels", 3)
 
     def parts(self) -> dict[str, tuple[str, ...]]:
         """The child modules of each part whose weights can be loaded separately (see recipes.recipe.PARTS).

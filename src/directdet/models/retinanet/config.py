@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from directdet.common.settings import Between, Count, NotNegative, Positive, SettingError, Share, check_fields
+from directdet.common.settings import Between, Channels, Count, NotNegative, Positive, SettingError, Share, check_fields
 from directdet.models.backbones.names import check_backbone
 
 MAX_HEAD_CONVS = 4  # torchvision's subnets have four
@@ -32,6 +32,7 @@ class RetinaNetConfig:
         score_threshold: detections below it are left out.
         nms: IoU above which NMS suppresses detections of the same class.
         detections: of an image, at most.
+        in_channels: channels of the pictures; training takes those of its data.
     """
 
     num_classes: Count
@@ -53,6 +54,7 @@ class RetinaNetConfig:
     test_pre_nms: Count = 1000
     candidates: Count = 1000
     detections: Count = 100
+    in_channels: Channels = 3
 
     @property
     def masks(self) -> bool:

@@ -33,7 +33,7 @@ class RetinaNet(Anchored):
     def __init__(self, config: RetinaNetConfig):
         super().__init__()
         self.config = config
-        self.backbone = build_backbone(("pyramid",), config.backbone, config.width, config.norm)
+        self.backbone = build_backbone(("pyramid",), config.backbone, config.width, config.norm, config.in_channels)
         self.backbone.keep_levels(LEVELS)
         channels, norm = [self.backbone.channels[level] for level in LEVELS], norm_layer(config.norm)
         coarsest = LastLevelP6P7(channels[-1], config.fpn_channels)

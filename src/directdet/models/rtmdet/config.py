@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from directdet.common.settings import Count, Share, ZeroOrMore, check_fields
+from directdet.common.settings import Channels, Count, Share, ZeroOrMore, check_fields
 from directdet.models.backbones.names import check_backbone
 
 
@@ -25,6 +25,7 @@ class RTMDetConfig:
         score_threshold: detections below it are left out.
         nms: IoU above which NMS suppresses detections of the same class.
         detections: of an image, at most.
+        in_channels: channels of the pictures; training takes those of its data.
     """
 
     num_classes: Count
@@ -40,6 +41,7 @@ class RTMDetConfig:
     nms: Share = 0.65
     candidates: Count = 300
     detections: Count = 100
+    in_channels: Channels = 3
 
     @property
     def masks(self) -> bool:

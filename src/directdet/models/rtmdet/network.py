@@ -46,7 +46,7 @@ class RTMDet(Network):
     def __init__(self, config: RTMDetConfig):
         super().__init__()
         self.config = config
-        self.backbone = build_backbone(("pyramid",), config.backbone, config.width, config.norm)
+        self.backbone = build_backbone(("pyramid",), config.backbone, config.width, config.norm, config.in_channels)
         self.backbone.keep_levels(LEVELS)
         channels, norm = [self.backbone.channels[level] for level in LEVELS], NORMS[config.norm]
         self.strides = [self.backbone.strides[level] for level in LEVELS]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from directdet.common.settings import Count, Positive, SettingError, Share, check_fields
+from directdet.common.settings import Channels, Count, Positive, SettingError, Share, check_fields
 from directdet.models.backbones.names import check_backbone
 
 
@@ -33,6 +33,7 @@ class SSDConfig:
         score_threshold: detections below it are left out.
         nms: IoU above which NMS suppresses detections of the same class.
         detections: of an image, at most.
+        in_channels: channels of the pictures; training takes those of its data.
     """
 
     num_classes: Count
@@ -52,6 +53,7 @@ class SSDConfig:
     nms: Share = 0.45
     candidates: Count = 400
     detections: Count = 200
+    in_channels: Channels = 3
 
     @property
     def masks(self) -> bool:

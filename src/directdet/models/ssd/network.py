@@ -34,7 +34,7 @@ class SSD(Network):
     def __init__(self, config: SSDConfig):
         super().__init__()
         self.config = config
-        self.backbone = build_backbone(("ssd",), config.backbone, config.width, config.norm)
+        self.backbone = build_backbone(("ssd",), config.backbone, config.width, config.norm, config.in_channels)
         fine, coarse = (self.backbone.channels[level] for level in ("s8", "s16"))
         self.extras = EXTRAS[config.extras](coarse, config.width, config.norm, config.last_map_3x3)
         head_norm = "none" if not config.head_norm else "gn" if config.norm == "gn" else "bn"

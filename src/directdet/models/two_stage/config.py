@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from directdet.common.settings import (
+    Channels,
     Count,
     NotNegative,
     Positive,
@@ -49,6 +50,7 @@ class TwoStageConfig:
         mask_slots: mask RoIs per image, shared over the batch: positives beyond mask_slots * batch are dropped. 128 is
             the maximum that the paper's sampling can produce.
         candidates: number of boxes that enter the final NMS, best first.
+        in_channels: channels of the pictures; training takes those of its data.
     """
 
     num_classes: Count
@@ -83,6 +85,7 @@ class TwoStageConfig:
     nms: Share = 0.5
     candidates: Count = 1000
     detections: Count = 100
+    in_channels: Channels = 3
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")

@@ -33,7 +33,9 @@ class TwoStage(Anchored):
     def __init__(self, config: TwoStageConfig):
         super().__init__()
         self.config = config
-        self.backbone = build_backbone(("pyramid", "single_map"), config.backbone, config.width, config.norm)
+        self.backbone = build_backbone(
+            ("pyramid", "single_map"), config.backbone, config.width, config.norm, config.in_channels
+        )
         channels = list(self.backbone.channels.values())
         self.roi_strides = list(self.backbone.strides.values())
         if config.pyramid:

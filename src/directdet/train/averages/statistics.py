@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from directdet.data.records import Dataset
-from directdet.infer.preprocess import Preprocess
 from directdet.models.parts.network import Network
 from directdet.models.parts.norm import FixedBatchNorm2d, statistics
 from directdet.models.parts.targets import Targets
-from directdet.recipes.derived import evaluation_size
 from directdet.recipes.recipe import Phase
 from directdet.train import distributed
-from directdet.train.data import make_phase_loader
+from directdet.train.data import make_phase_loader, phase_preprocess
 from directdet.train.step import Criterion
 
 
@@ -38,7 +36,7 @@ def estimate_statistics(model: Network, phase: Phase, dataset: Dataset, seed: in
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and not isinstance(m, FixedBatchNorm2d)]
     device = next(model.parameters()).device
     sums = {norm: torch.zeros(3, norm.num_features, dtype=torch.float64, device=device) for norm in norms}
-    criterion = Criterion(model, phase, Preprocess(evaluation_size(phase), std=phase.std))
+    criterion = Criterion(model, phase, phase_preprocess(phase, dataset.pixels))
     # A map of a single cell has no variance in a single image.
     loader = make_phase_loader(
         replace(phase, batch_size=max(phase.batch_size, model.fewest_live_images)),

@@ -86,9 +86,9 @@ def step_cost(
     model = _shapes_only(model_config, phase)
     with torch.random.fork_rng(devices=[]), FakeTensorMode():
         _make_fake(model)
-        stepper = Stepper(model, phase, Preprocess(size=size), 0.0, 0)
+        stepper = Stepper(model, phase, _any_preprocess(size, model), 0.0, 0)
         _start_optimizer(stepper.optimizer)
-        batches = [_empty_batch(size, batch, objects, model.config.masks)] * times
+        batches = [_empty_batch(size, batch, objects, model.config.masks, model.in_channels)] * times
         weights = [*model.parameters(), *model.buffers()]
         gradients = [p.grad for p in weights if p.grad is not None]
         buckets = [torch.empty_like(g) for g in gradients] if processes > 1 else []
@@ -104,6 +104,11 @@ def step_cost(
         with ledger:
             stepper.step(batches, number=1, steps_per_epoch=1)
         return StepCost(ledger.peak, ledger.flops // times, ledger.parts())
+
+
+def _any_preprocess(size: tuple[int, int], model: Network) -> Preprocess:
+    channels = model.in_channels
+    return Preprocess(size) if channels == 3 else Preprocess(size, mean=(0.0,) * channels, std=(1.0,) * channels)
 
 
 def _shapes_only(model_config: Mapping[str, Any], phase: Phase) -> Network:
@@ -138,7 +143,7 @@ def _start_optimizer(optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def _empty_batch(size: tuple[int, int], batch: int, objects: int, masks: bool) -> Batch:
+def _empty_batch(size: tuple[int, int], batch: int, objects: int, masks: bool, channels: int) -> Batch:
     """Images and targets as the loader makes them, without content."""
     targets = {
         "boxes": torch.empty(batch, objects, 4),
@@ -149,7 +154,7 @@ def _empty_batch(size: tuple[int, int], batch: int, objects: int, masks: bool) -
     }
     if masks:
         targets["masks"] = torch.empty(batch, objects, MASK_SIDE, MASK_SIDE, dtype=torch.uint8)
-    return torch.empty(batch, 3, *size, dtype=torch.uint8), targets
+    return torch.empty(batch, channels, *size, dtype=torch.uint8), targets
 
 
 def device_name() -> str:
@@ -184,8 +189,8 @@ def measure(
         apply_norm(model, phase, trained=True, known=False)
         if phase.channels_last:
             model.to(memory_format=torch.channels_last)
-        stepper = Stepper(model, phase, Preprocess(size=size), 0.0, 0)
-        batches = [_noise(size, batch, objects, model.config.masks)] * times
+        stepper = Stepper(model, phase, _any_preprocess(size, model), 0.0, 0)
+        batches = [_noise(size, batch, objects, model.config.masks, model.in_channels)] * times
         for number in range(WARM_STEPS):
             stepper.step(batches, number, steps_per_epoch=WARM_STEPS + steps)
         torch.cuda.synchronize()
@@ -198,9 +203,9 @@ def measure(
         return None
 
 
-def _noise(size: tuple[int, int], batch: int, objects: int, masks: bool) -> Batch:
+def _noise(size: tuple[int, int], batch: int, objects: int, masks: bool, channels: int) -> Batch:
     """A batch as the loader makes it, of noise with objects in random places."""
-    images, targets = _empty_batch(size, batch, objects, masks)
+    images, targets = _empty_batch(size, batch, objects, masks, channels)
     images.random_(256)
     side = torch.tensor([size[1], size[0]])
     corners = torch.rand(batch, objects, 2, 2).sort(2).values * side

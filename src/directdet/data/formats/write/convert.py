@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from directdet.common.errors import UserError
-from directdet.common.files import require_writable, write_json_atomic
+from directdet.common.files import require_writable, write_json_atomic, write_text_atomic
 from directdet.data.dataset import Dataset, check_same_classes, find_splits, load_dataset
 from directdet.data.formats.write.coco import write_coco
 from directdet.data.formats.write.voc import write_voc
 from directdet.data.formats.write.yolo import write_yolo
+from directdet.data.pixels.format import RGB
 from directdet.data.records import Record
 
 # Each writes the annotations of all splits below a folder, and returns where each picture goes, by split, and counts
@@ -57,6 +58,8 @@ def convert(root: str | os.PathLike[str], to: str, out: str | os.PathLike[str], 
             (place / folders[split]).mkdir(parents=True, exist_ok=True)
             for record, name in zip(dataset.records, names[split], strict=True):
                 _put(record, place / folders[split] / name, link)
+        if first.pixels != RGB:
+            write_text_atomic(place / "dataset.toml", "\n".join((f'format = "{to}"', *first.pixels.toml_lines(), "")))
         write_json_atomic(place / MARKER, {"from": str(root), "to": to})
         os.chmod(place, 0o755)
         _swap(place, target)

@@ -38,7 +38,7 @@ def _picture(record: Record, name: str, classes: tuple[str, ...], lost: Counter[
     tree = ElementTree.Element("annotation")
     _add(tree, "filename", name)
     size = ElementTree.SubElement(tree, "size")
-    for key, value in (("width", record.width), ("height", record.height), ("depth", 3)):
+    for key, value in (("width", record.width), ("height", record.height), ("depth", record.pixels.channels)):
         _add(size, key, str(value))
     for index, box in enumerate(record.boxes.astype(np.float64).tolist()):
         if record.crowd[index]:
