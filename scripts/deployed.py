@@ -32,17 +32,23 @@ from directdet.infer.predict.sources import read_for_detector
 from directdet.train.data import load_splits
 
 SIDES = (320, 448, 640)
-OURS = (("onnx", "fp32", "onnxruntime"), ("openvino", "fp32", "openvino"), ("openvino", "int8", "openvino"))
-THEIRS = ("onnxruntime", "openvino")
+OURS = (
+    ("onnx", "fp32", "onnxruntime"),
+    ("openvino", "fp32", "openvino"),
+    ("openvino", "bf16", "openvino"),
+    ("openvino", "int8", "openvino"),
+)
+THEIRS = (("fp32", "onnxruntime"), ("fp32", "openvino"), ("bf16", "openvino"))
 LOWEST = 0.001  # score of the detections that are kept, as COCO's evaluation expects many
 Boxes = list[tuple[int, float, np.ndarray]]  # label, score, corners
 
 
 def our_artefact(given: Any, side: int, form: str, precision: str) -> Path:
-    """Our run as an artefact of this size; made once."""
+    """Our run as an artefact of this size, made once; OpenVINO computes fp32's in bf16 where it is told to."""
     from directdet.export.options import ExportOptions
     from directdet.export.run import export
 
+    precision = "fp32" if precision == "bf16" else precision
     out = given.work / f"ours-{side}-{form}-{precision}"
     if not (out / "meta.json").is_file():
         export(given.run, out, ExportOptions(form, precision, size=(side, side)), given.data, ap_images=0)
@@ -55,15 +61,16 @@ def their_graph(given: Any, side: int) -> Path:
     if not out.is_file():
         weights = given.work / f"theirs-{side}.pt"
         shutil.copyfile(given.other, weights)
-        code = f"from ultralytics import YOLO; YOLO({str(weights)!r}).export(format='onnx', imgsz={side})"
+        options = f"format='onnx', imgsz={side}, simplify=False, nms=False"
+        code = f"from ultralytics import YOLO; YOLO({str(weights)!r}).export({options})"
         subprocess.run([str(given.other_python), "-c", code], check=True, capture_output=True, cwd=given.work)
     return out
 
 
-def our_detector(artefact: Path, runtime: str, threads: int) -> Callable[[np.ndarray], Boxes]:
+def our_detector(artefact: Path, precision: str, runtime: str, threads: int) -> Callable[[np.ndarray], Boxes]:
     from directdet.infer.runtimes.load import load
 
-    predictor = load(artefact, runtime, "cpu", threads=threads)
+    predictor = load(artefact, runtime, "cpu", threads, "bf16" if precision == "bf16" else None)
 
     def detect(image: np.ndarray) -> Boxes:
         (found,) = predictor.detect_batch([image])
@@ -72,9 +79,9 @@ def our_detector(artefact: Path, runtime: str, threads: int) -> Callable[[np.nda
     return detect
 
 
-def their_detector(graph: Path, side: int, runtime: str, threads: int) -> Callable[[np.ndarray], Boxes]:
+def their_detector(graph: Path, side: int, precision: str, runtime: str, threads: int) -> Callable[[np.ndarray], Boxes]:
     """Letterbox onto grey as that tool does it, network, rows (x0, y0, x1, y1, score, class) without NMS."""
-    run = _session(graph, runtime, threads)
+    run = _session(graph, precision, runtime, threads)
 
     def detect(image: np.ndarray) -> Boxes:
         height, width = image.shape[:2]
@@ -93,13 +100,16 @@ def their_detector(graph: Path, side: int, runtime: str, threads: int) -> Callab
     return detect
 
 
-def _session(graph: Path, runtime: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+def _session(graph: Path, precision: str, runtime: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     if runtime == "openvino":
         import openvino
 
-        compiled = openvino.Core().compile_model(
-            graph, "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-        )
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],  # unsaid, it is bf16 here
+        }
+        compiled = openvino.Core().compile_model(graph, "CPU", options)
         return lambda batch: compiled([batch])[0]
     import onnxruntime
 
@@ -115,9 +125,9 @@ def measure(given: Any) -> dict[str, Any]:
     who, side, form, precision, runtime = given.cell.split("/")
     if who == "ours":
         artefact = our_artefact(given, int(side), form, precision)
-        detect = our_detector(artefact, runtime, given.threads)
+        detect = our_detector(artefact, precision, runtime, given.threads)
     else:
-        detect = their_detector(their_graph(given, int(side)), int(side), runtime, given.threads)
+        detect = their_detector(their_graph(given, int(side)), int(side), precision, runtime, given.threads)
     val = _val(given)
     images = [read_for_detector(record.path) for record in val.records]
     for image in images[:5]:
@@ -154,7 +164,7 @@ def main() -> None:
         print(json.dumps(measure(given)))
         return
     cells = [f"ours/{side}/{form}/{what}/{runtime}" for side in given.sides for form, what, runtime in OURS]
-    cells += [f"theirs/{side}/onnx/fp32/{runtime}" for side in given.sides for runtime in THEIRS]
+    cells += [f"theirs/{side}/onnx/{precision}/{runtime}" for side in given.sides for precision, runtime in THEIRS]
     for side in given.sides:
         their_graph(given, side)
         for form, precision, _ in OURS:
