@@ -17,6 +17,8 @@ from directdet.recipes.meanings import meanings
 from directdet.recipes.recipe import Phase, Recipe
 from directdet.recipes.table_rows import TABLES, published_results, rows_of
 
+FROM_DATA = ("num_classes", "in_channels")  # settings of a model that follow the data
+
 
 def choices() -> Group:
     """The recipes to pick from, and those that --code brought, on one screen."""
@@ -81,7 +83,7 @@ def describe_recipe(recipe: Recipe) -> Group:
         table.add_row(setting.name, *(plain(value) for value in shown), plain(why))
     model = Table(Column(f"{recipe.detector} setting", no_wrap=True), "value", Column("source", overflow="fold"))
     for setting in fields(config_of(recipe.detector)):
-        if setting.name in ("num_classes", "in_channels"):  # they follow the data
+        if setting.name in FROM_DATA:
             continue
         key = f"model.{setting.name}"
         value, default = recipe.model.get(setting.name, setting.default), setting.default
@@ -97,7 +99,7 @@ def describe_recipe(recipe: Recipe) -> Group:
     facts += [f"In the paper: {text}" for text in published_results(recipe.name)]
     facts.append(f"Run it: directdet train {recipe.name} --data DATA --out RUN")
     means = _meanings("What they mean", Phase, "name")
-    of_model = _meanings(f"What those of {recipe.detector} mean", config_of(recipe.detector), "num_classes")
+    of_model = _meanings(f"What those of {recipe.detector} mean", config_of(recipe.detector), *FROM_DATA)
     return Group(table, model, *map(plain, notes.lines()), means, of_model, *map(plain, facts))
 
 
@@ -125,11 +127,11 @@ class _Notes:
         return [f"[{number}] {text}" for text, number in self._numbers.items()]
 
 
-def _meanings(title: str, kind: type, left_out: str) -> Table:
+def _meanings(title: str, kind: type, *left_out: str) -> Table:
     """What each setting of a dataclass means."""
     found = meanings(kind)
     table = Table("setting", Column("meaning", overflow="fold"), title=title, title_justify="left", box=SIMPLE_HEAD)
-    for name in (one.name for one in fields(kind) if one.name != left_out):
+    for name in (one.name for one in fields(kind) if one.name not in left_out):
         table.add_row(name, plain(found.get(name, "")))
     return table
 
