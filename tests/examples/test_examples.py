@@ -64,7 +64,7 @@ def test_train_and_detect(tmp_path):
 def test_export_and_verify(tmp_path):
     text = printed("export_and_verify", tmp_path / "work")
     assert "verification: PASS" in text
-    assert "files: README.md, meta.json, model.onnx" in text
+    assert "files: CMakeLists.txt, README.md, config.pbtxt, meta.json, model.onnx, run_onnx.cpp" in text
     scores = re.findall(rf"^(?:disk|square|triangle|star) {NUMBER} at \[", text, re.MULTILINE)
     assert scores and all(0.3 <= float(score) <= 1 for score in scores)
 

@@ -22,7 +22,8 @@ from tiny_artefact import write_artefact
 
 from directdet import Detector
 from directdet.common.errors import UserError
-from directdet.infer.pictures import to_bgr
+from directdet.infer.pictures import to_array
+from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes import cuda_driver
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)  # BGR
@@ -52,6 +53,10 @@ def _spooled(content: bytes):
     file.write(content)
     file.seek(0)
     return file
+
+
+def to_bgr(picture, order="bgr"):
+    return to_array(picture, Preprocess((64, 64)), order)
 
 
 @pytest.fixture
@@ -210,3 +215,22 @@ def test_processes(detector):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         found = pool.map(detector, [PICTURE, PICTURE // 2])
     assert same(found[0], detector(PICTURE)) and same(found[1], detector(PICTURE // 2))
+
+
+def test_pictures_of_other_sensors(tmp_path):
+    """A model of one 16-bit channel takes files and arrays of just that, as they are, whatever `order` says."""
+    deep = np.random.default_rng(1).integers(0, 65536, (20, 30), np.uint16)
+    path = tmp_path / "deep.png"
+    cv2.imwrite(str(path), deep)
+    wanted = Preprocess((64, 64), mean=(30000.0,), std=(9000.0,), dtype="uint16")
+    for given in (path, io.BytesIO(path.read_bytes()), deep[:, :, None]):
+        np.testing.assert_array_equal(to_array(given, wanted, "rgb"), deep[:, :, None])
+    cases = (
+        (PICTURE, "takes pictures as uint16"),
+        (deep, "adds the axis"),
+        (Image.fromarray(PICTURE), "give its file"),
+        (png(tmp_path), "3 channels of uint8"),
+    )
+    for given, says in cases:
+        with pytest.raises(UserError, match=says):
+            to_array(given, wanted)

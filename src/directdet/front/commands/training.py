@@ -184,4 +184,4 @@ def train(
     if result.report is not None:
         say(f"report: {result.report}")
     if result.phases:
-        say(f"next: directdet export {out} --out ARTEFACT --data {result.data}")
+        say(f"next: directdet export {out} --out ARTEFACT")  # it knows the run's data
