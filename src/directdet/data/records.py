@@ -171,9 +171,14 @@ def read_record_image(record: Record) -> np.ndarray:
     return image
 
 
+def detector_image(record: Record) -> np.ndarray:
+    """The record's image as detectors take it, 8-bit RGB in BGR order; errors as :func:`read_record_image`."""
+    return record.pixels.for_detector(read_record_image(record))
+
+
 def drawable_image(record: Record) -> np.ndarray:
     """The record's image to draw on, uint8 [H, W, 3] BGR; errors as :func:`read_record_image`."""
-    return record.pixels.drawable(record.pixels.for_detector(read_record_image(record)))
+    return record.pixels.drawable(detector_image(record))
 
 
 def check_size(record: Record, height: int, width: int) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from directdet.data.dataset import Dataset, Record, read_record_image
 from directdet.data.masks import rasterise, to_shape
+from directdet.data.records import Dataset, Record, detector_image
 from directdet.infer.accuracy.evaluate import match_classes
 from directdet.infer.detections import Detections
 from directdet.infer.draw import draw
@@ -25,7 +25,7 @@ def make_gallery(detector: Predictor, dataset: Dataset, count: int, score: float
     order = match_classes(detector, dataset)
     pictures = []
     for record in dataset.records[:count]:
-        image = record.pixels.for_detector(read_record_image(record))
+        image = detector_image(record)
         found = detector(image).above(score).relabelled(order, dataset.classes, dataset.category_ids)
         image = record.pixels.drawable(image)
         factor = max(1, round(_LONG_EDGE / max(record.height, record.width)))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from directdet.common.errors import UsageProblem
-from directdet.common.settings import SettingError
+from directdet.common.settings import Between, Count, Share, check_fields
 
 MOST_BATCH = 1024
 
@@ -24,26 +24,16 @@ class ServeOptions:
         score: detections below it are left out, unless a request asks for another.
 
     Raises:
-        UsageProblem: a number out of range.
+        SettingError: a number out of range.
     """
 
-    batch: int | None = None
-    wait_ms: float = 2.0
-    queue: int = 128
-    max_bytes: int = 20_000_000
-    max_pixels: int = 50_000_000
-    upload_seconds: float = 30.0
-    score: float = 0.3
+    batch: Annotated[int, Between(1, MOST_BATCH)] | None = None
+    wait_ms: Annotated[float, Between(0, 10_000)] = 2.0
+    queue: Count = 128
+    max_bytes: Count = 20_000_000
+    max_pixels: Count = 50_000_000
+    upload_seconds: Annotated[float, Between(0, 3600, above=True)] = 30.0
+    score: Share = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("queue", "max_bytes", "max_pixels"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name}: {getattr(self, name)}; give at least 1")
-        if self.batch is not None and not 1 <= self.batch <= MOST_BATCH:
-            raise SettingError(f"batch: {self.batch}; give 1 to {MOST_BATCH}")
-        if not 0 <= self.wait_ms <= 10_000:
-            raise SettingError(f"wait_ms: {self.wait_ms}; give 0 to 10000")
-        if not 0 < self.upload_seconds <= 3600:
-            raise SettingError(f"upload_seconds: {self.upload_seconds}; give a number above 0, at most 3600")
-        if not 0 <= self.score <= 1:
-            raise UsageProblem(f"score: {self.score}; give a number from 0 to 1")
+        check_fields(self, "")

@@ -1,24 +1,20 @@
 """Whether an artefact is the model: the same pictures through both, every detection matched, differences measured."""
 
-import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property, partial
-from typing import Any
 
 import numpy as np
-import torch
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor, nn
 
 from directdet.common.terminal import CAPTION, TITLE, plain, verdict
 from directdet.data.image import resize
 from directdet.data.pixels.format import STD
 from directdet.data.records import Dataset
-from directdet.export.precision import PRODUCTS
 from directdet.export.verification.criteria import WHAT_TO_DO, Criterion
+from directdet.export.verification.disturbed import disturbed_runs
 from directdet.export.verification.matching import Comparison, Tolerance, compare
 from directdet.infer.detections import Detections
 from directdet.infer.predict.sources import read_for_detector
@@ -46,7 +42,6 @@ TOLERANCES = {
 SPREADS = 3  # standard deviations of the AP's difference over the pictures that are put down to their choice
 INPUT_LEVELS = 0.51  # a uint8 canvas is rounded to grey levels
 WHOLLY_DIFFERENT = 255.0  # grey levels
-DISTURBED_RUNS = 8  # with 3, ties on a blank picture were missed: there are many ways to break them
 FEW = 20  # detections, of which a single one more is no large share
 DIFFERENCES = ("box", "score", "mask")
 
@@ -277,7 +272,9 @@ def expect(
     for _, image in pictures:
         batch, (placement,) = planes(candidate, [image])
         found = reference.decode(reference.run(batch), 0, placement)
-        disturbed = cache(partial(_disturbed, reference, batch, placement, tolerance.disturbance))
+        disturbed = cache(
+            partial(disturbed_runs, reference, network_of(reference), batch, placement, tolerance.disturbance)
+        )
         expected.append(Expectation(found, max(placement.scale_x, placement.scale_y), disturbed))
     return expected
 
@@ -363,41 +360,6 @@ def _in_several_batches(candidate: Predictor, images: Sequence[np.ndarray]) -> l
             return found
         found.extend(candidate.detect_batch(images[len(found) : len(found) + size]))
     raise AssertionError("a cycle has no end")
-
-
-def _disturbed(reference: Predictor, batch: np.ndarray, placement: Placement, disturbance: float) -> list[Detections]:
-    """What the reference finds in a batch of one picture, under noise about as large as a rounding error."""
-    eight = reference.preprocess.dtype == "uint8"
-    # For inputs that are not divided by ImageNet's std; those of other types are divided by their own.
-    unit = float(np.mean(STD) / np.mean(reference.preprocess.std)) if eight else 1.0
-    found = []
-    for seed in range(DISTURBED_RUNS):
-        noise = np.random.default_rng(seed).normal(0.0, disturbance * unit, batch.shape).astype(np.float32)
-        with _noisy_products(network_of(reference), disturbance / 10, seed):
-            found.append(reference.decode(reference.run(batch + noise), 0, placement))
-    return found
-
-
-@contextlib.contextmanager
-def _noisy_products(model: nn.Module, relative: float, seed: int) -> Iterator[None]:
-    """Noise on the output of layers that multiply by weights, relative to the output's root mean square.
-
-    Noise on the input alone does not get past features that are all dead: behind them a score is its layer's bias, the
-    same at every place to the last bit, and it depends on a runtime's top k which of them NMS starts from.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def add_noise(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        noise = torch.randn(output.shape, generator=generator).to(output.device, output.dtype)
-        return output + noise * (relative * output.square().mean().sqrt())
-
-    layers = [module for module in model.modules() if isinstance(module, tuple(PRODUCTS))]
-    hooks = [layer.register_forward_hook(add_noise) for layer in layers]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _floor(detections: Detections, limit: int, threshold: float) -> float:

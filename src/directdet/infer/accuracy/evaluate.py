@@ -16,8 +16,8 @@ from rich.table import Table
 from directdet.common.errors import UserError
 from directdet.common.files import write_json_atomic
 from directdet.common.terminal import plain, terminal
-from directdet.data.dataset import Dataset, Record, read_record_image
 from directdet.data.masks import coco_mask
+from directdet.data.records import Dataset, Record, detector_image
 from directdet.infer.accuracy.voc_ap import voc_precision
 from directdet.infer.detections import Detections
 from directdet.infer.predictor import Predictor
@@ -175,7 +175,7 @@ def detect(
     console = terminal(stderr=True)
     hidden = not (progress and console.is_terminal)  # a bar that disappears leaves an empty line in a log file
     for record in track(records, description="evaluating", console=console, disable=hidden, transient=True):
-        detections = detector(record.pixels.for_detector(read_record_image(record)))
+        detections = detector(detector_image(record))
         found.append((record.image_id, detections.relabelled(order, dataset.classes, dataset.category_ids)))
     return found
 
