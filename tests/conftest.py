@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -37,12 +39,30 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: each comp
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+TRACES = "DIRECTDET_TEST_TRACES"  # the folder where a worker process that crashes leaves its stack
+
+
+@pytest.hookimpl(trylast=True)  # after pytest's own: a worker's standard error is far from the summary, or lost
 def pytest_configure(config):
     """A shell starts what runs in the background deaf to Ctrl-C, nohup to the terminal's end; some tests send them."""
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        config.crash_trace = open(Path(os.environ[TRACES], worker), "w")  # noqa: SIM115  as long as the process
+        faulthandler.enable(config.crash_trace)
+    else:
+        config.crash_traces = tempfile.TemporaryDirectory(prefix="test-traces-")
+        os.environ[TRACES] = config.crash_traces.name
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Where a worker process was when it crashed; nothing is known of one that was killed from outside."""
+    for file in sorted(Path(os.environ[TRACES]).iterdir()):
+        if trace := file.read_text():
+            terminalreporter.section(f"stack of {file.name}, which crashed")
+            terminalreporter.write_line("\n".join(trace.splitlines()[:30]))  # below that is pytest itself
 
 
 # What follows is imported by those who use it, after the environment is set.
