@@ -76,9 +76,13 @@ def test_nothing_found_and_no_objects(data):
 
 def test_a_model_that_is_worse_on_most_pictures_is_told(data):
     found = detections(data)
-    worse = compare(changed(found, 24), found, data, data.records)
+    worse, masks = compare(changed(found, 24), found, data, data.records)
+    assert (worse.name, masks.name) == ("box", "mask")
+    assert masks.other == pytest.approx(score_detections(found, data).segm["AP"], abs=1e-12)
+    assert masks.spread == spread_of_difference(changed(found, 24), found, data, data.records, "mask")
+    assert "mask AP" in masks.words("a", "b")
     assert worse.verdict == "worse" and worse.one < worse.other
-    better = compare(found, changed(found, 24), data, data.records)
+    better = compare(found, changed(found, 24), data, data.records)[0]
     assert better.verdict == "better" and better.spread == pytest.approx(worse.spread)
     assert better.one == pytest.approx(score_detections(found, data).bbox["AP"], abs=1e-12)
     assert better.spread == spread_of_difference(changed(found, 24), found, data, data.records, "box")
@@ -89,19 +93,19 @@ def test_a_model_that_is_worse_on_most_pictures_is_told(data):
 def test_models_alike_are_mostly_not_told_apart(data):
     """Eight pairs with the same errors drawn anew: at 95%, two would be told apart by chance once in twenty runs."""
     verdicts = [
-        compare(detections(data, 2 * seed), detections(data, 2 * seed + 1), data, data.records).verdict
+        compare(detections(data, 2 * seed), detections(data, 2 * seed + 1), data, data.records)[0].verdict
         for seed in range(8)
     ]
     assert verdicts.count("not told apart") >= 6
-    same = compare(detections(data), detections(data), data, data.records)
+    same = compare(detections(data), detections(data), data, data.records)[0]
     assert same.verdict == "not told apart" and same.spread == 0
 
 
 def test_too_few_pictures_or_objects_tell_nothing(data):
     records, found = data.records[:1], detections(data)[:1]
     one = replace(data, records=records)
-    told = compare(found, [], one, records)
+    told = compare(found, [], one, records)[0]
     assert told.one > told.other == 0 and told.verdict == "not told apart" and "fewer than 10" in told.words("a", "b")
     nothing = tuple(make_record(r.image_id, r.path, r.width, r.height, []) for r in data.records)
-    empty = compare([], [], replace(data, records=nothing), nothing)
+    (empty,) = compare([], [], replace(data, records=nothing), nothing)  # without objects, none has a mask
     assert empty.verdict == "not told apart" and "no objects" in empty.words("a", "b")

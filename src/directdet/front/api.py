@@ -186,14 +186,14 @@ class EvaluateResult:
         metrics: COCO's twelve numbers and VOC's two.
         evaluation: with the detections that they were computed from.
         model: what ran, and in what, as plain values.
-        difference: to the other model, if there is one.
+        differences: to the other model, if there is one: of the boxes' AP, and of the masks' if there are masks.
         report: the page, if one was written.
     """
 
     metrics: Metrics
     evaluation: Evaluation
     model: dict[str, Any]
-    difference: Difference | None = None
+    differences: tuple[Difference, ...] = ()
     report: Path | None = None
 
 
@@ -244,20 +244,21 @@ def evaluate(
     loading = (runtime, _device(device, "gpu"), threads, precision)
     dataset = load_dataset(data, split)
     detector = load(Path(model), *loading)
-    evaluation = examine(detector, dataset, progress, results=None if results is None else Path(results))
+    written = None if results is None else Path(results)
+    evaluation = examine(detector, dataset, progress, results=written, keep_masks=against is not None)
     show(evaluation.metrics)
-    difference, comparison, page = None, "", None
+    differences, comparison, page = (), "", None
     if against is not None:
         from directdet.infer.accuracy.ap_difference import compare
 
-        other = examine(load(Path(against), *loading), dataset, progress)
-        difference = compare(evaluation.found, other.found, dataset, evaluation.records)
-        comparison = difference.words(str(model), str(against)) + "."
+        other = examine(load(Path(against), *loading), dataset, progress, keep_masks=True)
+        differences = compare(evaluation.found, other.found, dataset, evaluation.records)
+        comparison = " ".join(f"{difference.words(str(model), str(against))}." for difference in differences)
     if report is not None:
         from directdet.front.evaluation_report import write_model_report
 
         page = write_model_report(evaluation, detector, Path(report), comparison)
-    return EvaluateResult(evaluation.metrics, evaluation, detector.describe(), difference, page)
+    return EvaluateResult(evaluation.metrics, evaluation, detector.describe(), differences, page)
 
 
 def export(

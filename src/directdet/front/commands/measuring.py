@@ -70,9 +70,8 @@ def evaluate(
     found = api.evaluate(
         model, data=data, split=split, against=against, results=results, report=report, show=show, **loading
     )
-    compared = found.difference
-    if compared is not None:
-        say(compared.words(str(model), str(against)))
+    for difference in found.differences:
+        say(difference.words(str(model), str(against)))
     recipe = found.model["recipe"]
     for line in beside_ours(recipe):
         say(line)
@@ -80,8 +79,9 @@ def evaluate(
         about = {"root": str(data), "split": split}
         papers = [asdict(row) for row in published_rows(recipe)]
         content = {"model": found.model, "dataset": about, **found.metrics.to_dict(), "in_the_papers": papers}
-        if compared is not None:
-            content["against"] = {"model": str(against), **asdict(compared), "verdict": compared.verdict}
+        if found.differences:
+            told = {one.name: {**asdict(one), "verdict": one.verdict} for one in found.differences}
+            content["against"] = {"model": str(against), **told}
         write_json_atomic(json_file, content)
     for file in filter(None, (json_file, results, found.report)):
         say(f"written: {file}")

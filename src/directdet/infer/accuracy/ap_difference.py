@@ -27,14 +27,16 @@ KINDS: dict[str, Literal["bbox", "segm"]] = {"box": "bbox", "mask": "segm"}  # p
 
 @dataclass(frozen=True)
 class Difference:
-    """Two models' box AP on the same pictures.
+    """Two models' AP on the same pictures.
 
     Attributes:
+        name: "box" or "mask", whose AP it is.
         one, other: the AP of each, 0 to 1; -1 without objects.
         spread: the standard deviation of their difference over draws of the pictures.
         pictures: how many there are.
     """
 
+    name: str
     one: float
     other: float
     spread: float
@@ -57,7 +59,7 @@ class Difference:
         difference, reach = 100 * (self.one - self.other), 100 * NORMAL_95 * self.spread
         few = f"; fewer than {LEAST} never do" if self.pictures < LEAST else ""
         return (
-            f"{verdict}{few}: box AP {100 * self.one:.1f} against {100 * self.other:.1f}, a difference of "
+            f"{verdict}{few}: {self.name} AP {100 * self.one:.1f} against {100 * self.other:.1f}, a difference of "
             f"{difference:+.1f} points, 95% interval {difference - reach:+.1f} to {difference + reach:+.1f}"
         )
 
@@ -68,11 +70,14 @@ def average_precisions(found: Found, dataset: Dataset, records: Sequence[Record]
     Args:
         found: (image id, detections with the dataset's labels) of each record.
     """
-    masks = dataset.has_masks and all(detections.masks is not None for _, detections in found)
     once = np.ones((1, len(records)))
-    return {
-        name: float(weighted_ap(found, dataset, records, name, once)[0]) for name in KINDS if masks or name == "box"
-    }
+    return {name: float(weighted_ap(found, dataset, records, name, once)[0]) for name in _kinds(dataset, found)}
+
+
+def _kinds(dataset: Dataset, *sides: Found) -> list[str]:
+    """What AP there is of all the sides' detections."""
+    masks = dataset.has_masks and all(detections.masks is not None for side in sides for _, detections in side)
+    return ["box", "mask"] if masks else ["box"]
 
 
 def spread_of_difference(
@@ -85,13 +90,16 @@ def spread_of_difference(
     return float(np.std((theirs - ours)[valid])) if valid.any() else 0.0
 
 
-def compare(one: Found, other: Found, dataset: Dataset, records: Sequence[Record]) -> Difference:
-    """The box AP of two models on the same pictures, and whether these tell them apart."""
+def compare(one: Found, other: Found, dataset: Dataset, records: Sequence[Record]) -> tuple[Difference, ...]:
+    """The AP of two models on the same pictures, and whether these tell them apart: of boxes, and of masks if any."""
     weights = np.concatenate([np.ones((1, len(records))), _drawn(len(records))])
-    ours, theirs = (weighted_ap(side, dataset, records, "box", weights) for side in (one, other))
-    valid = ours[1:] >= 0  # some object was drawn
-    spread = float(np.std((ours - theirs)[1:][valid])) if valid.any() else 0.0
-    return Difference(float(ours[0]), float(theirs[0]), spread, len(records))
+    differences = []
+    for name in _kinds(dataset, one, other):
+        ours, theirs = (weighted_ap(side, dataset, records, name, weights) for side in (one, other))
+        valid = ours[1:] >= 0  # some object was drawn
+        spread = float(np.std((ours - theirs)[1:][valid])) if valid.any() else 0.0
+        differences.append(Difference(name, float(ours[0]), float(theirs[0]), spread, len(records)))
+    return tuple(differences)
 
 
 def _drawn(count: int) -> np.ndarray:

@@ -98,8 +98,8 @@ class Evaluation:
     """A detector's numbers on a dataset, and what they were computed from.
 
     Attributes:
-        found: (image id, detections with the dataset's labels) of each of `records`, without masks, which take by far
-            the most memory.
+        found: (image id, detections with the dataset's labels) of each of `records`, by default without masks, which
+            take by far the most memory.
     """
 
     metrics: Metrics
@@ -136,6 +136,7 @@ def examine(
     progress: bool = True,
     max_images: int | None = None,
     results: str | Path | None = None,
+    keep_masks: bool = False,
 ) -> Evaluation:
     """`evaluate`, with the detections."""
     records = dataset.records[:max_images]
@@ -145,18 +146,22 @@ def examine(
     if results is not None:
         entries = [entry for number, one in found for entry in one.to_coco(number, dataset.category_ids)]
         write_json_atomic(results, entries, indent=None)
-    evaluation = scored(found, dataset, records)
+    evaluation = scored(found, dataset, records, keep_masks)
     evaluation.metrics.seconds = seconds
     return evaluation
 
 
 def scored(
-    found: Iterable[tuple[int, Detections]], dataset: Dataset, records: tuple[Record, ...] | None = None
+    found: Iterable[tuple[int, Detections]],
+    dataset: Dataset,
+    records: tuple[Record, ...] | None = None,
+    keep_masks: bool = False,
 ) -> Evaluation:
     """`score_detections`, with the detections."""
     found, records = list(found), dataset.records if records is None else records
     metrics = score_detections(found, dataset, records)
-    return Evaluation(metrics, [(number, one.without_masks()) for number, one in found], dataset, records)
+    kept = found if keep_masks else [(number, one.without_masks()) for number, one in found]
+    return Evaluation(metrics, kept, dataset, records)
 
 
 def detect(
