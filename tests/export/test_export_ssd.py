@@ -18,6 +18,8 @@ from directdet.export.run import export
 from directdet.export.tensorrt import build_engine
 from directdet.export.verification.verify import verification_pictures, verify
 from directdet.front import cli
+from directdet.infer.accuracy.analysis import analyse
+from directdet.infer.accuracy.evaluate import detect
 from directdet.infer.predict.sources import read_for_detector
 from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes.load import load
@@ -156,12 +158,17 @@ def test_export_of_batches_of_two_with_ap(run, data, truth, tmp_path, capsys):
     arguments = ("export", run, "--out", tmp_path / "out", "--size", "300,300", "--batch", 2, "--data", truth)
     code, said, _ = command(capsys, *arguments)
     assert code == 0 and f"PASS: {tmp_path / 'out'}" in said and "box AP" in said
-    record = json.loads((tmp_path / "out" / "meta.json").read_text())["verification"]
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    record = meta["verification"]
     assert record["ap_images"] == 4 and 0.1 < record["pytorch"]["ap"]["box"] < 0.9
     for one in record["runtimes"]:
         assert one["reference_ap"] == record["pytorch"]["ap"]
         assert one["ap"]["box"] == pytest.approx(one["reference_ap"]["box"], abs=one["tolerance"]["ap"])
     detector, alone = load(tmp_path / "out", device="cpu"), load(run, device="cpu")
+    dataset = load_dataset(truth, "val")
+    best = analyse(detect(detector, dataset, dataset.records), dataset).overall.suggestion
+    assert meta["suggested_score"] == {**best, "images": 4} and detector.usual_score == best["score"]
+    assert f"Keep scores of at least {best['score']:g} for" in (tmp_path / "out" / "README.md").read_text()
     pictures = [read_for_detector(record.path) for record in load_dataset(data, "val").records[:2]]
     pictures[1] = cv2.rotate(pictures[1], cv2.ROTATE_90_CLOCKWISE)
     for picture, found in zip(pictures, detector.detect_batch(pictures), strict=True):

@@ -117,6 +117,17 @@ def test_detections_are_those_of_a_detector(artefact, port):
         assert len(json.loads(ask(port, "POST", f"/detect?{query}", content)[2])["detections"]) == count
 
 
+def test_the_score_that_the_artefact_suggests_is_the_default(tmp_path):
+    artefact = write_artefact(tmp_path / "artefact")
+    scores = Detector(artefact, device="cpu")(np.zeros((192, 256, 3), np.uint8)).scores
+    meta = json.loads((artefact / "meta.json").read_text())
+    meta["suggested_score"] = {"score": float(scores[:2].mean())}
+    (artefact / "meta.json").write_text(json.dumps(meta))
+    with server(artefact) as (number, _):
+        for query, count in (("", 1), ("?score=0", len(scores))):
+            assert len(json.loads(ask(number, "POST", f"/detect{query}", picture())[2])["detections"]) == count
+
+
 @pytest.mark.parametrize("upload", [lambda content: (content,), form])
 def test_a_drawn_picture(artefact, port, upload):
     content = picture()

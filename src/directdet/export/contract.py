@@ -184,6 +184,7 @@ def readme(meta: dict[str, Any]) -> str:
             "What was set when it was exported (it is part of the graph):",
             "",
             *(f"- {text}" for text in words["thresholds"]),
+            *_suggestion(meta.get("suggested_score")),
             "",
             "## Classes",
             "",
@@ -194,6 +195,18 @@ def readme(meta: dict[str, Any]) -> str:
             *running(meta),
         ]
     )
+
+
+def _suggestion(suggested: dict[str, Any] | None) -> list[str]:
+    """The score threshold that suits, in a paragraph; nothing where it is not known."""
+    if suggested is None:
+        return []
+    gives = ", ".join(f"{name} {suggested[key]:.2f}" for key, name in _GIVES.items())
+    where = f"on {suggested['images']} pictures, at an IoU of 0.5 ({gives})"
+    return ["", f"Keep scores of at least {suggested['score']:g} for the best F1 {where}."]
+
+
+_GIVES = {"precision": "precision", "recall": "recall", "f1": "F1"}
 
 
 def _cell(text: str) -> str:

@@ -153,6 +153,8 @@ def export(
         job.meta.update(graph_meta(graph))
         engine, verification = _BUILDERS[options.format](job, part, graph_file)
         job.meta["verification"] = verification.to_dict()
+        if verification.suggested is not None:
+            job.meta["suggested_score"] = {**verification.suggested, "images": verification.ap_images}
         job.meta["prices"] = [price.to_dict() for price in prices]
         finish_meta(part, job.meta)
         put_in_place(part, out)

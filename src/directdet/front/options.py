@@ -154,6 +154,9 @@ _DEVICE_HELP = "auto, cpu, cuda, or a GPU's number."
 torch_device_option = click.option("--device", type=Device(), default="auto", show_default=True, help=_DEVICE_HELP)
 # Of a runtime; OpenVINO has a gpu that is none of CUDA's.
 device_option = click.option("--device", type=Device("gpu"), default="auto", show_default=True, help=_DEVICE_HELP)
+score_option = click.option(
+    "--score", type=Number(0, 1), help="Leave out lower scores.  [default: what its export found best, or 0.3]"
+)
 runtime_option = click.option(
     "--runtime", type=click.Choice(["auto", *RUNTIME.choices]), default="auto", show_default=True
 )

@@ -14,6 +14,8 @@ from directdet.infer.network_input import NetworkInput
 from directdet.infer.pictures import check_picture
 from directdet.infer.preprocess import Placement, Preprocess
 
+USUAL_SCORE = 0.3  # the least score to keep where nothing says what suits the model
+
 
 class Backend(Protocol):
     """One loaded network.
@@ -60,6 +62,13 @@ class Predictor:
                 f"{source}: the network takes {canvas[0]}x{canvas[1]} pixels (H x W), but its preprocessing gives "
                 f"{preprocess.size[0]}x{preprocess.size[1]}; export again"
             )
+
+    @property
+    def usual_score(self) -> float:
+        """The least score to keep unless another is asked for: what the export found best, else `USUAL_SCORE`."""
+        suggested = self.meta.get("suggested_score")
+        score = suggested.get("score") if isinstance(suggested, dict) else None
+        return float(score) if isinstance(score, int | float) and 0 <= score <= 1 else USUAL_SCORE
 
     @property
     def runtime(self) -> str:

@@ -57,6 +57,7 @@ def batch_size(detector: Predictor, options: ServeOptions) -> int:
 def make_app(detector: Predictor, options: ServeOptions) -> fastapi.FastAPI:
     """The application around a loaded detector; it starts and ends the thread that runs it."""
     metrics, state = Metrics(), _State(options.queue)
+    usual_score = detector.usual_score if options.score is None else options.score
 
     @contextlib.asynccontextmanager
     async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[None]:
@@ -92,7 +93,7 @@ def make_app(detector: Predictor, options: ServeOptions) -> fastapi.FastAPI:
 
     async def answer(request: Request, score: float | None, classes: str | None) -> tuple[np.ndarray, Detections]:
         """The picture of a request and what was found in it."""
-        keep = _selection(detector, options.score if score is None else score, classes)
+        keep = _selection(detector, usual_score if score is None else score, classes)
         with state.place():
             content = await _upload(request, options)
             image = await run_in_threadpool(_decode, content, options, pixels)

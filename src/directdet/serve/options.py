@@ -21,7 +21,8 @@ class ServeOptions:
         max_bytes: of one upload; a larger one gets 413.
         max_pixels: height x width of one picture; a larger one gets 413 before it is decoded.
         upload_seconds: within which a picture has to arrive; a slower one gets 408.
-        score: detections below it are left out, unless a request asks for another.
+        score: detections below it are left out, unless a request asks for another; None: the model's own, see
+            `Predictor.usual_score`.
 
     Raises:
         SettingError: a number out of range.
@@ -33,7 +34,7 @@ class ServeOptions:
     max_bytes: Count = 20_000_000
     max_pixels: Count = 50_000_000
     upload_seconds: Annotated[float, Between(0, 3600, above=True)] = 30.0
-    score: Share = 0.3
+    score: Share | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "")

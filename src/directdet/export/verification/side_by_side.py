@@ -28,6 +28,8 @@ from directdet.export.verification.verify import (
 )
 from directdet.infer.accuracy.ap_difference import Found, average_precisions, spread_of_difference
 from directdet.infer.accuracy.evaluate import detect
+from directdet.infer.accuracy.matches import match
+from directdet.infer.accuracy.score_curves import score_curve
 from directdet.infer.predictor import Predictor
 from directdet.infer.runtimes.load import load
 from directdet.infer.runtimes.names import RUNTIMES
@@ -63,6 +65,8 @@ class SideBySide:
         ap_images: images it was measured on.
         batch: images of a timed run.
         notes: what else to know about it, a line each.
+        suggested: the score threshold with the best F1 of the first runtime's detections on those images, with what it
+            gives (see `ScoreCurve.suggestion`); None: nothing was found, or no AP was measured.
     """
 
     runtimes: tuple[Verification, ...]
@@ -71,6 +75,7 @@ class SideBySide:
     ap_images: int
     batch: int
     notes: tuple[str, ...] = ()
+    suggested: dict[str, float] | None = None
 
     @property
     def passed(self) -> bool:
@@ -180,7 +185,7 @@ def compare_runtimes(
     scored = dataset if dataset is not None and dataset.records and ap_images else None
     records = scored.records[:ap_images] if scored else ()
     count, own, own_found = len(records), dict[str, float](), []
-    timing, expected, found, missing = 0.0, None, [], []
+    timing, expected, suggested, found, missing = 0.0, None, None, [], []
     for runtime in RUNTIMES[kind]:
         say(f"verification in {runtime}")
         try:
@@ -202,6 +207,7 @@ def compare_runtimes(
         if scored:
             theirs = detect(candidate, scored, records, progress=True)
             one = with_ap(one, own, own_found, theirs, scored, records)
+            suggested = suggested or score_curve(match(theirs, records), len(scored.classes)).suggestion
         found.append(replace(one, latency_ms=_milliseconds(candidate, candidate.prepare(sample)[0])))
         del candidate  # so that two runtimes' copies of the weights are not in memory together
         gc.collect()
@@ -209,7 +215,7 @@ def compare_runtimes(
         raise MissingLibraryError(
             f"{artefact}: cannot be verified: {' or '.join(RUNTIMES[kind])} is not installed here"
         )
-    return SideBySide(tuple(found), timing, own, count, batch, tuple(missing))
+    return SideBySide(tuple(found), timing, own, count, batch, tuple(missing), suggested)
 
 
 def with_ap(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,9 +19,14 @@ from directdet.front.options import (
     device_option,
     precision_option,
     runtime_option,
+    score_option,
     threads_option,
 )
 from directdet.front.say import say
+
+if TYPE_CHECKING:
+    from directdet.infer.predict.options import PredictOptions
+    from directdet.infer.predictor import Predictor
 
 
 def _show_formats(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -102,7 +108,7 @@ def export(checkpoint: Path, out: Path, data: Path | None, split: str | None, ap
 @click.argument("model", type=PATH)
 @click.argument("source")
 @click.option("--out", type=PATH, metavar="DIR", help="Folder for annotated pictures or video, and detections.")
-@click.option("--score", type=Number(0, 1), default=0.3, show_default=True, help="Leave out lower scores.")
+@score_option
 @click.option("--classes", type=Names(), metavar="NAME,...", help="Only these classes.")
 @click.option("--format", "results", type=click.Choice(["coco", "jsonl"]), help="[default: images coco, video jsonl]")
 @click.option("--pictures/--no-pictures", default=True, show_default=True, help="Write annotated pictures or video.")
@@ -117,7 +123,9 @@ def export(checkpoint: Path, out: Path, data: Path | None, split: str | None, ap
 @threads_option
 @precision_option
 @code_option
-def infer(model: Path, source: str, out: Path | None, classes: tuple[str, ...] | None, **options: Any) -> int:
+def infer(
+    model: Path, source: str, out: Path | None, score: float | None, classes: tuple[str, ...] | None, **options: Any
+) -> int:
     """Detect on images, a video, a camera or a stream.
 
     SOURCE is an image, a folder, a pattern in quotes such as 'folder/*.jpg', a dataset with --split, a video file, the
@@ -135,7 +143,7 @@ def infer(model: Path, source: str, out: Path | None, classes: tuple[str, ...] |
     settings = PredictOptions(
         classes=classes,
         upright=not as_stored,
-        **{name: options.pop(name) for name in ("score", "batch", "pictures", "results")},
+        **{name: options.pop(name) for name in ("batch", "pictures", "results")},
     )
     if options["split"] is not None or source_kind(source) == "images":
         for name in ("show", "frames"):
@@ -144,13 +152,14 @@ def infer(model: Path, source: str, out: Path | None, classes: tuple[str, ...] |
         if options["split"] is None:
             find_images(source)  # before a model is loaded for nothing
         with _held(out, beside=False):
-            return _infer_images(model, loading, source=source, out=out, options=settings, **options)
+            return _infer_images(model, loading, score, settings, source=source, out=out, **options)
     if options.pop("resume"):
         raise click.UsageError("--resume is for images; a video always runs from its start")
     if as_stored:
         raise click.UsageError(f"--as-stored is for images; {source} is none")
     options.pop("split")
-    return _infer_video(model, loading, source, out=out, options=settings, limit=options.pop("frames"), **options)
+    limit = options.pop("frames")
+    return _infer_video(model, loading, score, settings, source, out=out, limit=limit, **options)
 
 
 def _held(out: Path | None, beside: bool) -> contextlib.AbstractContextManager[None]:
@@ -160,11 +169,23 @@ def _held(out: Path | None, beside: bool) -> contextlib.AbstractContextManager[N
     return contextlib.nullcontext() if out is None else hold_folder(out, "infer", beside)
 
 
-def _infer_images(model: Path, loading: list[Any], **arguments: Any) -> int:
+def _with_score(options: PredictOptions, score: float | None, detector: Predictor) -> PredictOptions:
+    """The options with the score that is asked for, or else the detector's own, which is told."""
+    if score is None:
+        score = detector.usual_score
+        source = "of the best F1 when it was exported" if "suggested_score" in detector.meta else "the default"
+        say(f"scores of at least {score:g} are kept ({source}); --score changes it")
+    return replace(options, score=score)
+
+
+def _infer_images(
+    model: Path, loading: list[Any], score: float | None, options: PredictOptions, **arguments: Any
+) -> int:
     from directdet.infer.predict.images import predict
     from directdet.infer.runtimes.load import load
 
-    summary = predict(load(model, *loading), **arguments)
+    detector = load(model, *loading)
+    summary = predict(detector, options=_with_score(options, score, detector), **arguments)
     resumed = f" ({summary.n_resumed} of them done before)" if summary.n_resumed else ""
     skipped = f", {summary.n_skipped} skipped" if summary.n_skipped else ""
     say(
@@ -174,7 +195,9 @@ def _infer_images(model: Path, loading: list[Any], **arguments: Any) -> int:
     return 0
 
 
-def _infer_video(model: Path, loading: list[Any], source: str, **arguments: Any) -> int:
+def _infer_video(
+    model: Path, loading: list[Any], score: float | None, options: PredictOptions, source: str, **arguments: Any
+) -> int:
     from directdet.common.terminal import terminal
     from directdet.infer.predict.show import require_display
     from directdet.infer.predict.video import Video
@@ -186,7 +209,8 @@ def _infer_video(model: Path, loading: list[Any], source: str, **arguments: Any)
     video = Video(source, warn=lambda line: say(line, "note:", "yellow", error=True))
     out: Path | None = arguments["out"]
     with _held(out and out / video.name, beside=True):  # several cameras may share a folder
-        summary = predict_video(load(model, *loading), video, **arguments)
+        detector = load(model, *loading)
+        summary = predict_video(detector, video, options=_with_score(options, score, detector), **arguments)
     terminal().print(summary.table())
     counts = [f"{summary.n_frames} frames", f"{summary.n_detections} detections", f"{summary.pipeline.seconds:.1f} s"]
     for name in ("dropped", "broken", "reconnects"):

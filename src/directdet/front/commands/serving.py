@@ -14,6 +14,7 @@ from directdet.front.options import (
     device_option,
     precision_option,
     runtime_option,
+    score_option,
     threads_option,
 )
 from directdet.front.say import say
@@ -23,7 +24,7 @@ from directdet.front.say import say
 @click.argument("model", type=PATH)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: every one.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: a free one.")
-@click.option("--score", type=Number(0, 1), default=0.3, show_default=True, help="Leave out lower scores.")
+@score_option
 @click.option("--batch", type=click.IntRange(min=1), help="Most pictures a run.  [default: the model's own, or 1]")
 @click.option("--wait-ms", type=Number(0), default=2.0, show_default=True, help="How long a batch waits for more.")
 @click.option("--queue", type=click.IntRange(min=1), default=128, show_default=True, help="Most requests at once.")

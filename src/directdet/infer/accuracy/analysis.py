@@ -97,16 +97,9 @@ class Analysis:
             picture = {"image_id": records[one.picture].image_id, "file": records[one.picture].path.name}
             return {**picture, "box": list(one.box), "class": names[one.label], "score": one.score, "labelled": instead}
 
-        def suggestion(curve: ScoreCurve) -> dict[str, float] | None:
-            best = curve.best
-            if best is None or curve.threshold is None:
-                return None
-            values = {"precision": curve.precision, "recall": curve.recall, "f1": curve.f1}
-            return {"score": curve.threshold, **{name: float(value[best]) for name, value in values.items()}}
-
         return {
-            "suggested": suggestion(self.overall),
-            "suggested_per_class": dict(zip(names, map(suggestion, self.per_class), strict=True)),
+            "suggested": self.overall.suggestion,
+            "suggested_per_class": dict(zip(names, (curve.suggestion for curve in self.per_class), strict=True)),
             "confusion": self.confusion.tolist(),
             "errors": [asdict(one) for one in self.errors],
             "calibration": {"error": self.calibration_error, "bins": [asdict(one) for one in self.bins]},

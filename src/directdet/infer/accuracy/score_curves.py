@@ -34,6 +34,14 @@ class ScoreCurve:
         """The suggested score threshold, or None."""
         return None if self.best is None else float(SCORES[self.best])
 
+    @property
+    def suggestion(self) -> dict[str, float] | None:
+        """The suggested threshold as "score", and the precision, recall and f1 that it gives, or None."""
+        if self.best is None:
+            return None
+        values = {"score": SCORES, "precision": self.precision, "recall": self.recall, "f1": self.f1}
+        return {name: float(value[self.best]) for name, value in values.items()}
+
 
 @dataclass(frozen=True)
 class CalibrationBin:
