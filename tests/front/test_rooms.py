@@ -23,7 +23,7 @@ ALLOWED = {
     "train": {"common", "data", "models", "infer", "recipes"},
     "export": {"common", "data", "models", "infer"},
     "pages": {"common", "data", "infer"},
-    "serve": {"common", "data", "infer"},
+    "serve": {"common", "data", "infer", "pages"},
     "benchmark": {"common", "data", "infer", "recipes", "pages"},
     "reproduce": {"common", "data", "models", "infer", "recipes", "train"},
     "front": {"common", "data", "infer", "recipes", "train", "export", "pages", "serve", "benchmark", "reproduce"},

@@ -204,6 +204,7 @@ def test_health_metrics_and_the_form(port):
     assert after["directdet_requests_now"] == 0
     page = ask(port, "GET", "/")[2].decode()
     assert 'enctype="multipart/form-data"' in page and "http://" not in page and "https://" not in page
+    assert "person, traffic light, dog" in page and "scores of at least 0;" in page
 
 
 def test_concurrent_requests_share_batches_and_get_their_own_answers(artefact, port):

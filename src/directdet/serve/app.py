@@ -27,6 +27,7 @@ from directdet.infer.predict.options import PredictOptions, Selection
 from directdet.infer.predict.reading import decode_picture
 from directdet.infer.predictor import Predictor
 from directdet.serve.batches import Batches, Full
+from directdet.serve.form import form_page
 from directdet.serve.metrics import CONTENT_TYPE, Metrics
 from directdet.serve.options import ServeOptions
 
@@ -136,7 +137,7 @@ def make_app(detector: Predictor, options: ServeOptions) -> fastapi.FastAPI:
     @app.get("/", response_class=HTMLResponse)
     async def page() -> str:
         """A form to try it with."""
-        return _PAGE
+        return form_page(detector, usual_score)
 
     return app
 
@@ -244,16 +245,3 @@ def _as_json(image: np.ndarray, found: Detections, masks: bool) -> dict[str, Any
 
 def _as_jpeg(image: np.ndarray, found: Detections) -> bytes:
     return cv2.imencode(".jpg", draw(image, found, found.classes), [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark"><title>directdet</title>
-<style>body{font:16px/1.5 sans-serif;max-width:40em;margin:2em auto;padding:0 1em}button{margin-right:.5em}</style>
-</head><body><h1>directdet</h1>
-<form method="post" action="/draw" enctype="multipart/form-data">
-<p><label>Picture: <input type="file" name="file" accept="image/*" required></label></p>
-<p><button>Draw what is found</button><button formaction="/detect">As JSON</button></p></form>
-<p>Programs post a picture's bytes to <code>/detect</code> or <code>/draw</code>; <a href="/health">/health</a>,
-<a href="/metrics">/metrics</a> and <a href="/openapi.json">/openapi.json</a> tell about the server.</p></body></html>
-"""
