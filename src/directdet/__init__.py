@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from directdet.front.api import benchmark, evaluate, export, train
     from directdet.infer.detections import Detections
     from directdet.infer.detector import Detector
+    from directdet.infer.tiled import TiledDetector
 else:
     # Sub-packages of one docstring each, which importing any of their modules would import anyway.
     from directdet import benchmark, export, train
@@ -21,6 +22,7 @@ else:
 __all__ = [
     "Detections",
     "Detector",
+    "TiledDetector",
     "UserError",
     "__version__",
     "benchmark",
@@ -35,6 +37,7 @@ __version__ = "0.2.0"
 _PLACES = {
     "Detections": "directdet.infer.detections",
     "Detector": "directdet.infer.detector",
+    "TiledDetector": "directdet.infer.tiled",
     "UserError": "directdet.common.errors",
     "benchmark": "directdet.front.api",
     "evaluate": "directdet.front.api",

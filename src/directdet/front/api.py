@@ -205,6 +205,8 @@ def evaluate(
     against: FilePath | None = None,
     results: FilePath | None = None,
     report: FilePath | None = None,
+    tiles: int | None = None,
+    overlap: float = 0.25,
     runtime: str = "auto",
     device: str | int = "auto",
     threads: int | None = None,
@@ -220,6 +222,7 @@ def evaluate(
         against: another model: is `model` better on the same pictures?
         results: write the detections into this file, as the list of results that pycocotools' `loadRes` takes.
         report: write report.html and report.json into this folder: where the model errs, and how.
+        tiles, overlap: detect larger pictures in tiles of this side as well, see `TiledDetector`; None: only whole.
         runtime, device, threads, precision: as `Detector` takes them.
         progress: show a bar, in a terminal.
         show: called with the numbers as soon as they are there, before `against` and `report`.
@@ -231,6 +234,7 @@ def evaluate(
     from directdet.data.dataset import load_dataset
     from directdet.infer.accuracy.evaluate import examine
     from directdet.infer.runtimes.load import load, model_kind
+    from directdet.infer.tiled import in_tiles
 
     data = data or data_of(Path(model))
     if data is None:
@@ -243,7 +247,7 @@ def evaluate(
         model_kind(Path(against))  # a mistyped path is reported now, not after the evaluation
     loading = (runtime, _device(device, "gpu"), threads, precision)
     dataset = load_dataset(data, split)
-    detector = load(Path(model), *loading)
+    detector = in_tiles(load(Path(model), *loading), tiles, overlap)
     written = None if results is None else Path(results)
     evaluation = examine(detector, dataset, progress, results=written, keep_masks=against is not None)
     show(evaluation.metrics)
@@ -251,7 +255,7 @@ def evaluate(
     if against is not None:
         from directdet.infer.accuracy.ap_difference import compare
 
-        other = examine(load(Path(against), *loading), dataset, progress, keep_masks=True)
+        other = examine(in_tiles(load(Path(against), *loading), tiles, overlap), dataset, progress, keep_masks=True)
         differences = compare(evaluation.found, other.found, dataset, evaluation.records)
         comparison = " ".join(f"{difference.words(str(model), str(against))}." for difference in differences)
     if report is not None:

@@ -154,6 +154,16 @@ _DEVICE_HELP = "auto, cpu, cuda, or a GPU's number."
 torch_device_option = click.option("--device", type=Device(), default="auto", show_default=True, help=_DEVICE_HELP)
 # Of a runtime; OpenVINO has a gpu that is none of CUDA's.
 device_option = click.option("--device", type=Device("gpu"), default="auto", show_default=True, help=_DEVICE_HELP)
+tiles_option = click.option(
+    "--tiles", type=click.IntRange(min=16), metavar="PIXELS", help="Larger pictures: detect in tiles of this side, too."
+)
+overlap_option = click.option(
+    "--overlap",
+    type=Number(0, 0.9),
+    default=0.25,
+    show_default=True,
+    help="Of neighbouring tiles, as a share.",
+)
 score_option = click.option(
     "--score", type=Number(0, 1), help="Leave out lower scores.  [default: what its export found best, or 0.3]"
 )

@@ -17,10 +17,12 @@ from directdet.front.options import (
     Size,
     code_option,
     device_option,
+    overlap_option,
     precision_option,
     runtime_option,
     score_option,
     threads_option,
+    tiles_option,
 )
 from directdet.front.say import say
 
@@ -114,6 +116,8 @@ def export(checkpoint: Path, out: Path, data: Path | None, split: str | None, ap
 @click.option("--pictures/--no-pictures", default=True, show_default=True, help="Write annotated pictures or video.")
 @click.option("--batch", type=click.IntRange(min=1), help="Images per batch.  [default: the model's own, or 1]")
 @click.option("--split", help="SOURCE is a dataset: detect on this split; the results have its ids.")
+@tiles_option
+@overlap_option
 @click.option("--as-stored", is_flag=True, help="Images: do not turn photos as their EXIF orientation says.")
 @click.option("--resume", is_flag=True, help="Images: continue where a run into DIR was interrupted.")
 @click.option("--show", is_flag=True, help="Video: a window with the detections; q closes it.")
@@ -139,6 +143,7 @@ def infer(
     if out is None and not options["show"]:
         raise click.UsageError("nothing to do: give --out DIR, or --show for a video")
     loading = [options.pop(name) for name in ("runtime", "device", "threads", "precision")]
+    tiles = options.pop("tiles"), options.pop("overlap")
     as_stored = options.pop("as_stored")
     settings = PredictOptions(
         classes=classes,
@@ -152,11 +157,12 @@ def infer(
         if options["split"] is None:
             find_images(source)  # before a model is loaded for nothing
         with _held(out, beside=False):
-            return _infer_images(model, loading, score, settings, source=source, out=out, **options)
+            return _infer_images(model, loading, tiles, score, settings, source=source, out=out, **options)
     if options.pop("resume"):
         raise click.UsageError("--resume is for images; a video always runs from its start")
-    if as_stored:
-        raise click.UsageError(f"--as-stored is for images; {source} is none")
+    if as_stored or tiles[0] is not None:
+        name = "as-stored" if as_stored else "tiles"
+        raise click.UsageError(f"--{name} is for images; {source} is none")
     options.pop("split")
     limit = options.pop("frames")
     return _infer_video(model, loading, score, settings, source, out=out, limit=limit, **options)
@@ -179,12 +185,18 @@ def _with_score(options: PredictOptions, score: float | None, detector: Predicto
 
 
 def _infer_images(
-    model: Path, loading: list[Any], score: float | None, options: PredictOptions, **arguments: Any
+    model: Path,
+    loading: list[Any],
+    tiles: tuple[int | None, float],
+    score: float | None,
+    options: PredictOptions,
+    **arguments: Any,
 ) -> int:
     from directdet.infer.predict.images import predict
     from directdet.infer.runtimes.load import load
+    from directdet.infer.tiled import in_tiles
 
-    detector = load(model, *loading)
+    detector = in_tiles(load(model, *loading), *tiles)
     summary = predict(detector, options=_with_score(options, score, detector), **arguments)
     resumed = f" ({summary.n_resumed} of them done before)" if summary.n_resumed else ""
     skipped = f", {summary.n_skipped} skipped" if summary.n_skipped else ""

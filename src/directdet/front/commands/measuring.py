@@ -15,11 +15,13 @@ from directdet.front.options import (
     code_option,
     data_option,
     device_option,
+    overlap_option,
     precision_option,
     print_failures,
     runtime_option,
     split_option,
     threads_option,
+    tiles_option,
 )
 from directdet.front.say import say
 
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 @click.option("--report", type=PATH, metavar="DIR", help="Write report.html and report.json: where it errs, and how.")
 @click.option("--against", type=PATH, metavar="MODEL", help="Is MODEL better than this one, on the same pictures?")
 @click.option("--results", type=PATH, metavar="FILE", help="Write the detections as COCO results.")
+@tiles_option
+@overlap_option
 @runtime_option
 @device_option
 @threads_option

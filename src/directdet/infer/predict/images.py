@@ -38,6 +38,7 @@ from directdet.infer.predict.stages import (
     one_opencv_thread,
 )
 from directdet.infer.predictor import Predictor
+from directdet.infer.tiled import TiledDetector
 
 RESULTS_FILES = {"coco": "detections.json", "jsonl": "detections.jsonl"}
 
@@ -118,6 +119,8 @@ def predict(
     settings = {"model": model_digest(detector), "score": options.score, "pictures": options.pictures}
     settings |= {"classes": None if options.classes is None else sorted(options.classes), "upright": options.upright}
     settings |= {"ids": None if labelled is None else labelled.digest}
+    if isinstance(detector, TiledDetector):
+        settings |= {"tiles": detector.side, "overlap": detector.overlap}
     summary = PredictSummary(0, 0, 0.0, out, out / RESULTS_FILES[results])
     journal = Journal(out / PART_FILE, settings, images, resume, summary)
     turned = 0

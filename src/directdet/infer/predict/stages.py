@@ -14,6 +14,7 @@ from directdet.infer.detections import Detections
 from directdet.infer.predict.options import Selection
 from directdet.infer.predictor import Predictor
 from directdet.infer.preprocess import Placement
+from directdet.infer.tiled import TiledDetector
 
 Source = TypeVar("Source")  # where an image comes from: a path, a frame
 
@@ -88,12 +89,17 @@ def detection_stages(
     describe: Callable[[Item[Source], np.ndarray, Detections], None],
     finish: Callable[[Item[Source], np.ndarray, Detections], None],
 ) -> list[tuple[str, Callable[[Batch[Source]], Batch[Source]]]]:
-    """Stages of `pipeline.run_pipeline` for batches: prepare, device, decode, draw.
+    """Stages of `pipeline.run_pipeline` for batches: prepare (not of tiles, which are many), device, decode, draw.
 
     Args:
         describe: called in "decode" for each readable item, its image and its objects, to write the item's `line`.
         finish: called in "draw", likewise, to draw and encode.
     """
+
+    def tiled(batch: Batch[Source]) -> Batch[Source]:
+        for item, image in batch.readable:
+            item.found = detector(image)
+        return batch
 
     def prepare(batch: Batch[Source]) -> Batch[Source]:
         if readable := batch.readable:
@@ -108,7 +114,9 @@ def detection_stages(
 
     def decode(batch: Batch[Source]) -> Batch[Source]:
         for index, (item, image) in enumerate(batch.readable):
-            found = selection(detector.decode(batch.outputs, index, batch.placements[index]))
+            if item.found is None:
+                item.found = detector.decode(batch.outputs, index, batch.placements[index])
+            found = selection(item.found)
             item.found, item.crops = found, found.mask_crops()
             describe(item, image, found)
         batch.outputs = ()
@@ -120,7 +128,10 @@ def detection_stages(
                 finish(item, image, item.found)
         return batch
 
-    return [("prepare", prepare), ("device", device), ("decode", decode), ("draw", draw)]
+    last = [("decode", decode), ("draw", draw)]
+    if isinstance(detector, TiledDetector):
+        return [("device", tiled), *last]
+    return [("prepare", prepare), ("device", device), *last]
 
 
 def coco_categories(detector: Predictor) -> list[dict[str, Any]]:

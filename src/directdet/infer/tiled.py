@@ -1,0 +1,180 @@
+"""Pictures larger than the canvas: detected in overlapping tiles and once as a whole, and put together.
+
+Scaled to the canvas, a large picture loses its small objects. Its tiles keep them. An object that an inner edge of a
+tile cuts is whole in the next tile, if it is some pixels smaller than the overlap, and else in the whole picture, which
+is detected, too; so what is cut counts only where nothing covers it (`merged`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from directdet.common.errors import UsageProblem
+from directdet.infer.detections import Detections
+from directdet.infer.pictures import PictureLike, to_array
+from directdet.infer.predictor import Predictor
+
+OVERLAP = 0.25  # of neighbouring tiles, as a share of their side
+COVERED = 0.5  # the share of a cut box that another has to cover to stand for it
+NMS = 0.5  # the IoU of boxes of one object in two tiles, where the model has no threshold of its own
+EDGE = 2.0  # pixels of the canvas within which a box touches the edge of its tile
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A window of a picture, in its pixels; `inner` says which of its edges (left, top, right, bottom) are inside."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    inner: tuple[bool, bool, bool, bool]
+
+
+def tiles(height: int, width: int, side: int, overlap: float = OVERLAP) -> list[Tile]:
+    """Square tiles that cover a picture, evenly spread, row by row; one as large as the picture if that is no larger.
+
+    Args:
+        side: of a tile, in pixels of the picture.
+        overlap: at least this share of `side` is common to neighbours.
+    """
+    return [
+        Tile(x, y, across, down, (x > 0, y > 0, x + across < width, y + down < height))
+        for y, down in _spread(height, side, overlap)
+        for x, across in _spread(width, side, overlap)
+    ]
+
+
+def _spread(length: int, side: int, overlap: float) -> list[tuple[int, int]]:
+    """(start, length) of the windows along one axis."""
+    if length <= side:
+        return [(0, length)]
+    count = math.ceil((length - side) / max(1.0, side * (1 - overlap))) + 1
+    return [(round(number * (length - side) / (count - 1)), side) for number in range(count)]
+
+
+class TiledDetector(Predictor):
+    """A detector that looks at large pictures in tiles: `TiledDetector(Detector("ARTEFACT"), 640)("survey.tif")`.
+
+    Pictures of at most `side` pixels on either side are detected as they are. Besides the picture itself, memory holds
+    one batch of tiles.
+
+    Args:
+        detector: finds the objects of each tile, scaled to its canvas as any picture is.
+        side: of a tile, in pixels of the picture; None: the shorter side of the canvas, so that nothing is scaled.
+        overlap: at least this share of `side` is common to neighbours: larger objects are cut in every tile, and taken
+            from the whole picture.
+
+    Raises:
+        UsageProblem: a number out of range.
+    """
+
+    def __init__(self, detector: Predictor, side: int | None = None, overlap: float = OVERLAP) -> None:
+        of = detector
+        super().__init__(of.backend, of.preprocess, of.classes, of.category_ids, of.source, of.meta)
+        self.side = min(detector.preprocess.size) if side is None else side
+        self.overlap = overlap
+        if self.side < 16:
+            raise UsageProblem(f"tiles: {self.side} pixels; give at least 16")
+        if not 0 <= overlap <= 0.9:
+            raise UsageProblem(f"overlap: {overlap}; give a share from 0 to 0.9")
+
+    def __call__(self, image: PictureLike) -> Detections:
+        """The objects of a picture in any form that a `Detector` takes (arrays as OpenCV reads them), see `merged`."""
+        image = to_array(image, self.preprocess, "bgr")
+        whole = super().__call__(image)
+        parts = tiles(image.shape[0], image.shape[1], self.side, self.overlap)
+        if len(parts) == 1:
+            return whole
+        found, cut = [whole], [np.zeros(len(whole), bool)]
+        for tile, inside in self._each(image, parts):
+            cut.append(_cut(inside, tile, self._edge(tile.height, tile.width)))
+            found.append(_moved(inside, tile, whole.image_size))
+        settings = self.meta.get("thresholds")
+        nms = settings.get("nms", NMS) if isinstance(settings, dict) else NMS
+        slack = self._edge(image.shape[0], image.shape[1])
+        return merged(_joined(found), np.concatenate(cut), float(nms), slack)
+
+    def detect_batch(self, images: Sequence[np.ndarray]) -> list[Detections]:
+        """Detections of each image, in order."""
+        return [self(image) for image in images]
+
+    def _each(self, image: np.ndarray, parts: Sequence[Tile]) -> Iterator[tuple[Tile, Detections]]:
+        size = self.backend.input.batch or self.backend.input.max_batch or 1
+        for start in range(0, len(parts), size):
+            group = parts[start : start + size]
+            crops = [np.ascontiguousarray(image[t.y : t.y + t.height, t.x : t.x + t.width]) for t in group]
+            yield from zip(group, super().detect_batch(crops), strict=True)
+
+    def _edge(self, height: int, width: int) -> float:
+        """`EDGE` in pixels of a picture of this size."""
+        return EDGE * max(height / self.preprocess.size[0], width / self.preprocess.size[1])
+
+
+def merged(found: Detections, cut: np.ndarray, nms: float, slack: float = 0.0) -> Detections:
+    """One detection an object, of those of all tiles in pixels of the picture; the highest scores first.
+
+    Whole boxes suppress each other as in NMS, by score. A cut box gives way to a box of its class that covers most of
+    it, the largest of the cut ones last; that box then has the higher of both scores, since the tile saw more than the
+    whole picture shows.
+
+    Args:
+        cut: bool [K], boxes that end at an inner edge of their tile.
+        nms: the IoU above which the lower of two whole boxes is left out.
+        slack: what covers a cut box counts as larger by so many pixels on each side: the whole picture is coarse, and
+            without it a strip that a tile cuts off a large object would stay.
+    """
+    boxes, labels = found.boxes.astype(np.float64), found.labels
+    scores = found.scores.astype(np.float64).copy()
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    order = np.lexsort((np.where(cut, -areas, -scores), cut))
+    taken: dict[int, list[int]] = {}  # rows that are kept, by label
+    for row in order.tolist():
+        others = np.array(taken.setdefault(int(labels[row]), []), np.int64)
+        more = slack if cut[row] else 0.0
+        upper, lower = boxes[others, 2:] + more, boxes[others, :2] - more
+        size = np.minimum(boxes[row, 2:], upper) - np.maximum(boxes[row, :2], lower)
+        common = np.prod(np.maximum(size, 0), axis=1)
+        if not cut[row]:
+            covered = common > nms * (areas[row] + areas[others] - common)
+        else:
+            covered = common >= COVERED * areas[row]
+            if covered.any():
+                best = others[np.argmax(common)]
+                scores[best] = max(scores[best], scores[row])
+        if not covered.any():
+            taken[int(labels[row])].append(row)
+    kept = np.array(sorted((row for rows in taken.values() for row in rows), key=lambda row: -scores[row]), np.int64)
+    return replace(found[kept.tolist()], scores=scores[kept].astype(np.float32))
+
+
+def _cut(found: Detections, tile: Tile, edge: float) -> np.ndarray:
+    """Which boxes, in pixels of the tile, end at one of its inner edges, bool [K]."""
+    limits = np.array([0, 0, tile.width, tile.height], np.float32)
+    return np.any((np.abs(found.boxes - limits) <= edge) & np.array(tile.inner), axis=1)
+
+
+def _moved(found: Detections, tile: Tile, image_size: tuple[int, int]) -> Detections:
+    """The detections of a tile in pixels of the picture."""
+    by = np.array([tile.x, tile.y, tile.x, tile.y], np.float32)
+    masks = None if found.mask_boxes is None else found.mask_boxes + by
+    return replace(found, boxes=found.boxes + by, mask_boxes=masks, image_size=image_size)
+
+
+def _joined(found: Sequence[Detections]) -> Detections:
+    """The detections of all, one after the other."""
+
+    def all_of(name: str) -> np.ndarray:
+        return np.concatenate([getattr(one, name) for one in found])
+
+    with_masks = {"masks": all_of("masks"), "mask_boxes": all_of("mask_boxes")} if found[0].masks is not None else {}
+    return replace(found[0], boxes=all_of("boxes"), scores=all_of("scores"), labels=all_of("labels"), **with_masks)
+
+
+def in_tiles(detector: Predictor, side: int | None, overlap: float) -> Predictor:
+    """A `TiledDetector`, or the detector itself without a `side`."""
+    return detector if side is None else TiledDetector(detector, side, overlap)
