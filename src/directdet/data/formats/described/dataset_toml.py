@@ -46,11 +46,10 @@ from pathlib import Path
 from typing import Any
 
 from directdet.common.errors import UserError
-from directdet.data.formats.classes import KEEP, ClassRules, class_rules, with_classes
-from directdet.data.formats.classes import TABLE as CLASSES
-from directdet.data.formats.joined import SETS, joined_splits, read_joined
-from directdet.data.formats.reading import read_text
-from directdet.data.formats.sets import (
+from directdet.data.formats.described.classes import KEEP, ClassRules, class_rules, with_classes
+from directdet.data.formats.described.classes import TABLE as CLASSES
+from directdet.data.formats.described.joined import SETS, joined_splits, read_joined
+from directdet.data.formats.described.sets import (
     COCO_KEYS,
     FORMAT_KEYS,
     SINGLE_KEYS,
@@ -64,7 +63,8 @@ from directdet.data.formats.sets import (
     read_set,
     voc_lists,
 )
-from directdet.data.formats.splits import KEYS as SPLIT_KEYS
+from directdet.data.formats.described.splits import KEYS as SPLIT_KEYS
+from directdet.data.formats.reading import read_text
 from directdet.data.formats.voc import read_voc_lists
 from directdet.data.pixels.format import pixel_format
 from directdet.data.records import Dataset

@@ -12,10 +12,10 @@ from typing import Any
 
 from directdet.common.errors import UserError
 from directdet.data.formats.coco import read_coco
+from directdet.data.formats.described.splits import KEYS as SPLIT_KEYS
+from directdet.data.formats.described.splits import held_out
 from directdet.data.formats.folders import Found, within
 from directdet.data.formats.recognise import LAYOUTS
-from directdet.data.formats.splits import KEYS as SPLIT_KEYS
-from directdet.data.formats.splits import held_out
 from directdet.data.formats.voc import read_voc_lists
 from directdet.data.records import Dataset, path_inside
 

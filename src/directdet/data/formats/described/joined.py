@@ -33,11 +33,11 @@ from typing import Any
 import numpy as np
 
 from directdet.common.errors import UserError
-from directdet.data.formats.classes import KEEP, ClassRules, class_rules, relabelled, with_classes
-from directdet.data.formats.classes import TABLE as CLASSES
+from directdet.data.formats.described.classes import KEEP, ClassRules, class_rules, relabelled, with_classes
+from directdet.data.formats.described.classes import TABLE as CLASSES
+from directdet.data.formats.described.sets import SINGLE_KEYS, SPLITS, VOC, check_keys, is_divided, open_set
+from directdet.data.formats.described.splits import held_out
 from directdet.data.formats.folders import Found
-from directdet.data.formats.sets import SINGLE_KEYS, SPLITS, VOC, check_keys, is_divided, open_set
-from directdet.data.formats.splits import held_out
 from directdet.data.records import Dataset, Record
 
 SETS = "sets"
