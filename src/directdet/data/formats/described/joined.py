@@ -97,8 +97,8 @@ def read_joined(file: Path, content: dict[str, Any], split: str, rules: ClassRul
     joined = join(file.parent, split, parts)
     counts = ", ".join(f"{one.name} {len(part)}" for one, part in zip(sets, parts, strict=True))
     notes = [
-        *joined.notes,
         f"{split}: pictures of {len(sets)} joined sets: {counts}",
+        *joined.notes,
         *_shared_pictures(split, sets, parts),
         *_class_notes(file, sets, parts, rules),
     ]
@@ -117,7 +117,7 @@ def join(root: Path, split: str, parts: Sequence[Dataset]) -> Dataset:
     notes = [note for part in parts for note in part.notes]
     if len({record.image_id for record in records}) < len(records):
         records = [replace(record, image_id=number) for number, record in enumerate(records, 1)]
-        notes.append(f"{split}: image ids are 1 to {len(records)}, in order, as the joined sets share some of theirs")
+        notes.append(f"{split}: image ids are 1 to {len(records)}, as the joined sets share some of theirs")
     problems = tuple(problem for part in parts for problem in part.problems)
     errors = tuple(dict.fromkeys(error for part in parts for error in part.errors))
     return Dataset(root, split, "toml", classes, ids, tuple(records), problems, tuple(notes), errors)
@@ -221,14 +221,13 @@ def _class_notes(file: Path, sets: Sequence[_Set], parts: Sequence[Dataset], rul
             notes.append(
                 f'{file}: classes {other!r} and {name!r} are two; [{CLASSES}] with "{name}" = "{other}" joins them'
             )
+    lacking: list[str] = []
     for one, names in zip(sets, found, strict=True):
         missing = [name for name in union if name not in names]
         if missing:
-            shown = ", ".join(missing[:20]) + (", ..." if len(missing) > 20 else "")
-            notes.append(
-                f"{one.where} ({one.name}): has no class {shown}: any of them in its pictures is background; "
-                f"{KEEP} and [{CLASSES}] say which are meant"
-            )
+            lacking.append(f"{one.name} lacks {', '.join(missing[:20])}" + (", ..." if len(missing) > 20 else ""))
+    if lacking:
+        notes.append(f"{file}: classes that a set lacks are background in its pictures: {'; '.join(lacking)}")
     return notes
 
 
