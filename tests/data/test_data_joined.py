@@ -122,6 +122,21 @@ def test_splits_are_joined_and_classes_are_the_same_by_name(root):
     assert val.notes[0] == "val: pictures of 3 joined sets: export 2, yolo 1, xml 0"
 
 
+def test_vocs_folders_and_lists_can_be_joined(root):
+    """A folder of VOC's kind has all of VOC's classes; keep_classes says which are meant."""
+    for name in ("000005", "000007"):
+        write(root / f"VOC2007/Annotations/{name}.xml", VOC.format(name=f"{name}.png", label="car", difficult=0))
+        (root / "VOC2007/JPEGImages").mkdir(exist_ok=True)
+        (root / f"VOC2007/JPEGImages/{name}.png").write_bytes((root / "xml/0.png").read_bytes())
+    write(root / "VOC2007/ImageSets/Main/extra.txt", "000005\n000007\n")
+    lists = '[[sets]]\nvoc = ["VOC2007/extra"]\nsplit = "val"\n'
+    val = load_dataset(toml(root, SETS + lists), "val")
+    assert places(val)[-2:] == ["VOC2007/JPEGImages/000005.png", "VOC2007/JPEGImages/000007.png"]
+    assert "VOC2007/extra 2" in val.notes[0] and len(val.classes) == 2 + 2 + 18
+    val = load_dataset(toml(root, 'keep_classes = ["car", "bus"]\n' + SETS + lists), "val")
+    assert val.classes == ("car", "bus") and found(val)["VOC2007/JPEGImages/000007.png"][0][0] == "car"
+
+
 def test_ids_that_are_unique_stay(root):
     coco(root / "other.json", ["1.png", "2.png"], first_id=100)
     toml(root, 'sets = [{format = "coco", folder = "export"}, {images = "xml", annotations = "other.json"}]')

@@ -94,14 +94,8 @@ def test_eval_and_benchmark_see_the_new_classes(both, artefact, tmp_path, capsys
     content = json.loads((by_hand / FILE).read_text())
     # Nothing is found near the difficult object, so ignoring it and leaving it out are the same.
     content["annotations"] = [one for one in content["annotations"] if not one.get("difficult")]
-    (tmp_path / "truth.json").write_text(json.dumps(content))
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO(str(tmp_path / "truth.json"))
-        evaluation = COCOeval(coco, coco.loadRes(str(tmp_path / "renamed_results.json")), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    assert evaluation.stats[0] == pytest.approx(found[renamed][0]["AP"], abs=1e-9)
+    alone = pycocotools_ap(content, tmp_path / "renamed_results.json", tmp_path)
+    assert alone == pytest.approx(found[renamed][0]["AP"], abs=1e-9)
     aps = []
     for data in both:
         out = tmp_path / f"{data.name}_benchmark"
@@ -113,6 +107,43 @@ def test_eval_and_benchmark_see_the_new_classes(both, artefact, tmp_path, capsys
     (renamed / "dataset.toml").write_text('format = "coco"')
     assert call("eval", artefact, "--data", renamed, "--device", "cpu") == 1
     assert "only in the dataset: ['man'" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("both")
+def test_infer_on_joined_sets_has_ids_of_its_own(artefact, tmp_path):
+    """Both sets have images 1, 2 and 3 of the same names; a third names pictures of the second once more."""
+    (tmp_path / "dataset.toml").write_text(
+        '[[sets]]\nformat = "coco"\nfolder = "renamed"\n'
+        'classes = {man = "person", woman = "person", signal = "traffic light", bicycle = false}\n'
+        '[[sets]]\nformat = "coco"\nfolder = "by_hand"\n'
+    )
+    assert call("eval", artefact, "--data", tmp_path, "--json", tmp_path / "eval.json", "--device", "cpu") == 0
+    order = ("infer", artefact, tmp_path, "--split", "val", "--out", tmp_path / "out", "--score", 0, "--device", "cpu")
+    assert call(*order) == 0
+    convert = ("convert", tmp_path, "--to", "coco", "--out", tmp_path / "merged")
+    assert call(*convert) == 0
+    content = json.loads((tmp_path / "merged" / FILE).read_text())
+    assert [image["id"] for image in content["images"]] == [1, 2, 3, 4, 5, 6]
+    content["annotations"] = [one for one in content["annotations"] if not one.get("difficult")]
+    found = json.loads((tmp_path / "eval.json").read_text())["bbox"]["AP"]
+    assert pycocotools_ap(content, tmp_path / "out" / "detections.json", tmp_path) == pytest.approx(found, abs=1e-9)
+    with open(tmp_path / "dataset.toml", "a") as file:
+        file.write(f'[[sets]]\nimages = "by_hand/val2017"\nannotations = "by_hand/{FILE}"\nsplit = "val"\n')
+    assert call(*order[:-6], "--out", tmp_path / "again", "--score", 0, "--device", "cpu") == 0
+    boxes = json.loads((tmp_path / "again" / "detections.json").read_text())
+    assert len(boxes) == 12 and {one["image_id"] for one in boxes} == {1, 2, 3, 4, 5, 6}
+
+
+def pycocotools_ap(content, results, tmp_path):
+    """AP by pycocotools alone, from the files."""
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(tmp_path / "truth.json"))
+        evaluation = COCOeval(coco, coco.loadRes(str(results)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats[0]
 
 
 def test_training_learns_the_new_classes_and_resumes_on_them_alone(tmp_path, capsys):

@@ -153,7 +153,7 @@ def _one(file: Path, table: Any, where: str, content: dict[str, Any]) -> _Set:
         )
     if role is None:
         role = _DIVIDE if is_divided(content) else _OWN
-    name = next((str(table[key]) for key in ("folder", "annotations", VOC) if key in table), ".")
+    name = ", ".join(table[VOC]) if VOC in table else str(table.get("folder") or table.get("annotations") or ".")
     rules = class_rules(table.get(CLASSES), None, f"{where}: {CLASSES}", "")
     return _Set(where, name, found, role, rules)
 
