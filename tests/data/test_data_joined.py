@@ -284,7 +284,7 @@ def test_mistakes_are_named(root, content, message):
 def test_classes_of_one_set_and_of_all(root):
     sets = SETS.replace('folder = "yolo"', 'folder = "yolo"\nclasses = {lorry = "truck", car = false}')
     train = load_dataset(toml(root, sets + '[classes]\ntruck = "vehicle"\nvan = "vehicle"\nbus = "vehicle"\n'), "train")
-    assert train.classes == ("car", "vehicle")
+    assert (train.classes, train.category_ids) == (("car", "vehicle"), (1, 2))
     objects = found(train)
     assert [name for name, *_ in objects["yolo/train/images/1.png"]] == ["vehicle"]
     assert [name for name, *_ in objects["export/train/a.png"]] == ["car"]  # another set's car stays
@@ -294,6 +294,8 @@ def test_classes_of_one_set_and_of_all(root):
         and "[[sets]] 2: classes: left out: car (1 of 2 classes)" in notes
     )
     assert "[classes]: bus and truck and van -> vehicle" in notes
+    toml(root, 'keep_classes = ["car", "van"]\n' + SETS)
+    assert load_dataset(root, "train").category_ids == (1, 2)  # 1, 2, ... where sets with other classes are joined
     assert "in its pictures: yolo lacks car; xml lacks car" in notes  # and export has a bus, which is a vehicle
 
 

@@ -46,7 +46,7 @@ from pathlib import Path
 from typing import Any
 
 from directdet.common.errors import UserError
-from directdet.data.formats.described.classes import KEEP, ClassRules, class_rules, with_classes
+from directdet.data.formats.described.classes import KEEP, class_rules, with_classes
 from directdet.data.formats.described.classes import TABLE as CLASSES
 from directdet.data.formats.described.joined import SETS, joined_splits, read_joined
 from directdet.data.formats.described.sets import (
@@ -96,18 +96,18 @@ def read_toml(file: Path, split: str) -> Dataset:
     content = _read(file)
     pixels, table, keep = (content.pop(key, None) for key in _WHOLE_FILE)
     rules = class_rules(table, keep, f"{file}: [{CLASSES}]", f"{file}: {KEEP}")
-    dataset = _read_split(file, content, split, rules)
-    if rules is not None:
-        dataset = with_classes(dataset, rules)
+    if SETS in content:
+        dataset = read_joined(file, content, split, rules)
+    else:
+        dataset = _read_split(file, content, split)
+        dataset = dataset if rules is None else with_classes(dataset, rules)
     if pixels is None:
         return dataset
     format_ = pixel_format(pixels, f"{file}: [{_PIXELS}]")
     return replace(dataset, records=tuple(replace(record, pixels=format_) for record in dataset.records))
 
 
-def _read_split(file: Path, content: dict[str, Any], split: str, rules: ClassRules | None) -> Dataset:
-    if SETS in content:
-        return read_joined(file, content, split, rules)
+def _read_split(file: Path, content: dict[str, Any], split: str) -> Dataset:
     if _is_one_set(content):
         if in_a_format(content) and not is_divided(content):
             return read_set(file, content, split, str(file))

@@ -80,7 +80,7 @@ def read_joined(file: Path, content: dict[str, Any], split: str, rules: ClassRul
         file: the dataset.toml.
         content: of it.
         split: what to read.
-        rules: what becomes of the classes afterwards, for the note about classes that a set does not have.
+        rules: what becomes of the classes after joining.
 
     Raises:
         UserError: as for a single set; or it is not plain where one of the sets goes.
@@ -94,33 +94,44 @@ def read_joined(file: Path, content: dict[str, Any], split: str, rules: ClassRul
             _chosen(part, val, split == "val") if one.role == _DIVIDE else part
             for one, part in zip(sets, parts, strict=True)
         ]
-    joined = join(file.parent, split, parts)
     counts = ", ".join(f"{one.name} {len(part)}" for one, part in zip(sets, parts, strict=True))
-    notes = [
-        f"{split}: pictures of {len(sets)} joined sets: {counts}",
-        *joined.notes,
-        *_shared_pictures(split, sets, parts),
-        *_class_notes(file, sets, parts, rules),
-    ]
-    return replace(joined, notes=tuple(dict.fromkeys(notes)))
+    joined = join(file.parent, split, parts)
+    notes = [f"{split}: pictures of {len(sets)} joined sets: {counts}", *joined.notes]
+    if len({record.image_id for record in joined.records}) < len(joined):
+        renumbered = tuple(replace(record, image_id=number) for number, record in enumerate(joined.records, 1))
+        joined = replace(joined, records=renumbered)
+        notes.append(f"{split}: image ids are 1 to {len(joined)}, as the joined sets share some of theirs")
+    notes += [*_shared_pictures(split, sets, parts), *_class_notes(file, sets, parts, rules)]
+    joined = replace(joined, notes=tuple(dict.fromkeys(notes)))
+    if rules is not None:
+        joined = with_classes(joined, rules)
+    return joined if _same_classes(parts) else replace(joined, category_ids=tuple(range(1, len(joined.classes) + 1)))
 
 
 def join(root: Path, split: str, parts: Sequence[Dataset]) -> Dataset:
-    """The pictures of all parts as one split, with the union of their classes by name."""
+    """The pictures of all parts as one split, with their own image ids, and with the union of the classes by name."""
     classes = tuple(dict.fromkeys(name for part in parts for name in part.classes))
-    same = len({(part.classes, part.category_ids) for part in parts}) == 1 and classes == parts[0].classes
-    ids = parts[0].category_ids if same else tuple(range(1, len(classes) + 1))
     records: list[Record] = []
     for part in parts:
         table = np.array([classes.index(name) for name in part.classes], np.int64)
         records += [relabelled(record, table) for record in part.records]
-    notes = [note for part in parts for note in part.notes]
-    if len({record.image_id for record in records}) < len(records):
-        records = [replace(record, image_id=number) for number, record in enumerate(records, 1)]
-        notes.append(f"{split}: image ids are 1 to {len(records)}, as the joined sets share some of theirs")
-    problems = tuple(problem for part in parts for problem in part.problems)
-    errors = tuple(dict.fromkeys(error for part in parts for error in part.errors))
-    return Dataset(root, split, "toml", classes, ids, tuple(records), problems, tuple(notes), errors)
+    return Dataset(
+        root,
+        split,
+        "toml",
+        classes,
+        parts[0].category_ids if _same_classes(parts) else tuple(range(1, len(classes) + 1)),
+        tuple(records),
+        tuple(problem for part in parts for problem in part.problems),
+        tuple(note for part in parts for note in part.notes),
+        tuple(dict.fromkeys(error for part in parts for error in part.errors)),
+    )
+
+
+def _same_classes(parts: Sequence[Dataset]) -> bool:
+    """Whether all parts have the same classes under the same ids, each name once."""
+    first = parts[0].classes
+    return len(set(first)) == len(first) and len({(part.classes, part.category_ids) for part in parts}) == 1
 
 
 def _sets(file: Path, content: dict[str, Any]) -> list[_Set]:
