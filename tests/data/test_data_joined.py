@@ -1,6 +1,7 @@
 """Several sets joined by a dataset.toml: a COCO export, a YOLO folder and a folder of VOC's XML."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -303,6 +304,26 @@ def test_names_that_differ_in_case_are_told(root):
     write(root / "yolo/data.yaml", "train: train/images\nval: valid/images\nnames: [lorry, Car]")
     notes = "\n".join(load_dataset(toml(root, SETS), "train").notes)
     assert """classes 'car' and 'Car' are two; [classes] with "Car" = "car" joins them""" in notes
+
+
+def test_the_example_in_the_docs(picture, tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    example = next(block for block in text.split("```toml\n")[1:] if "[[sets]]" in block).split("```")[0]
+    picture("export/images/a.png", "labelled_later/train/images/b.png", "drawn/c.png")
+    for file, names in (("export/x.json", ("car", "person", "traffic light")), ("drawn.json", ("truck", "boat"))):
+        images = [{"id": 1, "file_name": "a.png" if "export" in file else "c.png", "width": 40, "height": 20}]
+        objects = [{"id": k, "image_id": 1, "category_id": k, "bbox": [1, 1, 5, 5]} for k in range(len(names))]
+        categories = [{"id": k, "name": name} for k, name in enumerate(names)]
+        write(tmp_path / file, json.dumps({"images": images, "annotations": objects, "categories": categories}))
+    write(tmp_path / "labelled_later/train/labels/b.txt", "0 0.5 0.5 0.25 0.5\n")
+    write(tmp_path / "labelled_later/data.yaml", "train: train/images\nnames: [lorry]")
+    train = load_dataset(toml(tmp_path, example), "train")
+    assert train.classes == ("person", "vehicle")
+    assert [[train.classes[label] for label in record.labels] for record in train.records] == [
+        ["vehicle", "person"],
+        ["vehicle"],
+        ["vehicle"],
+    ]
 
 
 RENAMED = SETS + '[classes]\nlorry = "truck"\nvan = "truck"\n'
