@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from directdet.common.errors import UserError
-from directdet.data.formats.dataset_toml import read_toml, toml_splits
+from directdet.data.formats.described.dataset_toml import read_toml, toml_splits
 from directdet.data.formats.folders import Found
 from directdet.data.formats.recognise import recognise
 from directdet.data.records import Dataset, Problem, Record, Segmentation, read_record_image

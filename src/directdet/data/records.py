@@ -150,9 +150,12 @@ class Dataset:
 
 
 def _without_difficult(record: Record) -> Record:
-    if not record.difficult.any():
-        return record
-    kept = np.flatnonzero(~record.difficult)
+    return only_objects(record, ~record.difficult) if record.difficult.any() else record
+
+
+def only_objects(record: Record, keep: np.ndarray) -> Record:
+    """The record with the objects for which ``keep``, bool [G], is true."""
+    kept = np.flatnonzero(keep)
     arrays = ("boxes", "labels", "crowd", "difficult", "areas")
     lists = {
         name: tuple(getattr(record, name)[index] for index in kept) for name in ("segmentations", "annotation_ids")

@@ -45,13 +45,13 @@ class Labelled:
 
 
 def labelled_split(detector: Predictor, root: str | Path, split: str) -> tuple[Images, Labelled]:
-    """The pictures of one split of a dataset, in its order.
+    """The pictures of one split of a dataset, in its order, each once.
 
     Raises:
         UserError: no such dataset or split, no pictures in it, or other classes or another format than the detector's.
     """
     dataset = load_dataset(root, split)
-    paths = tuple(record.path for record in dataset.records)
+    paths = tuple(record.path for record in _firsts(dataset).values())
     if not paths:
         raise UserError(f"{root}: {split}: no images to detect on")
     require_format(detector, dataset)
@@ -100,5 +100,12 @@ def _splits(root: Path) -> list[Dataset]:
 def _labelled(detector: Predictor, dataset: Dataset) -> Labelled:
     order = match_classes(detector, dataset)
     ids = tuple(dataset.category_ids[int(label)] for label in order)
-    records = {os.path.realpath(record.path): record for record in dataset.records}
-    return Labelled(f"{dataset.root} {dataset.split}", ids, records)
+    return Labelled(f"{dataset.root} {dataset.split}", ids, _firsts(dataset))
+
+
+def _firsts(dataset: Dataset) -> dict[str, Record]:
+    """The records by the real path of their picture; of those of one picture, as joined sets may have, the first."""
+    found: dict[str, Record] = {}
+    for record in dataset.records:
+        found.setdefault(os.path.realpath(record.path), record)
+    return found

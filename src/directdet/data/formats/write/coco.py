@@ -14,7 +14,11 @@ from directdet.data.records import Dataset, Record, Segmentation
 def write_coco(
     root: Path, splits: Mapping[str, Dataset], names: Mapping[str, list[str]]
 ) -> tuple[dict[str, str], Counter[str]]:
-    """annotations/instances_train2017.json and so on; COCO holds all that a dataset has."""
+    """annotations/instances_train2017.json and so on; COCO holds all that a dataset has.
+
+    Ids of annotations that several objects of a split have, as those of joined sets may, are numbered anew.
+    """
+    lost: Counter[str] = Counter()
     for split, dataset in splits.items():
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
@@ -22,13 +26,17 @@ def write_coco(
             image = {"id": record.image_id, "file_name": name, "width": record.width, "height": record.height}
             images.append(image)
             annotations += _objects(record, dataset.category_ids)
+        if len({entry["id"] for entry in annotations}) < len(annotations):
+            for number, entry in enumerate(annotations, 1):
+                entry["id"] = number
+            lost["ids of annotations, which become 1, 2, ... as joined sets share some"] += len(annotations)
         categories = [
             {"id": number, "name": name, "supercategory": ""}
             for number, name in zip(dataset.category_ids, dataset.classes, strict=True)
         ]
         content = {"images": images, "annotations": annotations, "categories": categories}
         write_json_atomic(root / "annotations" / f"instances_{split}2017.json", content, indent=None)
-    return {split: f"{split}2017" for split in splits}, Counter()
+    return {split: f"{split}2017" for split in splits}, lost
 
 
 def _objects(record: Record, category_ids: tuple[int, ...]) -> list[dict[str, Any]]:

@@ -47,6 +47,9 @@ def convert(root: str | os.PathLike[str], to: str, out: str | os.PathLike[str], 
     first = next(iter(splits.values()))
     for dataset in splits.values():
         check_same_classes(first, dataset)
+    for folder in {record.path.parent for dataset in splits.values() for record in dataset.records}:
+        if _overlap(folder, target):  # a set that the data at root names by an absolute path
+            raise UserError(f"{target}: holds pictures of the data at {root}; give another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix=f".{target.name[:64]}.", suffix=".tmp", dir=target.parent))
     try:

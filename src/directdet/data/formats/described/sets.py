@@ -1,0 +1,140 @@
+"""One set as a table of a dataset.toml says where it is, in one of three ways: images and annotations (COCO's json),
+format and folder (any layout), or voc (image lists of VOC folders)."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from directdet.common.errors import UserError
+from directdet.data.formats.coco import read_coco
+from directdet.data.formats.described.splits import KEYS as SPLIT_KEYS
+from directdet.data.formats.described.splits import held_out
+from directdet.data.formats.folders import Found, within
+from directdet.data.formats.recognise import LAYOUTS
+from directdet.data.formats.voc import read_voc_lists
+from directdet.data.records import Dataset, path_inside
+
+SPLITS = ("train", "val", "test")
+VOC = "voc"
+COCO_KEYS = ("images", "annotations")
+FORMAT_KEYS = ("format", "folder")
+SINGLE_KEYS = (*COCO_KEYS, *FORMAT_KEYS, *SPLIT_KEYS)
+
+
+def open_set(file: Path, table: dict[str, Any], where: str) -> Found:
+    """The reading of a set with all its splits: its own, or train and val as the keys of splits.py say, or train.
+
+    Args:
+        file: the dataset.toml.
+        table: of the keys :data:`SINGLE_KEYS` and voc.
+        where: for messages.
+
+    Raises:
+        UserError: a value is missing or wrong, or the set has splits already and is to be divided.
+    """
+    if VOC in table:
+        lists = {"train": voc_lists(file, table, where)}
+        return Found(VOC, where, ("train",), lambda split: read_voc_lists(file.parent, split, lists))
+    if is_divided(table):
+        return Found("toml", where, ("train", "val"), lambda split: hold_out(file, table, split, where))
+    if in_a_format(table):
+        return replace(opened(file, table, where), read=lambda split: read_set(file, table, split, where))
+    _coco_places(file, table, where)
+    return Found("coco", where, ("train",), lambda split: read_set(file, table, split, where))
+
+
+def read_set(file: Path, table: dict[str, Any], split: str, where: str, others: Sequence[Path] = ()) -> Dataset:
+    """One split of a set; ``others`` are the annotation files of the other splits."""
+    if in_a_format(table):
+        found = opened(file, table, where)
+        part = found.splits[0] if len(found.splits) == 1 else split
+        if part not in found.splits or (is_divided(table) and len(found.splits) > 1):
+            raise UserError(f"{where}: format: has the splits {', '.join(found.splits)} already; leave the others out")
+        dataset = replace(found.read(part), root=file.parent, split=split, layout="toml")
+        return _outside(file, dataset, _path(file, table.get("folder", "."), where))
+    images, annotations = _coco_places(file, table, where)
+    return _outside(file, read_coco(file.parent, split, "toml", annotations, images, others), images, annotations)
+
+
+def _coco_places(file: Path, table: dict[str, Any], where: str) -> list[Path]:
+    """Image folder and annotation file."""
+    for key in COCO_KEYS:
+        if key not in table:
+            raise UserError(f"{where}: key {key!r} is missing; add it")
+    return [_path(file, table[key], f"{where}: {key}") for key in COCO_KEYS]
+
+
+def in_a_format(table: dict[str, Any]) -> bool:
+    """Whether a table says where its set is by format and folder."""
+    return any(key in table for key in FORMAT_KEYS)
+
+
+def is_divided(table: dict[str, Any]) -> bool:
+    """Whether a table says how a part is held out."""
+    return any(key in table for key in SPLIT_KEYS)
+
+
+def opened(file: Path, table: dict[str, Any], where: str) -> Found:
+    """The folder of a table, read in the format that it names."""
+    name = table.get("format")
+    if name is None:
+        raise UserError(f"{where}: key 'format' is missing; add one of {', '.join(LAYOUTS)}")
+    if not isinstance(name, str) or name not in LAYOUTS:
+        raise UserError(f"{where}: format: {name!r} is not one of {', '.join(LAYOUTS)}")
+    if "images" in table or "annotations" in table:
+        raise UserError(f"{where}: give either format and folder, or images and annotations, not both")
+    folder = _path(file, table.get("folder", "."), f"{where}: folder")
+    if not os.path.isdir(folder):
+        raise UserError(f"{where}: folder: {folder} not found; correct it")
+    found = LAYOUTS[name](folder)
+    if found is None:
+        raise UserError(f"{where}: format: nothing of {name!r} in {folder}; correct it")
+    return found
+
+
+def voc_lists(file: Path, table: dict[str, Any], where: str) -> list[Path]:
+    """The image lists of a table."""
+    if any(key in table for key in SINGLE_KEYS):
+        raise UserError(f"{where}: {VOC}: give lists of VOC folders, or images and annotations, not both")
+    names = table[VOC]
+    if not isinstance(names, list) or not names:
+        raise UserError(f'{where}: {VOC}: {names!r} is not a list such as ["VOC2007/trainval", "VOC2012/trainval"]')
+    return [path_inside(file.parent, name, f"{where}: {VOC}") for name in names]
+
+
+def check_keys(where: str, table: dict[str, Any], known: Sequence[str], above: Sequence[str] = ()) -> None:
+    """UserError if a table has an unknown key; ``above`` are those that belong to the whole file."""
+    for key in table:
+        if key in known:
+            continue
+        nearest = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+        if key in above:
+            hint = "it is about the whole file, and belongs above its first [table]"
+        raise UserError(f"{where}: unknown key {key!r}; {hint}")
+
+
+def hold_out(file: Path, table: dict[str, Any], split: str, where: str) -> Dataset:
+    """The train or val part of a single set, in the file's order."""
+    whole = read_set(file, table, split, where)
+    val = held_out(file, table, whole.records, where)
+    records = tuple(record for record in whole.records if (record.image_id in val) == (split == "val"))
+    return replace(whole, records=records)
+
+
+def _path(file: Path, name: Any, where: str) -> Path:
+    """A path inside the folder of ``file``, or an absolute one: that is the user's own choice."""
+    if isinstance(name, str) and Path(name).is_absolute() and "\0" not in name:
+        return Path(name)
+    return path_inside(file.parent, name, where)
+
+
+def _outside(file: Path, dataset: Dataset, *places: Path) -> Dataset:
+    """The dataset with a note about each place that is outside the folder of ``file``."""
+    notes = [f"{file}: reads {place}, outside its own folder" for place in places if not within(file.parent, place)]
+    return replace(dataset, notes=(*dataset.notes, *notes))
