@@ -16,6 +16,7 @@ from rich.progress import Progress
 from directdet.common.cores import usable_cores
 from directdet.common.errors import UserError
 from directdet.common.terminal import terminal
+from directdet.data.checks.near_duplicates import NearDuplicate, look_of, near_duplicates
 from directdet.data.dataset import check_same_classes, find_splits, load_dataset
 from directdet.data.headers import read_header
 from directdet.data.image import read_bytes, similar_file
@@ -78,6 +79,7 @@ class CheckReport:
     label_map: tuple[tuple[int, int, str], ...]
     splits: tuple[SplitReport, ...]
     duplicates: tuple[tuple[str, ...], ...] = ()  # image files with the same content in more than one split
+    near_duplicates: tuple[NearDuplicate, ...] = ()  # pictures that look like one of an earlier split
     pixels: tuple[str, ...] = ()  # about pictures that are not 8-bit RGB, and what dataset.toml should say
     untrained_classes: tuple[str, ...] = ()  # with objects in val or test, but none in train
     errors: tuple[str, ...] = ()  # reasons why the dataset cannot be used, the worst first
@@ -110,6 +112,13 @@ def check_data(
     Raises:
         UserError: the annotations cannot be read at all, see :func:`directdet.data.dataset.load_dataset`.
     """
+    return examine_data(root, splits, verify_images, progress)[0]
+
+
+def examine_data(
+    root: str | os.PathLike[str], splits: Sequence[str] | None = None, verify_images: bool = True, progress: bool = True
+) -> tuple[CheckReport, tuple[Dataset, ...]]:
+    """:func:`check_data`, and the splits that could be read, in the order of the report."""
     names = list(splits) if splits else find_splits(root)
     if not names:
         raise UserError(f"{root}: no splits found")
@@ -123,6 +132,7 @@ def check_data(
     if not datasets:
         raise UserError(errors[0])
     digests: dict[str, dict[str, set[str]]] = {}  # content -> split -> files
+    looks: dict[str, dict[str, np.ndarray]] = {dataset.split: {} for dataset in datasets}
     reports: list[SplitReport] = []
     pixels: list[str] = []
     console = terminal(stderr=True)
@@ -134,6 +144,8 @@ def check_data(
             for record, found in _examine_images(dataset, verify_images):
                 bar.advance(task)
                 files.add(str(record.path), found)
+                if found.look is not None:
+                    looks[dataset.split][str(record.path)] = found.look
                 if found.digest:
                     digests.setdefault(found.digest, {}).setdefault(dataset.split, set()).add(str(record.path))
             reports.append(_count(dataset, files))
@@ -143,8 +155,9 @@ def check_data(
     copies = {
         split: sum(len(found.get(split, ())) > 1 for found in digests.values()) for split in map(_split, datasets)
     }
-    report = _summarise(datasets, reports, errors, _Copies(tuple(duplicates), copies), verify_images)
-    return replace(report, pixels=tuple(pixels))
+    alike = near_duplicates(looks, {file for files in duplicates for file in files})
+    report = _summarise(datasets, reports, errors, _Copies(tuple(duplicates), copies, alike), verify_images)
+    return replace(report, pixels=tuple(pixels)), tuple(datasets)
 
 
 @dataclass(frozen=True)
@@ -157,6 +170,7 @@ class _Image:
     turned: bool = False
     dark: bool = False
     kind: tuple[int, str] | None = None  # channels and dtype
+    look: np.ndarray | None = None  # see look_of
 
 
 @dataclass
@@ -213,7 +227,8 @@ def _verify(record: Record) -> _Image:
     darkest = _DARK_16 if header.bits > 8 else _DARK
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
     dark = record.pixels.is_rgb and int(image.max()) < darkest
-    return _Image("", "", digest, header.orientation > 1 and not record.pixels.upright, dark, kind)
+    turned = header.orientation > 1 and not record.pixels.upright
+    return _Image("", "", digest, turned, dark, kind, look_of(image, record.pixels))
 
 
 def _count(dataset: Dataset, files: _Files) -> SplitReport:
@@ -256,10 +271,12 @@ def _count(dataset: Dataset, files: _Files) -> SplitReport:
 
 @dataclass(frozen=True)
 class _Copies:
-    """Image files with the same content: those in several splits, and how many there are within each split."""
+    """Image files with the same content: those in several splits, and how many there are within each split; and those
+    that only look the same."""
 
     across: tuple[tuple[str, ...], ...]
     within: dict[str, int]
+    alike: tuple[NearDuplicate, ...]
 
 
 def _split(dataset: Dataset) -> str:
@@ -287,6 +304,7 @@ def _summarise(
         errors += too_small(dataset)
         doubts += doubts_about(dataset)
         doubts += _file_doubts(report)
+        doubts += _alike_doubts(report, copies.alike)
         if copies.within[report.split]:
             warnings.append(f"{report.split}: {copies.within[report.split]} images occur under several names")
         if report.objects_with_mask == 0 < report.objects:
@@ -335,6 +353,7 @@ def _summarise(
         label_map=label_map,
         splits=tuple(reports),
         duplicates=duplicates,
+        near_duplicates=copies.alike,
         untrained_classes=tuple(untrained),
         errors=tuple(errors),
         doubts=tuple(doubts),
@@ -356,6 +375,16 @@ def _file_doubts(report: SplitReport) -> list[str]:
             f"{report.dark_files[0]}); 16 bits are divided by 256, so scale images of 10 or 12 bits up to all 16"
         )
     return doubts
+
+
+def _alike_doubts(report: SplitReport, alike: Sequence[NearDuplicate]) -> list[str]:
+    here = [one for one in alike if one.split == report.split]
+    if not here:
+        return []
+    return [
+        f"{report.split}: {len(here)} of {report.images} images look like one of another split (the first: "
+        f"{here[0].file} = {here[0].like}), so results on them will be too good; keep such images in one split"
+    ]
 
 
 def _join(arrays: list[np.ndarray]) -> np.ndarray:

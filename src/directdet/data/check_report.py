@@ -29,6 +29,8 @@ def print_report(report: CheckReport, console: Console | None = None, shown: int
     for line in report.pixels:
         console.print(plain(line), highlight=False, soft_wrap=True)
     _print_list(console, "the same image in several splits", [" = ".join(files) for files in report.duplicates], shown)
+    alike = [f"{one.file} = {one.like}" for one in report.near_duplicates]
+    _print_list(console, "nearly the same image in several splits", alike, shown)
     _print_list(console, "errors", report.errors, shown)
     _print_list(console, "doubts", report.doubts, shown)
     _print_list(console, "warnings", report.warnings, shown)
