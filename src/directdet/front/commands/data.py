@@ -9,16 +9,29 @@ from typing import TYPE_CHECKING
 import click
 
 from directdet.front.options import PATH, code_option, settings_option
-from directdet.front.say import say
+from directdet.front.say import now, say, typed
 
 if TYPE_CHECKING:
-    from directdet.data.check import CheckReport
+    from collections.abc import Sequence
+
+    from directdet.data.checks.report import CheckReport
+    from directdet.data.records import Dataset
     from directdet.recipes.recipe import Recipe
 
 
 @click.command("check-data")
 @click.argument("data", type=PATH)
-@click.option("--report", type=PATH, metavar="FILE", help="Write all findings: .json, .html, or else plain text.")
+@click.option(
+    "--report", type=PATH, metavar="FILE", help="Write all findings: .html with pictures, .json, or else plain text."
+)
+@click.option(
+    "--pictures",
+    type=click.IntRange(min=0),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Pictures of each finding, with --report FILE.html.",
+)
 @click.option("--split", "splits", multiple=True, help="Only this split (may be given again).  [default: all]")
 @click.option("--images/--no-images", default=True, show_default=True, help="Open and decode every picture.")
 @click.option("--augmented", "recipe", metavar="RECIPE", help="Draw the pictures that training RECIPE would see.")
@@ -37,6 +50,7 @@ def check_data(
     report: Path | None,
     splits: tuple[str, ...],
     images: bool,
+    pictures: int,
     recipe: str | None,
     sheet: Path,
     settings: tuple[str, ...],
@@ -47,7 +61,7 @@ def check_data(
     objects out because their boxes are not valid.
     """
     from directdet.common.files import require_writable, write_text_atomic
-    from directdet.data.check import check_data
+    from directdet.data.check import examine_data
     from directdet.data.check_report import print_report
 
     if settings and recipe is None:
@@ -61,10 +75,10 @@ def check_data(
 
         require_writable(sheet)
         chosen = apply_settings(get_recipe(recipe), list(settings))
-    found = check_data(data, splits or None, verify_images=images)
+    found, datasets = examine_data(data, splits or None, verify_images=images)
     print_report(found)
     if report is not None:
-        write_text_atomic(report, _report_text(found, report.suffix.lower()))
+        write_text_atomic(report, _report_text(found, datasets, report.suffix.lower(), pictures))
         say(f"report: {report}")
     if chosen is not None:
         _write_sheet(data, chosen, sheet)
@@ -98,8 +112,12 @@ def _write_sheet(data: Path, recipe: Recipe, sheet: Path) -> None:
     say(f"augmented pictures: {sheet}")
 
 
-def _report_text(found: CheckReport, suffix: str) -> str:
+def _report_text(found: CheckReport, datasets: Sequence[Dataset], suffix: str, pictures: int) -> str:
     """The report with every finding, in the form that the file's suffix asks for."""
+    if suffix in (".html", ".htm"):
+        from directdet.pages.data import DataPage, render_data
+
+        return render_data(DataPage(found, datasets, {"command": typed(), "date": now()}, pictures=pictures))
     import io
 
     from directdet.common.terminal import terminal
@@ -109,7 +127,7 @@ def _report_text(found: CheckReport, suffix: str) -> str:
         return json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n"
     console = terminal(file=io.StringIO(), width=140, record=True, force_terminal=False)
     print_report(found, console, shown=None)
-    return console.export_html(inline_styles=True) if suffix in (".html", ".htm") else console.export_text()
+    return console.export_text()
 
 
 @click.command()
