@@ -14,6 +14,7 @@ from directdet.data.checks.finding import Example, Finding
 from directdet.data.checks.findings import all_findings
 from directdet.data.checks.objects import Objects, objects_of
 from directdet.data.checks.report import CheckReport, SplitReport
+from directdet.data.checks.seen import SIDES, Seen
 from directdet.data.records import Dataset
 from directdet.pages.annotated import annotated, example_picture, single_object
 from directdet.pages.data_charts import centre_map, count_chart, seen_chart, size_map
@@ -35,28 +36,11 @@ from directdet.pages.page import (
 )
 
 _SAMPLE = 12  # whole pictures, drawn at random
-_OF_CLASS = 6  # objects of each class, drawn at random
+_OF_CLASS = 5  # objects of each class, drawn at random
 _MOST_CLASSES = 100  # of which objects are shown
-_EXTREMES = 12  # smallest and largest objects
+_EXTREMES = 10  # smallest and largest objects
 _MAPS = 12  # classes with maps of their own, those with the most objects
 _BADGES = {"error": "bad", "doubt": "", "warning": ""}
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """How large objects are to a phase of training.
-
-    Attributes:
-        name: of the phase, with its size.
-        sides: [N, 2], width and height of its objects at the size that it resizes to, in pixels.
-        unseen: how many objects are never a pixel wide and high.
-        skipped: how many of the set it leaves out as difficult.
-    """
-
-    name: str
-    sides: np.ndarray
-    unseen: int
-    skipped: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,27 +290,21 @@ def _maps(page: DataPage, objects: Objects) -> str:
     return charts(drawn) + small_print("The deeper the colour, the more objects, by the root of their number.") + parts
 
 
-_SIDES = (1, 4, 8, 16, 32)  # pixels; 8 is the finest stride of most detectors here
-
-
 def _seen(page: DataPage) -> str:
     """How many objects are how small at the sizes of training."""
-    rows = []
-    for limit in _SIDES:
-        cells = []
-        for phase in page.seen:
-            below = int((phase.sides.min(axis=1) < limit).sum())
-            cells.append(f"{below} ({100 * below / max(len(phase.sides), 1):.1f} %)")
+    rows: list[tuple[str, ...]] = [("objects of train", *(str(len(one.sides)) for one in page.seen))]
+    for limit in SIDES:
+        cells = (f"{one.below(limit)} ({100 * one.below(limit) / max(len(one.sides), 1):.1f} %)" for one in page.seen)
         rows.append((f"shorter side below {limit} pixel{'s' * (limit > 1)}", *cells))
-    rows.append(("never a pixel wide and high, left out", *(str(phase.unseen) for phase in page.seen)))
-    rows.append(("difficult, left out", *(str(phase.skipped) for phase in page.seen)))
-    rows.append(("objects of train", *(str(len(phase.sides)) for phase in page.seen)))
-    medians = [f"{np.median(phase.sides.min(axis=1)):.1f}" if len(phase.sides) else "-" for phase in page.seen]
+    rows.append(("never a pixel wide and high: left out", *(str(one.unseen) for one in page.seen)))
+    rows.append(("others left out as difficult", *(str(one.difficult) for one in page.seen)))
+    medians = [f"{np.median(one.sides.min(axis=1)):.1f}" if len(one.sides) else "-" for one in page.seen]
     rows.append(("median of the shorter side", *medians))
-    chart = seen_chart([(phase.name, phase.sides) for phase in page.seen if len(phase.sides)], _SIDES)
     note = (
-        "At the size that pictures are resized to before random scales and crops. Most detectors here have 8 pixels as "
-        "their finest stride: objects much smaller than that are hard to learn; a larger size or tiles help."
+        "At the size that pictures are resized to, before random scales and crops. The finest stride of most detectors "
+        "here is 8 pixels: objects that are much smaller are hard to learn, and a larger size helps."
     )
-    caption = "Shorter sides of all objects."
-    return small_print(note) + table(Grid(("", *(one.name for one in page.seen)), rows)) + charts([(chart, caption)])
+    drawn = [(one.phase, one.sides) for one in page.seen if len(one.sides)]
+    caption = "How many objects have a shorter side of at most so many pixels."
+    chart = charts([(seen_chart(drawn, SIDES), caption)]) if drawn else ""
+    return small_print(note) + table(Grid(("", *(one.phase for one in page.seen)), rows)) + chart
