@@ -6,6 +6,8 @@ import base64
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -381,3 +383,22 @@ def test_wrong_uses(shapes, capsys):
     assert "two recipes" in capsys.readouterr().err
     assert main(["check-data", str(shapes), "--recipe", "dmo"]) == 2
     assert "did you mean 'demo'" in capsys.readouterr().err
+
+
+def test_boxes_smaller_than_a_pixel_are_circled(write_one, tmp_path):
+    write_one([[0.1, 0.2, 0.5, 0.5], [0.3, 0.3, 0.2, 0.4]])
+    report, datasets = examine_data(tmp_path, progress=False)
+    (finding,) = [one for one in all_findings(report, datasets) if one.kind == "tiny-box"]
+    assert finding.count == 2 and len(finding.examples) == 1 and finding.worth == "error"
+    picture = decoded(example_picture(finding.examples[0], ("a",))).astype(int)
+    assert (np.abs(picture[:12, :12] - RED).max(axis=2) < 60).sum() > 8
+
+
+def test_it_needs_no_torch(shapes, tmp_path):
+    code = (
+        "import sys; from directdet.front.cli import main; "
+        f"code = main(['check-data', {str(shapes)!r}, '--recipe', 'demo', '--report', {str(tmp_path / 'a.html')!r}]); "
+        "print(code, 'torch' in sys.modules)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[-1] == "0 False"

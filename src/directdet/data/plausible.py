@@ -37,6 +37,11 @@ def too_small(dataset: Dataset) -> list[str]:
     return [f"{dataset.split}: all {len(boxes)} boxes are smaller than a pixel{hint}"]
 
 
+def too_small_examples(dataset: Dataset) -> tuple[Example, ...]:
+    """The first pictures of a split in which no object is a pixel wide and high."""
+    return _object_examples(dataset, np.ones(len(_objects(dataset)[0]), bool)) if too_small(dataset) else ()
+
+
 def doubts_about(dataset: Dataset) -> list[Doubt]:
     """What speaks against the annotations of a split; crowd regions are left aside."""
     return [*_leaving(dataset), *_scaled(dataset), *_centres(dataset), *_listed_twice(dataset), *_repeated(dataset)]

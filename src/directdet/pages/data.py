@@ -87,7 +87,7 @@ def render_data(page: DataPage) -> str:
     if page.seen:
         sections.append(section(f"What {page.recipe} sees", _seen(page)))
     sections.append(section("How this was made", about(page.about)))
-    return document(Path(report.root).absolute().name, _verdict(report), _figures(report, findings), sections)
+    return document(Path(report.root).absolute().name, _verdict(report), _figures(report), sections)
 
 
 def _verdict(report: CheckReport) -> str:
@@ -102,9 +102,10 @@ def _verdict(report: CheckReport) -> str:
     return f"Usable{unopened}."
 
 
-def _figures(report: CheckReport, findings: Sequence[Finding]) -> list[Figure]:
+def _figures(report: CheckReport) -> list[Figure]:
     splits = ", ".join(f"{split.split} {split.images}" for split in report.splits)
-    errors = sum(one.count for one in findings if one.worth == "error")
+    files = sum(len(split.missing_files) + len(split.broken_files) for split in report.splits)
+    errors = len(report.errors) + files + len(report.dropped)
     objects = sum(split.objects for split in report.splits)
     masks = sum(split.objects_with_mask for split in report.splits)
     return [
@@ -194,17 +195,16 @@ def _names(page: DataPage) -> list[str]:
 
 
 def _sample(page: DataPage) -> str:
-    places = [(dataset, place) for dataset in page.datasets for place in range(len(dataset.records))]
+    ends = np.cumsum([len(dataset) for dataset in page.datasets])
     rng = np.random.default_rng(page.seed)
     pictures: list[tuple[str, bytes]] = []
-    failed = 0
-    for chosen in rng.permutation(len(places))[: 4 * _SAMPLE].tolist():
-        dataset, place = places[chosen]
-        record = dataset.records[place]
+    for chosen in rng.permutation(int(ends[-1]))[: 4 * _SAMPLE].tolist():
+        split = int(np.searchsorted(ends, chosen, "right"))
+        dataset = page.datasets[split]
+        record = dataset.records[chosen - int(ends[split])]  # counted from the end of the split
         try:
             jpeg = annotated(record, _names(page))
         except UserError:
-            failed += 1
             continue
         count = int((~record.crowd).sum())
         told = f"{dataset.split}: {_short(page, str(record.path))}: {count} object{'s' * (count != 1)}"

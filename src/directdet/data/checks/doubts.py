@@ -55,7 +55,8 @@ def examples_of(dataset: Dataset, files: Iterable[str], captions: Iterable[str] 
     """The first of these files of a split, with their captions."""
     wanted = list(files)[:MOST_EXAMPLES]
     said = dict(zip(wanted, captions, strict=False))
-    found = {str(record.path): record for record in dataset.records if str(record.path) in set(wanted)}
+    chosen = set(wanted)
+    found = {str(record.path): record for record in dataset.records if str(record.path) in chosen}
     return tuple(Example(found[file], caption=said.get(file, "")) for file in wanted if file in found)
 
 

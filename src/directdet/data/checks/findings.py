@@ -13,7 +13,7 @@ from directdet.data.checks.doubts import (
 )
 from directdet.data.checks.finding import MOST_EXAMPLES, Doubt, Example, Finding, Worth
 from directdet.data.checks.report import CheckReport, SplitReport
-from directdet.data.plausible import problem_examples
+from directdet.data.plausible import problem_examples, too_small_examples
 from directdet.data.records import Dataset, Record
 
 # Kinds of problems with an object -> what they are, of several.
@@ -64,6 +64,9 @@ def all_findings(report: CheckReport, datasets: Sequence[Dataset]) -> list[Findi
     for split in report.splits:
         dataset = by_split[split.split]
         found += _files(split)
+        if tiny := too_small_examples(dataset):
+            title, text = f"{split.split}: {split.objects} boxes smaller than a pixel", "None is larger."
+            found.append(Finding("tiny-box", "error", title, text, split.objects, tiny))
         found += _problems(dataset, split)
         found += [
             _of_doubt(doubt, split.split, datasets, report)
