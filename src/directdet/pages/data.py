@@ -201,7 +201,7 @@ def _sample(page: DataPage) -> str:
     for chosen in rng.permutation(int(ends[-1]))[: 4 * _SAMPLE].tolist():
         split = int(np.searchsorted(ends, chosen, "right"))
         dataset = page.datasets[split]
-        record = dataset.records[chosen - int(ends[split])]  # counted from the end of the split
+        record = dataset.records[chosen - (int(ends[split]) - len(dataset))]
         try:
             jpeg = annotated(record, _names(page))
         except UserError:
