@@ -17,8 +17,8 @@ from directdet.data.pixels.format import PixelFormat, planewise
 
 WIDTH, HEIGHT = 18, 16
 # Of 560 photographs of four sets, at least 99 % are found again when they are halved, a third as large, stretched to a
-# square, grey, blurred, or saved at JPEG quality 30. No two of them are taken for each other (156,520 pairs), nor any of
-# VOC 2007's train and val (6.2 million).
+# square, grey, blurred, or saved at JPEG quality 30. No two of them are taken for each other (156,520 pairs), nor any
+# of VOC 2007's train and val (6.2 million).
 MOST_BITS = 6
 MOST_RMS = 0.15  # of the levels of grey, in their standard deviations
 _BANDS = MOST_BITS + 1  # two hashes that differ in so few bits are equal in at least one band
