@@ -142,7 +142,7 @@ def run_recipe(given: argparse.Namespace) -> None:
     from directdet.recipes.derived import images_per_step, passes_per_epoch
     from directdet.recipes.settings import apply_settings
     from directdet.reproduce.budget import seconds_of_steps
-    from directdet.train.data import fitted
+    from directdet.train.objects import fitted
     from directdet.train.run import train
 
     began = time.perf_counter()

@@ -18,7 +18,7 @@ GRID = [(x, y, 8 + x % 5, 6 + y % 3) for x in range(2, 180, 16) for y in range(3
 
 def doubts(write_coco, boxes, width=200, height=150):
     dataset = load_dataset(write_coco([{"bbox": list(box)} for box in boxes], width=width, height=height), "train")
-    return doubts_about(dataset) + too_small(dataset)
+    return [doubt.text for doubt in doubts_about(dataset)] + too_small(dataset)
 
 
 def test_sound_boxes_are_not_doubted(write_coco):

@@ -209,7 +209,7 @@ def test_errors_of_the_rooms(capsys, monkeypatch, error, code, line):
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(directdet.data.check, "check_data", fail)
+    monkeypatch.setattr(directdet.data.check, "examine_data", fail)
     assert run(capsys, "check-data", "x") == (code, "", [line])
 
 
@@ -218,7 +218,7 @@ def test_bugs_keep_their_traceback(monkeypatch, error):
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(directdet.data.check, "check_data", fail)
+    monkeypatch.setattr(directdet.data.check, "examine_data", fail)
     with pytest.raises(type(error)):
         cli.main(["check-data", "x"])
 
@@ -229,7 +229,7 @@ def test_ctrl_c_in_a_real_process():
         "import sys, time",
         "import directdet.data.check as check",
         "from directdet.front.cli import main",
-        "check.check_data = lambda *_, **__: (print('ready', flush=True), time.sleep(60))",
+        "check.examine_data = lambda *_, **__: (print('ready', flush=True), time.sleep(60))",
         "sys.exit(main(['check-data', 'x']))",
     )
     command = [sys.executable, "-c", "\n".join(lines)]

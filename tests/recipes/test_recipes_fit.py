@@ -9,7 +9,7 @@ from directdet.data.records import Dataset, Record
 from directdet.recipes.by_name import get_recipe
 from directdet.recipes.fit import DataFacts, fit_to_data
 from directdet.recipes.settings import apply_settings
-from directdet.train.data import facts_of_data
+from directdet.train.objects import facts_of_data
 
 
 def fitted(images, small, *settings):

@@ -15,7 +15,7 @@ from directdet.data.records import AnnotatedObject, Dataset, make_record
 from directdet.data.synthetic import make_synthetic
 from directdet.front.cli import main
 from directdet.recipes.recipe import Phase
-from directdet.train.objects import count_objects
+from directdet.train.objects import count_objects, usual_sides
 
 WIDTH, HEIGHT = 400, 200
 
@@ -128,3 +128,26 @@ def test_the_banner_tells_what_is_never_seen(tmp_path, capsys):
     assert main([*command(changed(root, shrink_one), tmp_path / "run"), "--dry-run"]) == 0
     words = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert f"with {objects - 1} objects (1 more are never seen: below a pixel at this size)" in words
+
+
+@pytest.mark.parametrize(
+    ("phase", "transform"),
+    [
+        (Phase("pretrain", size=(100, 100), resize="direct", scale=(0.5, 2.0)), PretrainTransform(100, (1.0, 1.0))),
+        (Phase("pretrain", size=(50, 120), resize="edges"), EdgesTransform(50, 120)),
+        (Phase("pretrain", size=(50, 120), resize="edges", shrink=2.0), EdgesTransform(50, 120, shrink=2.0)),
+        (Phase("pretrain", size=(50, 300), resize="edges", short_edges=(80, 60, 40)), EdgesTransform(60, 300)),
+    ],
+)
+def test_usual_sides_are_those_after_resizing(tmp_path, phase, transform):
+    found = dataset(tmp_path, [(40.0, 20.0), (80.0, 60.0), (16.0, 90.0)], crowd=(1,))
+    boxes = found.records[0].boxes[[0, 2]]
+    sample = Sample(np.zeros((HEIGHT, WIDTH, 3), np.uint8), boxes, np.arange(2), None, (HEIGHT, WIDTH))
+    resized = transform(sample, np.random.default_rng(0)).boxes
+    assert usual_sides(phase, found) == pytest.approx(resized[:, 2:] - resized[:, :2], rel=0.02)
+
+
+def test_usual_sides_of_a_warp_follow_both_edges(tmp_path):
+    phase = Phase("scratch", size=(100, 100), eval_size=(100, 100), resize="warp")
+    assert usual_sides(phase, dataset(tmp_path, [(40.0, 20.0)])) == pytest.approx(np.array([[10.0, 10.0]]))
+    assert usual_sides(phase, dataset(tmp_path, [])).shape == (0, 2)

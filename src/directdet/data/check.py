@@ -7,8 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from rich.progress import Progress
@@ -16,87 +15,22 @@ from rich.progress import Progress
 from directdet.common.cores import usable_cores
 from directdet.common.errors import UserError
 from directdet.common.terminal import terminal
+from directdet.data.checks.doubts import misfit_text, mostly_misfit, split_doubts
+from directdet.data.checks.near_duplicates import NearDuplicate, look_of, near_duplicates
+from directdet.data.checks.report import CheckReport, FileProblem, SplitReport
 from directdet.data.dataset import check_same_classes, find_splits, load_dataset
 from directdet.data.headers import read_header
 from directdet.data.image import read_bytes, similar_file
 from directdet.data.pixels.check import pixel_lines
 from directdet.data.pixels.reading import decode_pixels, file_kind
-from directdet.data.plausible import doubts_about, misfit_areas, too_small
-from directdet.data.records import Dataset, Problem, Record, check_size
+from directdet.data.plausible import misfit_areas, too_small
+from directdet.data.records import Dataset, Record, check_size
 
 # COCO's limits between small, medium and large objects, in square pixels.
 _SMALL, _LARGE = 32**2, 96**2
 _FEW = 10  # classes with fewer objects in train are reported
 # An image whose brightest level is below this is nearly black: 12 bits in 16 reach level 15, 13 bits 31.
 _DARK, _DARK_16 = 16, 32
-
-
-@dataclass(frozen=True)
-class FileProblem:
-    """An image file that cannot be used."""
-
-    file: str
-    message: str
-
-
-@dataclass(frozen=True)
-class SplitReport:
-    """Counts of one split. Objects are those that training uses: without crowd regions and dropped boxes."""
-
-    split: str
-    images: int
-    objects: int
-    crowd: int
-    difficult: int
-    empty_images: int
-    objects_with_mask: int
-    first_without_mask: str | None  # annotation and image file of the first of the others
-    misfit_areas: int  # objects whose area in the file is no fit for their box
-    sizes: dict[str, int]  # small, medium, large: COCO's area limits, in pixels of the file
-    width_range: tuple[int, int]
-    height_range: tuple[int, int]
-    aspect_range: tuple[float, float]  # width / height
-    most_objects: int  # in one image
-    class_counts: tuple[int, ...]  # objects of each label
-    clipped_boxes: int
-    dropped_boxes: int
-    missing_files: tuple[FileProblem, ...]
-    broken_files: tuple[FileProblem, ...]
-    turned_files: tuple[str, ...]  # with an EXIF note of rotation or mirroring, which is ignored
-    dark_files: tuple[str, ...]  # nearly black after reading
-    problems: tuple[Problem, ...]
-    unreadable_entries: int  # of the annotation file
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """What :func:`check_data` found. ``label_map`` lists (label, id in the file, name)."""
-
-    root: str
-    layout: str
-    images_verified: bool
-    label_map: tuple[tuple[int, int, str], ...]
-    splits: tuple[SplitReport, ...]
-    duplicates: tuple[tuple[str, ...], ...] = ()  # image files with the same content in more than one split
-    pixels: tuple[str, ...] = ()  # about pictures that are not 8-bit RGB, and what dataset.toml should say
-    untrained_classes: tuple[str, ...] = ()  # with objects in val or test, but none in train
-    errors: tuple[str, ...] = ()  # reasons why the dataset cannot be used, the worst first
-    doubts: tuple[str, ...] = ()  # reasons why its annotations can hardly be meant as they stand
-    warnings: tuple[str, ...] = field(default=())
-
-    @property
-    def fatal(self) -> bool:
-        """Whether training or evaluation would fail: missing or broken images, or splits that do not match."""
-        return bool(self.errors) or any(split.missing_files or split.broken_files for split in self.splits)
-
-    @property
-    def dropped(self) -> tuple[Problem, ...]:
-        """The objects that were dropped because they have no valid box."""
-        return tuple(p for split in self.splits for p in split.problems if p.action == "dropped")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The whole report as plain dicts, lists, numbers and strings, for a report file."""
-        return {"fatal": self.fatal, **_plain(asdict(self))}
 
 
 def check_data(
@@ -110,6 +44,13 @@ def check_data(
     Raises:
         UserError: the annotations cannot be read at all, see :func:`directdet.data.dataset.load_dataset`.
     """
+    return examine_data(root, splits, verify_images, progress)[0]
+
+
+def examine_data(
+    root: str | os.PathLike[str], splits: Sequence[str] | None = None, verify_images: bool = True, progress: bool = True
+) -> tuple[CheckReport, tuple[Dataset, ...]]:
+    """:func:`check_data`, and the splits that could be read, in the order of the report."""
     names = list(splits) if splits else find_splits(root)
     if not names:
         raise UserError(f"{root}: no splits found")
@@ -123,6 +64,7 @@ def check_data(
     if not datasets:
         raise UserError(errors[0])
     digests: dict[str, dict[str, set[str]]] = {}  # content -> split -> files
+    looks: dict[str, dict[str, np.ndarray]] = {dataset.split: {} for dataset in datasets}
     reports: list[SplitReport] = []
     pixels: list[str] = []
     console = terminal(stderr=True)
@@ -134,6 +76,8 @@ def check_data(
             for record, found in _examine_images(dataset, verify_images):
                 bar.advance(task)
                 files.add(str(record.path), found)
+                if found.look is not None:
+                    looks[dataset.split][str(record.path)] = found.look
                 if found.digest:
                     digests.setdefault(found.digest, {}).setdefault(dataset.split, set()).add(str(record.path))
             reports.append(_count(dataset, files))
@@ -143,8 +87,9 @@ def check_data(
     copies = {
         split: sum(len(found.get(split, ())) > 1 for found in digests.values()) for split in map(_split, datasets)
     }
-    report = _summarise(datasets, reports, errors, _Copies(tuple(duplicates), copies), verify_images)
-    return replace(report, pixels=tuple(pixels))
+    alike = near_duplicates(looks, {file for files in duplicates for file in files})
+    report = _summarise(datasets, reports, errors, _Copies(tuple(duplicates), copies, alike), verify_images)
+    return replace(report, pixels=tuple(pixels)), tuple(datasets)
 
 
 @dataclass(frozen=True)
@@ -157,6 +102,7 @@ class _Image:
     turned: bool = False
     dark: bool = False
     kind: tuple[int, str] | None = None  # channels and dtype
+    look: np.ndarray | None = None  # see look_of
 
 
 @dataclass
@@ -213,7 +159,8 @@ def _verify(record: Record) -> _Image:
     darkest = _DARK_16 if header.bits > 8 else _DARK
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
     dark = record.pixels.is_rgb and int(image.max()) < darkest
-    return _Image("", "", digest, header.orientation > 1 and not record.pixels.upright, dark, kind)
+    turned = header.orientation > 1 and not record.pixels.upright
+    return _Image("", "", digest, turned, dark, kind, look_of(image, record.pixels))
 
 
 def _count(dataset: Dataset, files: _Files) -> SplitReport:
@@ -256,10 +203,12 @@ def _count(dataset: Dataset, files: _Files) -> SplitReport:
 
 @dataclass(frozen=True)
 class _Copies:
-    """Image files with the same content: those in several splits, and how many there are within each split."""
+    """Image files with the same content: those in several splits, and how many there are within each split; and those
+    that only look the same."""
 
     across: tuple[tuple[str, ...], ...]
     within: dict[str, int]
+    alike: tuple[NearDuplicate, ...]
 
 
 def _split(dataset: Dataset) -> str:
@@ -285,8 +234,7 @@ def _summarise(
         elif report.objects == 0:
             errors.append(f"{report.split}: no objects")
         errors += too_small(dataset)
-        doubts += doubts_about(dataset)
-        doubts += _file_doubts(report)
+        doubts += [doubt.text for doubt in split_doubts(dataset, report, copies.alike)]
         if copies.within[report.split]:
             warnings.append(f"{report.split}: {copies.within[report.split]} images occur under several names")
         if report.objects_with_mask == 0 < report.objects:
@@ -296,11 +244,8 @@ def _summarise(
                 f"{report.split}: {report.objects_with_mask} of {report.objects} objects have a mask (the "
                 f"first without: {report.first_without_mask}); training with masks needs all of them"
             )
-        if report.misfit_areas:
-            (doubts if 2 * report.misfit_areas > report.objects else warnings).append(
-                f"{report.split}: the area of {report.misfit_areas} of {report.objects} objects does not fit their "
-                "box; AP of small, medium and large objects goes by it: correct or remove the areas"
-            )
+        if report.misfit_areas and not mostly_misfit(report):
+            warnings.append(misfit_text(report))
     # One annotation file may hold several splits.
     errors += dict.fromkeys(error for dataset in datasets for error in dataset.errors)
     if duplicates:
@@ -335,6 +280,7 @@ def _summarise(
         label_map=label_map,
         splits=tuple(reports),
         duplicates=duplicates,
+        near_duplicates=copies.alike,
         untrained_classes=tuple(untrained),
         errors=tuple(errors),
         doubts=tuple(doubts),
@@ -342,29 +288,5 @@ def _summarise(
     )
 
 
-def _file_doubts(report: SplitReport) -> list[str]:
-    doubts: list[str] = []
-    if report.turned_files:
-        doubts.append(
-            f"{report.split}: {len(report.turned_files)} of {report.images} images have an EXIF note of rotation or "
-            f"mirroring (the first: {report.turned_files[0]}), which is ignored here; if the boxes were drawn as a "
-            "viewer shows them, save the images turned, without the note"
-        )
-    if report.dark_files:
-        doubts.append(
-            f"{report.split}: {len(report.dark_files)} of {report.images} images are black or nearly black (the first: "
-            f"{report.dark_files[0]}); 16 bits are divided by 256, so scale images of 10 or 12 bits up to all 16"
-        )
-    return doubts
-
-
 def _join(arrays: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(arrays) if arrays else np.zeros(0)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value

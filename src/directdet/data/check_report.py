@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from directdet.common.terminal import TITLE, plain, terminal
-from directdet.data.check import CheckReport, SplitReport
+from directdet.data.checks.report import CheckReport, SplitReport
 
 _SHOWN = 10  # lines printed of each kind of problem; the report file has all
 
@@ -29,6 +29,8 @@ def print_report(report: CheckReport, console: Console | None = None, shown: int
     for line in report.pixels:
         console.print(plain(line), highlight=False, soft_wrap=True)
     _print_list(console, "the same image in several splits", [" = ".join(files) for files in report.duplicates], shown)
+    alike = [f"{one.file} = {one.like}" for one in report.near_duplicates]
+    _print_list(console, "nearly the same image in several splits", alike, shown)
     _print_list(console, "errors", report.errors, shown)
     _print_list(console, "doubts", report.doubts, shown)
     _print_list(console, "warnings", report.warnings, shown)
@@ -42,10 +44,8 @@ def print_report(report: CheckReport, console: Console | None = None, shown: int
         console.print(Text.assemble(("usable", "bold green"), unopened))
 
 
-def _split_table(report: CheckReport) -> Table:
-    table = Table("", title=plain(f"{report.root} ({report.layout})", TITLE), title_justify="left")
-    for split in report.splits:
-        table.add_column(split.split, justify="right")
+def split_rows(report: CheckReport) -> list[tuple[str, list[str]]]:
+    """What is told of the splits: a name, indented where it is a part of the one above, and a value for each split."""
     rows: dict[str, Callable[[SplitReport], object]] = {
         "images": lambda split: split.images,
         "  without objects": lambda split: split.empty_images,
@@ -66,8 +66,15 @@ def _split_table(report: CheckReport) -> Table:
         "broken files": lambda split: len(split.broken_files) if report.images_verified else "not checked",
         "unreadable entries": lambda split: split.unreadable_entries,
     }
-    for name, value in rows.items():
-        table.add_row(name, *(str(value(split)) for split in report.splits))
+    return [(name, [str(value(split)) for split in report.splits]) for name, value in rows.items()]
+
+
+def _split_table(report: CheckReport) -> Table:
+    table = Table("", title=plain(f"{report.root} ({report.layout})", TITLE), title_justify="left")
+    for split in report.splits:
+        table.add_column(split.split, justify="right")
+    for name, values in split_rows(report):
+        table.add_row(name, *values)
     return table
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 
-from directdet.data.records import Dataset
+from directdet.data.checks.finding import MOST_EXAMPLES, Doubt, Example
+from directdet.data.records import Dataset, Problem
 
 # Ranges to which tools scale coordinates: shares, per cent, and thousandths.
 _RANGES = ((1, "shares (0 to 1)"), (100, "per cent (0 to 100)"), (1000, "thousandths (0 to 1000)"))
@@ -35,8 +37,13 @@ def too_small(dataset: Dataset) -> list[str]:
     return [f"{dataset.split}: all {len(boxes)} boxes are smaller than a pixel{hint}"]
 
 
-def doubts_about(dataset: Dataset) -> list[str]:
-    """What speaks against the annotations of a split, each in one line; crowd regions are left aside."""
+def too_small_examples(dataset: Dataset) -> tuple[Example, ...]:
+    """The first pictures of a split in which no object is a pixel wide and high."""
+    return _object_examples(dataset, np.ones(len(_objects(dataset)[0]), bool)) if too_small(dataset) else ()
+
+
+def doubts_about(dataset: Dataset) -> list[Doubt]:
+    """What speaks against the annotations of a split; crowd regions are left aside."""
     return [*_leaving(dataset), *_scaled(dataset), *_centres(dataset), *_listed_twice(dataset), *_repeated(dataset)]
 
 
@@ -53,66 +60,122 @@ def _within(boxes: np.ndarray, sizes: np.ndarray, limit: float) -> np.ndarray:
     return np.all(np.hstack([boxes <= limit * 1.001, sizes >= 2 * limit]), axis=1)
 
 
-def _leaving(dataset: Dataset) -> list[str]:
+def problem_examples(dataset: Dataset, wanted: Callable[[Problem], bool]) -> tuple[Example, ...]:
+    """Pictures of the first problems that are wanted, with the boxes as the file gives them.
+
+    Of problems with other things than the box, the objects themselves are in question.
+    """
+    chosen: list[Problem] = []
+    for problem in dataset.problems:
+        if problem.picture and wanted(problem):
+            chosen.append(problem)
+        if len(chosen) == MOST_EXAMPLES:
+            break
+    files = {problem.picture for problem in chosen}
+    records = {str(record.path): record for record in dataset.records if str(record.path) in files}
+    examples: list[Example] = []
+    for problem in chosen:
+        record = records.get(problem.picture)
+        if record is None:
+            continue
+        objects = tuple(
+            place
+            for place, number in enumerate(record.annotation_ids)
+            if number == problem.annotation_id and problem.box is None
+        )
+        boxes = () if problem.box is None else (problem.box,)
+        caption = f"annotation {problem.annotation_id}: {problem.message}: {problem.action}"
+        examples.append(Example(record, objects, boxes, caption))
+    return tuple(examples)
+
+
+def _object_examples(dataset: Dataset, chosen: np.ndarray) -> tuple[Example, ...]:
+    """The first pictures with objects that are chosen, bool [N] in the order of _objects."""
+    examples: list[Example] = []
+    start = 0
+    for record in dataset.records:
+        places = np.flatnonzero(~record.crowd)
+        here = places[chosen[start : start + len(places)]]
+        start += len(places)
+        if len(here):
+            examples.append(Example(record, tuple(here.tolist())))
+        if len(examples) == MOST_EXAMPLES:
+            break
+    return tuple(examples)
+
+
+def _leaving(dataset: Dataset) -> list[Doubt]:
     far = sum(problem.outside > _MUCH for problem in dataset.problems)
     objects = len(_objects(dataset)[0]) + sum(problem.kind == "outside-box" for problem in dataset.problems)
     if 2 * far <= objects:
         return []
     what = "do they hold x1, y1, x2, y2 instead of x, y, width, height, or " if dataset.layout != "voc" else ""
-    return [f"{dataset.split}: {far} of {objects} boxes leave their image; {what}are they of images of another size?"]
+    text = f"{dataset.split}: {far} of {objects} boxes leave their image; {what}are they of images of another size?"
+    return [Doubt("leaving", text, far, problem_examples(dataset, lambda problem: problem.outside > _MUCH))]
 
 
-def _scaled(dataset: Dataset) -> list[str]:
+def _scaled(dataset: Dataset) -> list[Doubt]:
     boxes, sizes = _objects(dataset)
     if too_small(dataset):  # tells it already
         return []
     for limit, what in _RANGES:
-        inside = int(_within(boxes, sizes, limit).sum())
+        chosen = _within(boxes, sizes, limit)
+        inside = int(chosen.sum())
         if inside == len(boxes) >= _ENOUGH or (limit == 1 and 2 * inside > len(boxes)):
-            return [
+            text = (
                 f"{dataset.split}: {inside} of {len(boxes)} boxes lie within the first {limit} pixel"
                 f"{'s' if limit > 1 else ''} of their image; are they {what}? boxes are in pixels"
-            ]
+            )
+            return [Doubt("scaled", text, inside, _object_examples(dataset, chosen))]
     return []
 
 
-def _centres(dataset: Dataset) -> list[str]:
+def _centres(dataset: Dataset) -> list[Doubt]:
     """Centres taken for corners: no box is nearer to the left or upper border than half its size, but many leave."""
     boxes, _ = _objects(dataset)
     leaving = sum(problem.kind == "clipped-box" for problem in dataset.problems)
     corners, sides = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
     if len(boxes) < _ENOUGH or 20 * leaving < len(boxes) or not (corners + 0.5 >= sides / 2).all():
         return []
-    return [
+    text = (
         f"{dataset.split}: {leaving} of {len(boxes)} boxes leave their image on the right or below, and none comes "
         "near the left and upper border; are x and y of bbox the centre? they are the upper left corner"
-    ]
+    )
+    return [Doubt("centres", text, leaving, problem_examples(dataset, lambda one: one.kind == "clipped-box"))]
 
 
-def _listed_twice(dataset: Dataset) -> list[str]:
+def _listed_twice(dataset: Dataset) -> list[Doubt]:
     counts = Counter(os.path.normpath(record.path) for record in dataset.records)
     twice = [path for path, count in counts.items() if count > 1]
     if not twice:
         return []
-    return [
+    text = (
         f"{dataset.split}: {len(twice)} images are listed more than once (the first: {twice[0]}); the objects of one "
         "entry are background for the other: unite the entries"
-    ]
+    )
+    entries = [record for record in dataset.records if counts[os.path.normpath(record.path)] > 1]
+    return [Doubt("listed-twice", text, len(twice), tuple(map(Example, entries[:MOST_EXAMPLES])))]
 
 
-def _repeated(dataset: Dataset) -> list[str]:
+def _repeated(dataset: Dataset) -> list[Doubt]:
     """The same box and class twice in one image."""
     repeated, first = 0, ""
+    examples: list[Example] = []
     for record in dataset.records:
         if len(record.boxes) < 2:
             continue
-        rows = np.column_stack([record.boxes, record.labels])[~record.crowd]
-        found = len(rows) - len(np.unique(rows, axis=0))
+        places = np.flatnonzero(~record.crowd)
+        rows = np.column_stack([record.boxes, record.labels])[places]
+        _, firsts = np.unique(rows, axis=0, return_index=True)
+        found = len(rows) - len(firsts)
+        if found and len(examples) < MOST_EXAMPLES:
+            examples.append(Example(record, tuple(np.delete(places, firsts).tolist())))
         repeated, first = repeated + found, first or (str(record.path) if found else "")
     objects = sum(len(record.boxes) for record in dataset.records)
     if 20 * repeated <= objects:
         return []
-    return [
+    text = (
         f"{dataset.split}: {repeated} of {objects} objects have the box and class of another one of their image (the "
         f"first in {first}); remove the copies"
-    ]
+    )
+    return [Doubt("repeated", text, repeated, tuple(examples))]

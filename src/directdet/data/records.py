@@ -37,6 +37,8 @@ class Problem:
     message: str
     action: str  # "dropped" and "clipped" are about the box; else what became of the field, in words
     outside: float = 0.0  # the share of a box's area that lies outside its image
+    picture: str = ""  # the image file
+    box: tuple[float, float, float, float] | None = None  # xyxy as the file gives it, of a problem with the box
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,19 +220,20 @@ def clip_box(
 ) -> tuple[list[float] | None, Problem | None]:
     """Clip an xyxy box to the image. Returns (the box, or None if nothing is left; the problem, if there was one)."""
     x1, y1, x2, y2 = box
+    given = float(x1), float(y1), float(x2), float(y2)
     shown = "[" + ", ".join(f"{value:g}" for value in box) + "]"
     if x2 <= x1 or y2 <= y1:
         message = f"box {shown} (x1, y1, x2, y2) has no width or no height"
-        return None, Problem("empty-box", file, annotation_id, message, "dropped")
+        return None, Problem("empty-box", file, annotation_id, message, "dropped", box=given)
     clipped = [min(max(x1, 0.0), width), min(max(y1, 0.0), height), min(max(x2, 0.0), width), min(max(y2, 0.0), height)]
     # Compared as float32, which is how boxes are stored: a sliver thinner than that has no area.
     if np.float32(clipped[2]) <= np.float32(clipped[0]) or np.float32(clipped[3]) <= np.float32(clipped[1]):
         message = f"box {shown} lies outside its {width}x{height} image"
-        return None, Problem("outside-box", file, annotation_id, message, "dropped", 1.0)
+        return None, Problem("outside-box", file, annotation_id, message, "dropped", 1.0, box=given)
     if max(abs(old - new) for old, new in zip(box, clipped, strict=True)) > 1e-3:
         message = f"box {shown} extends beyond its {width}x{height} image"
         left = (clipped[2] - clipped[0]) * (clipped[3] - clipped[1]) / ((x2 - x1) * (y2 - y1))
-        return clipped, Problem("clipped-box", file, annotation_id, message, "clipped", 1 - left)
+        return clipped, Problem("clipped-box", file, annotation_id, message, "clipped", 1 - left, box=given)
     return clipped, None
 
 

@@ -33,7 +33,10 @@ header p { color: var(--muted); font-size: 1.05rem; }
   display: inline-block; font-size: .75rem; font-weight: 600; letter-spacing: .04em; padding: .05rem .55rem;
   border: 1px solid currentColor; border-radius: 1rem; vertical-align: .1em; margin-right: .3rem;
 }
+h3 { overflow-wrap: anywhere; }
 h3 .badge { color: var(--second); margin-left: .4rem; }
+h3 .badge.bad { color: var(--bad); }
+h3 .badge:first-child { margin-left: 0; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 1px; margin: 2rem 0 0;
   background: var(--line); border: 1px solid var(--line); border-radius: .6rem; overflow: hidden; }
 .figure { background: var(--paper); padding: 1rem 1.1rem 1.05rem; }
@@ -73,6 +76,13 @@ summary { cursor: pointer; font-weight: 600; margin: 1.4rem 0; }
 .stills figure { display: flex; flex-direction: column; justify-content: flex-end; }
 .stills img { display: block; max-width: 100%; height: auto; border-radius: .2rem; }
 .stills figcaption { margin-top: .3rem; overflow-wrap: anywhere; line-height: 1.35; }
+.stills.wide { grid-template-columns: repeat(auto-fill, minmax(min(16rem, 100%), 1fr)); align-items: start; }
+.stills.wide figure { justify-content: flex-start; }
+.stills.wide img { width: 100%; }
+.note { overflow-wrap: anywhere; }
+.lines { font-size: .88rem; padding-left: 1.2rem; margin: .6rem 0; overflow-wrap: anywhere; }
+.balance td:not(:first-child) { min-width: 6rem; background:
+  linear-gradient(color-mix(in srgb, var(--first) 45%, transparent) 0 0) left 50% / var(--share, 0) 70% no-repeat; }
 .bars { margin: 2rem 0 1.6rem; }
 .bar { margin-bottom: .9rem; }
 .bar span { display: flex; justify-content: space-between; gap: 1rem; font-size: .88rem; }

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from directdet.common.cores import usable_cores
 from directdet.common.errors import UserError
 from directdet.data.augment.compose import Compose
@@ -19,8 +17,7 @@ from directdet.data.records import Dataset
 from directdet.data.sampling import Sampling
 from directdet.infer.preprocess import Preprocess
 from directdet.recipes.derived import evaluation_size
-from directdet.recipes.fit import DataFacts, fit_to_data
-from directdet.recipes.recipe import Phase, Recipe
+from directdet.recipes.recipe import Phase
 from directdet.train import distributed
 
 
@@ -40,24 +37,6 @@ def load_splits(data: str | Path, fraction: float = 1.0) -> tuple[Dataset, Datas
     val = load_dataset(data, "val")
     check_same_classes(dataset, val)
     return dataset, val
-
-
-def facts_of_data(dataset: Dataset) -> DataFacts:
-    """What a recipe that fits itself to the data looks at."""
-    sides = [np.zeros(0)]
-    for record in dataset.records:
-        boxes = record.boxes[~record.crowd]
-        areas = np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), 1)
-        sides.append(np.sqrt(areas) / max(record.width, record.height))
-    shares = np.concatenate(sides)
-    return DataFacts(len(dataset), float(np.quantile(shares, 0.1)) if len(shares) else None)
-
-
-def fitted(recipe: Recipe, dataset: Dataset) -> tuple[Recipe, str]:
-    """The recipe as it trains on this data, and in words what was chosen for it; see `fit_to_data`."""
-    if not recipe.fit:  # every object of a large set would be looked at for nothing
-        return recipe, ""
-    return fit_to_data(recipe, facts_of_data(dataset))
 
 
 def transform_of(phase: Phase, pixels: PixelFormat = RGB) -> Transform:

@@ -1,7 +1,8 @@
-"""How many objects training will really see: resizing leaves out what is narrower or lower than a pixel."""
+"""The objects of a training set as training will see them: how many, and how large. Needs no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,15 +11,36 @@ from directdet.common.errors import UserError
 from directdet.data.augment import ssd_transforms
 from directdet.data.image import fit_size
 from directdet.data.records import Dataset, Record
-from directdet.recipes.recipe import Phase
+from directdet.recipes.fit import DataFacts, fit_to_data
+from directdet.recipes.recipe import Phase, Recipe
 
 
 @dataclass(frozen=True)
 class ObjectCount:
-    """Objects that a phase uses of a training set: all, and those that can be a pixel wide and high."""
+    """Objects that a phase uses of a training set: all, and those that can be a pixel wide and high; and how many it
+    leaves out as difficult."""
 
     objects: int
     seen: int
+    difficult: int = 0
+
+
+def facts_of_data(dataset: Dataset) -> DataFacts:
+    """What a recipe that fits itself to the data looks at."""
+    sides = [np.zeros(0)]
+    for record in dataset.records:
+        boxes = record.boxes[~record.crowd]
+        areas = np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), 1)
+        sides.append(np.sqrt(areas) / max(record.width, record.height))
+    shares = np.concatenate(sides)
+    return DataFacts(len(dataset), float(np.quantile(shares, 0.1)) if len(shares) else None)
+
+
+def fitted(recipe: Recipe, dataset: Dataset) -> tuple[Recipe, str]:
+    """The recipe as it trains on this data, and in words what was chosen for it; see `fit_to_data`."""
+    if not recipe.fit:  # every object of a large set would be looked at for nothing
+        return recipe, ""
+    return fit_to_data(recipe, facts_of_data(dataset))
 
 
 def count_objects(phase: Phase, dataset: Dataset) -> ObjectCount:
@@ -29,20 +51,11 @@ def count_objects(phase: Phase, dataset: Dataset) -> ObjectCount:
     Raises:
         UserError: training would see none.
     """
-    difficult = sum(int(record.difficult.sum()) for record in dataset.records) if phase.skip_difficult else 0
-    if difficult:
-        dataset = dataset.without_difficult()
-    records = [record for record in dataset.records if not record.crowd.all()]
-    objects = seen = 0
-    if records:
-        boxes = np.concatenate([record.boxes for record in records])
-        used = ~np.concatenate([record.crowd for record in records])
-        factors = np.array([_largest_factors(phase, record) for record in records])
-        sides = (boxes[:, 2:] - boxes[:, :2]) * np.repeat(factors, [len(record.boxes) for record in records], axis=0)
-        objects, seen = int(used.sum()), int((used & (sides >= 1).all(axis=1)).sum())
+    count = possible_objects(phase, dataset)
+    objects, seen, difficult = count.objects, count.seen, count.difficult
     where = f"{dataset.root}: {dataset.split}"
     if not objects:
-        crowd = sum(len(record.boxes) for record in dataset.records)
+        crowd = sum(len(record.boxes) for record in dataset.records) - difficult
         dropped = sum(problem.action == "dropped" for problem in dataset.problems)
         counts = ((crowd, "crowd regions"), (difficult, "marked difficult"), (dropped, "left out for their boxes"))
         words = ", ".join(f"{count} {what}" for count, what in counts if count or what != "marked difficult")
@@ -53,7 +66,51 @@ def count_objects(phase: Phase, dataset: Dataset) -> ObjectCount:
             f"{where}: none of the {objects} objects is a pixel wide and high at the size of {phase.name}; raise "
             f"{phase.name}.size, or correct the boxes if they are not in pixels"
         )
-    return ObjectCount(objects, seen)
+    return count
+
+
+def possible_objects(phase: Phase, dataset: Dataset) -> ObjectCount:
+    """:func:`count_objects`, also where there are none."""
+    sides = _resized_sides(phase, dataset, _largest_factors)
+    difficult = sum(int(record.difficult.sum()) for record in dataset.records) if phase.skip_difficult else 0
+    return ObjectCount(len(sides), int((sides >= 1).all(axis=1).sum()), difficult)
+
+
+def usual_sides(phase: Phase, dataset: Dataset) -> np.ndarray:
+    """Width and height, float [N, 2] in pixels, of the objects that the phase uses, at the size that it resizes to.
+
+    That is before any random scale, crop or mosaic; of several short edges it is the one in the middle.
+    """
+    return _resized_sides(phase, dataset, _usual_factors)
+
+
+def _resized_sides(
+    phase: Phase, dataset: Dataset, factors: Callable[[Phase, Record], tuple[float, float]]
+) -> np.ndarray:
+    """Width and height [N, 2] of the objects that the phase uses, by the factors (x, y) of each record."""
+    if phase.skip_difficult:
+        dataset = dataset.without_difficult()
+    records = [record for record in dataset.records if not record.crowd.all()]
+    if not records:
+        return np.zeros((0, 2))
+    boxes = np.concatenate([record.boxes for record in records])
+    used = ~np.concatenate([record.crowd for record in records])
+    times = np.array([factors(phase, record) for record in records])
+    return ((boxes[:, 2:] - boxes[:, :2]) * np.repeat(times, [len(record.boxes) for record in records], axis=0))[used]
+
+
+def _usual_factors(phase: Phase, record: Record) -> tuple[float, float]:
+    """The (x, y) factors by which the phase resizes a record's image, leaving aside what is drawn at random."""
+    width, height = record.width, record.height
+    if phase.resize == "warp":
+        return phase.size[0] / width, phase.size[0] / height
+    short, long = phase.size[0], phase.size[0]
+    if phase.resize == "edges":
+        long = phase.size[1]
+        if phase.short_edges:
+            short = sorted(phase.short_edges)[len(phase.short_edges) // 2]
+    new_height, new_width = fit_size(height, width, min(short, long) / phase.shrink, max(short, long) / phase.shrink)
+    return new_width / width, new_height / height
 
 
 def _largest_factors(phase: Phase, record: Record) -> tuple[float, float]:

@@ -28,9 +28,10 @@ from directdet.train import distributed
 from directdet.train.averages.statistics import estimate_statistics
 from directdet.train.banner import banner, describe_schedule, describe_start
 from directdet.train.continuing import describe_longer, is_longer
-from directdet.train.data import fitted, load_splits
+from directdet.train.data import load_splits
 from directdet.train.loop import Trainer
 from directdet.train.measuring import measured_pace
+from directdet.train.objects import fitted
 from directdet.train.prepare import IMAGENET, apply_norm, load_weights
 from directdet.train.processes.agreement import Meeting, facts_of, meeting
 from directdet.train.run_file import begun, check_same_run, loggers_of, started_from, stored_phase

@@ -164,6 +164,7 @@ class _ObjectReader:
         image = None if image_id is None else self.images.get(image_id)
         if image_id is None or image is None:
             raise UserError(f"{where}: image_id {entry['image_id']!r} is not among the images; correct or remove it")
+        self.faults.picture = image["path"]
         category = whole(entry["category_id"])
         label = None if category is None else self.labels.get(category)
         if label is None:
@@ -208,7 +209,7 @@ class _ObjectReader:
             return area
         if value is not None:
             message = f"area {value!r} is not positive"
-            self.faults.problems.append(Problem("bad-area", self.file, annotation_id, message, "taken from the box"))
+            self.faults.note(Problem("bad-area", self.file, annotation_id, message, "taken from the box"))
         return (box[2] - box[0]) * (box[3] - box[1])
 
     def _segmentation(self, where: str, annotation_id: int, value: Any, image: dict[str, Any]) -> Segmentation:
@@ -227,9 +228,7 @@ class _ObjectReader:
                 polygons.append(np.array(polygon, np.float64))
         if not polygons and any(value):  # [] and [[]] are how converters write that there is no mask
             message = "no polygon of the mask has three points"
-            self.faults.problems.append(
-                Problem("bad-polygon", self.file, annotation_id, message, "mask left out, box kept")
-            )
+            self.faults.note(Problem("bad-polygon", self.file, annotation_id, message, "mask left out, box kept"))
         size = image["width"], image["height"]
         return self.faults.near(polygons, size, self.file, annotation_id) if polygons else None
 

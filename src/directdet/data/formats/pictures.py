@@ -81,6 +81,7 @@ def assemble(
         except UserError as error:
             faults.add(IMAGE, error)
             continue
+        faults.picture = picture.path
         objects: list[AnnotatedObject] = []
         for shape in picture.shapes:
             number += 1

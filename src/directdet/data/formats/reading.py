@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ class Faults:
     """What a reader finds wrong: problems that it deals with, and entries that it cannot read and leaves out."""
 
     def __init__(self) -> None:
+        self.picture: str | Path = ""  # the image file whose objects are being read
         self.problems: list[Problem] = []
         self._kept: tuple[list[str], ...] = ([], [], [])
         self._counts = [0, 0, 0]
@@ -57,6 +59,10 @@ class Faults:
         self._counts[kind] += 1
         if len(self._kept[kind]) < MOST_ERRORS:
             self._kept[kind].append(str(error))
+
+    def note(self, problem: Problem) -> None:
+        """Note a problem with an object of the picture that is being read."""
+        self.problems.append(replace(problem, picture=str(self.picture)))
 
     def errors(self) -> tuple[str, ...]:
         """All that was added, the worst kind first; beyond a thousand of a kind only their number."""
@@ -73,7 +79,7 @@ class Faults:
         """An xyxy box clipped to its image of ``size`` (width, height), or None if nothing is left."""
         clipped, problem = clip_box(box, *size, file, annotation_id)
         if problem is not None:
-            self.problems.append(problem)
+            self.note(problem)
         return clipped
 
     def near(
@@ -87,5 +93,5 @@ class Faults:
         farthest = max(np.concatenate(polygons).tolist(), key=abs)
         message = f"a polygon of the mask has a corner at {farthest:g}, far outside its picture"
         action = "mask cut off there" if kept else "mask left out, box kept"
-        self.problems.append(Problem("far-polygon", file, annotation_id, message, action))
+        self.note(Problem("far-polygon", file, annotation_id, message, action))
         return kept or None

@@ -57,6 +57,7 @@ class ObjectReader:
     def record(self, image_id: int, path: Path, file: Path, tree: ElementTree.Element) -> Record:
         """The image ``path`` with the objects of its XML file; UserError if the image or its size cannot be used."""
         size = image_size(file, tree, path)
+        self.faults.picture = path
         objects: list[AnnotatedObject] = []
         for index, item in enumerate(tree.findall("object")):
             self.count += 1

@@ -9,19 +9,34 @@ from typing import TYPE_CHECKING
 import click
 
 from directdet.front.options import PATH, code_option, settings_option
-from directdet.front.say import say
+from directdet.front.say import now, say, typed
 
 if TYPE_CHECKING:
-    from directdet.data.check import CheckReport
+    from collections.abc import Sequence
+
+    from directdet.data.checks.report import CheckReport
+    from directdet.data.checks.seen import Seen
+    from directdet.data.records import Dataset
     from directdet.recipes.recipe import Recipe
 
 
 @click.command("check-data")
 @click.argument("data", type=PATH)
-@click.option("--report", type=PATH, metavar="FILE", help="Write all findings: .json, .html, or else plain text.")
+@click.option(
+    "--report", type=PATH, metavar="FILE", help="Write all findings: .html with pictures, .json, or else plain text."
+)
+@click.option(
+    "--pictures",
+    type=click.IntRange(min=0),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Pictures of each finding, with --report FILE.html.",
+)
 @click.option("--split", "splits", multiple=True, help="Only this split (may be given again).  [default: all]")
 @click.option("--images/--no-images", default=True, show_default=True, help="Open and decode every picture.")
-@click.option("--augmented", "recipe", metavar="RECIPE", help="Draw the pictures that training RECIPE would see.")
+@click.option("--recipe", metavar="RECIPE", help="Say how large the objects are to training RECIPE.")
+@click.option("--augmented", metavar="RECIPE", help="Draw the pictures that training RECIPE would see.")
 @click.option(
     "--sheet",
     type=PATH,
@@ -37,7 +52,9 @@ def check_data(
     report: Path | None,
     splits: tuple[str, ...],
     images: bool,
+    pictures: int,
     recipe: str | None,
+    augmented: str | None,
     sheet: Path,
     settings: tuple[str, ...],
 ) -> int:
@@ -47,26 +64,36 @@ def check_data(
     objects out because their boxes are not valid.
     """
     from directdet.common.files import require_writable, write_text_atomic
-    from directdet.data.check import check_data
+    from directdet.data.check import examine_data
     from directdet.data.check_report import print_report
 
-    if settings and recipe is None:
-        raise click.UsageError("--set changes the recipe of --augmented; give both")
+    if recipe and augmented and recipe != augmented:
+        raise click.UsageError("--recipe and --augmented name two recipes; give one after the other")
+    name = recipe or augmented
+    if settings and name is None:
+        raise click.UsageError("--set changes the recipe of --recipe or --augmented; give both")
     if report is not None:
         require_writable(report)
     chosen = None
-    if recipe is not None:
+    if name is not None:
         from directdet.recipes.by_name import get_recipe
         from directdet.recipes.settings import apply_settings
 
-        require_writable(sheet)
-        chosen = apply_settings(get_recipe(recipe), list(settings))
-    found = check_data(data, splits or None, verify_images=images)
+        if augmented is not None:
+            require_writable(sheet)
+        chosen = apply_settings(get_recipe(name), list(settings))
+    found, datasets = examine_data(data, splits or None, verify_images=images)
     print_report(found)
+    seen = _sizes(chosen, datasets) if chosen is not None and recipe is not None else []
+    for phase in seen:
+        say(phase.in_words())
     if report is not None:
-        write_text_atomic(report, _report_text(found, report.suffix.lower()))
+        suffix = report.suffix.lower()
+        page = suffix in (".html", ".htm")
+        text = _page(found, datasets, recipe or "", seen, pictures) if page else _report_text(found, suffix, seen)
+        write_text_atomic(report, text)
         say(f"report: {report}")
-    if chosen is not None:
+    if chosen is not None and augmented is not None:
         _write_sheet(data, chosen, sheet)
     if found.dropped:
         first, more = found.dropped[0], len(found.dropped) - 1
@@ -85,7 +112,8 @@ def _write_sheet(data: Path, recipe: Recipe, sheet: Path) -> None:
 
     from directdet.common.files import write_bytes_atomic
     from directdet.pages.augmented import COLUMNS, drawn_batches, make_sheet
-    from directdet.train.data import fitted, load_splits, make_phase_loader
+    from directdet.train.data import load_splits, make_phase_loader
+    from directdet.train.objects import fitted
 
     dataset, _ = load_splits(data, recipe.data_fraction)
     recipe, _ = fitted(recipe, dataset)
@@ -98,18 +126,46 @@ def _write_sheet(data: Path, recipe: Recipe, sheet: Path) -> None:
     say(f"augmented pictures: {sheet}")
 
 
-def _report_text(found: CheckReport, suffix: str) -> str:
-    """The report with every finding, in the form that the file's suffix asks for."""
+def _sizes(recipe: Recipe, datasets: Sequence[Dataset]) -> list[Seen]:
+    """How large the objects of the train split are to each phase of a recipe; nothing without that split."""
+    from directdet.data.checks.seen import Seen
+    from directdet.train.objects import fitted, possible_objects, usual_sides
+
+    train = next((dataset for dataset in datasets if dataset.split == "train"), None)
+    if train is None:
+        return []
+    recipe, _ = fitted(recipe, train)
+    found: list[Seen] = []
+    for phase in recipe.phases:
+        count = possible_objects(phase, train)
+        size = phase.size if phase.resize == "edges" else phase.size[:1]
+        name = f"{phase.name} ({phase.resize}, {' and '.join(map(str, size))})"
+        found.append(Seen(name, usual_sides(phase, train), count.objects - count.seen, count.difficult))
+    return found
+
+
+def _page(found: CheckReport, datasets: Sequence[Dataset], recipe: str, seen: Sequence[Seen], pictures: int) -> str:
+    """The report as a page with pictures."""
+    from directdet.pages.data import DataPage, render_data
+
+    return render_data(DataPage(found, datasets, {"command": typed(), "date": now()}, recipe, seen, pictures))
+
+
+def _report_text(found: CheckReport, suffix: str, seen: Sequence[Seen]) -> str:
+    """The report with every finding as JSON or as plain text."""
     import io
 
     from directdet.common.terminal import terminal
     from directdet.data.check_report import print_report
 
     if suffix == ".json":
-        return json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        content = {**found.to_dict(), "training": [phase.to_dict() for phase in seen]}
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     console = terminal(file=io.StringIO(), width=140, record=True, force_terminal=False)
     print_report(found, console, shown=None)
-    return console.export_html(inline_styles=True) if suffix in (".html", ".htm") else console.export_text()
+    for phase in seen:
+        console.print(phase.in_words(), highlight=False, markup=False, soft_wrap=True)
+    return console.export_text()
 
 
 @click.command()

@@ -84,7 +84,7 @@ def plan(
     grid, workload, own_classes = Grid(lengths, batches), Workload(gpus), 80
     if data is not None:
         from directdet.data.dataset import load_dataset
-        from directdet.train.data import fitted
+        from directdet.train.objects import fitted
 
         dataset = load_dataset(data, "train")
         chosen, _ = fitted(chosen, dataset)
