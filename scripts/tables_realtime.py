@@ -59,7 +59,53 @@ def deployed_rows(content: Any) -> list[Row]:
     return sorted(rows, key=lambda row: (row["side"], row["median_ms"]))
 
 
+def ablation_rows(content: Any) -> list[Row]:
+    """A row for each part of the recipe, in the script's order: means over its seeds, and what it changes."""
+    groups: dict[str, list[Row]] = {}
+    for row in content["rows"].values():
+        groups.setdefault(row["part"], []).append(row)
+    base = statistics.fmean(row["AP"] for row in groups["recipe"])
+    rows = []
+    for found in groups.values():
+        means = {name: statistics.fmean(row[name] for row in found) for name in ("AP", "AP50", "AP75")}
+        rows.append({**means, "label": found[0]["label"], "more": means["AP"] - base, "seeds": len(found)})
+    return rows
+
+
+def large_rows(content: Any) -> list[Row]:
+    """A row for each model and side of the tiles."""
+    whole = "none: whole pictures"
+    return [
+        {**row, "tiles": whole if row["side"] is None else row["side"], "shape": " x ".join(map(str, row["canvas"]))}
+        for row in content["rows"].values()
+    ]
+
+
 TABLES = {
+    "large_pictures": Table(
+        ("large_pictures",),
+        large_rows,
+        {
+            "model": cell("model"),
+            "canvas": cell("shape"),
+            "side of the tiles": cell("tiles"),
+            "runs of the network a picture": cell("runs", ".0f"),
+            "box AP": cell("AP", ".1f"),
+            "AP50": cell("AP50", ".1f"),
+        },
+    ),
+    "ablation": Table(
+        ("ablation",),
+        ablation_rows,
+        {
+            "what differs": cell("label"),
+            "box AP": cell("AP", ".1f"),
+            "difference": cell("more", "+.1f"),
+            "AP50": cell("AP50", ".1f"),
+            "AP75": cell("AP75", ".1f"),
+            "seeds": cell("seeds"),
+        },
+    ),
     "deployed": Table(
         ("deployed",),
         deployed_rows,

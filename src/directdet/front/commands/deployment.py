@@ -178,6 +178,7 @@ def _held(out: Path | None, beside: bool) -> contextlib.AbstractContextManager[N
 def _with_score(options: PredictOptions, score: float | None, detector: Predictor) -> PredictOptions:
     """The options with the score that is asked for, or else the detector's own, which is told."""
     if score is None:
+        options.selection(detector)  # classes that the model has not are told alone
         score = detector.usual_score
         source = "of the best F1 when it was exported" if "suggested_score" in detector.meta else "the default"
         say(f"scores of at least {score:g} are kept ({source}); --score changes it")
