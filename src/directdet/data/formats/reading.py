@@ -58,6 +58,11 @@ class Faults:
         if len(self._kept[kind]) < MOST_ERRORS:
             self._kept[kind].append(str(error))
 
+    def forget(self, kind: int) -> None:
+        """Take back all that was added of a kind: it is read again."""
+        self._kept[kind].clear()
+        self._counts[kind] = 0
+
     def errors(self) -> tuple[str, ...]:
         """All that was added, the worst kind first; beyond a thousand of a kind only their number."""
         lines: list[str] = []

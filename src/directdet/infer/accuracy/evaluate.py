@@ -105,7 +105,7 @@ class Evaluation:
     metrics: Metrics
     found: list[tuple[int, Detections]]
     dataset: Dataset
-    records: tuple[Record, ...]
+    records: Sequence[Record]
 
 
 def evaluate(
@@ -151,7 +151,7 @@ def examine(
 
 
 def scored(
-    found: Iterable[tuple[int, Detections]], dataset: Dataset, records: tuple[Record, ...] | None = None
+    found: Iterable[tuple[int, Detections]], dataset: Dataset, records: Sequence[Record] | None = None
 ) -> Evaluation:
     """`score_detections`, with the detections."""
     found, records = list(found), dataset.records if records is None else records
