@@ -45,18 +45,23 @@ def write_annotations(file: Path, images: int, objects: int, polygons: bool) -> 
         stream.write('], "annotations": [')
         for start in range(0, objects, BLOCK):
             count = min(BLOCK, objects - start)
-            stream.write(("," if start else "") + ",".join(_objects(rng, start, count, images, polygons)))
+            if polygons or not start:
+                bodies = list(_bodies(rng, count, polygons))  # boxes alone are few different ones: they are many
+            pictures, ids = rng.integers(1, images + 1, count).tolist(), (rng.permutation(count) + start + 1).tolist()
+            entries = zip(bodies, pictures, ids, strict=False)
+            lines = (f'{{"image_id": {picture},"id": {one},{body}}}' for body, picture, one in entries)
+            stream.write(("," if start else "") + ",".join(lines))
         names = ", ".join(
             f'{{"supercategory": "thing", "id": {n}, "name": "class {n}"}}' for n in range(1, CLASSES + 1)
         )
         stream.write(f'], "categories": [{names}]}}')
 
 
-def _objects(rng: np.random.Generator, start: int, count: int, images: int, polygons: bool) -> Iterator[str]:
-    pictures, classes = rng.integers(1, images + 1, count), rng.integers(1, CLASSES + 1, count)
+def _bodies(rng: np.random.Generator, count: int, polygons: bool) -> Iterator[str]:
+    """What is said of an object besides its ids."""
+    classes = rng.integers(1, CLASSES + 1, count)
     sides = np.round(np.exp(rng.uniform(np.log(8), np.log(400), (count, 2))), 2)
     corners = np.round(rng.random((count, 2)) * ([WIDTH, HEIGHT] - sides), 2)
-    ids = rng.permutation(count) + start + 1
     lengths = rng.integers(10, 41, count) if polygons else np.zeros(count, int)
     angles = np.split(rng.random(lengths.sum()), np.cumsum(lengths)[:-1])
     for one in range(count):
@@ -67,13 +72,13 @@ def _objects(rng: np.random.Generator, start: int, count: int, images: int, poly
             points = [x + width / 2, y + height / 2] + np.stack([np.cos(turns), np.sin(turns)], 1) * sides[one] / 2
             mask = f'"segmentation": [[{", ".join([f"{value:.2f}" for value in points.ravel().tolist()])}]],'
         yield (
-            f'{{{mask}"area": {width * height * 0.785:.4f},"iscrowd": 0,"image_id": {pictures[one]},'
-            f'"bbox": [{x:.2f},{y:.2f},{width:.2f},{height:.2f}],"category_id": {classes[one]},"id": {ids[one]}}}'
+            f'{mask}"area": {width * height * 0.785:.4f},"iscrowd": 0,'
+            f'"bbox": [{x:.2f},{y:.2f},{width:.2f},{height:.2f}],"category_id": {classes[one]}'
         )
 
 
 def kilobytes(what: str) -> int:
-    """A sum over this process's memory, of /proc/self/smaps_rollup: "Pss" shares pages with whoever else has them."""
+    """A sum over this process's memory, of /proc/self/smaps_rollup."""
     with open("/proc/self/smaps_rollup", encoding="ascii") as lines:
         return sum(int(line.split()[1]) for line in lines if line.startswith(what))
 
@@ -100,7 +105,7 @@ def _measured(read) -> dict:
 
 
 def workers(root: str, start: str) -> dict:
-    """What two workers of a DataLoader hold for themselves, in MB, as they read every record of an epoch."""
+    """The memory that a worker of a DataLoader has written to, in MB, as it reads every record of an epoch."""
     from torch.utils.data import DataLoader
 
     from directdet.data.dataset import load_dataset
@@ -108,20 +113,19 @@ def workers(root: str, start: str) -> dict:
     pictures = _Pictures(load_dataset(root, "train").records)
     order = np.random.default_rng(0).permutation(len(pictures)).tolist()
     loader = DataLoader(
-        pictures, batch_size=64, sampler=order, num_workers=2, multiprocessing_context=start, collate_fn=list
+        pictures, batch_size=64, sampler=order, num_workers=1, multiprocessing_context=start, collate_fn=list
     )
-    readings: dict[int, list[int]] = {}
+    readings: list[int] = []
     objects = 0
     for batch in loader:
-        for worker, private, count in batch:
+        for private, count in batch:
             objects += count
             if private:
-                readings.setdefault(worker, []).append(private)
+                readings.append(private)
     return {
         "objects": objects,
-        "private_mb_first": max(values[0] for values in readings.values()) / 1024,
-        "private_mb_tenth": max(values[len(values) // 10] for values in readings.values()) / 1024,
-        "private_mb_last": max(values[-1] for values in readings.values()) / 1024,
+        "private_mb_tenth": readings[len(readings) // 10] / 1024,
+        "private_mb_last": readings[-1] / 1024,
     }
 
 
@@ -135,14 +139,14 @@ class _Pictures:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> tuple[int, int, int]:
+    def __getitem__(self, index: int) -> tuple[int, int]:
         record = self.records[index]
         objects = len(record.boxes[~record.crowd]) + 0 * sum(len(mask or ()) for mask in record.segmentations)
         self.read += 1
         private = 0
-        if self.read == 100 or self.read % 500 == 0:  # the first batch also imports what reading needs
-            private = kilobytes("Private_Dirty") + kilobytes("Private_Clean")
-        return os.getpid(), private, objects
+        if self.read % 500 == 0:
+            private = kilobytes("Private_Dirty")
+        return private, objects
 
 
 def in_process(task: str, *arguments: str, package: Path, cache: Path) -> dict:
@@ -186,23 +190,24 @@ def main() -> None:
         return
     cache, own = given.work.resolve() / "cache", ROOT
     rows: dict[str, dict] = {}
-    if given.before:
-        rows["before"] = in_process("opened", str(root), package=given.before, cache=cache)
-        for start in STARTS:
-            rows[f"before, workers, {start}"] = in_process(
-                "workers", str(root), start, package=given.before, cache=cache
-            )
-    if not given.boxes:
-        rows["pycocotools"] = in_process("pycocotools", str(root), package=own, cache=cache)
+    settings: dict[str, object] = {"images": images, "objects": objects, "json_mb": file.stat().st_size / 1e6}
+
+    def measure(name: str, package: Path, *task: str) -> None:
+        rows[name] = in_process(task[0], str(root), *task[1:], package=package, cache=cache)
+        settings["cache_mb"] = sum(one.stat().st_size for one in cache.rglob("*.bin")) / 1e6
+        write_results("annotations_size_boxes" if given.boxes else "annotations_size", settings, rows, given.results)
+
     shutil.rmtree(cache, ignore_errors=True)
-    rows["first"] = in_process("opened", str(root), package=own, cache=cache)
-    rows["later"] = in_process("opened", str(root), package=own, cache=cache)
+    if given.before:
+        measure("before", given.before, "opened")
+    if not given.boxes:
+        measure("pycocotools", own, "pycocotools")
+    measure("first", own, "opened")
+    measure("later", own, "opened")
     for start in STARTS:
-        rows[f"workers, {start}"] = in_process("workers", str(root), start, package=own, cache=cache)
-    kept = sum(one.stat().st_size for one in cache.rglob("*.bin"))
-    settings = {"images": images, "objects": objects, "json_mb": file.stat().st_size / 1e6, "cache_mb": kept / 1e6}
-    name = "annotations_size_boxes" if given.boxes else "annotations_size"
-    print(write_results(name, settings, rows, given.results))
+        measure(f"worker, {start}", own, "workers", start)
+    if given.before:
+        measure("worker, before", given.before, "workers", "fork")
 
 
 if __name__ == "__main__":

@@ -372,6 +372,26 @@ def test_records_are_a_sequence(write_coco):
     assert take(records, np.array([3, 1]))[0].image_id == 4
 
 
+def test_they_stay_in_columns_through_a_dataset_toml(write_coco, monkeypatch):
+    images = [{"id": number, "file_name": f"{number}.png", "width": 40, "height": 30} for number in range(1, 8)]
+    root = write_coco([{**GOOD, "image_id": 2}], images=images)
+    lines = [
+        'images = "train2017"',
+        f'annotations = "{FILE}"',
+        "val_count = 3",
+        "[pixels]",
+        "channels = 1",
+        'dtype = "uint16"',
+    ]
+    (root / "dataset.toml").write_text("\n".join(lines))
+    found = [load_dataset(root / "dataset.toml", split) for split in ("train", "val")]
+    assert all(isinstance(one.records, Records) for one in found) and [len(one) for one in found] == [4, 3]
+    assert all(record.pixels.channels == 1 for one in found for record in one.records)
+    assert sorted(record.image_id for one in found for record in one.records) == list(range(1, 8))
+    monkeypatch.setattr(coco, "LARGE", 10**9)
+    assert [everything(load_dataset(root / "dataset.toml", one.split)) for one in found] == list(map(everything, found))
+
+
 def test_what_is_read_is_ones_own(write_coco):
     """A record may be changed; the next reader sees what the file says."""
     dataset = load_dataset(write_coco([{**GOOD, "segmentation": SQUARE}]), "train")

@@ -147,6 +147,13 @@ def take(records: Sequence[Record], indices: np.ndarray) -> Sequence[Record]:
     return records.take(indices) if isinstance(records, Records) else tuple(records[index] for index in indices)
 
 
+def with_pixels(records: Sequence[Record], pixels: PixelFormat) -> Sequence[Record]:
+    """The same images, read as another format; in columns if they are in columns."""
+    if isinstance(records, Records):
+        return records.with_pixels(pixels)
+    return tuple(replace(record, pixels=pixels) for record in records)
+
+
 def image_sizes(records: Sequence[Record]) -> np.ndarray:
     """(width, height) of each image, int64 [I, 2]."""
     if isinstance(records, Records):

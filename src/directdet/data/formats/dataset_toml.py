@@ -46,6 +46,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from directdet.common.errors import UserError
 from directdet.data.formats.coco import read_coco
 from directdet.data.formats.folders import Found, within
@@ -55,7 +57,7 @@ from directdet.data.formats.splits import KEYS as SPLIT_KEYS
 from directdet.data.formats.splits import held_out
 from directdet.data.formats.voc import read_voc_lists
 from directdet.data.pixels.format import pixel_format
-from directdet.data.records import Dataset, path_inside
+from directdet.data.records import Dataset, path_inside, take, with_pixels
 
 _SPLITS = ("train", "val", "test")
 _SPLIT_KEYS = ("images", "annotations")
@@ -89,7 +91,7 @@ def read_toml(file: Path, split: str) -> Dataset:
     if pixels is None:
         return dataset
     format_ = pixel_format(pixels, f"{file}: [{_PIXELS}]")
-    return replace(dataset, records=tuple(replace(record, pixels=format_) for record in dataset.records))
+    return replace(dataset, records=with_pixels(dataset.records, format_))
 
 
 def _read_split(file: Path, content: dict[str, Any], split: str) -> Dataset:
@@ -179,8 +181,8 @@ def _hold_out(file: Path, content: dict[str, Any], split: str) -> Dataset:
     """The train or val part of a single set, in the file's order."""
     whole = _read_set(file, content, split, str(file))
     val = held_out(file, content, whole.records)
-    records = tuple(record for record in whole.records if (record.image_id in val) == (split == "val"))
-    return replace(whole, records=records)
+    own = np.flatnonzero([(record.image_id in val) == (split == "val") for record in whole.records])
+    return replace(whole, records=take(whole.records, own))
 
 
 def _opened(file: Path, table: dict[str, Any], where: str) -> Found:
