@@ -29,17 +29,17 @@ def count_objects(phase: Phase, dataset: Dataset) -> ObjectCount:
     Raises:
         UserError: training would see none.
     """
-    difficult = sum(int(record.difficult.sum()) for record in dataset.records) if phase.skip_difficult else 0
+    difficult = dataset.difficult_objects() if phase.skip_difficult else 0
     if difficult:
         dataset = dataset.without_difficult()
-    records = [record for record in dataset.records if not record.crowd.all()]
-    objects = seen = 0
-    if records:
-        boxes = np.concatenate([record.boxes for record in records])
-        used = ~np.concatenate([record.crowd for record in records])
-        factors = np.array([_largest_factors(phase, record) for record in records])
-        sides = (boxes[:, 2:] - boxes[:, :2]) * np.repeat(factors, [len(record.boxes) for record in records], axis=0)
-        objects, seen = int(used.sum()), int((used & (sides >= 1).all(axis=1)).sum())
+    boxes, used, factors = [np.zeros((0, 4), np.float32)], [np.zeros(0, bool)], [np.zeros((0, 2))]
+    for record in dataset.records:
+        boxes.append(record.boxes)
+        used.append(~record.crowd)
+        factors.append(np.tile(_largest_factors(phase, record), (len(record.boxes), 1)))
+    corners, counted = np.concatenate(boxes), np.concatenate(used)
+    sides = (corners[:, 2:] - corners[:, :2]) * np.concatenate(factors)
+    objects, seen = int(counted.sum()), int((counted & (sides >= 1).all(axis=1)).sum())
     where = f"{dataset.root}: {dataset.split}"
     if not objects:
         crowd = sum(len(record.boxes) for record in dataset.records)
