@@ -1,5 +1,6 @@
 """Result tables of times, and of how exact the exported formats are."""
 
+from collections.abc import Callable
 from typing import Any
 
 from tables_cells import Cell, Figure, Row, Table, cell, cell_if_any, find, labelled
@@ -29,6 +30,14 @@ TWO_STAGE = {
     "openvino/fp32/300": "OpenVINO, fp32, 300 proposals",
     "openvino/bf16/300": "OpenVINO, bf16, 300 proposals",
 }
+
+OPENINGS = {
+    "before": "directdet before, every time",
+    "pycocotools": "pycocotools, every time",
+    "first": "directdet, the first time",
+    "later": "directdet, later",
+}
+WORKERS = {"worker, before": "before, forked", "worker, fork": "forked", "worker, spawn": "spawned"}
 
 
 def speed(file: str, model: str, title: str, labels: dict[str, str], masks: bool = False) -> Table:
@@ -91,7 +100,37 @@ def prepare_ms(content: Any) -> str:
     return f"{min(times):.1f} to {max(times):.1f}"
 
 
+def annotation_rows(workers: bool) -> Callable[[Any], list[Row]]:
+    """The rows of scripts/annotations_size.py that are of a loader's workers, or the others."""
+    labels = WORKERS if workers else OPENINGS
+
+    def rows(content: Any) -> list[Row]:
+        kinds = {name: row for name, row in content["rows"].items() if name.startswith("worker") == workers}
+        return labelled(labels)({"rows": kinds})
+
+    return rows
+
+
 TABLES = {
+    "annotations_size": Table(
+        ("annotations_size",),
+        annotation_rows(workers=False),
+        {
+            "annotations of COCO's size": LABEL,
+            "seconds": cell("seconds", ".1f"),
+            "of the processor": cell("cpu_seconds", ".1f"),
+            "peak memory, MB": cell("peak_mb", ".0f"),
+        },
+    ),
+    "annotations_workers": Table(
+        ("annotations_size",),
+        annotation_rows(workers=True),
+        {
+            "a worker's own memory, MB": LABEL,
+            "after a tenth of an epoch": cell("private_mb_tenth", ".0f"),
+            "at its end": cell("private_mb_last", ".0f"),
+        },
+    ),
     "benchmark_h200": Table(
         ("benchmark_ssd300_h200",),
         labelled(

@@ -11,7 +11,7 @@ import os
 import pickle
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import wait
@@ -31,7 +31,7 @@ from directdet.data.masks import rasterise
 from directdet.data.neighbours import Neighbours
 from directdet.data.padding import Padding, target_rows
 from directdet.data.pixels.format import PixelFormat
-from directdet.data.records import Dataset, Record
+from directdet.data.records import Dataset, Record, image_sizes, object_counts, take
 from directdet.data.sampling import BatchSampler, Sampling
 
 Transform = Callable[[Sample, np.random.Generator], Sample] | Compose
@@ -91,19 +91,21 @@ def make_loader(
             f"{where}: {len(records)} images do not fill one batch of {sampling.global_batch_size}; "
             "choose a smaller batch"
         )
-    portrait = np.array([record.height > record.width for record in records])
+    width, height = image_sizes(records).T
     return BatchLoader(
         _Samples(records, transform, sampling.seed, masks, padding.mask_size),
-        BatchSampler(sampling, len(records), portrait),
+        BatchSampler(sampling, len(records), height > width),
         _Collate(padding.divisor, padding.min_objects, padding.mask_size, masks, dataset.pixels),
         workers,
         pin_memory,
     )
 
 
-def usable(dataset: Dataset, sampling: Sampling) -> list[Record]:
+def usable(dataset: Dataset, sampling: Sampling) -> Sequence[Record]:
     """The images that are read: all, or those with objects."""
-    return [record for record in dataset.records if not sampling.skip_empty or not record.crowd.all()]
+    if not sampling.skip_empty:
+        return dataset.records
+    return take(dataset.records, np.flatnonzero(object_counts(dataset.records)))
 
 
 class BatchLoader:
@@ -121,7 +123,7 @@ class BatchLoader:
         self._open = partial(
             DataLoader,
             samples,
-            batch_sampler=_Fetches(sampler, [int((~record.crowd).sum()) for record in samples.records]),
+            batch_sampler=_Fetches(sampler, object_counts(samples.records).tolist()),
             collate_fn=collate,
             num_workers=workers,
             pin_memory=pin_memory,
@@ -281,7 +283,7 @@ class _Fetches:
 class _Samples(TorchDataset):
     """The dataset that workers see: reads, augments and rasterises one image."""
 
-    def __init__(self, records: list[Record], transform: Transform, seed: int, masks: bool, mask_size: int) -> None:
+    def __init__(self, records: Sequence[Record], transform: Transform, seed: int, masks: bool, mask_size: int) -> None:
         self.records = records
         self.neighbours = Neighbours(records, seed, masks or (isinstance(transform, Compose) and transform.needs_masks))
         self.transform = transform

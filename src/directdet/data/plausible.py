@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from directdet.data.checks.finding import MOST_EXAMPLES, Doubt, Example
-from directdet.data.records import Dataset, Problem
+from directdet.data.records import Dataset, Problem, image_sizes
 
 # Ranges to which tools scale coordinates: shares, per cent, and thousandths.
 _RANGES = ((1, "shares (0 to 1)"), (100, "per cent (0 to 100)"), (1000, "thousandths (0 to 1000)"))
@@ -51,8 +51,7 @@ def _objects(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Boxes [N, 4] of all objects, and the (width, height) of their images [N, 2]."""
     kept = [record.boxes[~record.crowd] for record in dataset.records]
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *kept])
-    sizes = np.array([[record.width, record.height] for record in dataset.records], np.float32).reshape(-1, 2)
-    return boxes, np.repeat(sizes, [len(part) for part in kept], axis=0)
+    return boxes, np.repeat(image_sizes(dataset.records).astype(np.float32), [len(part) for part in kept], axis=0)
 
 
 def _within(boxes: np.ndarray, sizes: np.ndarray, limit: float) -> np.ndarray:

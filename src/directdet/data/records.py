@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, TypedDict, TypeGuard
+from typing import Any, TypedDict, TypeGuard, overload
 
 import numpy as np
 
 from directdet.common.errors import UserError
+from directdet.data.flat.columns import NO_MASK, Columns
 from directdet.data.pixels.format import RGB, PixelFormat
 from directdet.data.pixels.reading import read_pixels
 
@@ -74,6 +75,101 @@ class Record:
             raise ValueError(f"record of {self.path}: the object lists differ in length")
 
 
+class Records(Sequence[Record]):
+    """The records of a split that lies in columns: each is made, and copied, when it is asked for.
+
+    Args:
+        columns: the annotations.
+        folder: that the paths of images are relative to.
+        chosen: the images that are meant, in their order, int64; None: all.
+        pixels: what the image files are read as.
+    """
+
+    def __init__(
+        self, columns: Columns, folder: Path, chosen: np.ndarray | None = None, pixels: PixelFormat = RGB
+    ) -> None:
+        self.columns, self.folder, self.pixels = columns, folder, pixels
+        self._chosen = chosen
+
+    def __len__(self) -> int:
+        return len(self.columns.image_ids if self._chosen is None else self._chosen)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> Records: ...
+    def __getitem__(self, index: int | slice) -> Record | Records:
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        place = range(len(self))[index]
+        image = place if self._chosen is None else int(self._chosen[place])
+        columns = self.columns
+        first, stop = columns.firsts[image : image + 2].tolist()
+        return Record(
+            image_id=int(columns.image_ids[image]),
+            path=self.folder / columns.name(image),
+            width=int(columns.widths[image]),
+            height=int(columns.heights[image]),
+            boxes=columns.boxes[first:stop].copy(),
+            labels=columns.labels[first:stop].astype(np.int64),
+            crowd=columns.crowd[first:stop].copy(),
+            difficult=columns.difficult[first:stop].copy(),
+            segmentations=columns.masks(image),
+            annotation_ids=tuple(columns.annotation_ids[first:stop].tolist()),
+            areas=columns.areas[first:stop].copy(),
+            pixels=self.pixels,
+        )
+
+    def __add__(self, others: Sequence[Record]) -> tuple[Record, ...]:
+        return (*self, *others)
+
+    def take(self, indices: np.ndarray) -> Records:
+        """The records at these indices, in their order."""
+        chosen = np.asarray(indices, np.int64)
+        return Records(self.columns, self.folder, chosen if self._chosen is None else self._chosen[chosen], self.pixels)
+
+    def with_pixels(self, pixels: PixelFormat) -> Records:
+        """The same images, read as another format."""
+        return Records(self.columns, self.folder, self._chosen, pixels)
+
+    def sizes(self) -> np.ndarray:
+        """(width, height) of each image, int64 [I, 2]."""
+        return self._of_chosen(np.stack([self.columns.widths, self.columns.heights], axis=1))
+
+    def objects_with(self, flags: np.ndarray) -> np.ndarray:
+        """How many objects of each image have a flag, bool [objects of the columns]: int64 [I]."""
+        return self._of_chosen(self.columns.per_image(flags))
+
+    def _of_chosen(self, values: np.ndarray) -> np.ndarray:
+        return values if self._chosen is None else values[self._chosen]
+
+
+def take(records: Sequence[Record], indices: np.ndarray) -> Sequence[Record]:
+    """The records at these indices, in their order; in columns if they are in columns."""
+    return records.take(indices) if isinstance(records, Records) else tuple(records[index] for index in indices)
+
+
+def with_pixels(records: Sequence[Record], pixels: PixelFormat) -> Sequence[Record]:
+    """The same images, read as another format; in columns if they are in columns."""
+    if isinstance(records, Records):
+        return records.with_pixels(pixels)
+    return tuple(replace(record, pixels=pixels) for record in records)
+
+
+def image_sizes(records: Sequence[Record]) -> np.ndarray:
+    """(width, height) of each image, int64 [I, 2]."""
+    if isinstance(records, Records):
+        return records.sizes()
+    return np.array([(record.width, record.height) for record in records], np.int64).reshape(-1, 2)
+
+
+def object_counts(records: Sequence[Record]) -> np.ndarray:
+    """The objects of each image without crowd regions, int64 [I]."""
+    if isinstance(records, Records):
+        return records.objects_with(~records.columns.crowd)
+    return np.array([int((~record.crowd).sum()) for record in records], np.int64)
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """One split of a dataset. ``category_ids[label]`` is the annotation file's id of ``classes[label]``.
@@ -87,7 +183,7 @@ class Dataset:
     layout: str  # "coco", "roboflow", "voc" or "toml"
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
-    records: tuple[Record, ...]
+    records: Sequence[Record]  # a tuple, or Records
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
@@ -102,6 +198,10 @@ class Dataset:
 
     def mask_counts(self) -> tuple[int, int]:
         """(objects with a mask, objects), both without crowd regions."""
+        if isinstance(self.records, Records):
+            columns = self.records.columns
+            masks = self.records.objects_with(~columns.crowd & (columns.mask_kinds != NO_MASK))
+            return int(masks.sum()), int(object_counts(self.records).sum())
         masks = objects = 0
         for record in self.records:
             for crowd, segmentation in zip(record.crowd.tolist(), record.segmentations, strict=True):
@@ -118,7 +218,7 @@ class Dataset:
                     return f"annotation {annotation_id}, {record.path}"
         return None
 
-    @cached_property  # counting takes a second on the whole of COCO
+    @cached_property
     def has_masks(self) -> bool:
         """Whether every object that training uses has a mask (and there is at least one)."""
         masks, objects = self.mask_counts()
@@ -126,14 +226,19 @@ class Dataset:
 
     def most_objects(self) -> int:
         """Objects of the fullest image, without crowd regions."""
-        return max((int((~record.crowd).sum()) for record in self.records), default=0)
+        return int(object_counts(self.records).max(initial=0))
 
     def without_difficult(self) -> Dataset:
         """The dataset without the objects marked difficult; images that had no others stay, without objects."""
-        records = self.records
-        if not any(record.difficult.any() for record in records):
+        if not self.difficult_objects():
             return self
-        return replace(self, records=tuple(_without_difficult(record) for record in records))
+        return replace(self, records=tuple(_without_difficult(record) for record in self.records))
+
+    def difficult_objects(self) -> int:
+        """Objects that are marked difficult."""
+        if isinstance(self.records, Records):
+            return int(self.records.objects_with(self.records.columns.difficult).sum())
+        return sum(int(record.difficult.sum()) for record in self.records)
 
     def subset(self, fraction: float, seed: int) -> Dataset:
         """A random ``fraction`` of the images, which depends only on ``seed``; at least one, in their original order.
@@ -148,7 +253,7 @@ class Dataset:
             raise ValueError(f"fraction = {fraction}: must be more than 0 and at most 1")
         count = max(1, int(fraction * len(self.records) + 0.5))
         drawn = np.sort(np.random.default_rng(seed).permutation(len(self.records))[:count])
-        return replace(self, records=tuple(self.records[index] for index in drawn))
+        return replace(self, records=take(self.records, drawn))
 
 
 def _without_difficult(record: Record) -> Record:

@@ -72,7 +72,7 @@ def count_objects(phase: Phase, dataset: Dataset) -> ObjectCount:
 def possible_objects(phase: Phase, dataset: Dataset) -> ObjectCount:
     """:func:`count_objects`, also where there are none."""
     sides = _resized_sides(phase, dataset, _largest_factors)
-    difficult = sum(int(record.difficult.sum()) for record in dataset.records) if phase.skip_difficult else 0
+    difficult = dataset.difficult_objects() if phase.skip_difficult else 0
     return ObjectCount(len(sides), int((sides >= 1).all(axis=1).sum()), difficult)
 
 
@@ -90,13 +90,12 @@ def _resized_sides(
     """Width and height [N, 2] of the objects that the phase uses, by the factors (x, y) of each record."""
     if phase.skip_difficult:
         dataset = dataset.without_difficult()
-    records = [record for record in dataset.records if not record.crowd.all()]
-    if not records:
-        return np.zeros((0, 2))
-    boxes = np.concatenate([record.boxes for record in records])
-    used = ~np.concatenate([record.crowd for record in records])
-    times = np.array([factors(phase, record) for record in records])
-    return ((boxes[:, 2:] - boxes[:, :2]) * np.repeat(times, [len(record.boxes) for record in records], axis=0))[used]
+    sides = [np.zeros((0, 2))]
+    for record in dataset.records:  # one at a time: those of a large set are made on demand
+        if not record.crowd.all():
+            boxes = record.boxes[~record.crowd]
+            sides.append((boxes[:, 2:] - boxes[:, :2]) * factors(phase, record))
+    return np.concatenate(sides)
 
 
 def _usual_factors(phase: Phase, record: Record) -> tuple[float, float]:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from directdet.common.errors import UserError
-from directdet.data.formats.reading import CATEGORY, IMAGE, OBJECT, Faults, read_file
-from directdet.data.formats.rle import check_rle
-from directdet.data.formats.values import area_or_none, flag, name_text, whole
+from directdet.data.flat.cache import KeptColumns, cache_file, digest_of, find, keep
+from directdet.data.flat.coco_objects import Images, ObjectReader
+from directdet.data.flat.columns import Columns
+from directdet.data.flat.json_lists import JSONLists, Piece, UnusualJSON, without_collection
+from directdet.data.formats.folders import plain_path
+from directdet.data.formats.reading import CATEGORY, IMAGE, Faults, read_file
+from directdet.data.formats.values import name_text, whole
 from directdet.data.image import read_size
-from directdet.data.picture_size import check_pixels
-from directdet.data.records import (
-    AnnotatedObject,
-    Dataset,
-    Problem,
-    Segmentation,
-    is_number,
-    make_record,
-    path_inside,
-)
+from directdet.data.picture_size import check_pixels, most_pixels
+from directdet.data.records import Dataset, Problem, Records, path_inside
 
+# Bytes from which on a file is read in pieces, and kept: less is read in a second.
+LARGE = 8_000_000
+# Names that are paths inside a folder as they stand; others are looked at more closely.
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
+_LISTS = ("images", "annotations", "categories")
 _ROBOFLOW_FOLDERS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
 _ROBOFLOW_FILE = "_annotations.coco.json"
 
@@ -60,177 +61,178 @@ def read_coco(
     that the files of two splits agree; but for Roboflow's placeholder, see :func:`_placeholder`.
 
     Entries that cannot be read (missing keys, unknown or repeated ids, paths that point outside ``images``) are left
-    out, and named in ``Dataset.errors``.
+    out, and named in ``Dataset.errors``. What was read of a large file is kept, see flat/cache.py.
 
     Raises:
         UserError: not JSON, or without any category.
     """
-    content = read_json(annotations)
+    large = _is_large(annotations)
+    kept = _find_kept(annotations, images) if large else None
+    if kept is None:
+        with without_collection():
+            read = _read_large(annotations, images, others) if large else _read_whole(annotations, images, others)
+        columns, about = read.columns, read.about()
+        if read.digest is not None and (file := cache_file(annotations, images)) is not None:
+            columns = keep(file, about, columns) or columns
+    else:
+        columns, about = kept, kept.about
+    records = Records(columns, images)
+    return Dataset(
+        root,
+        split,
+        layout,
+        tuple(about["classes"]),
+        tuple(about["category_ids"]),
+        records if large else tuple(records),
+        tuple(_problem(**problem) for problem in about["problems"]),
+        tuple(about["notes"]),
+        tuple(about["errors"]),
+    )
+
+
+def _problem(box: Sequence[float] | None, **about: Any) -> Problem:
+    """A problem of its JSON values, in which a box is a list."""
+    corners = None if box is None else (float(box[0]), float(box[1]), float(box[2]), float(box[3]))
+    return Problem(**about, box=corners)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a file holds, and what it depends on; ``digest`` is that of the file, None if it is not to be kept."""
+
+    columns: Columns
+    classes: list[str]
+    category_ids: list[int]
+    problems: list[Problem]
+    notes: list[str]
+    errors: list[str]
+    digest: str | None
+    others: dict[str, str | None]  # digests of the other splits' files that were asked
+
+    def about(self) -> dict[str, Any]:
+        """All but the columns, as JSON values."""
+        found = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("columns", "problems")}
+        return {**found, "problems": [asdict(problem) for problem in self.problems], "most_pixels": most_pixels()}
+
+
+def _is_large(file: Path) -> bool:
+    try:
+        return file.stat().st_size >= LARGE
+    except (OSError, ValueError):
+        return False
+
+
+def _find_kept(annotations: Path, images: Path) -> KeptColumns | None:
+    """What was read of this file before, if nothing that it depends on has changed."""
+    file = cache_file(annotations, images)
+    if file is None or not file.is_file() or (kept := find(file)) is None:
+        return None
+    about = kept.about
+    same = about["most_pixels"] == most_pixels() and about["digest"] == digest_of(annotations)
+    return kept if same and all(digest_of(Path(name)) == digest for name, digest in about["others"].items()) else None
+
+
+def _read_large(annotations: Path, images: Path, others: Sequence[Path]) -> _Read:
+    try:
+        return _read(annotations, JSONLists(annotations, _LISTS), images, others)
+    except (UnusualJSON, OSError):
+        return _read_whole(annotations, images, others)
+
+
+def _read_whole(annotations: Path, images: Path, others: Sequence[Path]) -> _Read:
+    return _read(annotations, _Whole(annotations), images, others)
+
+
+class _Whole:
+    """The lists of a file that is read at once; as :class:`JSONLists`."""
+
+    digest = None
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._content = read_json(file)
+
+    def pieces(self, name: str) -> list[Piece]:
+        """The entries of a list.
+
+        Raises:
+            UserError: there is no such list.
+        """
+        value = self._content.get(name)
+        if not isinstance(value, list):
+            raise UserError(f"{self._file}: {name}: expected a list here; is this a COCO instances file?")
+        return [Piece(value, lambda: value)]
+
+    def prove(self) -> None:
+        """Nothing to do: all of it has been parsed."""
+
+
+def _read(annotations: Path, source: JSONLists | _Whole, images: Path, others: Sequence[Path]) -> _Read:
     faults = Faults()
-    names, lost = _read_categories(annotations, content, faults)
-    entries = _list(annotations, content, "annotations")
+    categories = [entry for piece in source.pieces("categories") for entry in piece.exactly()]
+    names, lost = _read_categories(annotations, categories, faults)
+    source.pieces("annotations")
     notes: list[str] = []
-    placeholder = _placeholder(content, entries, others)
+    placeholder, asked = _placeholder(categories, source, others)
     if placeholder is not None and len(names) > 1:
         name = names.pop(placeholder)
         notes.append(
             f"{annotations}: category {placeholder} {name!r} is no class: it is the placeholder of a Roboflow export "
             "(supercategory none, no objects)"
         )
-    category_ids = tuple(sorted(names))
-    image_entries, lost_images = _read_images(annotations, content, images, faults)
-    measured = [image_id for image_id, entry in image_entries.items() if entry["measured"]]
-    if measured:
+    category_ids = sorted(names)
+    found, lost_images, measured = _read_images(annotations, source.pieces("images"), images, faults)
+    if measured.done:
         notes.append(
-            f"{annotations}: {len(measured)} images (the first: {measured[0]}) have no width or height; theirs are "
-            "those of the image files"
+            f"{annotations}: {len(measured.done)} images (the first: {measured.done[0]}) have no width or height; "
+            "theirs are those of the image files"
         )
     labels = {category: label for label, category in enumerate(category_ids)}
-    reader = _ObjectReader(annotations, labels, image_entries, faults)
-    grouped: dict[int, list[AnnotatedObject]] = {image_id: [] for image_id in image_entries}
-    for index, entry in enumerate(entries):
-        try:
-            found = reader.read(index, entry)
-        except UserError as error:
-            # That the image or category of an object cannot be read is told already, once.
-            if whole(entry.get("image_id") if isinstance(entry, dict) else None) not in lost_images and (
-                whole(entry.get("category_id") if isinstance(entry, dict) else None) not in lost
-            ):
-                faults.add(OBJECT, error)
-            continue
-        if found is not None:
-            image_id, item = found
-            grouped[image_id].append(item)
-    records = [
-        make_record(image_id, entry["path"], entry["width"], entry["height"], grouped[image_id])
-        for image_id, entry in image_entries.items()
-    ]
-    classes = tuple(names[category] for category in category_ids)
-    return Dataset(
-        root,
-        split,
-        layout,
-        classes,
+    reader = ObjectReader(annotations, labels, found, (lost_images, lost), faults)
+    gathered = reader.read_all(lambda: source.pieces("annotations"))
+    source.prove()
+    return _Read(
+        gathered.finish(found.ids, found.widths, found.heights, found.names),
+        [names[category] for category in category_ids],
         category_ids,
-        tuple(records),
-        tuple(faults.problems),
-        tuple(notes),
-        faults.errors(),
+        faults.problems,
+        notes,
+        list(faults.errors()),
+        None if measured.tried else source.digest,  # the sizes of image files may change
+        asked,
     )
 
 
-def _placeholder(content: dict[str, Any], entries: list[Any], others: Sequence[Path]) -> int | None:
+def _placeholder(
+    categories: list[Any], source: JSONLists | _Whole, others: Sequence[Path]
+) -> tuple[int | None, dict[str, str | None]]:
     """The id of the category that Roboflow writes for a whole project: no class, and no object is of it.
 
     It has id 0 and supercategory "none", and the classes have another supercategory (the project's name). Some tools
     write "none" for every class, and a class may be rare: so it is one as soon as an object in any split is of it.
+    Also returns the digests of the other splits' files, if they were asked.
     """
-    none = [
-        entry for entry in content["categories"] if isinstance(entry, dict) and entry.get("supercategory") == "none"
-    ]
-    if len(none) != 1 or whole(none[0].get("id")) != 0 or _uses(entries, 0):
-        return None
-    for file in others:
-        try:
-            if _uses(_list(file, read_json(file), "annotations"), 0):
-                return None
-        except UserError:  # it is told when that split is read
-            continue
-    return 0
+    none = [entry for entry in categories if isinstance(entry, dict) and entry.get("supercategory") == "none"]
+    if len(none) != 1 or whole(none[0].get("id")) != 0 or _uses(source, 0):
+        return None, {}
+    asked = {str(file): digest_of(file) for file in others} if source.digest is not None else {}
+    return (None if any(_other_uses(file, 0) for file in others) else 0), asked
 
 
-def _uses(entries: list[Any], category: int) -> bool:
+def _other_uses(file: Path, category: int) -> bool:
+    try:
+        return _uses(JSONLists(file, _LISTS), category)
+    except (UnusualJSON, OSError, ValueError):
+        pass
+    try:
+        return _uses(_Whole(file), category)
+    except UserError:  # it is told when that split is read
+        return False
+
+
+def _uses(source: JSONLists | _Whole, category: int) -> bool:
+    entries = (entry for piece in source.pieces("annotations") for entry in piece.entries)
     return any(isinstance(entry, dict) and whole(entry.get("category_id")) == category for entry in entries)
-
-
-class _ObjectReader:
-    """Reads the entries of "annotations", and collects the problems that it deals with."""
-
-    def __init__(self, file: Path, labels: dict[int, int], images: dict[int, dict[str, Any]], faults: Faults) -> None:
-        self.file = str(file)
-        self.labels = labels
-        self.images = images
-        self.faults = faults
-        self._seen: set[int] = set()
-
-    def read(self, index: int, entry: Any) -> tuple[int, AnnotatedObject] | None:
-        """(id of its image, the object), or None if it is dropped; UserError if it cannot be read."""
-        annotation_id = self._identify(index, entry)
-        where = f"{self.file}: annotation {annotation_id}"
-        for key in ("image_id", "category_id", "bbox"):
-            if key not in entry:
-                raise UserError(f"{where}: key {key!r} is missing; add it or remove the annotation")
-        image_id = whole(entry["image_id"])
-        image = None if image_id is None else self.images.get(image_id)
-        if image_id is None or image is None:
-            raise UserError(f"{where}: image_id {entry['image_id']!r} is not among the images; correct or remove it")
-        self.faults.picture = image["path"]
-        category = whole(entry["category_id"])
-        label = None if category is None else self.labels.get(category)
-        if label is None:
-            known = ", ".join(map(str, sorted(self.labels)[:20])) + (", ..." if len(self.labels) > 20 else "")
-            raise UserError(
-                f"{where}: category_id {entry['category_id']!r} is not among the categories ({known}); "
-                "add the category or correct the annotation"
-            )
-        box = entry["bbox"]
-        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
-            raise UserError(f"{where}: bbox {box!r} is not four finite numbers [x, y, width, height]; correct it")
-        corners = (box[0], box[1], box[0] + box[2], box[1] + box[3])
-        clipped = self.faults.clip(corners, (image["width"], image["height"]), self.file, annotation_id)
-        if clipped is None:
-            return None
-        item = AnnotatedObject(
-            annotation_id,
-            label,
-            clipped,
-            self._area(where, annotation_id, entry.get("area"), clipped),
-            self._segmentation(where, annotation_id, entry.get("segmentation"), image),
-            crowd=flag(where, "iscrowd", entry.get("iscrowd")),
-            difficult=flag(where, "difficult", entry.get("difficult")),  # kept when VOC is converted to COCO
-        )
-        return image_id, item
-
-    def _identify(self, index: int, entry: Any) -> int:
-        if not isinstance(entry, dict):
-            raise UserError(f"{self.file}: annotations: entry {index} is not an object; correct or remove it")
-        annotation_id = whole(entry.get("id", index + 1))
-        if annotation_id is None:
-            raise UserError(f"{self.file}: annotations: entry {index}: id {entry['id']!r} is not an integer")
-        if annotation_id in self._seen:
-            raise UserError(f"{self.file}: annotation {annotation_id}: id is used twice; give each its own id")
-        self._seen.add(annotation_id)
-        return annotation_id
-
-    def _area(self, where: str, annotation_id: int, value: Any, box: list[float]) -> float:
-        """The object's area, or that of its box where the file has none that can be meant."""
-        area = area_or_none(where, value)
-        if area is not None:
-            return area
-        if value is not None:
-            message = f"area {value!r} is not positive"
-            self.faults.note(Problem("bad-area", self.file, annotation_id, message, "taken from the box"))
-        return (box[2] - box[0]) * (box[3] - box[1])
-
-    def _segmentation(self, where: str, annotation_id: int, value: Any, image: dict[str, Any]) -> Segmentation:
-        """The mask, or None if the file has none that can be drawn: the object keeps its box."""
-        if value is None:
-            return None
-        if isinstance(value, dict):
-            return check_rle(where, value, image["height"], image["width"])
-        if not isinstance(value, list) or not all(isinstance(polygon, list) for polygon in value):
-            raise UserError(f"{where}: segmentation is neither a list of polygons nor a run-length object; correct it")
-        polygons = []
-        for polygon in value:
-            if not all(map(is_number, polygon)):
-                raise UserError(f"{where}: segmentation: a polygon has values that are not finite numbers; correct it")
-            if len(polygon) >= 6 and len(polygon) % 2 == 0:
-                polygons.append(np.array(polygon, np.float64))
-        if not polygons and any(value):  # [] and [[]] are how converters write that there is no mask
-            message = "no polygon of the mask has three points"
-            self.faults.note(Problem("bad-polygon", self.file, annotation_id, message, "mask left out, box kept"))
-        size = image["width"], image["height"]
-        return self.faults.near(polygons, size, self.file, annotation_id) if polygons else None
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -246,11 +248,11 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _read_categories(file: Path, content: dict[str, Any], faults: Faults) -> tuple[dict[int, str], set[int | None]]:
+def _read_categories(file: Path, entries: list[Any], faults: Faults) -> tuple[dict[int, str], set[int | None]]:
     """The names by id, and the ids of entries that cannot be read."""
     names: dict[int, str] = {}
     lost: set[int | None] = set()
-    for index, entry in enumerate(_list(file, content, "categories")):
+    for index, entry in enumerate(entries):
         category = whole(entry.get("id")) if isinstance(entry, dict) else None
         name = name_text(entry.get("name")) if isinstance(entry, dict) else None
         where = f"{file}: categories"
@@ -269,35 +271,56 @@ def _read_categories(file: Path, content: dict[str, Any], faults: Faults) -> tup
     return names, lost
 
 
+class _Measured:
+    """The images whose size is asked of their file: how many were tried, and the ids of those that have one."""
+
+    def __init__(self) -> None:
+        self.tried = 0
+        self.done: list[int] = []
+
+
 def _read_images(
-    file: Path, content: dict[str, Any], folder: Path, faults: Faults
-) -> tuple[dict[int, dict[str, Any]], set[int | None]]:
-    """Path, width and height of the images by id, and the ids of entries that cannot be read."""
-    images: dict[int, dict[str, Any]] = {}
+    file: Path, pieces: Iterable[Piece], folder: Path, faults: Faults
+) -> tuple[Images, set[int | None], _Measured]:
+    """The images, the ids of entries that cannot be read, and those whose size is that of the image file."""
+    images = Images(folder, {}, [], [], [], [])
     lost: set[int | None] = set()
-    for index, entry in enumerate(_list(file, content, "images")):
+    measured = _Measured()
+    for index, entry in enumerate(entry for piece in pieces for entry in piece.exactly()):
         image_id = whole(entry.get("id")) if isinstance(entry, dict) else None
         try:
             if image_id is None:
                 raise UserError(f"{file}: images: entry {index} has no integer id; correct it")
-            if image_id in images:
+            if image_id in images.places:
                 raise UserError(f"{file}: image {image_id}: id is used twice; give every image its own id")
-            images[image_id] = _read_image_entry(f"{file}: image {image_id}", entry, folder)
+            name, width, height = _read_image_entry(f"{file}: image {image_id}", image_id, entry, folder, measured)
         except UserError as error:
             faults.add(IMAGE, error)
-            lost |= {image_id} - {None} - images.keys()
-    return images, lost
+            lost |= {image_id} - {None} - images.places.keys()
+            continue
+        images.places[image_id] = len(images.ids)
+        images.ids.append(image_id)
+        images.names.append(name)
+        images.widths.append(width)
+        images.heights.append(height)
+    return images, lost, measured
 
 
-def _read_image_entry(where: str, entry: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Path, width and height of one image; sizes that are missing (no key, null or 0) are those of the file."""
+def _read_image_entry(
+    where: str, image_id: int, entry: dict[str, Any], folder: Path, measured: _Measured
+) -> tuple[str, int, int]:
+    """Name, width and height of one image; sizes that are missing (no key, null or 0) are those of the file."""
     if "file_name" not in entry:
         raise UserError(f"{where}: key 'file_name' is missing; add it")
-    path = path_inside(folder, entry["file_name"], f"{where}: file_name")
+    name = entry["file_name"]
+    if not (isinstance(name, str) and _PLAIN_NAME.fullmatch(name)):  # most are
+        path_inside(folder, name, f"{where}: file_name")
+        name = str(plain_path(name))
     given = entry.get("width"), entry.get("height")
-    measured = any(value in (None, 0) and value is not False for value in given)
-    if measured:
-        width, height = read_size(path)
+    if any(value in (None, 0) and value is not False for value in given):
+        measured.tried += 1
+        width, height = read_size(folder / name)
+        measured.done.append(image_id)
     else:
         width, height = map(whole, given)
     if width is None or height is None or width < 1 or height < 1:
@@ -305,11 +328,4 @@ def _read_image_entry(where: str, entry: dict[str, Any], folder: Path) -> dict[s
             f"{where}: width {given[0]!r} and height {given[1]!r} are not both positive integers; correct them"
         )
     check_pixels(height, width, where)
-    return {"path": path, "width": width, "height": height, "measured": measured}
-
-
-def _list(file: Path, content: dict[str, Any], key: str) -> list[Any]:
-    value = content.get(key)
-    if not isinstance(value, list):
-        raise UserError(f"{file}: {key}: expected a list here; is this a COCO instances file?")
-    return value
+    return name, width, height

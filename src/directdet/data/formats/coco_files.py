@@ -16,6 +16,8 @@ from directdet.data.records import Dataset
 
 _KEYS = [re.compile(rb'"%s"\s*:\s*\[' % key) for key in (b"images", b"annotations", b"categories")]
 _FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
+_BLOCK = 2**22
+_OVERLAP = 256  # bytes, of blocks that are searched one after the other
 _OTHER_TASKS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")  # of COCO's own files
 _MOST_FILES = 64  # that are looked at in a folder: one json for each picture is another layout
 
@@ -50,10 +52,17 @@ def _found(root: Path, layout: str, files: dict[str, tuple[Path, Path]]) -> Foun
 def is_coco(file: Path) -> bool:
     """Whether a json file holds lists of images, annotations and categories; it is searched, not parsed."""
     try:
-        with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            head = content[:64].removeprefix(b"\xef\xbb\xbf").lstrip()
-            return head.startswith(b"{") and all(key.search(content) for key in _KEYS)
-    except (OSError, ValueError):  # an empty file cannot be mapped
+        with open(file, "rb") as stream:  # mapped, a large file would count as memory
+            block = stream.read(_BLOCK)
+            if not block[:64].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+                return False
+            left, before = _KEYS, b""
+            while block and left:
+                searched = before + block
+                left = [key for key in left if not key.search(searched)]
+                before, block = searched[-_OVERLAP:], stream.read(_BLOCK)
+            return not left
+    except (OSError, ValueError):
         return False
 
 

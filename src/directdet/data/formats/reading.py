@@ -64,6 +64,11 @@ class Faults:
         """Note a problem with an object of the picture that is being read."""
         self.problems.append(replace(problem, picture=str(self.picture)))
 
+    def forget(self, kind: int) -> None:
+        """Take back all that was added of a kind: it is read again."""
+        self._kept[kind].clear()
+        self._counts[kind] = 0
+
     def errors(self) -> tuple[str, ...]:
         """All that was added, the worst kind first; beyond a thousand of a kind only their number."""
         lines: list[str] = []

@@ -105,7 +105,7 @@ class Evaluation:
     metrics: Metrics
     found: list[tuple[int, Detections]]
     dataset: Dataset
-    records: tuple[Record, ...]
+    records: Sequence[Record]
 
 
 def evaluate(
@@ -154,7 +154,7 @@ def examine(
 def scored(
     found: Iterable[tuple[int, Detections]],
     dataset: Dataset,
-    records: tuple[Record, ...] | None = None,
+    records: Sequence[Record] | None = None,
     keep_masks: bool = False,
 ) -> Evaluation:
     """`score_detections`, with the detections."""

@@ -67,7 +67,7 @@ from directdet.data.formats.described.splits import KEYS as SPLIT_KEYS
 from directdet.data.formats.reading import read_text
 from directdet.data.formats.voc import read_voc_lists
 from directdet.data.pixels.format import pixel_format
-from directdet.data.records import Dataset
+from directdet.data.records import Dataset, with_pixels
 
 _PIXELS = "pixels"
 _PIXEL_KEYS = ("channels", "dtype", "mean", "std", "show", "upright")
@@ -104,7 +104,7 @@ def read_toml(file: Path, split: str) -> Dataset:
     if pixels is None:
         return dataset
     format_ = pixel_format(pixels, f"{file}: [{_PIXELS}]")
-    return replace(dataset, records=tuple(replace(record, pixels=format_) for record in dataset.records))
+    return replace(dataset, records=with_pixels(dataset.records, format_))
 
 
 def _read_split(file: Path, content: dict[str, Any], split: str) -> Dataset:

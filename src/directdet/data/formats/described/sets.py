@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from directdet.common.errors import UserError
 from directdet.data.formats.coco import read_coco
 from directdet.data.formats.described.splits import KEYS as SPLIT_KEYS
@@ -17,7 +19,7 @@ from directdet.data.formats.described.splits import held_out
 from directdet.data.formats.folders import Found, within
 from directdet.data.formats.recognise import LAYOUTS
 from directdet.data.formats.voc import read_voc_lists
-from directdet.data.records import Dataset, path_inside
+from directdet.data.records import Dataset, path_inside, take
 
 SPLITS = ("train", "val", "test")
 VOC = "voc"
@@ -123,8 +125,8 @@ def hold_out(file: Path, table: dict[str, Any], split: str, where: str) -> Datas
     """The train or val part of a single set, in the file's order."""
     whole = read_set(file, table, split, where)
     val = held_out(file, table, whole.records, where)
-    records = tuple(record for record in whole.records if (record.image_id in val) == (split == "val"))
-    return replace(whole, records=records)
+    own = np.flatnonzero([(record.image_id in val) == (split == "val") for record in whole.records])
+    return replace(whole, records=take(whole.records, own))
 
 
 def _path(file: Path, name: Any, where: str) -> Path:
