@@ -1,0 +1,87 @@
+"""What tiles give on large pictures: the AP of a model on whole pictures, and in tiles of several sides.
+
+    python scripts/large_pictures.py --data DATA MODEL...      # writes results/large_pictures.json
+
+The large pictures are made of DATA's val pictures, three by three beside each other, so that a trained model's objects
+are there at their own size, and at a third of it where the whole picture is scaled to the canvas.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import cv2
+import numpy as np
+from measure import ROOT, measured_on
+
+from directdet.common.files import write_json_atomic
+from directdet.data.dataset import load_dataset
+from directdet.infer.accuracy.evaluate import evaluate
+from directdet.infer.runtimes.load import load
+from directdet.infer.tiled import OVERLAP, in_tiles, tiles
+
+ACROSS = 3  # pictures beside each other
+BACKGROUND = 124  # grey level where a picture is smaller than its place
+
+
+def make_large(data: Path, folder: Path) -> None:
+    """The val pictures of `data`, ACROSS x ACROSS to a picture, as a COCO dataset with boxes in `folder`."""
+    dataset = load_dataset(data, "val")
+    images, annotations = [], []
+    (folder / "val2017").mkdir(parents=True, exist_ok=True)
+    (folder / "annotations").mkdir(exist_ok=True)
+    for number in range(len(dataset.records) // ACROSS**2):
+        group = dataset.records[number * ACROSS**2 :][: ACROSS**2]
+        height, width = max(one.height for one in group), max(one.width for one in group)
+        canvas = np.full((ACROSS * height, ACROSS * width, 3), BACKGROUND, np.uint8)
+        for place, record in enumerate(group):
+            y, x = place // ACROSS * height, place % ACROSS * width
+            canvas[y : y + record.height, x : x + record.width] = cv2.imread(str(record.path))
+            for (x0, y0, x1, y1), label in zip(record.boxes.tolist(), record.labels, strict=True):
+                about = {"id": len(annotations) + 1, "image_id": number + 1, "iscrowd": 0}
+                box = [x0 + x, y0 + y, x1 - x0, y1 - y0]
+                about |= {"category_id": dataset.category_ids[label], "bbox": box, "area": box[2] * box[3]}
+                annotations.append(about)
+        cv2.imwrite(str(folder / "val2017" / f"{number}.png"), canvas)
+        size = {"width": canvas.shape[1], "height": canvas.shape[0]}
+        images.append({"id": number + 1, "file_name": f"{number}.png", **size})
+    categories = [{"id": i, "name": name} for i, name in zip(dataset.category_ids, dataset.classes, strict=True)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations" / "instances_val2017.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("models", nargs="+", type=Path, metavar="MODEL")
+    options.add_argument("--data", type=Path, required=True)
+    options.add_argument("--sides", type=int, nargs="+", default=[320, 448, 640], help="of the tiles")
+    options.add_argument("--work", type=Path, default=Path("runs/large_pictures"), help="folder of the large pictures")
+    options.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
+    given = options.parse_args()
+    make_large(given.data, given.work)
+    dataset, rows = load_dataset(given.work, "val"), {}
+    sizes = [[record.height, record.width] for record in dataset.records]
+    for model in given.models:
+        detector = load(model, device="cpu")
+        for side in (None, *given.sides):
+            metrics = evaluate(in_tiles(detector, side, OVERLAP), dataset, progress=False)
+            row = {
+                "model": str(detector.meta.get("recipe")),
+                "canvas": list(detector.preprocess.size),
+                "side": side,
+                "AP": 100 * metrics.bbox["AP"],
+                "AP50": 100 * metrics.bbox["AP50"],
+                "runs": statistics.fmean(1 if side is None else 1 + len(tiles(h, w, side)) for h, w in sizes),
+            }
+            print(row, flush=True)
+            rows[f"{row['model']}/{side or 'whole'}"] = row
+    settings = {"data": given.data.name, "pictures": sizes, "overlap": OVERLAP}
+    facts = {**measured_on(), "command": f"python scripts/large_pictures.py --data {given.data.name} MODEL..."}
+    write_json_atomic(given.results / "large_pictures.json", {**facts, "settings": settings, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
