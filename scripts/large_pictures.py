@@ -19,6 +19,7 @@ from measure import ROOT, measured_on
 
 from directdet.common.files import write_json_atomic
 from directdet.data.dataset import load_dataset
+from directdet.data.records import detector_image
 from directdet.infer.accuracy.evaluate import evaluate
 from directdet.infer.runtimes.load import load
 from directdet.infer.tiled import OVERLAP, in_tiles, tiles
@@ -39,7 +40,7 @@ def make_large(data: Path, folder: Path) -> None:
         canvas = np.full((ACROSS * height, ACROSS * width, 3), BACKGROUND, np.uint8)
         for place, record in enumerate(group):
             y, x = place // ACROSS * height, place % ACROSS * width
-            canvas[y : y + record.height, x : x + record.width] = cv2.imread(str(record.path))
+            canvas[y : y + record.height, x : x + record.width] = detector_image(record)
             for (x0, y0, x1, y1), label in zip(record.boxes.tolist(), record.labels, strict=True):
                 about = {"id": len(annotations) + 1, "image_id": number + 1, "iscrowd": 0}
                 box = [x0 + x, y0 + y, x1 - x0, y1 - y0]

@@ -72,6 +72,15 @@ def ablation_rows(content: Any) -> list[Row]:
     return rows
 
 
+def choice_rows(content: Any) -> list[Row]:
+    """A row for each recipe to pick from."""
+    return [
+        {"label": name, "giga": row["multiply_adds"] / 1e9, "ms": row["median_ms"]}
+        | {"rounds": " ".join(f"{value:.0f}" for value in row["rounds_ms"])}
+        for name, row in content["rows"].items()
+    ]
+
+
 def large_rows(content: Any) -> list[Row]:
     """A row for each model and side of the tiles."""
     whole = "none: whole pictures"
@@ -82,6 +91,16 @@ def large_rows(content: Any) -> list[Row]:
 
 
 TABLES = {
+    "choices": Table(
+        ("choices",),
+        choice_rows,
+        {
+            "recipe": cell("label"),
+            "multiply-adds, G": cell("giga", ".1f"),
+            "ms a picture": cell("ms", ".0f"),
+            "ms of each round": cell("rounds"),
+        },
+    ),
     "large_pictures": Table(
         ("large_pictures",),
         large_rows,

@@ -1,7 +1,9 @@
 """Recipes and what the command line may change in them."""
 
 import io
+import json
 from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,7 +164,10 @@ def test_choices_tell_the_truth(choice):
     with torch.device("meta"):
         model = build_model({"detector": recipe.detector, "num_classes": 80, **recipe.model})
     assert sum(value.numel() for value in model.parameters()) / 1e6 == pytest.approx(choice.parameters, abs=0.005)
-    assert choice.finds == ("boxes, masks" if model.config.masks else "boxes")
+    assert choice.finds == ("masks" if model.config.masks else "boxes")
+    measured = json.loads(Path(__file__, "../../../results/choices.json").resolve().read_text())["rows"][choice.recipe]
+    assert choice.multiply_adds == round(measured["multiply_adds"] / 1e9, 1)
+    assert choice.milliseconds == round(measured["median_ms"])
 
 
 def test_built_in_recipes_are_all_there():

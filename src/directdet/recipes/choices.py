@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+COST = "a 640x640 picture with 80 classes in ONNX Runtime, fp32, on 2 cores of an AMD EPYC"  # results/choices.json
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -9,23 +11,30 @@ class Choice:
 
     Attributes:
         recipe: its name.
-        finds: "boxes", or "boxes, masks".
+        finds: "boxes", or "masks" (and their boxes).
         parameters: of its network with 80 classes, in millions.
+        multiply_adds: of `COST`'s picture, in thousand millions.
+        milliseconds: of `COST`, from the picture in memory to its detections.
+        coco_ap: box AP on COCO as its paper has it, in per cent; None: no paper has it.
         suits: data, machine and need.
     """
 
     recipe: str
     finds: str
     parameters: float
+    multiply_adds: float
+    milliseconds: int
+    coco_ap: float | None
     suits: str
 
 
+# The papers' AP: RTMDet, arXiv 2212.07784, Table 1 (tiny and s from ImageNet weights); direct pre-training, Table 3.
 CHOICES = (
-    Choice("rtmdet_nano", "boxes", 2.19, "small machines; try it first"),
-    Choice("rtmdet_tiny", "boxes", 4.90, "a thousand pictures and more"),
-    Choice("rtmdet_s", "boxes", 8.89, "thousands of pictures"),
-    Choice("rtmdet_m", "boxes", 24.71, "tens of thousands, GPUs"),
-    Choice("rtmdet_l", "boxes", 52.32, "a hundred thousand, GPUs"),
-    Choice("mask_rcnn_r18_slim", "boxes, masks", 4.09, "hundreds of pictures, a CPU"),
-    Choice("mask_rcnn_r50_fpn", "boxes, masks", 45.71, "the paper's flagship, GPUs"),
+    Choice("rtmdet_nano", "boxes", 2.19, 3.6, 63, None, "any; try it first"),
+    Choice("rtmdet_tiny", "boxes", 4.90, 8.0, 117, 41.1, "a thousand pictures"),
+    Choice("rtmdet_s", "boxes", 8.89, 14.8, 172, 44.6, "thousands of pictures"),
+    Choice("rtmdet_m", "boxes", 24.71, 39.1, 415, 49.4, "ten thousands, GPUs"),
+    Choice("rtmdet_l", "boxes", 52.32, 79.9, 801, 51.5, "100,000, GPUs"),
+    Choice("mask_rcnn_r18_slim", "masks", 4.09, 9.7, 132, None, "hundreds, on a CPU"),
+    Choice("mask_rcnn_r50_fpn", "masks", 45.71, 258.7, 2459, 40.0, "the paper's, GPUs"),
 )

@@ -11,7 +11,7 @@ from directdet.common.plugins import load_plugins
 from directdet.common.terminal import TITLE, plain
 from directdet.models.configs import config_of
 from directdet.recipes.by_name import BUILT_IN, RECIPES
-from directdet.recipes.choices import CHOICES
+from directdet.recipes.choices import CHOICES, COST
 from directdet.recipes.derived import describe_batches, evaluation_size, passes_per_epoch
 from directdet.recipes.meanings import meanings
 from directdet.recipes.recipe import Phase, Recipe
@@ -23,15 +23,19 @@ FROM_DATA = ("num_classes", "in_channels")  # settings of a model that follow th
 def choices() -> Group:
     """The recipes to pick from, and those that --code brought, on one screen."""
     title = "Train one of these: directdet train RECIPE --data DATA --out RUN"
-    table = Table(Column("recipe", no_wrap=True), "finds", Column("M weights", justify="right"), "for", title=title)
+    numbers = (Column(name, justify="right") for name in ("M", "G", "ms", "AP"))
+    table = Table(Column("recipe", no_wrap=True), "finds", *numbers, "for", title=title, box=SIMPLE_HEAD)
     table.title_justify = "left"
     for one in CHOICES:
-        table.add_row(one.recipe, one.finds, f"{one.parameters:.1f}", one.suits)
+        ap = "" if one.coco_ap is None else f"{one.coco_ap:.1f}"
+        costs = f"{one.parameters:.1f}", f"{one.multiply_adds:.1f}", str(one.milliseconds)
+        table.add_row(one.recipe, one.finds, *costs, ap, one.suits)
     for name in [name for name in RECIPES if name not in BUILT_IN]:
-        table.add_row(plain(name), "", "", plain(RECIPES[name]().summary))
+        table.add_row(plain(name), *[""] * 5, plain(RECIPES[name]().summary))
     rest = len(BUILT_IN) - len(CHOICES)
     return Group(
         table,
+        f"M: million weights. G (thousand million multiply-adds) and ms: {COST}. AP: of boxes on COCO, the papers'.\n"
         "RTMDet's sizes and lengths follow the data. Every setting of one: `directdet recipes NAME`.\n"
         f"The {rest} others, by the tables of the two papers: `directdet recipes --papers`.",
     )
