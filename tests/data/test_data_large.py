@@ -266,6 +266,16 @@ def test_the_placeholder_depends_on_the_other_splits(write_coco, tmp_path):
     assert load_dataset(root, "train").classes == ("all", "cat")
 
 
+def test_the_placeholder_depends_on_which_splits_there_are(write_coco, tmp_path):
+    root = write_coco([GOOD], categories=[{"id": 0, "name": "all", "supercategory": "none"}, {"id": 3, "name": "cat"}])
+    (root / "other.json").write_text((root / FILE).read_text().replace('"category_id": 3', '"category_id": 0'))
+    train = f'train = {{images = "train2017", annotations = "{FILE}"}}\n'
+    both = train + 'val = {images = "train2017", annotations = "other.json"}\n'
+    for content, classes in ((train, ("cat",)), (both, ("all", "cat")), (train, ("cat",))):
+        (root / "dataset.toml").write_text(content)
+        assert load_dataset(root, "train").classes == load_dataset(root, "train").classes == classes
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "bit", "longer", "foreign", "header", "folder"])
 def test_a_damaged_file_is_made_anew(write_coco, damage):
     root = write_coco([GOOD, {**GOOD, "segmentation": SQUARE}])
@@ -317,6 +327,12 @@ def test_a_folder_that_cannot_be_written_is_told_once(write_coco, monkeypatch, t
         assert len(load_dataset(root, "train")) == 1
     told = capsys.readouterr().err
     assert told.count("annotations are not cached") == 1 and "DIRECTDET_CACHE=off" in told
+
+
+def test_a_name_that_no_folder_can_have_is_told(write_coco, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("DIRECTDET_CACHE", str(tmp_path / ("x" * 300)))
+    assert len(load_dataset(write_coco([GOOD]), "train")) == 1
+    assert "annotations are not cached" in capsys.readouterr().err
 
 
 def test_turned_off(write_coco, monkeypatch):

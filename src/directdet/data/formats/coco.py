@@ -67,7 +67,7 @@ def read_coco(
         UserError: not JSON, or without any category.
     """
     large = _is_large(annotations)
-    kept = _find_kept(annotations, images) if large else None
+    kept = _find_kept(annotations, images, others) if large else None
     if kept is None:
         with without_collection():
             read = _read_large(annotations, images, others) if large else _read_whole(annotations, images, others)
@@ -107,7 +107,7 @@ class _Read:
     notes: list[str]
     errors: list[str]
     digest: str | None
-    others: dict[str, str | None]  # digests of the other splits' files that were asked
+    others: dict[str, str | None] | None  # digests of the other splits' files; None: they were not asked
 
     def about(self) -> dict[str, Any]:
         """All but the columns, as JSON values."""
@@ -122,14 +122,19 @@ def _is_large(file: Path) -> bool:
         return False
 
 
-def _find_kept(annotations: Path, images: Path) -> KeptColumns | None:
+def _find_kept(annotations: Path, images: Path, others: Sequence[Path]) -> KeptColumns | None:
     """What was read of this file before, if nothing that it depends on has changed."""
     file = cache_file(annotations, images)
-    if file is None or not file.is_file() or (kept := find(file)) is None:
+    if file is None or (kept := find(file)) is None:
         return None
     about = kept.about
     same = about["most_pixels"] == most_pixels() and about["digest"] == digest_of(annotations)
-    return kept if same and all(digest_of(Path(name)) == digest for name, digest in about["others"].items()) else None
+    asked = about["others"]
+    return kept if same and (asked is None or asked == _digests(others)) else None
+
+
+def _digests(files: Sequence[Path]) -> dict[str, str | None]:
+    return {str(file): digest_of(file) for file in files}
 
 
 def _read_large(annotations: Path, images: Path, others: Sequence[Path]) -> _Read:
@@ -205,17 +210,17 @@ def _read(annotations: Path, source: JSONLists | _Whole, images: Path, others: S
 
 def _placeholder(
     categories: list[Any], source: JSONLists | _Whole, others: Sequence[Path]
-) -> tuple[int | None, dict[str, str | None]]:
+) -> tuple[int | None, dict[str, str | None] | None]:
     """The id of the category that Roboflow writes for a whole project: no class, and no object is of it.
 
     It has id 0 and supercategory "none", and the classes have another supercategory (the project's name). Some tools
     write "none" for every class, and a class may be rare: so it is one as soon as an object in any split is of it.
-    Also returns the digests of the other splits' files, if they were asked.
+    Also returns the digests of the other splits' files if the answer depends on them, else None.
     """
     none = [entry for entry in categories if isinstance(entry, dict) and entry.get("supercategory") == "none"]
     if len(none) != 1 or whole(none[0].get("id")) != 0 or _uses(source, 0):
-        return None, {}
-    asked = {str(file): digest_of(file) for file in others} if source.digest is not None else {}
+        return None, None
+    asked = _digests(others) if source.digest is not None else None
     return (None if any(_other_uses(file, 0) for file in others) else 0), asked
 
 
