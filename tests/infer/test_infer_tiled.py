@@ -147,6 +147,31 @@ def test_what_covers_a_cut_box_has_the_higher_score():
     assert len(other) == 4  # another class covers nothing
 
 
+@pytest.mark.parametrize(
+    ("meta", "objects"),
+    [
+        ({"thresholds": {"nms": 0.65}}, 2),
+        ({"model_config": {"nms": 0.65}}, 2),  # of a checkpoint
+        ({}, 1),
+        ({"thresholds": {"nms": None}, "model_config": {"nms": "much"}}, 1),
+        ({"thresholds": [0.65]}, 1),
+    ],
+)
+def test_boxes_suppress_each_other_as_the_model_says(meta, objects):
+    """Two boxes with an IoU of 0.6: the default, 0.5, makes one of them."""
+
+    class Two(Eyes):
+        def run(self, images):
+            num, boxes, scores, labels, masks = (np.zeros_like(value) for value in super().run(images))
+            if (images[0, -1, -1] != 9).any():  # the whole picture: below it is padding
+                num[0], scores[0, :2], boxes[0, :2] = 2, (0.9, 0.8), ((0, 0, 40, 30), (0, 0, 40, 18))
+            return num, boxes, scores, labels, masks
+
+    image = np.full((SIDE, 2 * SIDE, 3), 9, np.uint8)
+    found = TiledDetector(Predictor(Two(), Preprocess((SIDE, SIDE)), ("a",), (1,), meta=meta), SIDE, 0.0)(image)
+    assert len(found) == objects
+
+
 @pytest.mark.parametrize(("side", "overlap", "what"), [(8, 0.25, "tiles: 8"), (64, 0.95, "overlap: 0.95")])
 def test_what_cannot_be_is_refused(side, overlap, what):
     with pytest.raises(UsageProblem, match=what):

@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from directdet.common.errors import UsageProblem
+from directdet.data.records import is_number
 from directdet.infer.detections import Detections
 from directdet.infer.pictures import PictureLike, to_array
 from directdet.infer.predictor import Predictor
@@ -94,10 +96,8 @@ class TiledDetector(Predictor):
         for tile, inside in self._each(image, parts):
             cut.append(_cut(inside, tile, self._edge(tile.height, tile.width)))
             found.append(_moved(inside, tile, whole.image_size))
-        settings = self.meta.get("thresholds")
-        nms = settings.get("nms", NMS) if isinstance(settings, dict) else NMS
         slack = self._edge(image.shape[0], image.shape[1])
-        return merged(_joined(found), np.concatenate(cut), float(nms), slack)
+        return merged(_joined(found), np.concatenate(cut), _nms_of(self.meta), slack)
 
     def detect_batch(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """Detections of each image, in order."""
@@ -150,6 +150,15 @@ def merged(found: Detections, cut: np.ndarray, nms: float, slack: float = 0.0) -
             taken[int(labels[row])].append(row)
     kept = np.array(sorted((row for rows in taken.values() for row in rows), key=lambda row: -scores[row]), np.int64)
     return replace(found[kept.tolist()], scores=scores[kept].astype(np.float32))
+
+
+def _nms_of(meta: dict[str, Any]) -> float:
+    """The model's own threshold, as an artefact ("thresholds") or a checkpoint has it; else `NMS`."""
+    for part in (meta.get("thresholds"), meta.get("model_config")):
+        value = part.get("nms") if isinstance(part, dict) else None
+        if is_number(value) and 0 <= value <= 1:
+            return float(value)
+    return NMS
 
 
 def _cut(found: Detections, tile: Tile, edge: float) -> np.ndarray:
