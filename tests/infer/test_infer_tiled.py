@@ -147,6 +147,25 @@ def test_what_covers_a_cut_box_has_the_higher_score():
     assert len(other) == 4  # another class covers nothing
 
 
+def test_a_neighbour_within_the_slack_does_not_take_the_score():
+    boxes = [[100, 100, 140, 140], [142, 100, 182, 140], [142, 100, 160, 140]]
+    found = Detections(boxes, [0.6, 0.5, 0.95], [0, 0, 0], None, (400, 400))
+    kept = merged(found, np.array([False, False, True]), 0.5, slack=20)
+    assert kept.boxes.tolist() == [boxes[1], boxes[0]] and kept.scores.tolist() == pytest.approx([0.95, 0.6])
+
+
+@pytest.mark.parametrize("size", [(800, 1333), (1333, 800)])
+@pytest.mark.parametrize(("height", "width"), [(2000, 4000), (4000, 2000)])
+def test_the_slack_is_two_pixels_of_the_canvas(size, height, width):
+    """Of limits in any order, too: both pictures are scaled down to 667 x 1333."""
+
+    class Free(Eyes):
+        input = NetworkInput("uint8", canvas=None, batch=1)
+
+    detector = TiledDetector(Predictor(Free(), Preprocess(size, fixed=False), ("a",), (1,)))
+    assert detector._edge(height, width) == pytest.approx(2 * 3, rel=0.001)
+
+
 @pytest.mark.parametrize(
     ("meta", "objects"),
     [

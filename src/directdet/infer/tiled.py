@@ -112,7 +112,8 @@ class TiledDetector(Predictor):
 
     def _edge(self, height: int, width: int) -> float:
         """`EDGE` in pixels of a picture of this size."""
-        return EDGE * max(height / self.preprocess.size[0], width / self.preprocess.size[1])
+        placement = self.preprocess.place(height, width)
+        return EDGE / min(placement.scale_x, placement.scale_y)
 
 
 def merged(found: Detections, cut: np.ndarray, nms: float, slack: float = 0.0) -> Detections:
@@ -132,24 +133,28 @@ def merged(found: Detections, cut: np.ndarray, nms: float, slack: float = 0.0) -
     scores = found.scores.astype(np.float64).copy()
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     order = np.lexsort((np.where(cut, -areas, -scores), cut))
+    more = np.array([-slack, -slack, slack, slack])
     taken: dict[int, list[int]] = {}  # rows that are kept, by label
     for row in order.tolist():
         others = np.array(taken.setdefault(int(labels[row]), []), np.int64)
-        more = slack if cut[row] else 0.0
-        upper, lower = boxes[others, 2:] + more, boxes[others, :2] - more
-        size = np.minimum(boxes[row, 2:], upper) - np.maximum(boxes[row, :2], lower)
-        common = np.prod(np.maximum(size, 0), axis=1)
+        common = _common(boxes[row], boxes[others])
         if not cut[row]:
             covered = common > nms * (areas[row] + areas[others] - common)
         else:
-            covered = common >= COVERED * areas[row]
-            if covered.any():
-                best = others[np.argmax(common)]
+            covered = _common(boxes[row], boxes[others] + more) >= COVERED * areas[row]
+            if covered.any():  # by the slack, also by what only stands beside it
+                best = others[np.argmax(np.where(covered, common, -1.0))]
                 scores[best] = max(scores[best], scores[row])
         if not covered.any():
             taken[int(labels[row])].append(row)
     kept = np.array(sorted((row for rows in taken.values() for row in rows), key=lambda row: -scores[row]), np.int64)
     return replace(found[kept.tolist()], scores=scores[kept].astype(np.float32))
+
+
+def _common(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The areas that a box [4] has in common with others [K, 4]."""
+    size = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    return np.prod(np.maximum(size, 0), axis=1)
 
 
 def _nms_of(meta: dict[str, Any]) -> float:
