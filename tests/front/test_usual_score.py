@@ -16,9 +16,10 @@ from directdet.front.cli import main
         (None, (), 0.3, "scores of at least 0.3 are kept (the default)"),
         ({"score": 0.65}, (), 0.65, "scores of at least 0.65 are kept (of the best F1 when it was exported)"),
         ({"score": 0.65}, ("--score", "0"), 0.0, ""),
-        ({"score": "high"}, (), 0.3, "scores of at least 0.3"),
-        ("high", (), 0.3, "scores of at least 0.3"),
-        ({"score": 2}, (), 0.3, "scores of at least 0.3"),
+        ({"score": "high"}, (), 0.3, "scores of at least 0.3 are kept (the default)"),
+        ({"score": True}, (), 0.3, "scores of at least 0.3 are kept (the default)"),
+        ("high", (), 0.3, "scores of at least 0.3 are kept (the default)"),
+        ({"score": 2}, (), 0.3, "scores of at least 0.3 are kept (the default)"),
     ],
 )
 def test_the_score_that_is_kept(artefact, tmp_path, capsys, suggested, words, least, told):

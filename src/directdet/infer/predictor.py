@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from directdet.common.errors import UserError
+from directdet.data.records import is_number
 from directdet.infer.decode import check_raw, to_detections
 from directdet.infer.detections import Detections
 from directdet.infer.network_input import NetworkInput
@@ -64,11 +65,16 @@ class Predictor:
             )
 
     @property
-    def usual_score(self) -> float:
-        """The least score to keep unless another is asked for: what the export found best, else `USUAL_SCORE`."""
+    def suggested_score(self) -> float | None:
+        """The least score to keep that the export found best; None where it found none."""
         suggested = self.meta.get("suggested_score")
         score = suggested.get("score") if isinstance(suggested, dict) else None
-        return float(score) if isinstance(score, int | float) and 0 <= score <= 1 else USUAL_SCORE
+        return float(score) if is_number(score) and 0 <= score <= 1 else None
+
+    @property
+    def usual_score(self) -> float:
+        """The least score to keep unless another is asked for: the suggested one, else `USUAL_SCORE`."""
+        return USUAL_SCORE if self.suggested_score is None else self.suggested_score
 
     @property
     def runtime(self) -> str:

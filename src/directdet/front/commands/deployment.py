@@ -180,7 +180,7 @@ def _with_score(options: PredictOptions, score: float | None, detector: Predicto
     if score is None:
         options.selection(detector)  # classes that the model has not are told alone
         score = detector.usual_score
-        source = "of the best F1 when it was exported" if "suggested_score" in detector.meta else "the default"
+        source = "the default" if detector.suggested_score is None else "of the best F1 when it was exported"
         say(f"scores of at least {score:g} are kept ({source}); --score changes it")
     return replace(options, score=score)
 
