@@ -327,6 +327,20 @@ def test_sets_in_which_nothing_can_be_shown(tmp_path, write_image_file):
     assert len(parts["A sample"][1]) == 1
 
 
+def test_pictures_of_a_folder_of_nearly_the_same_name_keep_their_path(tmp_path):
+    content = {"images": [{"id": 1, "file_name": "a.png", "width": 8, "height": 8}], "annotations": [],
+               "categories": [{"id": 1, "name": "a"}]}  # fmt: skip
+    for folder in ("set", "set_later"):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "a.png"), np.full((8, 8, 3), 90, np.uint8))
+        (tmp_path / folder / "a.json").write_text(json.dumps(content))
+    tables = [f'[[sets]]\nimages = "{place}"\nannotations = "a.json"\n' for place in (".", tmp_path / "set_later")]
+    (tmp_path / "set" / "dataset.toml").write_text("".join(tables))
+    report, datasets = examine_data(tmp_path / "set", progress=False)
+    told = sorted(data_page._caption(DataPage(report, datasets), Example(one)) for one in datasets[0].records)
+    assert told == [str(tmp_path / "set_later" / "a.png"), "a.png"]
+
+
 @pytest.fixture
 def write_image_file(tmp_path):
     def write():

@@ -186,8 +186,9 @@ def _caption(page: DataPage, example: Example) -> str:
 
 
 def _short(page: DataPage, path: str) -> str:
-    """A path without the folder of the dataset."""
-    return path.removeprefix(page.report.root).lstrip("/\\") or path
+    """A path without the folder of the dataset, if it is in it."""
+    inside = Path(path).is_relative_to(page.report.root)
+    return str(Path(path).relative_to(page.report.root)) if inside else path
 
 
 def _names(page: DataPage) -> list[str]:
