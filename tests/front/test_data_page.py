@@ -22,6 +22,7 @@ from directdet.data.check import check_data, examine_data
 from directdet.data.checks.finding import Example
 from directdet.data.checks.findings import all_findings
 from directdet.data.dataset import load_dataset
+from directdet.data.records import make_record
 from directdet.data.synthetic import make_synthetic
 from directdet.front.cli import main
 from directdet.pages import data as data_page
@@ -253,6 +254,15 @@ def test_a_box_outside_its_picture_is_drawn_there(write_one):
     far = decoded(example_picture(Example(record, boxes=((1e9, 10.0, 1.1e9, 30.0),)), ("a",)))
     arrow = np.nonzero(np.abs(far.astype(int) - RED).max(axis=2) < 60)[1]
     assert arrow.size > 50 and arrow.min() > far.shape[1] / 2
+
+
+@pytest.mark.parametrize(("width", "height"), [(2, 4000), (4000, 2)])
+def test_a_strip_beside_a_box_outside_it_is_seen(tmp_path, width, height):
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((height, width, 3), 255, np.uint8))
+    record = make_record(1, tmp_path / "a.png", width, height, [])
+    picture = decoded(example_picture(Example(record, boxes=((-1400.0, -1400.0, -1.0, -1.0),)), ("a",)))
+    seen = (picture > 200).all(axis=2)
+    assert seen[:, -1].sum() > 250 if height > width else seen[-1].sum() > 250
 
 
 def test_the_object_in_question_is_red_and_its_mask_is_tinted(write_one):

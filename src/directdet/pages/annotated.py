@@ -101,7 +101,8 @@ def _canvas(record: Record, part: Part, edge: int) -> tuple[np.ndarray, float]:
     canvas = np.full((max(1, round((y1 - y0) * factor)), max(1, round((x1 - x0) * factor)), 3), _OUTSIDE, np.uint8)
     left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, record.width), min(y1, record.height)
     image = drawable_image(record)[top:bottom, left:right]
-    column, row = round((left - x0) * factor), round((top - y0) * factor)
+    column = min(round((left - x0) * factor), canvas.shape[1] - 1)  # a picture of two columns may be none of the canvas
+    row = min(round((top - y0) * factor), canvas.shape[0] - 1)
     width = min(max(1, round((right - left) * factor)), canvas.shape[1] - column)
     height = min(max(1, round((bottom - top) * factor)), canvas.shape[0] - row)
     way = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
