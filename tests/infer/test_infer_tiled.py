@@ -133,6 +133,7 @@ def test_pictures_no_larger_than_a_tile_are_as_they_were():
     one, tiled = eyes(), TiledDetector(eyes())
     a, b = one(image), tiled(image)
     assert np.array_equal(a.boxes, b.boxes) and np.array_equal(a.scores, b.scores) and tiled.backend.calls == 1
+    assert tiled.describe() == {**one.describe(), "tiles": SIDE, "overlap": 0.25}
     empty = TiledDetector(eyes())(np.zeros((200, 200, 3), np.uint8))
     assert len(empty) == 0 and empty.image_size == (200, 200)
 

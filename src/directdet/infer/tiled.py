@@ -103,6 +103,10 @@ class TiledDetector(Predictor):
         """Detections of each image, in order."""
         return [self(image) for image in images]
 
+    def describe(self) -> dict[str, Any]:
+        """Plain values for reports, with the side and the overlap of the tiles."""
+        return {**super().describe(), "tiles": self.side, "overlap": self.overlap}
+
     def _each(self, image: np.ndarray, parts: Sequence[Tile]) -> Iterator[tuple[Tile, Detections]]:
         size = self.backend.input.batch or self.backend.input.max_batch or 1
         for start in range(0, len(parts), size):
