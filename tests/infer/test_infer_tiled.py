@@ -142,16 +142,36 @@ def test_what_covers_a_cut_box_has_the_higher_score():
     """The whole picture hardly sees an object whose parts are plain in the tiles: it is not lost below a threshold."""
     boxes = [[0, 0, 200, 100], [0, 0, 90, 100], [110, 0, 200, 100], [300, 0, 340, 100]]
     found = Detections(boxes, [0.1, 0.9, 0.8, 0.5], [1, 1, 1, 1], None, (100, 400))
-    kept = merged(found, np.array([False, True, True, True]), 0.5)
+    across = np.array([[False, False], *[[True, False]] * 3])
+    kept = merged(found, across, 0.5)
     assert kept.boxes.tolist() == [boxes[0], boxes[3]] and kept.scores.tolist() == pytest.approx([0.9, 0.5])
-    other = merged(Detections(boxes, [0.1, 0.9, 0.8, 0.5], [0, 1, 1, 1], None, (100, 400)), np.ones(4, bool), 0.5)
+    other = merged(Detections(boxes, [0.1, 0.9, 0.8, 0.5], [0, 1, 1, 1], None, (100, 400)), np.ones((4, 2), bool), 0.5)
     assert len(other) == 4  # another class covers nothing
+
+
+def test_the_slack_counts_across_the_cut_alone():
+    """A bar that a tile cuts at its left stays beside a neighbour below it; a strip of a large object does not."""
+    across = np.array([[False, False], [True, False]])
+    bar = Detections([[171, 162, 202, 178], [179, 157, 205, 162]], [0.3, 0.4], [2, 2], None, (256, 332))
+    assert len(merged(bar, across, 0.5, slack=10.5)) == 2
+    strip = Detections([[100, 100, 290, 200], [288, 100, 300, 200]], [0.3, 0.4], [2, 2], None, (400, 400))
+    assert len(merged(strip, across, 0.5, slack=0)) == 2
+    assert merged(strip, across, 0.5, slack=12).boxes.tolist() == [[100, 100, 290, 200]]
+
+
+def test_a_bar_longer_than_the_overlap_stays_beside_others():
+    """No tile shows it whole, and the whole picture does not show it: it is there as far as a tile shows it."""
+    image = np.zeros((256, 332, 3), np.uint8)
+    image[163:177, 171:204], image[157:162, 177:205] = colour(3), colour(6)
+    found = TiledDetector(eyes())(image)
+    bar = np.array([[177, 157, 205, 162]], np.float32)
+    assert len(found) == 2 and ious(bar, found.boxes).max() > 0.9
 
 
 def test_a_neighbour_within_the_slack_does_not_take_the_score():
     boxes = [[100, 100, 140, 140], [142, 100, 182, 140], [142, 100, 160, 140]]
     found = Detections(boxes, [0.6, 0.5, 0.95], [0, 0, 0], None, (400, 400))
-    kept = merged(found, np.array([False, False, True]), 0.5, slack=20)
+    kept = merged(found, np.array([[False, False], [False, False], [True, False]]), 0.5, slack=20)
     assert kept.boxes.tolist() == [boxes[1], boxes[0]] and kept.scores.tolist() == pytest.approx([0.95, 0.6])
 
 

@@ -92,7 +92,7 @@ class TiledDetector(Predictor):
         parts = tiles(image.shape[0], image.shape[1], self.side, self.overlap)
         if len(parts) == 1:
             return whole
-        found, cut = [whole], [np.zeros(len(whole), bool)]
+        found, cut = [whole], [np.zeros((len(whole), 2), bool)]
         for tile, inside in self._each(image, parts):
             cut.append(_cut(inside, tile, self._edge(tile.height, tile.width)))
             found.append(_moved(inside, tile, whole.image_size))
@@ -128,24 +128,25 @@ def merged(found: Detections, cut: np.ndarray, nms: float, slack: float = 0.0) -
     whole picture shows.
 
     Args:
-        cut: bool [K], boxes that end at an inner edge of their tile.
+        cut: bool [K, 2], boxes that end at an inner edge of their tile: at its left or right, at its top or bottom.
         nms: the IoU above which the lower of two whole boxes is left out.
-        slack: what covers a cut box counts as larger by so many pixels on each side: the whole picture is coarse, and
-            without it a strip that a tile cuts off a large object would stay.
+        slack: what covers a cut box counts as larger by so many pixels on both sides across which the box is cut: the
+            whole picture is coarse, and without it a strip that a tile cuts off a large object would stay.
     """
     boxes, labels = found.boxes.astype(np.float64), found.labels
     scores = found.scores.astype(np.float64).copy()
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    order = np.lexsort((np.where(cut, -areas, -scores), cut))
-    more = np.array([-slack, -slack, slack, slack])
+    is_cut = cut.any(axis=1)
+    order = np.lexsort((np.where(is_cut, -areas, -scores), is_cut))
+    more = np.concatenate([-slack * cut, slack * cut], axis=1)
     taken: dict[int, list[int]] = {}  # rows that are kept, by label
     for row in order.tolist():
         others = np.array(taken.setdefault(int(labels[row]), []), np.int64)
         common = _common(boxes[row], boxes[others])
-        if not cut[row]:
+        if not is_cut[row]:
             covered = common > nms * (areas[row] + areas[others] - common)
         else:
-            covered = _common(boxes[row], boxes[others] + more) >= COVERED * areas[row]
+            covered = _common(boxes[row], boxes[others] + more[row]) >= COVERED * areas[row]
             if covered.any():  # by the slack, also by what only stands beside it
                 best = others[np.argmax(np.where(covered, common, -1.0))]
                 scores[best] = max(scores[best], scores[row])
@@ -171,9 +172,10 @@ def _nms_of(meta: dict[str, Any]) -> float:
 
 
 def _cut(found: Detections, tile: Tile, edge: float) -> np.ndarray:
-    """Which boxes, in pixels of the tile, end at one of its inner edges, bool [K]."""
+    """Which boxes, in pixels of the tile, end at its inner edges: at the left or right, top or bottom, bool [K, 2]."""
     limits = np.array([0, 0, tile.width, tile.height], np.float32)
-    return np.any((np.abs(found.boxes - limits) <= edge) & np.array(tile.inner), axis=1)
+    sides = (np.abs(found.boxes - limits) <= edge) & np.array(tile.inner)
+    return sides[:, :2] | sides[:, 2:]
 
 
 def _moved(found: Detections, tile: Tile, image_size: tuple[int, int]) -> Detections:
