@@ -136,7 +136,7 @@ def merged(found: Detections, cut: np.ndarray, nms: float, slack: float = 0.0) -
     boxes, labels = found.boxes.astype(np.float64), found.labels
     scores = found.scores.astype(np.float64).copy()
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    is_cut = cut.any(axis=1)
+    is_cut = np.asarray(cut.any(axis=1))
     order = np.lexsort((np.where(is_cut, -areas, -scores), is_cut))
     more = np.concatenate([-slack * cut, slack * cut], axis=1)
     taken: dict[int, list[int]] = {}  # rows that are kept, by label
