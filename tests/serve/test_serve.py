@@ -25,6 +25,8 @@ from test_infer_exif import photo
 from tiny_artefact import write_artefact
 
 from directdet import Detector
+from directdet.infer.runtimes.load import load
+from directdet.serve.form import SHOWN, form_page
 
 for library in ("fastapi", "uvicorn", "python_multipart"):
     pytest.importorskip(library, reason=f"{library} is not installed (the extras `serve` and `test` have it)")
@@ -185,6 +187,14 @@ def test_an_upload_without_a_length_ends_at_the_limit(port, as_form):
         status = 413
     assert status == 413
     assert ask(port, "GET", "/health")[0] == 200
+
+
+def test_the_form_obeys_no_name(artefact):
+    detector = load(artefact, device="cpu")
+    detector.classes = ("<script>alert(1)</script>", "\ud800 half", "\u202egnirts", *(f"c{n}" for n in range(SHOWN)))
+    page = form_page(detector, 0.3)
+    assert "\\ud800 half" in page.encode().decode() and "\u202e" not in page  # what UTF-8 cannot write is an escape
+    assert "<script" not in page and "&lt;script&gt;" in page and "c26 and 3 more" in page
 
 
 def test_health_metrics_and_the_form(port):

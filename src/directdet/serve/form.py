@@ -1,9 +1,9 @@
 """The page at the server's root: what the model is, and a form to try it with."""
 
-from html import escape
 from pathlib import Path
 
 from directdet.infer.predictor import Predictor
+from directdet.pages.page import safe
 from directdet.pages.style import CSS
 
 SHOWN = 30  # classes; /health has all
@@ -19,8 +19,8 @@ def form_page(detector: Predictor, score: float) -> str:
         "Keeps": f"scores of at least {score:g}; another with ?score=",
         "Runs in": f"{detector.runtime}; pictures are scaled to {height} x {width} pixels (height x width) at most",
     }
-    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in about.items())
-    title = escape(Path(detector.source).name)
+    rows = "".join(f"<dt>{safe(name)}</dt><dd>{safe(text)}</dd>" for name, text in about.items())
+    title = safe(Path(detector.source).name)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>{title}</title><style>{CSS}
