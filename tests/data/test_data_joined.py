@@ -202,9 +202,15 @@ def test_a_set_may_be_divided_alone(root):
     assert len(load_dataset(root, "val")) == 2 + 1 + 2
 
 
-def test_a_picture_of_several_sets_is_told_and_never_on_both_sides(root):
+@pytest.mark.parametrize("linked", ["folder", "pictures"])
+def test_a_picture_of_several_sets_is_told_and_never_on_both_sides(root, linked):
     coco(root / "all.json", [f"{number}.png" for number in range(5)])
-    (root / "link").symlink_to(root / "xml")
+    if linked == "folder":
+        (root / "link").symlink_to(root / "xml")
+    else:  # as convert --link makes them
+        (root / "link").mkdir()
+        for number in range(5):
+            (root / f"link/{number}.png").symlink_to(root / f"xml/{number}.png")
     sets = '[[sets]]\nformat = "voc"\nfolder = "xml"\n[[sets]]\nimages = "link"\nannotations = "all.json"\n'
     train = load_dataset(toml(root, sets), "train")
     note = next(note for note in train.notes if "in several sets" in note)

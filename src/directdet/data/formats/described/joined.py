@@ -195,12 +195,15 @@ def _chosen(part: Dataset, val: set[str], inside: bool) -> Dataset:
 
 
 def _places(records: Sequence[Record]) -> list[str]:
-    """Where the picture files are, the same for the same file under other folders that link to its own."""
+    """Where the picture files are, the same for the same file through links to it or to its folder."""
     folders: dict[Path, str] = {}
+    found: list[str] = []
     for record in records:
         if record.path.parent not in folders:
             folders[record.path.parent] = os.path.realpath(record.path.parent)
-    return [os.path.join(folders[record.path.parent], record.path.name) for record in records]
+        place = os.path.join(folders[record.path.parent], record.path.name)
+        found.append(os.path.realpath(place) if os.path.islink(place) else place)
+    return found
 
 
 def _shared_pictures(split: str, sets: Sequence[_Set], parts: Sequence[Dataset]) -> list[str]:
