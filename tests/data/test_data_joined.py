@@ -221,6 +221,19 @@ def test_a_picture_of_several_sets_is_told_and_never_on_both_sides(root, linked)
         assert not set(sides[0]) & set(sides[1]) and [len(side) for side in sides] == [6, 4]
 
 
+def test_a_picture_that_another_set_keeps_on_one_side_stays_there(root):
+    coco(root / "kept.json", ["0.png", "1.png"])
+    coco(root / "tested.json", ["2.png"])
+    sets = '[[sets]]\nformat = "voc"\nfolder = "xml"\n'
+    for name, split in (("kept", "train"), ("tested", "val")):
+        sets += f'[[sets]]\nimages = "xml"\nannotations = "{name}.json"\nsplit = "{split}"\n'
+    for seed in range(6):
+        toml(root, f"val_count = 2\nseed = {seed}\n" + sets)
+        train, val = ([record.path.name for record in load_dataset(root, split).records] for split in ("train", "val"))
+        assert not set(train) & set(val) and len(train) + len(val) == 5 + 3
+        assert train.count("0.png") == train.count("1.png") == val.count("2.png") == 2
+
+
 def test_no_group_is_on_both_sides(picture, tmp_path):
     for one in ("first", "second"):
         clips = [(clip, frame) for clip in range(4) for frame in range(clip + 1)]

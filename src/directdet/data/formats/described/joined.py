@@ -89,7 +89,7 @@ def read_joined(file: Path, content: dict[str, Any], split: str, rules: ClassRul
     parts = [_part(one, split) for one in sets]
     pool = [part for one, part in zip(sets, parts, strict=True) if one.role == _DIVIDE]
     if split in ("train", "val") and pool:
-        val = _held_out(file, content, pool)
+        val = _beside_the_others(_held_out(file, content, pool), pool, sets)
         parts = [
             _chosen(part, val, split == "val") if one.role == _DIVIDE else part
             for one, part in zip(sets, parts, strict=True)
@@ -187,6 +187,16 @@ def _held_out(file: Path, content: dict[str, Any], pool: Sequence[Dataset]) -> s
     unique = [replace(records[number], image_id=number) for number in numbers]
     val = held_out(file, content, unique, str(file))
     return {places[number] for number in numbers if number in val}
+
+
+def _beside_the_others(val: set[str], pool: Sequence[Dataset], sets: Sequence[_Set]) -> set[str]:
+    """The places of the pictures that are val, with those that a set outside the division has on the side where it has
+    them, or else they would be on both."""
+    others = [one for one in sets if one.role != _DIVIDE]
+    train, held = (
+        {place for one in others for place in _places(_part(one, side).records)} for side in ("train", "val")
+    )
+    return (val | held & {place for part in pool for place in _places(part.records)}) - train
 
 
 def _chosen(part: Dataset, val: set[str], inside: bool) -> Dataset:
