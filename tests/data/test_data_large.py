@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from directdet import __version__
 from directdet.common.errors import UserError
 from directdet.data.dataset import load_dataset
 from directdet.data.digest import describe_content
@@ -310,6 +311,7 @@ def test_a_file_with_a_right_digest_and_wrong_arrays_is_no_file(write_coco):
     for old, new in (
         (b'"labels": [', b'"labels": [9999999'),
         (b"annotations 1", b"annotations 0"),
+        (f"directdet {__version__}".encode(), f"directdet {'9' * len(__version__)}".encode()),
         (b'"boxes": [', b'"boxes": [-9, '),
         (b"{", b"{{"),
     ):

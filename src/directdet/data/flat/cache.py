@@ -2,8 +2,8 @@
 
 A file lies in the user's cache folder, one for each annotation file, and is written for large ones only. It is a line
 of JSON that says what follows, then the arrays as they are in memory. It counts only if the content of the annotations
-is what it was (a SHA-256 of it is kept) and its own is what was written (another one is at its end); else it is as if
-there were none. DIRECTDET_CACHE names another folder, or says "off".
+is what it was (a SHA-256 of it is kept), its own is what was written (another one is at its end), and this version of
+directdet wrote it; else it is as if there were none. DIRECTDET_CACHE names another folder, or says "off".
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from directdet import __version__
 from directdet.common.errors import UserError
 from directdet.common.files import write_pieces_atomic
 from directdet.data.flat.columns import TYPES, Columns
 
 VARIABLE = "DIRECTDET_CACHE"
-_FORMAT = "directdet annotations 1"  # another number whenever the same annotations would be read differently
+# Another version may read the same annotations differently; the number is for changes between versions.
+_FORMAT = f"directdet {__version__} annotations 1"
 _ALIGNED = 64  # where arrays begin, in bytes
 _BLOCK = 2**20
 _ELEMENTS = 2**17  # of an array that are written at once
