@@ -1,6 +1,6 @@
 """What each part of RTMDet's recipe gives on little data: the same run with one part changed, a row each.
 
-    python scripts/ablation.py --data ../shared/data/penn-fudan            # what is missing, then results/ablation.json
+    python scripts/ablation.py --data DATA                               # what is missing, then results/ablation.json
     python scripts/ablation.py --data DATA --rows recipe ema --seeds 0 1   # only these; several may run at a time
 
 All rows have the same number of steps and, but for the one with a single phase, the same sizes; that one has the same

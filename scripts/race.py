@@ -4,7 +4,7 @@ Every contestant learns the same train split on one core for the same time, in a
 other. The same evaluator (pycocotools) scores what each finds on the same val pictures. Then each network is timed in
 ONNX Runtime, alone. Results are kept after each run; the same command continues.
 
-    python scripts/race.py --data ../shared/data/penn-fudan --minutes 10 --seeds 0 1 2
+    python scripts/race.py --data DATA --minutes 10 --seeds 0 1 2
     python scripts/race.py --data DATA --contestants rtmdet_tiny ultralytics/yolo26n --other-python .race/bin/python
     python scripts/race.py --report
 
