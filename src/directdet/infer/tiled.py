@@ -139,27 +139,34 @@ def merged(found: Detections, cut: np.ndarray, nms: float, slack: float = 0.0) -
     is_cut = np.asarray(cut.any(axis=1))
     order = np.lexsort((np.where(is_cut, -areas, -scores), is_cut))
     more = np.concatenate([-slack * cut, slack * cut], axis=1)
-    taken: dict[int, list[int]] = {}  # rows that are kept, by label
-    for row in order.tolist():
-        others = np.array(taken.setdefault(int(labels[row]), []), np.int64)
-        common = _common(boxes[row], boxes[others])
-        if not is_cut[row]:
-            covered = common > nms * (areas[row] + areas[others] - common)
-        else:
-            covered = _common(boxes[row], boxes[others] + more[row]) >= COVERED * areas[row]
-            if covered.any():  # by the slack, also by what only stands beside it
-                best = others[np.argmax(np.where(covered, common, -1.0))]
-                scores[best] = max(scores[best], scores[row])
-        if not covered.any():
-            taken[int(labels[row])].append(row)
-    kept = np.array(sorted((row for rows in taken.values() for row in rows), key=lambda row: -scores[row]), np.int64)
-    return replace(found[kept.tolist()], scores=scores[kept].astype(np.float32))
+    kept: list[int] = []
+    for label in np.unique(labels):
+        rows = order[labels[order] == label]
+        # What is kept of this class, in front; large pictures have tens of thousands of boxes.
+        taken, there, count = np.empty_like(rows), np.empty((len(rows), 4), order="F"), 0
+        for row in rows.tolist():
+            others = there[:count]
+            common = _common(boxes[row], others)
+            if not is_cut[row]:
+                covered = common > nms * (areas[row] + areas[taken[:count]] - common)
+            else:
+                covered = _common(boxes[row], others + more[row]) >= COVERED * areas[row]
+                if covered.any():  # by the slack, also by what only stands beside it
+                    best = taken[np.argmax(np.where(covered, common, -1.0))]
+                    scores[best] = max(scores[best], scores[row])
+            if not covered.any():
+                taken[count], there[count] = row, boxes[row]
+                count += 1
+        kept += taken[:count].tolist()
+    best_first = np.array(sorted(kept, key=lambda row: -scores[row]), np.int64)
+    return replace(found[best_first.tolist()], scores=scores[best_first].astype(np.float32))
 
 
 def _common(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     """The areas that a box [4] has in common with others [K, 4]."""
-    size = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    return np.prod(np.maximum(size, 0), axis=1)
+    width = np.minimum(box[2], others[:, 2]) - np.maximum(box[0], others[:, 0])
+    height = np.minimum(box[3], others[:, 3]) - np.maximum(box[1], others[:, 1])
+    return np.maximum(width, 0) * np.maximum(height, 0)
 
 
 def _nms_of(meta: dict[str, Any]) -> float:
