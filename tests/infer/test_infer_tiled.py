@@ -231,3 +231,5 @@ def test_from_the_command_line(tmp_path, tiny_dataset, capsys):
     assert (tmp_path / "out" / "large.png").is_file()
     assert main(["infer", str(artefact), "0", "--out", str(tmp_path / "video"), "--tiles", "128"]) == 2
     assert "--tiles is for images" in capsys.readouterr().err
+    assert main([*command[:-2], "--overlap", "0.5"]) == 2
+    assert "overlap: is that of tiles" in capsys.readouterr().err

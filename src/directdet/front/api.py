@@ -206,7 +206,7 @@ def evaluate(
     results: FilePath | None = None,
     report: FilePath | None = None,
     tiles: int | None = None,
-    overlap: float = 0.25,
+    overlap: float | None = None,
     runtime: str = "auto",
     device: str | int = "auto",
     threads: int | None = None,

@@ -158,11 +158,7 @@ tiles_option = click.option(
     "--tiles", type=click.IntRange(min=16), metavar="PIXELS", help="Larger pictures: detect in tiles of this side, too."
 )
 overlap_option = click.option(
-    "--overlap",
-    type=Number(0, 0.9),
-    default=0.25,
-    show_default=True,
-    help="Of neighbouring tiles, as a share.",
+    "--overlap", type=Number(0, 0.9), help="Of neighbouring tiles, a share of their side.  [default: 0.25]"
 )
 score_option = click.option(
     "--score", type=Number(0, 1), help="Leave out lower scores.  [default: what its export found best, or 0.3]"

@@ -202,6 +202,8 @@ def _joined(found: Sequence[Detections]) -> Detections:
     return replace(found[0], boxes=all_of("boxes"), scores=all_of("scores"), labels=all_of("labels"), **with_masks)
 
 
-def in_tiles(detector: Predictor, side: int | None, overlap: float) -> Predictor:
-    """A `TiledDetector`, or the detector itself without a `side`."""
-    return detector if side is None else TiledDetector(detector, side, overlap)
+def in_tiles(detector: Predictor, side: int | None, overlap: float | None) -> Predictor:
+    """A `TiledDetector`, or the detector itself without a `side`; UsageProblem for an overlap of no tiles."""
+    if side is None and overlap is not None:
+        raise UsageProblem("overlap: is that of tiles; give tiles, too")
+    return detector if side is None else TiledDetector(detector, side, OVERLAP if overlap is None else overlap)

@@ -160,9 +160,9 @@ def infer(
             return _infer_images(model, loading, tiles, score, settings, source=source, out=out, **options)
     if options.pop("resume"):
         raise click.UsageError("--resume is for images; a video always runs from its start")
-    if as_stored or tiles[0] is not None:
-        name = "as-stored" if as_stored else "tiles"
-        raise click.UsageError(f"--{name} is for images; {source} is none")
+    for name, given in (("as-stored", as_stored), ("tiles", tiles[0]), ("overlap", tiles[1])):
+        if given:
+            raise click.UsageError(f"--{name} is for images; {source} is none")
     options.pop("split")
     limit = options.pop("frames")
     return _infer_video(model, loading, score, settings, source, out=out, limit=limit, **options)
@@ -188,7 +188,7 @@ def _with_score(options: PredictOptions, score: float | None, detector: Predicto
 def _infer_images(
     model: Path,
     loading: list[Any],
-    tiles: tuple[int | None, float],
+    tiles: tuple[int | None, float | None],
     score: float | None,
     options: PredictOptions,
     **arguments: Any,
