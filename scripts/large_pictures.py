@@ -68,7 +68,7 @@ def main() -> None:
     for model in given.models:
         detector = load(model, device="cpu")
         for side in (None, *given.sides):
-            metrics = evaluate(in_tiles(detector, side, OVERLAP), dataset, progress=False)
+            metrics = evaluate(in_tiles(detector, side, None), dataset, progress=False)
             row = {
                 "model": str(detector.meta.get("recipe")),
                 "canvas": list(detector.preprocess.size),
