@@ -207,7 +207,9 @@ def test_from_the_command_line(artefact, tmp_path, capsys):
     arguments = ["infer", str(artefact), str(source), "--out", str(tmp_path / "out"), "--device", "cpu"]
     assert cli.main([*arguments, "--classes", "dog, person", "--format", "jsonl", "--batch", "1"]) == 0
     output = capsys.readouterr()
-    assert output.out.startswith("2 images, 4 detections, ") and output.out.endswith("detections.jsonl\n")
+    kept, told = output.out.splitlines()
+    assert kept == "scores of at least 0.3 are kept (the default); --score changes it"
+    assert told.startswith("2 images, 4 detections, ") and told.endswith("detections.jsonl")
     assert output.err == ""
 
 

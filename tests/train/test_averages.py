@@ -1,7 +1,6 @@
 """The moving average of the weights: its values, and what is evaluated, saved, resumed and handed on."""
 
 import math
-import os
 import signal
 from pathlib import Path
 
@@ -151,7 +150,7 @@ def test_resuming_continues_the_average_bit_by_bit(shapes, averaging, tmp_path, 
 
     def interrupted(self: Trainer, batches: list) -> tuple[dict, dict]:
         if self.position.step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return step(self, batches)
 
     monkeypatch.setattr(Trainer, "step", interrupted)

@@ -59,11 +59,11 @@ def test_a_second_signal_stops_at_once_and_an_ignored_one_is_let_be():
     try:
         reached = []
         with Interrupt() as interrupt, pytest.raises(Stopped) as caught, interrupt.deferred():
-            os.kill(os.getpid(), signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
             assert not interrupt.requested
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             reached.append(interrupt.requested)
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             reached.append("after the second")
         assert reached == [True] and caught.value.number == signal.SIGTERM and caught.value.exit_code == 143
     finally:
@@ -77,7 +77,7 @@ def test_a_signal_while_an_evaluation_saves_waits_for_it(shapes, tiny, tmp_path,
 
     def interrupted(path, content):
         if path.name == name and content["evaluated"]:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         save(path, content)
 
     monkeypatch.setattr(loop, "save_checkpoint", interrupted)
@@ -95,7 +95,7 @@ def test_a_signal_while_the_processes_agree_is_not_lost(shapes, tiny, tmp_path, 
     agree = loop.distributed.any_of
 
     def interrupted(flag, device):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         return agree(flag, device)
 
     monkeypatch.setattr(loop.distributed, "any_of", interrupted)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -192,7 +191,7 @@ def test_a_heavy_run_is_resumed_bit_by_bit(shapes, tiny: Recipe, tmp_path, monke
 
     def interrupted(self: Trainer, batches: list) -> tuple[dict, dict]:
         if self.position.step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return step(self, batches)
 
     monkeypatch.setattr(Trainer, "step", interrupted)

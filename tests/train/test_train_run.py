@@ -91,7 +91,7 @@ def test_resume_is_exact(shapes, tiny, tmp_path, monkeypatch):
 
     def interrupted(self, batches):
         if self.position.step == 3:
-            os.kill(os.getpid(), signal.SIGINT)  # in the middle of the fourth step
+            signal.raise_signal(signal.SIGINT)  # in the middle of the fourth step
         return step(self, batches)
 
     monkeypatch.setattr(Trainer, "step", interrupted)
