@@ -132,7 +132,9 @@ def _cell(value: Any) -> str:
     return f'<strong class="{state}">{text}</strong>' if state else text
 
 
-def _figures(figures: Iterable[Figure]) -> str:
+def _figures(figures: Sequence[Figure]) -> str:
+    if not figures:
+        return ""
     cells = (
         f'<div class="figure {safe(item.state)}"><dt>{safe(item.label)}</dt><dd>{safe(item.value)}</dd>'
         f"<span>{safe(item.detail)}</span></div>"

@@ -26,6 +26,10 @@ h2 {
 h3 { font-size: 1rem; font-weight: 650; margin: 2.2rem 0 .4rem; }
 p { margin: 0 0 1rem; max-width: 44rem; }
 header p { color: var(--muted); font-size: 1.05rem; }
+a { color: var(--first); }
+form { margin: 2rem 0; }
+button, input { font: inherit; }
+button { margin: 0 .6rem .6rem 0; }
 .note, figcaption { color: var(--muted); font-size: .88rem; }
 .good { color: var(--good); }
 .bad { color: var(--bad); }
