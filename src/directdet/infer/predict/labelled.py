@@ -51,12 +51,13 @@ def labelled_split(detector: Predictor, root: str | Path, split: str) -> tuple[I
         UserError: no such dataset or split, no pictures in it, or other classes or another format than the detector's.
     """
     dataset = load_dataset(root, split)
-    paths = tuple(record.path for record in _firsts(dataset).values())
+    records = _firsts(dataset)
+    paths = tuple(record.path for record in records.values())
     if not paths:
         raise UserError(f"{root}: {split}: no images to detect on")
     require_format(detector, dataset)
     folder = Path(os.path.commonpath([path.absolute().parent for path in paths]))
-    return Images(str(root), folder, len(paths), paths=paths), _labelled(detector, dataset)
+    return Images(str(root), folder, len(paths), paths=paths), _labelled(detector, dataset, records)
 
 
 def find_labelled(detector: Predictor, images: Images, note: Callable[[str], None]) -> Labelled | None:
@@ -71,7 +72,8 @@ def find_labelled(detector: Predictor, images: Images, note: Callable[[str], Non
     own = {os.path.realpath(path) for path in images}
     for root in (folder, *folder.parents[:_UP]):
         for dataset in _splits(root):
-            known = {os.path.realpath(record.path) for record in dataset.records}
+            records = _firsts(dataset)
+            known = records.keys()
             if not own & known:
                 continue
             name = f"{dataset.root} {dataset.split}"
@@ -79,7 +81,7 @@ def find_labelled(detector: Predictor, images: Images, note: Callable[[str], Non
                 note(f"{len(own - known)} of {len(own)} pictures are not in {name}: the results do not have its ids")
                 continue
             try:
-                return _labelled(detector, dataset)
+                return _labelled(detector, dataset, records)
             except UserError:
                 note(f"the pictures are those of {name}, which has other classes: the results do not have its ids")
                 return None
@@ -97,10 +99,10 @@ def _splits(root: Path) -> list[Dataset]:
     return found
 
 
-def _labelled(detector: Predictor, dataset: Dataset) -> Labelled:
+def _labelled(detector: Predictor, dataset: Dataset, records: dict[str, Record]) -> Labelled:
     order = match_classes(detector, dataset)
     ids = tuple(dataset.category_ids[int(label)] for label in order)
-    return Labelled(f"{dataset.root} {dataset.split}", ids, _firsts(dataset))
+    return Labelled(f"{dataset.root} {dataset.split}", ids, records)
 
 
 def _firsts(dataset: Dataset) -> dict[str, Record]:
