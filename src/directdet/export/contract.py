@@ -201,12 +201,9 @@ def _suggestion(suggested: dict[str, Any] | None) -> list[str]:
     """The score threshold that suits, in a paragraph; nothing where it is not known."""
     if suggested is None:
         return []
-    gives = ", ".join(f"{name} {suggested[key]:.2f}" for key, name in _GIVES.items())
+    gives = "precision {precision:.2f}, recall {recall:.2f}, F1 {f1:.2f}".format(**suggested)
     where = f"on {suggested['images']} pictures, at an IoU of 0.5 ({gives})"
     return ["", f"Keep scores of at least {suggested['score']:g} for the best F1 {where}."]
-
-
-_GIVES = {"precision": "precision", "recall": "recall", "f1": "F1"}
 
 
 def _cell(text: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from directdet.data.records import Dataset
+from directdet.data.records import Dataset, image_sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,6 @@ def objects_of(datasets: Sequence[Dataset]) -> Objects:
         place += kept
         label += [one.labels[places] for one, places in zip(dataset.records, kept, strict=True)]
         box += [one.boxes[places] for one, places in zip(dataset.records, kept, strict=True)]
-        sizes = np.array([[one.width, one.height] for one in dataset.records], np.float32).reshape(-1, 2)
-        size.append(np.repeat(sizes, per_picture, axis=0))
+        size.append(np.repeat(image_sizes(dataset.records).astype(np.float32), per_picture, axis=0))
         counts.append(per_picture)
     return Objects(*map(np.concatenate, (split, record, place, label, box, size, counts)))

@@ -86,7 +86,12 @@ def spread_of_difference(
     """The standard deviation, over the draws of the pictures, of the difference of the AP by `name`, a key of KINDS."""
     drawn = _drawn(len(records))
     ours, theirs = (weighted_ap(side, dataset, records, name, drawn) for side in (expected, found))
-    valid = ours >= 0  # some object was drawn
+    return _spread(ours, theirs)
+
+
+def _spread(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The standard deviation of the difference of two APs over the draws, of those that drew some object."""
+    valid = ours >= 0
     return float(np.std((theirs - ours)[valid])) if valid.any() else 0.0
 
 
@@ -96,8 +101,7 @@ def compare(one: Found, other: Found, dataset: Dataset, records: Sequence[Record
     differences = []
     for name in _kinds(dataset, one, other):
         ours, theirs = (weighted_ap(side, dataset, records, name, weights) for side in (one, other))
-        valid = ours[1:] >= 0  # some object was drawn
-        spread = float(np.std((ours - theirs)[1:][valid])) if valid.any() else 0.0
+        spread = _spread(ours[1:], theirs[1:])
         differences.append(Difference(name, float(ours[0]), float(theirs[0]), spread, len(records)))
     return tuple(differences)
 
