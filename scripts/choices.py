@@ -24,23 +24,20 @@ SIDE, CLASSES, WARMUP = 640, 80, 3
 def prepare(name: str, folder: Path) -> int:
     """The recipe's artefact below `folder`; returns the multiply-adds of its network."""
     import torch
-    from speed_models import Layers, count_macs, layer_inputs
+    from speed_models import Layers, count_macs, layer_inputs, save_untrained
 
     from directdet.export.onnx_graph import fold
     from directdet.export.options import ExportOptions
     from directdet.export.run import export
     from directdet.infer.preprocess import Preprocess
-    from directdet.models.build import build_model, describe_model
-    from directdet.models.checkpoint import save_checkpoint
+    from directdet.models.build import build_model
     from directdet.models.two_stage.network import RCNN
     from directdet.recipes.by_name import get_recipe
 
     recipe, size = get_recipe(name), (SIDE, SIDE)
     torch.manual_seed(0)
     model = build_model({"detector": recipe.detector, "num_classes": CLASSES, **recipe.model}).eval()
-    content = {"model_config": describe_model(model.config), "model": model.state_dict(), "recipe": name}
-    content |= {"classes": [f"class {i}" for i in range(CLASSES)], "category_ids": list(range(1, CLASSES + 1))}
-    save_checkpoint(folder / f"{name}.pt", {**content, "preprocess": Preprocess(size).to_dict()})
+    save_untrained(model, folder / f"{name}.pt", name, Preprocess(size))
     export(folder / f"{name}.pt", folder / name, ExportOptions(size=size))
     folded = fold(model, size)[0]
     layers = Layers(folded) if isinstance(model, RCNN) else folded  # a two-stage detector's heads need RoIs

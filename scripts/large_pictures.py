@@ -9,8 +9,8 @@ are there at their own size, and at a third of it where the whole picture is sca
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -19,7 +19,7 @@ from measure import ROOT, measured_on
 
 from directdet.common.files import write_json_atomic
 from directdet.data.dataset import load_dataset
-from directdet.data.records import detector_image
+from directdet.data.records import Dataset, Record, detector_image
 from directdet.infer.accuracy.evaluate import evaluate
 from directdet.infer.runtimes.load import load
 from directdet.infer.tiled import OVERLAP, in_tiles, tiles
@@ -28,30 +28,27 @@ ACROSS = 3  # pictures beside each other
 BACKGROUND = 124  # grey level where a picture is smaller than its place
 
 
-def make_large(data: Path, folder: Path) -> None:
-    """The val pictures of `data`, ACROSS x ACROSS to a picture, as a COCO dataset with boxes in `folder`."""
-    dataset = load_dataset(data, "val")
-    images, annotations = [], []
-    (folder / "val2017").mkdir(parents=True, exist_ok=True)
-    (folder / "annotations").mkdir(exist_ok=True)
+def make_large(data: Path, folder: Path) -> Dataset:
+    """The val pictures of `data`, ACROSS x ACROSS to a picture in `folder`, with their boxes."""
+    dataset, large = load_dataset(data, "val"), []
+    folder.mkdir(parents=True, exist_ok=True)
     for number in range(len(dataset.records) // ACROSS**2):
         group = dataset.records[number * ACROSS**2 :][: ACROSS**2]
         height, width = max(one.height for one in group), max(one.width for one in group)
         canvas = np.full((ACROSS * height, ACROSS * width, 3), BACKGROUND, np.uint8)
+        boxes = []
         for place, record in enumerate(group):
             y, x = place // ACROSS * height, place % ACROSS * width
             canvas[y : y + record.height, x : x + record.width] = detector_image(record)
-            for (x0, y0, x1, y1), label in zip(record.boxes.tolist(), record.labels, strict=True):
-                about = {"id": len(annotations) + 1, "image_id": number + 1, "iscrowd": 0}
-                box = [x0 + x, y0 + y, x1 - x0, y1 - y0]
-                about |= {"category_id": dataset.category_ids[label], "bbox": box, "area": box[2] * box[3]}
-                annotations.append(about)
-        cv2.imwrite(str(folder / "val2017" / f"{number}.png"), canvas)
-        size = {"width": canvas.shape[1], "height": canvas.shape[0]}
-        images.append({"id": number + 1, "file_name": f"{number}.png", **size})
-    categories = [{"id": i, "name": name} for i, name in zip(dataset.category_ids, dataset.classes, strict=True)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "annotations" / "instances_val2017.json").write_text(json.dumps(content), encoding="utf-8")
+            boxes.append(record.boxes + np.array([x, y, x, y], np.float32))
+        path = folder / f"{number}.png"
+        cv2.imwrite(str(path), canvas)
+        labels, crowd, difficult = (
+            np.concatenate([getattr(one, name) for one in group]) for name in ("labels", "crowd", "difficult")
+        )
+        about = number + 1, path, canvas.shape[1], canvas.shape[0], np.concatenate(boxes)
+        large.append(Record(*about, labels, crowd, difficult, (None,) * len(labels), tuple(range(len(labels)))))
+    return replace(dataset, records=tuple(large))
 
 
 def main() -> None:
@@ -62,8 +59,7 @@ def main() -> None:
     options.add_argument("--work", type=Path, default=Path("runs/large_pictures"), help="folder of the large pictures")
     options.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
     given = options.parse_args()
-    make_large(given.data, given.work)
-    dataset, rows = load_dataset(given.work, "val"), {}
+    dataset, rows = make_large(given.data, given.work), {}
     sizes = [[record.height, record.width] for record in dataset.records]
     for model in given.models:
         detector = load(model, device="cpu")

@@ -70,11 +70,14 @@ def random_model(name: str, tiny: bool = False) -> SSD | RetinaNet | RCNN | RTMD
 
 def save_random(name: str, path: Path, tiny: bool = False) -> None:
     """`random_model` as a checkpoint."""
-    model = random_model(name, tiny)
+    save_untrained(random_model(name, tiny), path, "speed", Preprocess(SUBJECTS[name].size, warp=name == "ssd300"))
+
+
+def save_untrained(model: Network, path: Path, recipe: str, preprocess: Preprocess) -> None:
+    """A network as a checkpoint of a run of `recipe`, with made names of classes."""
     classes = model.config.num_classes
-    content = {"model_config": describe_model(model.config), "model": model.state_dict(), "recipe": "speed"}
+    content = {"model_config": describe_model(model.config), "model": model.state_dict(), "recipe": recipe}
     content |= {"classes": [f"class {i}" for i in range(classes)], "category_ids": list(range(1, classes + 1))}
-    preprocess = Preprocess(SUBJECTS[name].size, warp=name == "ssd300")
     save_checkpoint(path, {**content, "preprocess": preprocess.to_dict()})
 
 
