@@ -57,6 +57,14 @@ def pytest_configure(config):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """How a worker process ended that crashed: a signal, or an exit code."""
+    if error and (code := node.gateway._io.wait()):
+        with open(Path(os.environ[TRACES], node.gateway.id), "a") as file:
+            file.write(f"ended with exit code {code}\n")
+
+
 def pytest_terminal_summary(terminalreporter):
     """Where a worker process was when it crashed; nothing is known of one that was killed from outside."""
     for file in sorted(Path(os.environ[TRACES]).iterdir()):

@@ -123,6 +123,6 @@ def test_it_runs(tmp_path):
     content = json.loads((tmp_path / "speed_cpu.json").read_text())
     assert set(content["rows"]) == {"ssd300/torchvision/fp32", "ssd300/onnxruntime/fp32"}
     row = content["rows"]["ssd300/onnxruntime/fp32"]
-    assert row["share_of_postprocessing"] < 1 and row["gmacs"] > 0.1 and row["prepare_ms"] < row["end_to_end_ms"]
+    assert row["share_of_postprocessing"] > 0 and row["gmacs"] > 0.1 and row["prepare_ms"] < row["end_to_end_ms"]
     assert row["runs_in"]["provider"] == "CPUExecutionProvider" and row["share_of_matrix_product"] > 0
     assert set(content["settings"]["matrix_product_gmacs"]) == {"fp32", "bf16", "int8"}
