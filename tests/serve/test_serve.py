@@ -197,6 +197,20 @@ def test_the_form_obeys_no_name(artefact):
     assert "<script" not in page and "&lt;script&gt;" in page and "c26 and 3 more" in page
 
 
+def test_the_name_of_a_class_may_be_what_utf_8_cannot_write(tmp_path):
+    artefact, odd = write_artefact(tmp_path / "artefact"), "half \ud800 ä"
+    meta = json.loads((artefact / "meta.json").read_text())
+    meta["classes"][0] = odd
+    (artefact / "meta.json").write_text(json.dumps(meta))
+    with server(artefact) as (number, _):
+        answers = [ask(number, *request) for request in (("GET", "/health"), ("POST", "/detect?score=0", picture()))]
+        refused = ask(number, "POST", "/detect?classes=%ED%A0%80", picture())
+        assert [status for status, _, _ in (*answers, refused)] == [200, 200, 422], (answers, refused)
+        assert json.loads(answers[0][2])["classes"][0] == odd
+        assert odd in {found["class"] for found in json.loads(answers[1][2])["detections"]}
+        assert ask(number, "GET", "/")[0] == 200 and ask(number, "POST", "/draw?score=0", picture())[0] == 200
+
+
 def test_health_metrics_and_the_form(port):
     status, _, body = ask(port, "GET", "/health")
     assert status == 200 and json.loads(body)["status"] == "ok" and json.loads(body)["runtime"] == "onnxruntime"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any
@@ -84,11 +85,11 @@ def make_app(detector: Predictor, options: ServeOptions) -> fastapi.FastAPI:
             metrics.request(path, status, time.perf_counter() - start)
 
     @app.exception_handler(Refused)
-    async def refuse(request: Request, error: Refused) -> JSONResponse:
+    async def refuse(request: Request, error: Refused) -> Response:
         headers = {"Retry-After": "1"} if error.status == 503 else {}
         if error.status in (408, 413, 503):
             headers["Connection"] = "close"  # what is left of the upload is not read
-        return JSONResponse({"error": error.message}, error.status, headers)
+        return _Json({"error": error.message}, error.status, headers)
 
     pixels = detector.preprocess.pixels
 
@@ -112,7 +113,7 @@ def make_app(detector: Predictor, options: ServeOptions) -> fastapi.FastAPI:
     async def detect(request: Request, score: Score = None, classes: Classes = None, masks: Masks = False) -> Any:
         """The detections in an uploaded picture: the body of the request, or the file of a form."""
         image, found = await answer(request, score, classes)
-        return JSONResponse(await run_in_threadpool(_as_json, image, found, masks))
+        return _Json(await run_in_threadpool(_as_json, image, found, masks))
 
     @app.post("/draw", response_class=Response)
     async def drawn(request: Request, score: Score = None, classes: Classes = None) -> Response:
@@ -121,11 +122,11 @@ def make_app(detector: Predictor, options: ServeOptions) -> fastapi.FastAPI:
         return Response(await run_in_threadpool(_as_jpeg, pixels.drawable(image), found), media_type="image/jpeg")
 
     @app.get("/health")
-    async def health() -> JSONResponse:
+    async def health() -> Response:
         """200 while pictures are taken, else 503."""
         alive = state.batches is not None and state.batches.alive
         about = {"status": "ok" if alive else "stopping", **detector.describe(), "classes": list(detector.classes)}
-        return JSONResponse(about, 200 if alive else 503)
+        return _Json(about, 200 if alive else 503)
 
     @app.get("/metrics")
     async def prometheus() -> PlainTextResponse:
@@ -140,6 +141,13 @@ def make_app(detector: Predictor, options: ServeOptions) -> fastapi.FastAPI:
         return form_page(detector, usual_score)
 
     return app
+
+
+class _Json(JSONResponse):
+    """JSON in ASCII: the name of a class may hold half a surrogate pair, which UTF-8 cannot write."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 class _State:
