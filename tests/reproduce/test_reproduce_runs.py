@@ -2,13 +2,13 @@
 
 import json
 import shutil
-import signal
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 import torch
 from comparison_helpers import micro_options, only, printed
+from interrupting import interrupt
 from slim_models import backbone_file, without_masks
 
 from directdet.models.checkpoint import load_checkpoint
@@ -116,7 +116,7 @@ def check_results(out: Path, name: str) -> None:
 def test_ctrl_c_is_no_time_limit(shapes, tmp_path, monkeypatch):
     only(monkeypatch, "direct/scratch", "scratch_bn")
     given = ("direct/scratch", shapes, tmp_path, micro_options(4.0))
-    stopped_at(monkeypatch, {2}, lambda: signal.raise_signal(signal.SIGINT))
+    stopped_at(monkeypatch, {2}, interrupt)
     with pytest.raises(KeyboardInterrupt):
         reproduce(*given, time_limit=1000.0)
     assert load_checkpoint(tmp_path / "scratch_bn" / "scratch" / "checkpoints" / "last.pt")["step"] == 2
@@ -128,7 +128,7 @@ def test_an_imagenet_row_starts_from_its_file(shapes, tmp_path, monkeypatch):
     only(monkeypatch, "direct/table1", "imagenet")
     file = backbone_file(tmp_path / "r18.pth")
     given = ("direct/table1", shapes, tmp_path / "out", micro_options(3.0, imagenet=str(file)))
-    stopped_at(monkeypatch, {2}, lambda: signal.raise_signal(signal.SIGINT))
+    stopped_at(monkeypatch, {2}, interrupt)
     with pytest.raises(KeyboardInterrupt):
         reproduce(*given)
     assert reproduce(*given).finished

@@ -1,11 +1,11 @@
 """The moving average of the weights: its values, and what is evaluated, saved, resumed and handed on."""
 
 import math
-import signal
 from pathlib import Path
 
 import pytest
 import torch
+from interrupting import interrupt
 from slim_models import mask_rcnn
 from torch.optim.swa_utils import AveragedModel
 
@@ -150,7 +150,7 @@ def test_resuming_continues_the_average_bit_by_bit(shapes, averaging, tmp_path, 
 
     def interrupted(self: Trainer, batches: list) -> tuple[dict, dict]:
         if self.position.step == 3:
-            signal.raise_signal(signal.SIGINT)
+            interrupt()
         return step(self, batches)
 
     monkeypatch.setattr(Trainer, "step", interrupted)

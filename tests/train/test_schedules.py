@@ -1,11 +1,11 @@
 """How long a phase is, how its steps are made of batches, what the rate is, and where a run goes on when resumed."""
 
-import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from interrupting import interrupt
 from slim_models import mask_rcnn
 from torch import nn
 
@@ -147,7 +147,7 @@ def test_resumed_anywhere_steps_are_fed_as_if_nothing_had_been(pictures, tmp_pat
 
         def interrupted(self: Trainer, batches: list, stop: int = stop) -> tuple[dict, dict]:
             if self.position.step == stop - 1:
-                signal.raise_signal(signal.SIGINT)
+                interrupt()
             return noted(self, batches)
 
         monkeypatch.setattr(Trainer, "step", interrupted)
@@ -181,7 +181,7 @@ def test_a_resumed_run_is_the_same_run(shapes, tiny: Recipe, tmp_path, monkeypat
 
     def interrupted(self: Trainer, batches: list) -> tuple[dict, dict]:
         if self.position.step == 3:
-            signal.raise_signal(signal.SIGINT)
+            interrupt()
         return step(self, batches)
 
     monkeypatch.setattr(Trainer, "step", interrupted)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from interrupting import interrupt
 
 from directdet.common.errors import UserError
 from directdet.data.augment.compose import Compose
@@ -191,7 +191,7 @@ def test_a_heavy_run_is_resumed_bit_by_bit(shapes, tiny: Recipe, tmp_path, monke
 
     def interrupted(self: Trainer, batches: list) -> tuple[dict, dict]:
         if self.position.step == 3:
-            signal.raise_signal(signal.SIGINT)
+            interrupt()
         return step(self, batches)
 
     monkeypatch.setattr(Trainer, "step", interrupted)

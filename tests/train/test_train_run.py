@@ -2,12 +2,12 @@
 
 import json
 import os
-import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from interrupting import interrupt
 from torch import nn
 
 from directdet.common.errors import UserError
@@ -91,7 +91,7 @@ def test_resume_is_exact(shapes, tiny, tmp_path, monkeypatch):
 
     def interrupted(self, batches):
         if self.position.step == 3:
-            signal.raise_signal(signal.SIGINT)  # in the middle of the fourth step
+            interrupt()  # in the middle of the fourth step
         return step(self, batches)
 
     monkeypatch.setattr(Trainer, "step", interrupted)

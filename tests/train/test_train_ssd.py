@@ -1,11 +1,11 @@
 """Training SSD: pictures of exactly its size, the same run after an interruption, and sizes that it does not take."""
 
-import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from interrupting import interrupt
 
 from directdet.common.errors import UserError
 from directdet.data.pixels.format import MEAN
@@ -62,7 +62,7 @@ def test_a_resumed_run_is_the_same_run(shapes, slim, tmp_path, monkeypatch):
     def stopping(self: Trainer, batches: list) -> tuple[dict, dict]:
         count[0] += 1
         if count[0] in (2, 5):  # in the middle of the first pass of four batches, and of the second
-            signal.raise_signal(signal.SIGINT)
+            interrupt()
         return step(self, batches)
 
     monkeypatch.setattr(Trainer, "step", stopping)
