@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 import time
@@ -109,3 +110,21 @@ def test_torch(threads, training):
     sizes = [(40, 40 + 20 * (number % 5)) for number in range(200)]
     check(detector, [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes], threads)
     assert all(module.training == training for module in model.modules())
+
+
+def test_ctrl_c_reaches_python_after_a_model_was_dropped_in_another_thread(artefact):
+    """In a process of its own: OpenVINO's plugin, dropped there, would take the main thread's signal stack with it."""
+    code = f"""
+import signal, threading
+from directdet import Detector
+held = [Detector({str(artefact)!r}, runtime="openvino")]
+thread = threading.Thread(target=held.clear)
+thread.start()
+thread.join()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("handled")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout == "handled\n", (done.returncode, done.stderr)

@@ -21,6 +21,7 @@ from onnxruntime.quantization import CalibrationDataReader
 
 from directdet.common.errors import UserError
 from directdet.export.layers import PASSING, Layers, onnx_layers, openvino_layers
+from directdet.infer.runtimes.openvino_core import openvino_core
 
 ENOUGH_IMAGES = 50
 # How many of the layers with the largest error are left out in the first step, and in the second.
@@ -153,7 +154,7 @@ def quantise_openvino(
     except ImportError as error:
         raise UserError(f"int8 for OpenVINO needs NNCF ({error}); install directdet[openvino]") from None
     batches, images = _counted(batches)
-    core = openvino.Core()
+    core = openvino_core()
     layers = openvino_layers(core.read_model(source))
     _require_layers(layers, source)
 

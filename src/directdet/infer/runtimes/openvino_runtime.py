@@ -10,6 +10,7 @@ from directdet.common.errors import UserError
 from directdet.infer.artefact import Artefact
 from directdet.infer.network_input import check_input
 from directdet.infer.runtimes.library import import_library
+from directdet.infer.runtimes.openvino_core import openvino_core
 
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _DEVICES = {"auto": "CPU", "cpu": "CPU", "gpu": "GPU"}
@@ -44,7 +45,7 @@ class OpenVinoBackend:
         if threads is not None and _DEVICES[device] == "CPU":
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
-            core = openvino.Core()
+            core = openvino_core()
             compiled = core.compile_model(core.read_model(artefact.model_file), _DEVICES[device], settings)
         except Exception as error:  # OpenVINO raises RuntimeError and its own classes
             raise UserError(
