@@ -47,7 +47,7 @@ def score_chart(analysis: Analysis) -> str:
         axes.set_ylim(0, 102)
         axes.set_xlabel("score threshold")
         axes.set_ylabel("%")
-        axes.legend(frameon=False, loc="lower left", fontsize=9)
+        axes.legend(frameon=False, loc="best", fontsize=9)  # where the curves are not
 
     return svg(draw, grid="both")
 

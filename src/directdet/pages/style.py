@@ -3,7 +3,7 @@
 CSS = """
 :root {
   --paper: #fcfbf8; --ink: #1c1d1f; --muted: #686a70; --line: #e4e1da; --soft: #f3f1ec;
-  --first: #0b6e75; --second: #c2571a; --third: #6a5aa8; --good: #1b7a43; --bad: #b3261e; --shade: #1c1d1f55;
+  --first: #0b6e75; --second: #b04e16; --third: #6a5aa8; --good: #1b7a43; --bad: #b3261e; --shade: #1c1d1f55;
 }
 @media (prefers-color-scheme: dark) {
   :root {
@@ -74,8 +74,8 @@ summary { cursor: pointer; font-weight: 600; margin: 1.4rem 0; }
 .matrix th, .matrix td { text-align: center; padding: .42rem .5rem; overflow-wrap: normal; }
 .matrix td:first-child { min-width: 0; }
 .matrix th[scope] { text-align: left; padding-left: 0; }
-.matrix .good { color: var(--ink); background: color-mix(in srgb, var(--first) calc(var(--share) * .6), transparent); }
-.matrix .wrong { background: color-mix(in srgb, var(--second) var(--share), transparent); }
+.matrix .good { color: var(--ink); background: color-mix(in srgb, var(--first) calc(var(--share) * .5), transparent); }
+.matrix .wrong { background: color-mix(in srgb, var(--second) calc(var(--share) * .5), transparent); }
 .stills { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1.2rem; margin: 1rem 0; }
 .stills figure { display: flex; flex-direction: column; justify-content: flex-end; }
 .stills img { display: block; max-width: 100%; height: auto; border-radius: .2rem; }
