@@ -48,6 +48,7 @@ ROWS = {
     "ema": Part("no moving average of the weights", ("ema=none",)),
     "mosaic": Part("mosaic on every picture of pre-training", ("pretrain.mosaic=1.0",)),
     "jitter": Part("no scale jitter", ("scale=1.0,1.0",)),
+    "narrow": Part("scale jitter of 0.8 to 1.2, as in direct pre-training", ("scale=0.8,1.2",)),
     "colour": Part("no change of colours", ("colour=none",)),
 }
 
