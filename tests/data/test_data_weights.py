@@ -15,10 +15,11 @@ from directdet.data.augment.ssd_transforms import SSDTransform
 from directdet.data.augment.steps import Flip, Resized, Turn, ZoomAndCrop
 from directdet.data.augment.transforms import EdgesTransform, PretrainTransform
 from directdet.data.dataset import load_dataset
+from directdet.data.formats import coco
 from directdet.data.formats.write.convert import convert
 from directdet.data.loader import make_loader
 from directdet.data.padding import Padding
-from directdet.data.records import only_objects
+from directdet.data.records import Records, only_objects
 from directdet.data.sampling import Sampling
 
 BOX = {"bbox": [1, 2, 5, 6]}
@@ -69,6 +70,16 @@ def test_scores_are_written_where_the_format_has_them(write_coco, tmp_path):
 def test_chosen_objects_keep_their_weights(write_coco):
     record = load_dataset(write_coco(SCORED), "train").records[0]
     assert only_objects(record, np.array([1, 0, 0, 1, 0], bool)).weights.tolist() == [0.25, 0]
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_difficult_objects_of_weight_nothing_stay(write_coco, monkeypatch, tmp_path, large):
+    monkeypatch.setenv("DIRECTDET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(coco, "LARGE", 0 if large else 10**9)
+    objects = [{**BOX, "score": 0, "difficult": 1}, {**BOX, "score": 0.5, "difficult": 1}, {**BOX, "difficult": 1}, BOX]
+    found = load_dataset(write_coco(objects), "train")
+    assert isinstance(found.records, Records) == large and found.difficult_objects() == 2
+    assert found.without_difficult().records[0].weights.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("transform", AUGMENTED.values(), ids=AUGMENTED)

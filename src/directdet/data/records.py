@@ -242,16 +242,20 @@ class Dataset:
         return int(object_counts(self.records).max(initial=0))
 
     def without_difficult(self) -> Dataset:
-        """The dataset without the objects marked difficult; images that had no others stay, without objects."""
+        """The dataset without the objects marked difficult; images that had no others stay, without objects.
+
+        Those of weight 0 stay: without them their place would be background.
+        """
         if not self.difficult_objects():
             return self
         return replace(self, records=tuple(_without_difficult(record) for record in self.records))
 
     def difficult_objects(self) -> int:
-        """Objects that are marked difficult."""
+        """Objects that are marked difficult; not those of weight 0, which training leaves aside in any case."""
         if isinstance(self.records, Records):
-            return int(self.records.objects_with(self.records.columns.difficult).sum())
-        return sum(int(record.difficult.sum()) for record in self.records)
+            columns = self.records.columns
+            return int(self.records.objects_with(columns.difficult & (columns.weights > 0)).sum())
+        return sum(int(_difficult(record).sum()) for record in self.records)
 
     def subset(self, fraction: float, seed: int) -> Dataset:
         """A random ``fraction`` of the images, which depends only on ``seed``; at least one, in their original order.
@@ -270,7 +274,12 @@ class Dataset:
 
 
 def _without_difficult(record: Record) -> Record:
-    return only_objects(record, ~record.difficult) if record.difficult.any() else record
+    difficult = _difficult(record)
+    return only_objects(record, ~difficult) if difficult.any() else record
+
+
+def _difficult(record: Record) -> np.ndarray:
+    return record.difficult & (record.weights > 0)
 
 
 def only_objects(record: Record, keep: np.ndarray) -> Record:
