@@ -169,7 +169,8 @@ def predict(
 
         items = _read(images, summary.n_resumed, labelled, upright, pixels)
         stages = detection_stages(detector, selection, describe, finish)
-        summary.pipeline = run_pipeline(make_batches(items, detector, size), stages, write)
+        depth = 1 if isinstance(detector, TiledDetector) else 2  # few large pictures at a time
+        summary.pipeline = run_pipeline(make_batches(items, detector, size), stages, write, depth=depth)
     if turned:
         note(
             f"{turned} images were turned as their EXIF orientation says, as viewers show them; --as-stored leaves them"
