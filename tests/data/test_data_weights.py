@@ -14,6 +14,8 @@ from directdet.data.augment.mixing import CopyPaste, MixUp, Mosaic
 from directdet.data.augment.ssd_transforms import SSDTransform
 from directdet.data.augment.steps import Flip, Resized, Turn, ZoomAndCrop
 from directdet.data.augment.transforms import EdgesTransform, PretrainTransform
+from directdet.data.check import check_data
+from directdet.data.check_report import split_rows
 from directdet.data.dataset import load_dataset
 from directdet.data.formats import coco
 from directdet.data.formats.write.convert import convert
@@ -56,6 +58,11 @@ def test_a_score_is_a_weight_and_none_is_one(write_coco):
 def test_a_score_that_is_none_is_refused(write_coco, score):
     with pytest.raises(UserError, match=r"annotation 2: score .* is not a number from 0 to 1"):
         load_dataset(write_coco([BOX, {**BOX, "score": score}]), "train")
+
+
+def test_check_data_counts_scores(write_coco):
+    report = check_data(write_coco(SCORED))
+    assert report.splits[0].scored == 2 and ("  with score below 1", ["2"]) in split_rows(report)
 
 
 def test_scores_are_written_where_the_format_has_them(write_coco, tmp_path):
