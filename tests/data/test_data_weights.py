@@ -26,6 +26,7 @@ from directdet.data.sampling import Sampling
 
 BOX = {"bbox": [1, 2, 5, 6]}
 SCORED = [{**BOX, "score": 0.25}, BOX, {**BOX, "score": 1}, {**BOX, "score": 0}, {**BOX, "score": None}]
+SCORED += [{**BOX, "score": float("nan")}]
 SQUARE = Resized(PretrainTransform(96))
 AUGMENTED = {
     "pretrain": PretrainTransform(96),
@@ -50,7 +51,7 @@ def numbered(dataset):
 
 def test_a_score_is_a_weight_and_none_is_one(write_coco):
     found = load_dataset(write_coco(SCORED), "train")
-    assert found.records[0].weights.tolist() == [0.25, 1, 1, 0, 1] and found.has_weights
+    assert found.records[0].weights.tolist() == [0.25, 1, 1, 0, 1, 1] and found.has_weights
     assert not load_dataset(write_coco([BOX, {**BOX, "score": 1.0}]), "train").has_weights
 
 
@@ -76,7 +77,7 @@ def test_scores_are_written_where_the_format_has_them(write_coco, tmp_path):
 
 def test_chosen_objects_keep_their_weights(write_coco):
     record = load_dataset(write_coco(SCORED), "train").records[0]
-    assert only_objects(record, np.array([1, 0, 0, 1, 0], bool)).weights.tolist() == [0.25, 0]
+    assert only_objects(record, np.array([1, 0, 0, 1, 0, 0], bool)).weights.tolist() == [0.25, 0]
 
 
 @pytest.mark.parametrize("large", [False, True])

@@ -15,6 +15,7 @@ from directdet.front.options import (
     PATH,
     Numbers,
     code_option,
+    require_one_process,
     score_option,
     settings_option,
     torch_device_option,
@@ -229,8 +230,9 @@ def self_train(model: Path, pictures: str, out: Path, **options: Any) -> None:
 
     MODEL detects on them; what it finds becomes a training set beside DATA, in which the losses of an object count by
     its score; RECIPE is trained on both. Pictures that are in DATA are left out. Says the commands that do the same
-    one by one.
+    one by one, which is how to train on several GPUs.
     """
+    require_one_process("self-train")
     from directdet.front.self_training import RUN, self_train
 
     with _told_how_to_go_on(out / RUN):
