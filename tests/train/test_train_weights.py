@@ -2,15 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from directdet.common.errors import UserError
+from directdet.data.dataset import load_dataset
+from directdet.data.records import only_objects
 from directdet.data.synthetic import make_synthetic
 from directdet.models.build import DETECTORS
 from directdet.recipes.by_name import get_recipe
 from directdet.recipes.settings import apply_settings
+from directdet.train.objects import count_objects, facts_of_data
 from directdet.train.run import train
 
 SMALL = ["pretrain.size=64", "pretrain.epochs=1", "pretrain.batch_size=2", "pretrain.workers=0", "pretrain.mosaic=0"]
@@ -57,3 +62,19 @@ def test_a_detector_that_does_not_weigh_is_refused(plain, tmp_path, monkeypatch)
             log=["none"],
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_objects_of_weight_nothing_are_not_what_a_recipe_fits_itself_to(plain, tmp_path):
+    usual = load_dataset(plain, "train")
+    records = tuple(
+        replace(one, weights=np.where(np.arange(len(one.boxes)) == 0, 0, one.weights).astype(np.float32))
+        for one in usual.records
+    )
+    fewer = tuple(only_objects(one, np.arange(len(one.boxes)) > 0) for one in usual.records)
+    aside, without = replace(usual, records=records), replace(usual, records=fewer)
+    assert facts_of_data(aside) == facts_of_data(without) != facts_of_data(usual)
+    phase = get_recipe("rtmdet_nano").phases[0]
+    assert count_objects(phase, aside) == count_objects(phase, without) != count_objects(phase, usual)
+    nothing = tuple(replace(one, weights=np.zeros(len(one.boxes), np.float32)) for one in usual.records)
+    with pytest.raises(UserError, match=r"no object to train on \(1 crowd regions, .* of score 0"):
+        count_objects(phase, replace(usual, records=nothing))
