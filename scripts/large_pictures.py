@@ -19,10 +19,11 @@ from measure import ROOT, measured_on
 
 from directdet.common.files import write_json_atomic
 from directdet.data.dataset import load_dataset
+from directdet.data.pixels.tiles import OVERLAP, tiles
 from directdet.data.records import Dataset, Record, detector_image
 from directdet.infer.accuracy.evaluate import evaluate
 from directdet.infer.runtimes.load import load
-from directdet.infer.tiled import OVERLAP, in_tiles, tiles
+from directdet.infer.tiled import in_tiles
 
 ACROSS = 3  # pictures beside each other
 BACKGROUND = 124  # grey level where a picture is smaller than its place

@@ -27,6 +27,7 @@ FILE = "annotations/instances_train2017.json"
 SQUARE = [[2, 2, 12, 2, 12, 12.5, 2, 12]]
 GOOD = {"bbox": [1, 2, 5, 6]}
 BIG = 2**70
+ARRAYS = ("boxes", "labels", "crowd", "difficult", "areas", "weights")
 # Each is regular, or wrong, in a way of its own.
 OBJECTS = [
     GOOD,
@@ -63,6 +64,15 @@ OBJECTS = [
     {**GOOD, "iscrowd": None},
     {**GOOD, "iscrowd": 2},
     {**GOOD, "iscrowd": []},
+    {**GOOD, "score": 0.25},
+    {**GOOD, "score": 1},
+    {**GOOD, "score": None},
+    {**GOOD, "score": 1.5},
+    {**GOOD, "score": -0.1},
+    {**GOOD, "score": "0.5"},
+    {**GOOD, "score": True},
+    {**GOOD, "score": float("nan")},
+    {**GOOD, "score": BIG},
     {**GOOD, "image_id": 7.0},
     {**GOOD, "image_id": 8},
     {**GOOD, "image_id": True},
@@ -101,8 +111,8 @@ def everything(dataset):
     records = [
         (
             *(record.image_id, record.path, record.width, record.height, record.annotation_ids),
-            *(getattr(record, name).tobytes() for name in ("boxes", "labels", "crowd", "difficult", "areas")),
-            *(getattr(record, name).dtype for name in ("boxes", "labels", "crowd", "difficult", "areas")),
+            *(getattr(record, name).tobytes() for name in ARRAYS),
+            *(getattr(record, name).dtype for name in ARRAYS),
             repr(record.segmentations),
         )
         for record in dataset.records
@@ -310,7 +320,7 @@ def test_a_file_with_a_right_digest_and_wrong_arrays_is_no_file(write_coco):
     body = file.read_bytes()[:-32]
     for old, new in (
         (b'"labels": [', b'"labels": [9999999'),
-        (b"annotations 1", b"annotations 0"),
+        (b"annotations 2", b"annotations 0"),
         (f"directdet {__version__}".encode(), f"directdet {'9' * len(__version__)}".encode()),
         (b'"boxes": [', b'"boxes": [-9, '),
         (b"{", b"{{"),

@@ -232,7 +232,9 @@ def crowded(dataset, objects):
     """The dataset with an image of so many objects, all of them its first one."""
     full = next(record for record in dataset.records if not record.crowd.any() and len(record.boxes))
     index = np.zeros(objects, int)
-    fields = {name: getattr(full, name)[index] for name in ("boxes", "labels", "crowd", "difficult", "areas")}
+    fields = {
+        name: getattr(full, name)[index] for name in ("boxes", "labels", "crowd", "difficult", "areas", "weights")
+    }
     fields["segmentations"] = (full.segmentations[0],) * objects
     fields["annotation_ids"] = tuple(range(objects))
     return replace(dataset, records=(*dataset.records, replace(full, **fields))), len(dataset.records)

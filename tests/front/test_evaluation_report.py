@@ -96,7 +96,7 @@ def test_parts_may_be_missing(dataset, case):
 
 def without_objects(record):
     empty = {"segmentations": (), "annotation_ids": ()}
-    arrays = ("boxes", "labels", "crowd", "difficult", "areas")
+    arrays = ("boxes", "labels", "crowd", "difficult", "areas", "weights")
     return replace(record, **empty, **{name: getattr(record, name)[:0] for name in arrays})
 
 

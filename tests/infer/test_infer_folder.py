@@ -160,7 +160,7 @@ def test_resume_with_nothing_there_is_a_plain_run(detector, tmp_path):
         ({"batch": 0}, "batch: 0; give at least 1"),
         ({"classes": "dog"}, "classes: 'dog'; give a list of names"),
         ({"classes": []}, "classes: no names; give at least one, or None for all"),
-        ({"results": "xml"}, "results: 'xml'; choose from coco, jsonl"),
+        ({"results": "xml"}, "results: 'xml'; choose from coco, jsonl, dataset"),
     ],
 )
 def test_options_refuse_impossible_values(settings, message):

@@ -180,6 +180,7 @@ def _count(dataset: Dataset, files: _Files) -> SplitReport:
         objects=sum(per_image),
         crowd=sum(int(record.crowd.sum()) for record in records),
         difficult=sum(int(record.difficult.sum()) for record in records),
+        scored=sum(int((record.weights < 1).sum()) for record in records),
         empty_images=per_image.count(0),
         objects_with_mask=dataset.mask_counts()[0],
         first_without_mask=dataset.first_without_mask(),

@@ -52,6 +52,7 @@ def split_rows(report: CheckReport) -> list[tuple[str, list[str]]]:
         "objects": lambda split: split.objects,
         "  with mask": lambda split: split.objects_with_mask,
         "  difficult": lambda split: split.difficult,
+        "  with score below 1": lambda split: split.scored,
         "  small (area < 32²)": lambda split: split.sizes["small"],
         "  medium": lambda split: split.sizes["medium"],
         "  large (area >= 96²)": lambda split: split.sizes["large"],

@@ -32,7 +32,7 @@ def find_splits(root: str | os.PathLike[str]) -> list[str]:
     Raises:
         UserError: no such folder, or none of the known layouts.
     """
-    return list(_find(root).splits)
+    return list(find_dataset(root).splits)
 
 
 def load_dataset(root: str | os.PathLike[str], split: str, *, leave_out: bool = False) -> Dataset:
@@ -53,7 +53,7 @@ def load_dataset(root: str | os.PathLike[str], split: str, *, leave_out: bool = 
 
 
 def _load(root: str | os.PathLike[str], split: str) -> Dataset:
-    found = _find(root)
+    found = find_dataset(root)
     if split not in found.splits:
         raise UserError(f"{root}: no split {split!r} here; found: {', '.join(found.splits) or 'none'}")
     dataset = found.read(split)
@@ -87,15 +87,15 @@ def check_same_classes(first: Dataset, second: Dataset) -> None:
     )
 
 
-def _find(root: str | os.PathLike[str]) -> Found:
-    """The reading of a folder, or of a file that describes one."""
+def find_dataset(root: str | os.PathLike[str]) -> Found:
+    """The reading of a folder, or of a file that describes one; UserError if there is none."""
     folder = Path(root)
     if not folder.exists():
         raise UserError(f"{folder}: dataset folder not found")
     described = folder if folder.is_file() else folder / "dataset.toml"
     if described.suffix == ".toml" and described.is_file():
-        splits = tuple(toml_splits(described))
-        return Found("toml", str(described), splits, lambda split: read_toml(described, split))
+        splits = tuple(toml_splits(described, find_dataset))
+        return Found("toml", str(described), splits, lambda split: read_toml(described, split, find_dataset))
     if folder.is_file() and folder.suffix.lower() not in _DESCRIPTIONS:
         raise UserError(f"{folder}: is a file; give the dataset's folder")
     return recognise(folder)

@@ -15,7 +15,7 @@ PARTS = {
     "names": "file names of images",
     "sizes": "sizes of images",
     "objects": "number of objects",
-    "boxes": "boxes, classes or flags of objects",
+    "boxes": "boxes, classes, flags or scores of objects",
     "masks": "masks of objects",
 }
 
@@ -33,6 +33,8 @@ def describe_content(dataset: Dataset) -> dict[str, int | str]:
         digests["names"].update(f"{record.image_id} {record.path.name}\n".encode("utf-8", "surrogatepass"))
         digests["sizes"].update(f"{record.width} {record.height}\n".encode())
         parts = (record.boxes.astype(np.float32), record.labels, record.crowd, record.difficult)
+        if (record.weights != 1).any():  # left out elsewhere: older descriptions have none
+            parts = (*parts, record.weights)
         digests["boxes"].update(b"%d " % len(record.boxes) + b"".join(part.tobytes() for part in parts))
         digests["masks"].update(b"\n".join(map(_mask_bytes, record.segmentations)))
     found: dict[str, int | str] = {name: digest.hexdigest() for name, digest in digests.items()}

@@ -100,8 +100,11 @@ def _canonical(name: str) -> str:
     return unicodedata.normalize("NFC", os.path.splitext(unquote(name))[0]).casefold()
 
 
-def decode_image(content: bytes, name: str | os.PathLike[str] = "image") -> np.ndarray:
-    """Decode the bytes of an image file, as :func:`read_image`; ``name`` is used in error messages."""
+def decode_image(content: bytes, name: str | os.PathLike[str] = "image", bgr: bool = False) -> np.ndarray:
+    """Decode the bytes of an image file, as :func:`read_image`; ``name`` is used in error messages.
+
+    With ``bgr`` the channels are in OpenCV's order, which needs no second picture in memory.
+    """
     check_content(content, name)
     header = read_header(content)
     if header.foreign:
@@ -115,7 +118,7 @@ def decode_image(content: bytes, name: str | os.PathLike[str] = "image") -> np.n
         image = None
     if image is None:
         raise UserError(f"{name}: not a readable image (JPEG, PNG, BMP, WebP or TIFF), or it is damaged")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image if bgr else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def check_content(content: bytes, name: object) -> None:

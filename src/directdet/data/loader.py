@@ -67,7 +67,8 @@ def make_loader(
         labels int64 [N, G], valid bool [N, G], sizes float32 [N, 2] (height, width of the image in the canvas), padded
         float32 [N, 2] (the same of what the image is padded to in a batch of its own), and, with masks, masks uint8
         [N, G, mask_size, mask_size] inside each box. Rows that are not valid are zero; images are padded with
-        the rounded mean used for normalisation.
+        the rounded mean used for normalisation. Where some objects count less than others, weights float32 [N, G], 0
+        to 1.
 
     Raises:
         UserError: too few images for a batch, masks required but absent; while iterating, a missing or broken image.
@@ -95,7 +96,7 @@ def make_loader(
     return BatchLoader(
         _Samples(records, transform, sampling.seed, masks, padding.mask_size),
         BatchSampler(sampling, len(records), height > width),
-        _Collate(padding.divisor, padding.min_objects, padding.mask_size, masks, dataset.pixels),
+        _Collate(padding.divisor, padding.min_objects, padding.mask_size, masks, dataset.pixels, dataset.has_weights),
         workers,
         pin_memory,
     )
@@ -325,6 +326,7 @@ class _Collate:
     mask_size: int
     masks: bool
     pixels: PixelFormat
+    weights: bool
 
     def __call__(self, items: list[tuple[Sample, np.ndarray, int] | _Failure]) -> Batch | _Packed | _Failure:
         pairs: list[tuple[Sample, np.ndarray]] = []
@@ -353,6 +355,7 @@ class _Collate:
         boxes = np.zeros((count, rows, 4), np.float32)
         labels = np.zeros((count, rows), np.int64)
         valid = np.zeros((count, rows), bool)
+        weights = np.zeros((count, rows), np.float32)
         masks = np.zeros((count, rows, self.mask_size, self.mask_size) if self.masks else 0, np.uint8)
         for index, (sample, sample_masks) in enumerate(pairs):
             image_height, image_width = sample.image.shape[:2]
@@ -361,6 +364,7 @@ class _Collate:
             boxes[index, :objects] = sample.boxes
             labels[index, :objects] = sample.labels
             valid[index, :objects] = True
+            weights[index, :objects] = sample.weights
             if self.masks:
                 masks[index, :objects] = sample_masks
         sizes = np.array([sample.size for sample, _ in pairs], np.float32)
@@ -369,6 +373,8 @@ class _Collate:
         targets = {"boxes": boxes, "labels": labels, "valid": valid, "sizes": sizes, "padded": padded}
         if self.masks:
             targets["masks"] = masks
+        if self.weights:
+            targets["weights"] = weights
         return torch.from_numpy(images), {name: torch.from_numpy(value) for name, value in targets.items()}
 
 

@@ -63,6 +63,9 @@ class Record:
     # float32 [G], square pixels as the file gives them (COCO: of the mask), by default those of the boxes; COCO AP
     # classes objects as small, medium and large by them.
     areas: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    # float32 [G], 0..1, what training multiplies the losses of each object by: pseudo-labels have their score, all
+    # others 1; one of 0 is neither object nor background.
+    weights: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     pixels: PixelFormat = RGB  # what the image file is read as
 
     def __post_init__(self) -> None:
@@ -70,8 +73,10 @@ class Record:
             sizes = self.boxes[:, 2:] - self.boxes[:, :2]
             object.__setattr__(self, "areas", (sizes[:, 0] * sizes[:, 1]).astype(np.float32))
         count = len(self.boxes)
+        if not len(self.weights):
+            object.__setattr__(self, "weights", np.ones(count, np.float32))
         lists = (self.labels, self.crowd, self.difficult, self.segmentations, self.annotation_ids, self.areas)
-        if self.boxes.shape != (count, 4) or any(len(values) != count for values in lists):
+        if self.boxes.shape != (count, 4) or any(len(values) != count for values in (*lists, self.weights)):
             raise ValueError(f"record of {self.path}: the object lists differ in length")
 
 
@@ -117,6 +122,7 @@ class Records(Sequence[Record]):
             segmentations=columns.masks(image),
             annotation_ids=tuple(columns.annotation_ids[first:stop].tolist()),
             areas=columns.areas[first:stop].copy(),
+            weights=columns.weights[first:stop].copy(),
             pixels=self.pixels,
         )
 
@@ -224,21 +230,32 @@ class Dataset:
         masks, objects = self.mask_counts()
         return 0 < masks == objects
 
+    @cached_property
+    def has_weights(self) -> bool:
+        """Whether the losses of some objects count less than those of others."""
+        if isinstance(self.records, Records):
+            return bool(self.records.objects_with(self.records.columns.weights != 1).any())
+        return any((record.weights != 1).any() for record in self.records)
+
     def most_objects(self) -> int:
         """Objects of the fullest image, without crowd regions."""
         return int(object_counts(self.records).max(initial=0))
 
     def without_difficult(self) -> Dataset:
-        """The dataset without the objects marked difficult; images that had no others stay, without objects."""
+        """The dataset without the objects marked difficult; images that had no others stay, without objects.
+
+        Those of weight 0 stay: without them their place would be background.
+        """
         if not self.difficult_objects():
             return self
         return replace(self, records=tuple(_without_difficult(record) for record in self.records))
 
     def difficult_objects(self) -> int:
-        """Objects that are marked difficult."""
+        """Objects that are marked difficult; not those of weight 0, which training leaves aside in any case."""
         if isinstance(self.records, Records):
-            return int(self.records.objects_with(self.records.columns.difficult).sum())
-        return sum(int(record.difficult.sum()) for record in self.records)
+            columns = self.records.columns
+            return int(self.records.objects_with(columns.difficult & (columns.weights > 0)).sum())
+        return sum(int(_difficult(record).sum()) for record in self.records)
 
     def subset(self, fraction: float, seed: int) -> Dataset:
         """A random ``fraction`` of the images, which depends only on ``seed``; at least one, in their original order.
@@ -257,13 +274,18 @@ class Dataset:
 
 
 def _without_difficult(record: Record) -> Record:
-    return only_objects(record, ~record.difficult) if record.difficult.any() else record
+    difficult = _difficult(record)
+    return only_objects(record, ~difficult) if difficult.any() else record
+
+
+def _difficult(record: Record) -> np.ndarray:
+    return record.difficult & (record.weights > 0)
 
 
 def only_objects(record: Record, keep: np.ndarray) -> Record:
     """The record with the objects for which ``keep``, bool [G], is true."""
     kept = np.flatnonzero(keep)
-    arrays = ("boxes", "labels", "crowd", "difficult", "areas")
+    arrays = ("boxes", "labels", "crowd", "difficult", "areas", "weights")
     lists = {
         name: tuple(getattr(record, name)[index] for index in kept) for name in ("segmentations", "annotation_ids")
     }
@@ -363,6 +385,7 @@ class AnnotatedObject:
     segmentation: Segmentation = None
     crowd: bool = False
     difficult: bool = False
+    weight: float = 1.0
 
 
 def make_record(image_id: int, path: Path, width: int, height: int, objects: Sequence[AnnotatedObject]) -> Record:
@@ -379,4 +402,5 @@ def make_record(image_id: int, path: Path, width: int, height: int, objects: Seq
         segmentations=tuple(item.segmentation for item in objects),
         annotation_ids=tuple(item.annotation_id for item in objects),
         areas=np.array([item.area for item in objects], np.float32),
+        weights=np.array([item.weight for item in objects], np.float32),
     )

@@ -7,56 +7,22 @@ is detected, too; so what is cut counts only where nothing covers it (`merged`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from directdet.common.errors import UsageProblem
+from directdet.data.pixels.tiles import OVERLAP, Tile, check_tiles, tiles
 from directdet.data.records import is_number
 from directdet.infer.detections import Detections
 from directdet.infer.pictures import PictureLike, to_array
 from directdet.infer.predictor import Predictor
 
-OVERLAP = 0.25  # of neighbouring tiles, as a share of their side
 COVERED = 0.5  # the share of a cut box that another has to cover to stand for it
 NMS = 0.5  # the IoU of boxes of one object in two tiles, where the model has no threshold of its own
 EDGE = 2.0  # pixels of the canvas within which a box touches the edge of its tile
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A window of a picture, in its pixels; `inner` says which of its edges (left, top, right, bottom) are inside."""
-
-    x: int
-    y: int
-    width: int
-    height: int
-    inner: tuple[bool, bool, bool, bool]
-
-
-def tiles(height: int, width: int, side: int, overlap: float = OVERLAP) -> list[Tile]:
-    """Square tiles that cover a picture, evenly spread, row by row; one as large as the picture if that is no larger.
-
-    Args:
-        side: of a tile, in pixels of the picture.
-        overlap: at least this share of `side` is common to neighbours.
-    """
-    return [
-        Tile(x, y, across, down, (x > 0, y > 0, x + across < width, y + down < height))
-        for y, down in _spread(height, side, overlap)
-        for x, across in _spread(width, side, overlap)
-    ]
-
-
-def _spread(length: int, side: int, overlap: float) -> list[tuple[int, int]]:
-    """(start, length) of the windows along one axis."""
-    if length <= side:
-        return [(0, length)]
-    count = math.ceil((length - side) / max(1.0, side * (1 - overlap))) + 1
-    return [(round(number * (length - side) / (count - 1)), side) for number in range(count)]
 
 
 class TiledDetector(Predictor):
@@ -80,10 +46,7 @@ class TiledDetector(Predictor):
         super().__init__(of.backend, of.preprocess, of.classes, of.category_ids, of.source, of.meta)
         self.side = min(detector.preprocess.size) if side is None else side
         self.overlap = overlap
-        if self.side < 16:
-            raise UsageProblem(f"tiles: {self.side} pixels; give at least 16")
-        if not 0 <= overlap <= 0.9:
-            raise UsageProblem(f"overlap: {overlap}; give a share from 0 to 0.9")
+        check_tiles(self.side, overlap)
 
     def __call__(self, image: PictureLike) -> Detections:
         """The objects of a picture in any form that a `Detector` takes (arrays as OpenCV reads them), see `merged`."""

@@ -46,6 +46,7 @@ class Architecture(NamedTuple):
     losses(model, raw, targets, draw) -> (losses by name, counts to monitor, including "positives").
     deploy(model, (height, width), portable): the module that is evaluated and exported; see postprocess.
     backbones: the kinds of backbone it can be built on.
+    weights: whether the losses of positives are multiplied by `targets.weights`; else data with scores is refused.
     """
 
     config: type
@@ -53,14 +54,17 @@ class Architecture(NamedTuple):
     losses: Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]
     deploy: Callable[..., nn.Module]
     backbones: tuple[Kind, ...] = ("pyramid",)
+    weights: bool = False
 
 
 DETECTORS = {
-    "rcnn": Architecture(RCNNConfig, RCNN, rcnn_losses, RCNNDeploy, ("pyramid", "single_map")),
-    "cascade": Architecture(CascadeConfig, Cascade, cascade_losses, CascadeDeploy, ("pyramid", "single_map")),
-    "retinanet": Architecture(RetinaNetConfig, RetinaNet, retinanet_losses, RetinaNetDeploy),
-    "rtmdet": Architecture(RTMDetConfig, RTMDet, rtmdet_losses, RTMDetDeploy),
-    "ssd": Architecture(SSDConfig, SSD, ssd_losses, SSDDeploy, ("ssd",)),
+    "rcnn": Architecture(RCNNConfig, RCNN, rcnn_losses, RCNNDeploy, ("pyramid", "single_map"), weights=True),
+    "cascade": Architecture(
+        CascadeConfig, Cascade, cascade_losses, CascadeDeploy, ("pyramid", "single_map"), weights=True
+    ),
+    "retinanet": Architecture(RetinaNetConfig, RetinaNet, retinanet_losses, RetinaNetDeploy, weights=True),
+    "rtmdet": Architecture(RTMDetConfig, RTMDet, rtmdet_losses, RTMDetDeploy, weights=True),
+    "ssd": Architecture(SSDConfig, SSD, ssd_losses, SSDDeploy, ("ssd",), weights=True),
 }
 
 

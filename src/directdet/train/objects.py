@@ -29,7 +29,7 @@ def facts_of_data(dataset: Dataset) -> DataFacts:
     """What a recipe that fits itself to the data looks at."""
     sides = [np.zeros(0)]
     for record in dataset.records:
-        boxes = record.boxes[~record.crowd]
+        boxes = record.boxes[_learnt(record)]
         areas = np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), 1)
         sides.append(np.sqrt(areas) / max(record.width, record.height))
     shares = np.concatenate(sides)
@@ -44,7 +44,8 @@ def fitted(recipe: Recipe, dataset: Dataset) -> tuple[Recipe, str]:
 
 
 def count_objects(phase: Phase, dataset: Dataset) -> ObjectCount:
-    """Count the objects of ``dataset`` that the phase uses: no crowd regions, no difficult ones if it skips them.
+    """Count the objects of ``dataset`` that the phase uses: no crowd regions, none of weight 0, no difficult ones if it
+    skips them.
 
     One is seen if it reaches a pixel at the largest size that the phase draws.
 
@@ -55,11 +56,13 @@ def count_objects(phase: Phase, dataset: Dataset) -> ObjectCount:
     objects, seen, difficult = count.objects, count.seen, count.difficult
     where = f"{dataset.root}: {dataset.split}"
     if not objects:
-        crowd = sum(len(record.boxes) for record in dataset.records) - difficult
+        crowd = sum(int(record.crowd.sum()) for record in dataset.records)
+        aside = sum(int((record.weights == 0).sum()) for record in dataset.records)
         dropped = sum(problem.action == "dropped" for problem in dataset.problems)
-        counts = ((crowd, "crowd regions"), (difficult, "marked difficult"), (dropped, "left out for their boxes"))
-        words = ", ".join(f"{count} {what}" for count, what in counts if count or what != "marked difficult")
-        left_out = f" ({words})" if crowd or difficult or dropped else ""
+        counts = [(crowd, "crowd regions"), (dropped, "left out for their boxes")]
+        counts[1:1] = [one for one in ((difficult, "marked difficult"), (aside, "of score 0")) if one[0]]
+        words = ", ".join(f"{count} {what}" for count, what in counts)
+        left_out = f" ({words})" if any(count for count, _ in counts) else ""
         raise UserError(f"{where}: no object to train on{left_out}; check-data tells more")
     if not seen:
         raise UserError(
@@ -92,10 +95,16 @@ def _resized_sides(
         dataset = dataset.without_difficult()
     sides = [np.zeros((0, 2))]
     for record in dataset.records:  # one at a time: those of a large set are made on demand
-        if not record.crowd.all():
-            boxes = record.boxes[~record.crowd]
+        learnt = _learnt(record)
+        if learnt.any():
+            boxes = record.boxes[learnt]
             sides.append((boxes[:, 2:] - boxes[:, :2]) * factors(phase, record))
     return np.concatenate(sides)
+
+
+def _learnt(record: Record) -> np.ndarray:
+    """Which objects are learnt, bool [G]: neither crowd regions nor of weight 0."""
+    return ~record.crowd & (record.weights > 0)
 
 
 def _usual_factors(phase: Phase, record: Record) -> tuple[float, float]:

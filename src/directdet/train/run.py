@@ -19,7 +19,7 @@ from directdet.data.pixels.format import RGB
 from directdet.data.records import Dataset
 from directdet.infer.accuracy.evaluate import Evaluation, Metrics
 from directdet.infer.runtimes.load import find_model
-from directdet.models.build import build_model
+from directdet.models.build import DETECTORS, build_model
 from directdet.models.checkpoint import load_checkpoint
 from directdet.models.parts.network import Network
 from directdet.recipes.derived import accumulated
@@ -211,6 +211,7 @@ def _train(
     dataset, val = load_splits(data, recipe.data_fraction)
     recipe, why = fitted(recipe, dataset)
     recipe = _for_channels(recipe, dataset)
+    _check_weights(recipe, dataset)
     recipe = replace(recipe, given=())  # a run is the same however its settings came about
     chosen = [p for p in recipe.phases if phase in (None, p.name)]
     run = _Run(recipe, str(data), dataset, val, out, place, seed, resume, dry_run, phase, tuple(log))
@@ -240,6 +241,16 @@ def _for_channels(recipe: Recipe, dataset: Dataset) -> Recipe:
     if asked not in (None, channels):
         raise UserError(f"model.in_channels: {asked}, but {dataset.root} has {channels}; leave it out")
     return recipe if channels == 3 else replace(recipe, model={**recipe.model, "in_channels": channels})
+
+
+def _check_weights(recipe: Recipe, dataset: Dataset) -> None:
+    """UserError if objects have scores and the losses of the recipe's detector do not look at them."""
+    known = DETECTORS.get(recipe.detector)
+    if known is not None and not known.weights and dataset.has_weights:
+        raise UserError(
+            f"{dataset.root}: {dataset.split}: some objects have a score, by which the losses of {recipe.detector} are "
+            "not weighed; remove score from the annotations, or give its Architecture weights=True once they are"
+        )
 
 
 def _check_later(run: _Run, phase: Phase) -> None:

@@ -189,4 +189,5 @@ def _join(image: np.ndarray, parts: list[Sample]) -> Sample:
         shapes = None if shapes is None or part.segmentations is None else shapes + part.segmentations
     boxes = np.concatenate([part.boxes for part in parts] or [np.zeros((0, 4), np.float32)])
     labels = np.concatenate([part.labels for part in parts] or [np.zeros(0, np.int64)])
-    return Sample(image, boxes, labels, shapes, (image.shape[0], image.shape[1]))
+    weights = np.concatenate([part.weights for part in parts] or [np.zeros(0, np.float32)])
+    return Sample(image, boxes, labels, shapes, (image.shape[0], image.shape[1]), weights)

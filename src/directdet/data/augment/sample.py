@@ -5,7 +5,7 @@ Functions take a :class:`Sample` and return a new one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -27,6 +27,12 @@ class Sample:
     labels: np.ndarray  # int64 [G]
     segmentations: tuple[Shape, ...] | None  # one for each object, or None if masks are not needed
     size: tuple[int, int]
+    # float32 [G], see Record; by default 1
+    weights: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    def __post_init__(self) -> None:
+        if not len(self.weights):
+            object.__setattr__(self, "weights", np.ones(len(self.boxes), np.float32))
 
 
 def load_sample(record: Record, masks: bool) -> Sample:
@@ -43,7 +49,8 @@ def load_sample(record: Record, masks: bool) -> Sample:
         shapes = tuple(shape for shape in found if shape is not None)
         if len(shapes) != len(found):
             raise ValueError(f"{record.path}: an object has no mask")
-    return Sample(image, record.boxes[keep], record.labels[keep], shapes, (image.shape[0], image.shape[1]))
+    size = (image.shape[0], image.shape[1])
+    return Sample(image, record.boxes[keep], record.labels[keep], shapes, size, record.weights[keep])
 
 
 def with_image(sample: Sample, image: np.ndarray, scale: tuple[float, float], shift: tuple[float, float]) -> Sample:
@@ -52,7 +59,7 @@ def with_image(sample: Sample, image: np.ndarray, scale: tuple[float, float], sh
     if shapes is not None:
         shapes = tuple(scale_and_shift(shape, scale, shift) for shape in shapes)
     boxes = (sample.boxes * np.array(scale * 2) + np.array(shift * 2)).astype(np.float32)
-    return Sample(image, boxes, sample.labels, shapes, (image.shape[0], image.shape[1]))
+    return replace(sample, image=image, boxes=boxes, segmentations=shapes, size=(image.shape[0], image.shape[1]))
 
 
 def hflip(sample: Sample) -> Sample:
@@ -83,4 +90,5 @@ def select(sample: Sample, keep: np.ndarray) -> Sample:
     shapes = sample.segmentations
     if shapes is not None:
         shapes = tuple(shapes[index] for index in np.flatnonzero(keep))
-    return replace(sample, boxes=sample.boxes[keep], labels=sample.labels[keep], segmentations=shapes)
+    boxes, labels, weights = sample.boxes[keep], sample.labels[keep], sample.weights[keep]
+    return replace(sample, boxes=boxes, labels=labels, segmentations=shapes, weights=weights)

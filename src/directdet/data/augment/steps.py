@@ -102,7 +102,7 @@ def quarter_turn(sample: Sample) -> Sample:
     shapes = sample.segmentations
     if shapes is not None:
         shapes = tuple(turn_shape(shape, height, width) for shape in shapes)
-    return Sample(image, boxes, sample.labels, shapes, (width, height))
+    return replace(sample, image=image, boxes=boxes, segmentations=shapes, size=(width, height))
 
 
 def shift_hsv(image: np.ndarray, hue: int, saturation: int, value: int) -> np.ndarray:

@@ -26,6 +26,7 @@ class SplitReport:
     objects: int
     crowd: int
     difficult: int
+    scored: int  # with a score below 1, by which their losses are weighed
     empty_images: int
     objects_with_mask: int
     first_without_mask: str | None  # annotation and image file of the first of the others

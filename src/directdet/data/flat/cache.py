@@ -26,7 +26,7 @@ from directdet.data.flat.columns import TYPES, Columns
 
 VARIABLE = "DIRECTDET_CACHE"
 # Another version may read the same annotations differently; the number is for changes between versions.
-_FORMAT = f"directdet {__version__} annotations 1"
+_FORMAT = f"directdet {__version__} annotations 2"
 _ALIGNED = 64  # where arrays begin, in bytes
 _BLOCK = 2**20
 _ELEMENTS = 2**17  # of an array that are written at once

@@ -19,7 +19,7 @@ from directdet.data.flat.gather import Gathered
 from directdet.data.flat.json_lists import Piece
 from directdet.data.formats.reading import OBJECT, Faults
 from directdet.data.formats.rle import check_rle
-from directdet.data.formats.values import area_or_none, flag, whole
+from directdet.data.formats.values import area_or_none, flag, score_or_one, whole
 from directdet.data.records import Problem, Segmentation, is_number
 
 _TOGETHER = 4096  # objects that are looked at at once
@@ -114,13 +114,14 @@ class ObjectReader:
         image_ids: list[Any] = [entry.get("image_id") for entry in entries]
         categories: list[Any] = [entry.get("category_id") for entry in entries]
         given_areas: list[Any] = [entry.get("area") for entry in entries]
+        scores: list[Any] = [entry.get("score") for entry in entries]
         flags = {key: [entry.get(key) for entry in entries] for key in ("iscrowd", "difficult")}
         if not (
             set(map(type, ids)) | set(map(type, image_ids)) | set(map(type, categories)) == {int}
             and set(map(type, boxes)) == {list}
             and set(map(len, boxes)) == {4}
             and set(map(type, chain.from_iterable(boxes))) <= _NUMBERS
-            and set(map(type, given_areas)) <= {int, float, type(None)}
+            and set(map(type, given_areas)) | set(map(type, scores)) <= {int, float, type(None)}
             and all(set(map(type, values)) <= {int, type(None)} for values in flags.values())
             and -(2**63) <= min(ids) <= max(ids) < 2**63
         ):
@@ -132,6 +133,8 @@ class ObjectReader:
             regular &= [value in (0, 1, None) for value in values]
         widths, heights = self.widths[images], self.heights[images]
         clipped, inside = _clip(np.array(list(chain.from_iterable(boxes)), np.float64).reshape(-1, 4), widths, heights)
+        weights = np.array([1.0 if score is None else score for score in scores], np.float64)
+        regular &= (weights >= 0) & (weights <= 1)
         areas = np.array([np.nan if area is None else area for area in given_areas], np.float64)
         has_area = (areas > 0) & (areas < _LARGEST)
         regular &= inside & (has_area | [area is None for area in given_areas])
@@ -153,6 +156,7 @@ class ObjectReader:
             "crowd": np.array([bool(value) for value in flags["iscrowd"]])[taken],
             "difficult": np.array([bool(value) for value in flags["difficult"]])[taken],
             "areas": areas[taken],
+            "weights": weights[taken],
             "annotation_ids": np.array(ids, np.int64)[taken],
         }
         self._all_ids.append(columns["annotation_ids"])
@@ -204,6 +208,7 @@ class ObjectReader:
             "boxes": clipped,
             "labels": label,
             "areas": self._area(where, annotation_id, entry.get("area"), clipped),
+            "weights": score_or_one(where, entry.get("score")),
             "annotation_ids": annotation_id,
         }
         mask = self._segmentation(where, annotation_id, entry.get("segmentation"), size)

@@ -34,6 +34,7 @@ class Columns:
     crowd: np.ndarray  # bool [N]
     difficult: np.ndarray  # bool [N]
     areas: np.ndarray  # float32 [N]
+    weights: np.ndarray  # float32 [N]
     annotation_ids: np.ndarray  # int64 [N]
     mask_kinds: np.ndarray  # uint8 [N]: NO_MASK, POLYGONS, COMPRESSED or RUNS
     mask_starts: np.ndarray  # int64 [N]: the first polygon, or the first byte in rle
@@ -49,7 +50,7 @@ class Columns:
                 raise ValueError(f"{name}: {array.dtype} of {array.ndim} dimensions")
         images, objects = len(self.image_ids), len(self.labels)
         expected = {"widths": images, "heights": images, "name_ends": images + 1, "firsts": images + 1}
-        expected |= dict.fromkeys(("crowd", "difficult", "areas", "annotation_ids"), objects)
+        expected |= dict.fromkeys(("crowd", "difficult", "areas", "weights", "annotation_ids"), objects)
         expected |= dict.fromkeys(("mask_kinds", "mask_starts", "mask_stops"), objects)
         for name, length in expected.items():
             if len(getattr(self, name)) != length:
@@ -100,7 +101,7 @@ _KINDS = {
     "labels": np.int32,
     **dict.fromkeys(("names", "mask_kinds", "rle"), np.uint8),
     **dict.fromkeys(("crowd", "difficult"), np.bool_),
-    **dict.fromkeys(("boxes", "areas"), np.float32),
+    **dict.fromkeys(("boxes", "areas", "weights"), np.float32),
     "points": np.float64,
 }
 TYPES: dict[str, np.dtype[Any]] = {one.name: np.dtype(_KINDS[one.name]) for one in fields(Columns)}

@@ -9,7 +9,7 @@ import numpy as np
 
 from directdet.data.flat.columns import COMPRESSED, NO_MASK, POLYGONS, RUNS, TYPES, Columns
 
-_OBJECTS = ("boxes", "labels", "crowd", "difficult", "areas", "annotation_ids")
+_OBJECTS = ("boxes", "labels", "crowd", "difficult", "areas", "weights", "annotation_ids")
 _MASKS = ("mask_kinds", "mask_starts", "mask_stops")
 _TOGETHER = 4096  # single objects that are kept as such before they become a block
 
@@ -40,7 +40,7 @@ class Gathered:
         Args:
             images: the index of the image of each, int64 [n].
             places: the place of each in the file, int64 [n].
-            columns: boxes, labels, crowd, difficult, areas and annotation_ids of the objects.
+            columns: boxes, labels, crowd, difficult, areas, weights and annotation_ids of the objects.
             polygon_counts: polygons of each object, 0 if it has no mask, int64 [n].
             polygon_lengths: numbers of each polygon, int64 [sum of polygon_counts].
             points: float64 [sum of polygon_lengths].

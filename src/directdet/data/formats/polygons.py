@@ -26,6 +26,27 @@ def near_picture(polygon: np.ndarray, width: int, height: int) -> np.ndarray | N
     return points.reshape(-1) if len(points) >= 3 else None
 
 
+def cut_polygon(polygon: np.ndarray, x: float, y: float, width: float, height: float) -> np.ndarray | None:
+    """The part of a polygon, float64 [2P], in a window, in pixels of the window; None if it has no area there.
+
+    Where several parts of it are inside, edges of no width along the window's border join them.
+    """
+    points = polygon.reshape(-1, 2) - (x, y)
+    for axis, size in ((0, width), (1, height)):
+        points = _cut(points, axis, 0.0, 1)
+        if len(points):
+            points = _cut(points, axis, float(size), -1)
+        if not len(points):
+            return None
+    return points.reshape(-1) if polygon_area(points) > 0 else None
+
+
+def polygon_area(polygon: np.ndarray) -> float:
+    """The area of a polygon, float64 [2P] or [P, 2], in square pixels (the shoelace formula)."""
+    x, y = polygon.reshape(-1, 2).T
+    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
+
+
 def _cut(points: np.ndarray, axis: int, bound: float, side: int) -> np.ndarray:
     """The part of a polygon [P, 2] on one side of a line (Sutherland and Hodgman, 1974).
 

@@ -70,3 +70,16 @@ def area_or_none(where: str, value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UserError(f"{where}: area {value!r} is not a number; correct or remove it")
     return float(value) if 0 < value < 1e15 else None
+
+
+def score_or_one(where: str, value: Any) -> float:
+    """A pseudo-label's score, 0 to 1; 1 where the file has none (null, or pandas' NaN).
+
+    Raises:
+        UserError: it is something else.
+    """
+    if value is None or value != value:
+        return 1.0
+    if not is_number(value) or not 0 <= value <= 1:
+        raise UserError(f"{where}: score {value!r} is not a number from 0 to 1; correct or remove it")
+    return float(value)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from directdet.front.options import PATH, code_option, settings_option
+from directdet.front.options import PATH, Number, code_option, overlap_option, settings_option
 from directdet.front.say import now, say, typed
 
 if TYPE_CHECKING:
@@ -173,15 +173,25 @@ def _report_text(found: CheckReport, suffix: str, seen: Sequence[Seen]) -> str:
 @click.option("--to", type=click.Choice(["coco", "yolo", "voc"]), required=True, help="The format to write.")
 @click.option("--out", type=PATH, required=True, metavar="FOLDER", help="New, empty, or written by convert before.")
 @click.option("--link", is_flag=True, help="Make symbolic links to the pictures instead of copies.")
+@click.option("--tiles", type=click.IntRange(min=16), metavar="PIXELS", help="coco: cut larger pictures into tiles.")
+@overlap_option
+@click.option("--visible", type=Number(0, 1, min_open=True), help="Of an object in its tile, a share.  [default: 0.5]")
 @code_option
-def convert(data: Path, to: str, out: Path, link: bool) -> int:
+def convert(
+    data: Path, to: str, out: Path, link: bool, tiles: int | None, overlap: float | None, visible: float | None
+) -> int:
     """Write DATA as COCO, YOLO or VOC.
 
     What the format cannot hold is told, with numbers.
     """
+    if tiles is None and (overlap is not None or visible is not None):
+        raise click.UsageError("--overlap and --visible are those of tiles; give --tiles, too")
     from directdet.data.formats.write.convert import convert
+    from directdet.data.formats.write.tiles import Cutting
 
-    for line in convert(data, to, out, link):
+    given = {name: value for name, value in (("overlap", overlap), ("visible", visible)) if value is not None}
+    cutting = None if tiles is None else Cutting(tiles, **given)
+    for line in convert(data, to, out, link, cutting, say):
         say(f"not held by {to}: {line}")
     say(f"written: {out}")
     return 0

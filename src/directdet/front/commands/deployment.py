@@ -112,10 +112,16 @@ def export(checkpoint: Path, out: Path, data: Path | None, split: str | None, ap
 @click.option("--out", type=PATH, metavar="DIR", help="Folder for annotated pictures or video, and detections.")
 @score_option
 @click.option("--classes", type=Names(), metavar="NAME,...", help="Only these classes.")
-@click.option("--format", "results", type=click.Choice(["coco", "jsonl"]), help="[default: images coco, video jsonl]")
+@click.option(
+    "--format",
+    "results",
+    type=click.Choice(["coco", "jsonl", "dataset"]),
+    help="dataset: pseudo-labels, which train takes.  [default: images coco, video jsonl]",
+)
 @click.option("--pictures/--no-pictures", default=True, show_default=True, help="Write annotated pictures or video.")
 @click.option("--batch", type=click.IntRange(min=1), help="Images per batch.  [default: the model's own, or 1]")
 @click.option("--split", help="SOURCE is a dataset: detect on this split; the results have its ids.")
+@click.option("--without", type=PATH, metavar="DATA", help="Images: leave out those of this dataset.")
 @tiles_option
 @overlap_option
 @click.option("--as-stored", is_flag=True, help="Images: do not turn photos as their EXIF orientation says.")
@@ -160,7 +166,10 @@ def infer(
             return _infer_images(model, loading, tiles, score, settings, source=source, out=out, **options)
     if options.pop("resume"):
         raise click.UsageError("--resume is for images; a video always runs from its start")
-    for name, given in (("as-stored", as_stored), ("tiles", tiles[0]), ("overlap", tiles[1])):
+    pseudo = settings.results == "dataset"
+    given_options = ("as-stored", as_stored), ("tiles", tiles[0]), ("overlap", tiles[1]), ("format dataset", pseudo)
+    given_options += (("without", options.pop("without")),)
+    for name, given in given_options:
         if given:
             raise click.UsageError(f"--{name} is for images; {source} is none")
     options.pop("split")

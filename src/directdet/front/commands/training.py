@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,10 +15,15 @@ from directdet.front.options import (
     PATH,
     Numbers,
     code_option,
+    require_one_process,
+    score_option,
     settings_option,
     torch_device_option,
 )
 from directdet.front.say import say
+
+if TYPE_CHECKING:
+    from directdet.train.run import RunResult
 
 # What the recipes' best_by chooses by, in words.
 MEASURES = {"AP": "box AP", "mAP_11point": "VOC mAP (11-point)", "mAP_area": "VOC mAP (area)"}
@@ -165,23 +173,67 @@ def train(
     """
     from directdet.front.api import run_training
 
-    try:
+    with _told_how_to_go_on(out):
         result = run_training(
             recipe, data, out, settings, phase, init, resume=resume, epochs=epochs, device=device, seed=seed,
-            dry_run=dry_run, log=log or None, warn=lambda line: say(line, "warning:", error=True),
+            dry_run=dry_run, log=log or None, warn=_warn,
         )  # fmt: skip
+    if not dry_run:
+        _say_result(result)
+    elif result.phases:  # the main process's, where there are several
+        say("dry run: nothing was written")
+
+
+def _warn(line: str) -> None:
+    say(line, "warning:", error=True)
+
+
+@contextlib.contextmanager
+def _told_how_to_go_on(out: Path) -> Iterator[None]:
+    """A run that is stopped says the command that goes on with it."""
+    try:
+        yield
     except Stopped as stop:
         if stop.saved:
             raise Stopped(stop.number, stop.where, f"{stop.saved}; go on: directdet train --resume {out}") from None
         raise
-    if dry_run:
-        if result.phases:  # the main process's, where there are several
-            say("dry run: nothing was written")
-        return
+
+
+def _say_result(result: RunResult) -> None:
     for row in result.phases:
         best = "-" if row.get("best_ap") is None else f"{100 * row['best_ap']:.1f}"
         say(f"{row['name']}: best {MEASURES[row['best_by']]} {best}, {row['seconds']:.0f} s, {row['checkpoint']}")
     if result.report is not None:
         say(f"report: {result.report}")
     if result.phases:
-        say(f"next: directdet export {out} --out ARTEFACT")  # it knows the run's data
+        say(f"next: directdet export {result.out} --out ARTEFACT")  # it knows the run's data
+
+
+@click.command("self-train")
+@click.argument("model", type=PATH)
+@click.argument("pictures")
+@click.option("--data", type=PATH, metavar="DATA", help="The labelled dataset.  [default: that of a run folder]")
+@click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder for pseudo-labels and the new run.")
+@click.option("--recipe", metavar="RECIPE", help="What to train.  [default: that of a run folder]")
+@score_option
+@click.option(
+    "--phase", type=click.Choice(["pretrain", "finetune", "scratch"]), help="Only this phase.  [default: all]"
+)
+@click.option("--init", metavar="FILE", help="Start from this run, checkpoint or backbone file, imagenet or random.")
+@click.option("--resume", is_flag=True, help="Go on with what an interrupted call left in DIR.")
+@torch_device_option
+@click.option("--seed", type=click.IntRange(min=0), help="[default: 0]")
+@settings_option
+@code_option
+def self_train(model: Path, pictures: str, out: Path, **options: Any) -> None:
+    """Train anew with the help of unlabelled PICTURES.
+
+    MODEL detects on them; what it finds becomes a training set beside DATA, in which the losses of an object count by
+    its score; RECIPE is trained on both. Pictures that are in DATA are left out. Says the commands that do the same
+    one by one, which is how to train on several GPUs.
+    """
+    require_one_process("self-train")
+    from directdet.front.self_training import RUN, self_train
+
+    with _told_how_to_go_on(out / RUN):
+        _say_result(self_train(model, pictures, out=out, warn=_warn, say=say, **options))

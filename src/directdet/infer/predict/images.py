@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -14,14 +15,14 @@ import cv2
 import numpy as np
 
 from directdet.common.errors import UserError
-from directdet.common.files import require_writable, write_bytes_atomic
+from directdet.common.files import require_writable, write_bytes_atomic, write_text_atomic
 from directdet.common.terminal import terminal
 from directdet.data.pixels.format import PixelFormat
 from directdet.data.records import check_size
 from directdet.infer.detections import Detections
 from directdet.infer.draw import draw
 from directdet.infer.predict.journal import PART_FILE, Journal, PredictSummary
-from directdet.infer.predict.labelled import Labelled, find_labelled, labelled_split
+from directdet.infer.predict.labelled import Labelled, find_labelled, labelled_split, without_labelled
 from directdet.infer.predict.options import PredictOptions
 from directdet.infer.predict.own_files import OwnFiles
 from directdet.infer.predict.pipeline import run_pipeline
@@ -40,7 +41,8 @@ from directdet.infer.predict.stages import (
 from directdet.infer.predictor import Predictor
 from directdet.infer.tiled import TiledDetector
 
-RESULTS_FILES = {"coco": "detections.json", "jsonl": "detections.jsonl"}
+RESULTS_FILES = {"coco": "detections.json", "jsonl": "detections.jsonl", "dataset": "pseudo_labels.json"}
+DESCRIPTION = "dataset.toml"  # beside pseudo-labels: where their pictures are
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ def predict(
     options: PredictOptions | None = None,
     *,
     split: str | None = None,
+    without: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> PredictSummary:
@@ -73,6 +76,10 @@ def predict(
     Images of a dataset are taken as stored, unless its dataset.toml says otherwise, and their results have its ids:
     `detections.json` is then the list of results that pycocotools' `loadRes` takes beside the annotations.
 
+    With results="dataset", `pseudo_labels.json` is a COCO file of the images in which something was found, and
+    `dataset.toml` beside it says where they are: a train split that `load_dataset` reads, the score of each object
+    being the weight of its losses. Images are then turned only if the model's own training set was.
+
     During the run, results are in `detections.part.jsonl`; after an interruption, `resume` continues from there.
 
     Args:
@@ -80,6 +87,7 @@ def predict(
         options: what to detect and what to write; None: the defaults.
         split: detect on this split of the dataset. None: a folder whose images are all in one split of a dataset around
             it is taken for that.
+        without: leave out the images of this dataset, whatever their split.
         resume: continue what an interrupted run with the same settings, model and images left in `out`; the same is
             what has the same content, wherever it lies.
         progress: show a progress bar.
@@ -96,28 +104,34 @@ def predict(
     def note(line: str) -> None:
         console.print(f"note: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
+    results, pixels, upright = options.results or "coco", detector.preprocess.pixels, options.upright
+    labelled = None
     if split is not None:
         images, labelled = labelled_split(detector, source, split)
     else:
         images = find_images(source)
+    if without is not None:
+        images = without_labelled(images, without)
+    if results == "dataset":  # a set of its own, read as training reads it
+        labelled, upright = None, pixels.upright
+    elif split is None:
         labelled = find_labelled(detector, images, note)
-    pixels = detector.preprocess.pixels
     category_ids = detector.category_ids if labelled is None else labelled.category_ids
     out = Path(out)
     selection, size = options.selection(detector), options.batch_size(detector)
     require_writable(out, folder=True)
-    results = options.results or "coco"
     if options.pictures:
         _refuse_overwriting(images, out)
     own = OwnFiles(out)
     pictures = ((images.name(path), partial(origin_of, path)) for path in images) if options.pictures else ()
     whole = origin_of(source, lambda: ((images.name(path).as_posix(), path) for path in images))
-    own.claim(chain([(RESULTS_FILES[results], lambda: whole)], pictures))
+    files = [RESULTS_FILES[results], *[DESCRIPTION] * (results == "dataset")]
+    own.claim(chain([(name, lambda: whole) for name in files], pictures))
     is_new = not out.exists()
     if images.left_out:
         note(f"{source}: left out: {images.left_out}")
     settings = {"model": model_digest(detector), "score": options.score, "pictures": options.pictures}
-    settings |= {"classes": None if options.classes is None else sorted(options.classes), "upright": options.upright}
+    settings |= {"classes": None if options.classes is None else sorted(options.classes), "upright": upright}
     settings |= {"ids": None if labelled is None else labelled.digest}
     if isinstance(detector, TiledDetector):
         settings |= {"tiles": detector.side, "overlap": detector.overlap}
@@ -153,9 +167,10 @@ def predict(
                 item.encoded = _encode(drawn, images.name(item.source.path))
             item.image = item.crops = None
 
-        items = _read(images, summary.n_resumed, labelled, options.upright, pixels)
+        items = _read(images, summary.n_resumed, labelled, upright, pixels)
         stages = detection_stages(detector, selection, describe, finish)
-        summary.pipeline = run_pipeline(make_batches(items, detector, size), stages, write)
+        depth = 1 if isinstance(detector, TiledDetector) else 2  # few large pictures at a time
+        summary.pipeline = run_pipeline(make_batches(items, detector, size), stages, write, depth=depth)
     if turned:
         note(
             f"{turned} images were turned as their EXIF orientation says, as viewers show them; --as-stored leaves them"
@@ -167,9 +182,15 @@ def predict(
             only = f"{source}: none of its {len(images)} images can be read"
             raise UserError(summary.failures[0] if len(images) == 1 else only)
         made_from = Origin(whole.place, journal.digest)
-        own.started(summary.results_file.name, made_from)
+        for name in files:
+            own.started(name, made_from)
         journal.publish(summary.results_file, results, coco_categories(detector) if labelled is None else None)
-        own.written(summary.results_file.name, made_from)
+        if results == "dataset":
+            write_text_atomic(out / DESCRIPTION, _description(detector, images.root, options.score))
+            if summary.n_empty:
+                note(f"{summary.n_empty} images are not in it: nothing was found in them, which does not say much")
+        for name in files:
+            own.written(name, made_from)
         if labelled is not None:
             note(f"the results have the image and category ids of {labelled.name}")
             if options.score > 0:
@@ -206,6 +227,14 @@ def _read(
         if picture.orientation != 1:
             about["orientation"] = picture.orientation
         yield Item(source, picture.image, line=about)
+
+
+def _description(detector: Predictor, root: Path, score: float) -> str:
+    """The dataset.toml of pseudo-labels whose pictures are in `root`."""
+    pixels = detector.preprocess.pixels
+    lines = [f"# objects that {detector.source} found, with scores of at least {score:g}".replace("\n", " "), "[train]"]
+    lines += [f"images = {json.dumps(str(root), ensure_ascii=False)}", f'annotations = "{RESULTS_FILES["dataset"]}"']
+    return "\n".join([*lines, *(pixels.toml_lines() if not pixels.is_rgb or pixels.upright else ()), ""])
 
 
 def _refuse_overwriting(images: Images, out: Path) -> None:

@@ -34,6 +34,7 @@ class PredictSummary:
         out: the output folder.
         results_file: the JSON file in it.
         n_skipped: images that could not be read.
+        n_empty: images in which nothing was found.
         n_resumed: images that an earlier run had already processed.
         failures: one line for each of the first 100 images that could not be read.
         pipeline: times of the stages.
@@ -45,6 +46,7 @@ class PredictSummary:
     out: Path
     results_file: Path
     n_skipped: int = 0
+    n_empty: int = 0
     n_resumed: int = 0
     failures: list[str] = field(default_factory=list)
     pipeline: PipelineResult = field(default_factory=PipelineResult)
@@ -129,11 +131,18 @@ class Journal:
         else:
             summary.n_images += 1
             summary.n_detections += len(line["detections"])
+            summary.n_empty += not line["detections"]
 
     def _results(self) -> Iterator[dict[str, Any]]:
         """The lines of the images, without what only the journal needs."""
         for line in islice(read_lines(self._path), 1, None):
             yield {key: value for key, value in line.items() if key not in ("name", "digest")}
+
+    def _labels(self) -> Iterator[dict[str, Any]]:
+        """The lines of the images in which something was found, named as below their folder."""
+        for line in islice(read_lines(self._path), 1, None):
+            if line.get("detections"):
+                yield {**line, "file_name": line["name"]}
 
     def digest(self) -> str:
         """Digest of all images, as `same.origin_of` computes it."""
@@ -144,12 +153,15 @@ class Journal:
         """Convert the journal into the results file, and remove it.
 
         Args:
-            results: "coco" or "jsonl".
+            results: "coco", "jsonl", or "dataset": COCO with the names of images below their folder, and without
+                those in which nothing was found.
             categories: in COCO's format, for a COCO file that says all; None: only the list of results that
                 pycocotools loads beside the annotations whose ids they have.
         """
         if results == "jsonl":
             write_pieces_atomic(target, (encoded(line) for line in self._results()))
+        elif results == "dataset":
+            write_coco(target, self._labels, categories or [])
         elif categories is None:
             write_results(target, self._results)
         else:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from directdet.common.errors import UserError
@@ -58,6 +58,23 @@ def labelled_split(detector: Predictor, root: str | Path, split: str) -> tuple[I
     require_format(detector, dataset)
     folder = Path(os.path.commonpath([path.absolute().parent for path in paths]))
     return Images(str(root), folder, len(paths), paths=paths), _labelled(detector, dataset, records)
+
+
+def without_labelled(images: Images, root: str | Path) -> Images:
+    """The images that are in no split of a dataset.
+
+    Raises:
+        UserError: there is no such dataset, or none are left.
+    """
+    known = {
+        os.path.realpath(record.path) for split in find_splits(root) for record in load_dataset(root, split).records
+    }
+    paths = tuple(path for path in images if os.path.realpath(path) not in known)
+    if not paths:
+        raise UserError(f"{images.source}: all of its {len(images)} images are in {root}; give others")
+    gone = len(images) - len(paths)
+    words = [images.left_out] * bool(images.left_out) + [f"{gone} images that are in {root}"] * bool(gone)
+    return replace(images, count=len(paths), left_out=", ".join(words), paths=paths)
 
 
 def find_labelled(detector: Predictor, images: Images, note: Callable[[str], None]) -> Labelled | None:

@@ -11,7 +11,7 @@ from directdet.common.errors import UsageProblem, UserError
 from directdet.infer.detections import Detections
 from directdet.infer.predictor import Predictor
 
-ResultsFormat = Literal["coco", "jsonl"]
+ResultsFormat = Literal["coco", "jsonl", "dataset"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class PredictOptions:
         pictures: also write the annotated images or video.
         upright: turn pictures as their EXIF orientation says, as viewers show them. Pictures of a dataset are
             taken as stored, because its annotations count the stored pixels, or as its dataset.toml says.
-        results: "coco" (one COCO file) or "jsonl" (JSON lines); None: "coco" for images, "jsonl" for videos.
+        results: "coco" (one COCO file), "jsonl" (JSON lines), or for images "dataset" (pseudo-labels, which training
+            takes); None: "coco" for images, "jsonl" for videos.
 
     Raises:
         UsageProblem: a value is out of range or not known.

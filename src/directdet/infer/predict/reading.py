@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from directdet.data.headers import TIFF, read_header
-from directdet.data.image import read_bytes
+from directdet.data.image import decode_image, read_bytes
 from directdet.data.pixels.format import RGB, PixelFormat
 from directdet.data.pixels.reading import decode_pixels, turn
 
@@ -49,7 +49,9 @@ def decode_picture(
     Raises:
         UserError: see data.pixels.reading.decode_pixels; `name` is in the message.
     """
-    pixels = replace(pixels, upright=False)  # what is applied is told
-    image = np.ascontiguousarray(pixels.for_detector(decode_pixels(content, name, pixels)))
+    if pixels.is_rgb:
+        image = decode_image(content, name, bgr=True)
+    else:
+        image = decode_pixels(content, name, replace(pixels, upright=False))  # what is applied is told
     orientation = read_header(content).orientation if upright and content[:4] not in TIFF else 1
     return turn(image, orientation), orientation

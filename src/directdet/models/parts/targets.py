@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from directdet.models.parts.boxes import pairwise_iou
+from directdet.models.parts.boxes import pairwise_iou, take
 
 
 class Targets(NamedTuple):
@@ -26,6 +26,8 @@ class Targets(NamedTuple):
         masks: [N, G, S, S] uint8, each object's mask inside its box; or None.
         padded: [N, 2], height and width of each image as padded by itself, in pixels: anchors beyond lie in the padding
             that only the other images of the batch ask for. None: the whole canvas.
+        weights: [N, G], what the losses of each object are multiplied by, 0..1; None: all are 1. What the losses are
+            divided by does not depend on it.
     """
 
     boxes: Tensor
@@ -34,6 +36,7 @@ class Targets(NamedTuple):
     sizes: Tensor
     masks: Tensor | None = None
     padded: Tensor | None = None
+    weights: Tensor | None = None
 
 
 # Draws the keys by which random sampling sorts: (shape, device) -> uniform in [0, 1).
@@ -43,6 +46,22 @@ RandomKeys = Callable[[torch.Size, torch.device], Tensor]
 def random_keys(shape: torch.Size, device: torch.device) -> Tensor:
     """The default RandomKeys: keys from torch.rand."""
     return torch.rand(shape, device=device)
+
+
+def object_weights(targets: Targets, objects: Tensor, positive: Tensor) -> Tensor | None:
+    """The weight [N, K] of the object of each of K positives, 1 for all others; None: all are 1.
+
+    Args:
+        objects: [N, K], the row of `targets`; of no meaning where not `positive` [N, K].
+    """
+    return None if targets.weights is None else torch.where(positive, take(targets.weights, objects), 1.0)
+
+
+def weigh(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """Losses [..., K] or [..., K, C] times weights [..., K]; None: as they are."""
+    if weights is None:
+        return losses
+    return losses * (weights if weights.dim() == losses.dim() else weights.unsqueeze(-1))
 
 
 def match(

@@ -15,8 +15,10 @@ from directdet.models.parts.targets import (
     Targets,
     loss_normaliser,
     match_boxes,
+    object_weights,
     random_keys,
     usable_anchors,
+    weigh,
 )
 from directdet.models.retinanet.network import RetinaNet
 
@@ -38,9 +40,9 @@ def retinanet_losses(
         positive = assigned == 1
         labels = torch.where(positive, take(targets.labels, objects), -1)
         delta_targets = encode_boxes(take(targets.boxes, objects), anchors, DELTA_WEIGHTS)
-        count = loss_normaliser(positive)
-    class_loss = focal_loss(raw.logits, labels, config.focal_alpha, config.focal_gamma).sum(-1)
-    regression = box_loss(raw.deltas, delta_targets, config.smooth_l1_beta)
+        count, weights = loss_normaliser(positive), object_weights(targets, objects, positive)
+    class_loss = weigh(focal_loss(raw.logits, labels, config.focal_alpha, config.focal_gamma).sum(-1), weights)
+    regression = weigh(box_loss(raw.deltas, delta_targets, config.smooth_l1_beta), weights)
     losses = {"class": (class_loss * (assigned >= 0)).sum() / count, "box": (regression * positive).sum() / count}
     return losses, {"positives": positive.sum()}
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from directdet.models.parts.boxes import areas, take
-from directdet.models.parts.targets import RandomKeys, Targets, loss_normaliser, random_keys
+from directdet.models.parts.targets import RandomKeys, Targets, loss_normaliser, object_weights, random_keys, weigh
 from directdet.models.rtmdet.assign import assign, assigned_boxes
 from directdet.models.rtmdet.network import PointMaps, RTMDet, boxes_of
 
@@ -25,8 +25,9 @@ def rtmdet_losses(
     found = assign(raw.logits, boxes, raw.points, targets, model.config.top_ious)
     labels = torch.where(found.positive, take(targets.labels, found.objects), -1)
     total = loss_normaliser(found.quality)
-    class_loss = quality_focal_loss(raw.logits, labels, found.quality).sum() / total
-    box_loss = ((1 - giou(boxes, assigned_boxes(found, targets))) * found.quality).sum() / total
+    weights = object_weights(targets, found.objects, found.positive)
+    class_loss = weigh(quality_focal_loss(raw.logits, labels, found.quality), weights).sum() / total
+    box_loss = weigh((1 - giou(boxes, assigned_boxes(found, targets))) * found.quality, weights).sum() / total
     return {"class": class_loss, "box": BOX_WEIGHT * box_loss}, {"positives": found.positive.sum()}
 
 

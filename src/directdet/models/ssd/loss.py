@@ -11,7 +11,7 @@ from torch import Tensor
 
 from directdet.models.parts.boxes import box_loss, encode_boxes, pairwise_iou, take
 from directdet.models.parts.pyramid import RawMaps
-from directdet.models.parts.targets import RandomKeys, Targets, loss_normaliser, random_keys
+from directdet.models.parts.targets import RandomKeys, Targets, loss_normaliser, object_weights, random_keys, weigh
 from directdet.models.ssd.network import SSD
 
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # 1 / (0.1, 0.1, 0.2, 0.2), SSD's variances
@@ -28,10 +28,10 @@ def ssd_losses(
         objects, positive = match_priors(pairwise_iou(priors, targets.boxes), targets.valid, config.positive_iou)
         labels = torch.where(positive, take(targets.labels, objects) + 1, 0)
         delta_targets = encode_boxes(take(targets.boxes, objects), priors, DELTA_WEIGHTS)
-        count = loss_normaliser(positive)
+        count, weights = loss_normaliser(positive), object_weights(targets, objects, positive)
     entropy = F.cross_entropy(raw.logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
-    class_loss = (entropy * positive).sum() + hard_negatives(entropy, positive, config.negative_ratio)
-    regression = box_loss(raw.deltas, delta_targets, SMOOTH_L1_BETA)
+    class_loss = (weigh(entropy, weights) * positive).sum() + hard_negatives(entropy, positive, config.negative_ratio)
+    regression = weigh(box_loss(raw.deltas, delta_targets, SMOOTH_L1_BETA), weights)
     losses = {"class": class_loss / count, "box": (regression * positive).sum() / count}
     return losses, {"positives": positive.sum()}
 

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from directdet.models.parts.boxes import box_loss, encode_boxes, take
 from directdet.models.parts.pyramid import RawMaps
-from directdet.models.parts.targets import RandomKeys, Targets, loss_normaliser, match_boxes, random_keys, sample
+from directdet.models.parts.targets import (
+    RandomKeys,
+    Targets,
+    loss_normaliser,
+    match_boxes,
+    object_weights,
+    random_keys,
+    sample,
+    weigh,
+)
 from directdet.models.two_stage.config import TwoStageConfig
 from directdet.models.two_stage.mask_loss import mask_loss, pack_masks
 from directdet.models.two_stage.network import BOX_BINS, BOX_WEIGHTS, MASK_BINS, RCNN, TwoStage
@@ -32,6 +41,7 @@ class SampledRois(NamedTuple):
         positive: [N, K].
         objects: [N, K], the index of each RoI's object.
         ground_truth: [N, K], True for RoIs that are ground-truth boxes.
+        weights: [N, K], of the losses; None: all are 1.
     """
 
     boxes: Tensor
@@ -41,6 +51,7 @@ class SampledRois(NamedTuple):
     positive: Tensor
     objects: Tensor
     ground_truth: Tensor
+    weights: Tensor | None = None
 
 
 def rcnn_losses(
@@ -100,15 +111,17 @@ def sample_rois(
     rois, objects = take(boxes, index), take(objects, index)
     labels = torch.where(positive, take(targets.labels, objects) + 1, 0)
     delta_targets = encode_boxes(take(targets.boxes, objects), rois, weights)
-    return SampledRois(rois, labels, delta_targets, filled, positive, objects, index >= candidates)
+    counting, ground_truth = object_weights(targets, objects, positive), index >= candidates
+    return SampledRois(rois, labels, delta_targets, filled, positive, objects, ground_truth, counting)
 
 
 def class_and_box_loss(logits: Tensor, deltas: Tensor, rois: SampledRois, beta: float) -> tuple[Tensor, Tensor]:
     """The class and box loss of a box head, from logits [N * K, 1 + classes] and deltas [N * K, 4], one row per RoI."""
     labels, filled, positive = rois.labels.flatten(), rois.filled.flatten(), rois.positive.flatten()
     count = loss_normaliser(filled)
-    class_loss = F.cross_entropy(logits, labels, reduction="none")
-    regression = box_loss(deltas, rois.delta_targets.reshape(-1, 4), beta)
+    weights = None if rois.weights is None else rois.weights.flatten()
+    class_loss = weigh(F.cross_entropy(logits, labels, reduction="none"), weights)
+    regression = weigh(box_loss(deltas, rois.delta_targets.reshape(-1, 4), beta), weights)
     return (class_loss * filled).sum() / count, (regression * positive).sum() / count
 
 

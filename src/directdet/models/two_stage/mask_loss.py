@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from directdet.models.parts.targets import RandomKeys, Targets, loss_normaliser
+from directdet.models.parts.targets import RandomKeys, Targets, loss_normaliser, weigh
 from directdet.models.two_stage.config import TwoStageConfig
 from directdet.models.two_stage.network import MASK_SIZE
 
@@ -21,6 +21,7 @@ class MaskSlots(NamedTuple):
         filled: [M], False for empty slots.
         mask_targets: [M, 28, 28], 0 or 1.
         dropped: the number of positive RoIs that did not get a slot, a scalar.
+        weights: [M], of the losses; None: all are 1.
     """
 
     rois: Tensor
@@ -29,6 +30,7 @@ class MaskSlots(NamedTuple):
     filled: Tensor
     mask_targets: Tensor
     dropped: Tensor
+    weights: Tensor | None = None
 
 
 @torch.no_grad()
@@ -55,13 +57,14 @@ def pack_masks(
     rois, labels = rois[:, :per_image].reshape(-1, 4)[index], labels[:, :per_image].reshape(-1)[index]
     objects = objects[:, :per_image].reshape(-1)[index]
     mask_targets = project_masks(targets.masks[image, objects], targets.boxes[image, objects], rois)
-    return MaskSlots(rois, image, labels, filled, mask_targets, candidates.sum() - filled.sum())
+    weights = None if targets.weights is None else targets.weights[image, objects]
+    return MaskSlots(rois, image, labels, filled, mask_targets, candidates.sum() - filled.sum(), weights)
 
 
 def mask_loss(logits: Tensor, slots: MaskSlots) -> Tensor:
     """Binary cross-entropy of mask logits [M, 28, 28], averaged over the filled slots."""
     loss = F.binary_cross_entropy_with_logits(logits, slots.mask_targets, reduction="none").mean((1, 2))
-    return (loss * slots.filled).sum() / loss_normaliser(slots.filled)
+    return (weigh(loss, slots.weights) * slots.filled).sum() / loss_normaliser(slots.filled)
 
 
 def project_masks(masks: Tensor, boxes: Tensor, rois: Tensor) -> Tensor:

@@ -16,7 +16,16 @@ from directdet.models.parts.boxes import (
     take,
 )
 from directdet.models.parts.pyramid import RawMaps
-from directdet.models.parts.targets import RandomKeys, Targets, loss_normaliser, match_boxes, sample, usable_anchors
+from directdet.models.parts.targets import (
+    RandomKeys,
+    Targets,
+    loss_normaliser,
+    match_boxes,
+    object_weights,
+    sample,
+    usable_anchors,
+    weigh,
+)
 from directdet.models.two_stage.config import TwoStageConfig
 from directdet.models.two_stage.network import RPN_WEIGHTS
 
@@ -99,9 +108,11 @@ def rpn_losses(config: TwoStageConfig, raw: RawMaps, targets: Targets, draw: Ran
         )
         positives = int(config.rpn_samples * config.rpn_positive_fraction)
         index, filled, positive = sample(assigned, config.rpn_samples, positives, draw)
-        matched = take(targets.boxes, take(objects, index))
+        objects = take(objects, index)
+        matched, weights = take(targets.boxes, objects), object_weights(targets, objects, positive)
         delta_targets = encode_boxes(matched, raw.anchors[index], RPN_WEIGHTS)
         count = loss_normaliser(filled)
     class_loss = F.binary_cross_entropy_with_logits(take(raw.logits, index), positive.float(), reduction="none")
-    regression = box_loss(take(raw.deltas, index), delta_targets, config.rpn_smooth_l1_beta)
+    class_loss = weigh(class_loss, weights)
+    regression = weigh(box_loss(take(raw.deltas, index), delta_targets, config.rpn_smooth_l1_beta), weights)
     return {"rpn_class": (class_loss * filled).sum() / count, "rpn_box": (regression * positive).sum() / count}

@@ -176,7 +176,7 @@ def _annotations(dataset: Dataset) -> str:
     for record in dataset.records:
         about = (record.image_id, record.path.name, record.width, record.height)
         digest.update(repr(about).encode(errors="surrogatepass"))
-        for values in (record.boxes, record.labels, record.crowd, record.difficult):
+        for values in (record.boxes, record.labels, record.crowd, record.difficult, record.weights):
             digest.update(values.tobytes())
     return f"digest {digest.hexdigest()[:12]}"
 

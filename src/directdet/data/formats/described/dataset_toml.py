@@ -51,10 +51,12 @@ from directdet.data.formats.described.classes import TABLE as CLASSES
 from directdet.data.formats.described.joined import SETS, joined_splits, read_joined
 from directdet.data.formats.described.sets import (
     COCO_KEYS,
+    DATA,
     FORMAT_KEYS,
     SINGLE_KEYS,
     SPLITS,
     VOC,
+    Finder,
     check_keys,
     hold_out,
     in_a_format,
@@ -74,11 +76,11 @@ _PIXEL_KEYS = ("channels", "dtype", "mean", "std", "show", "upright")
 _WHOLE_FILE = (_PIXELS, CLASSES, KEEP)
 
 
-def toml_splits(file: Path) -> list[str]:
-    """Names of the splits that ``file`` describes."""
+def toml_splits(file: Path, find: Finder) -> list[str]:
+    """Names of the splits that ``file`` describes; ``find`` opens the datasets that it names."""
     content = _read(file)
     if SETS in content:
-        return joined_splits(file, content)
+        return joined_splits(file, content, find)
     if in_a_format(content) and not is_divided(content):  # as it is, with the splits that it has
         return list(opened(file, content, str(file)).splits)
     if _is_one_set(content):
@@ -86,7 +88,7 @@ def toml_splits(file: Path) -> list[str]:
     return [split for split in SPLITS if split in content]
 
 
-def read_toml(file: Path, split: str) -> Dataset:
+def read_toml(file: Path, split: str, find: Finder) -> Dataset:
     """Read one split. Paths are relative to the folder of ``file`` and stay inside it, or absolute, which is told.
 
     Raises:
@@ -97,11 +99,15 @@ def read_toml(file: Path, split: str) -> Dataset:
     pixels, table, keep = (content.pop(key, None) for key in _WHOLE_FILE)
     rules = class_rules(table, keep, f"{file}: [{CLASSES}]", f"{file}: {KEEP}")
     if SETS in content:
-        dataset = read_joined(file, content, split, rules)
+        dataset = read_joined(file, content, split, find, rules)
     else:
         dataset = _read_split(file, content, split)
         dataset = dataset if rules is None else with_classes(dataset, rules)
     if pixels is None:
+        if len({record.pixels for record in dataset.records if SETS in content}) > 1:
+            raise UserError(
+                f"{file}: its sets hold pictures of different formats; say how all are read, in [{_PIXELS}]"
+            )
         return dataset
     format_ = pixel_format(pixels, f"{file}: [{_PIXELS}]")
     return replace(dataset, records=with_pixels(dataset.records, format_))
@@ -134,7 +140,7 @@ def _read(file: Path) -> dict[str, Any]:
     single = [key for key in content if key in SINGLE_KEYS]
     if SETS in content:
         known = (SETS, *SPLIT_KEYS)
-        wrong = next((key for key in content if key in (*SPLITS, *COCO_KEYS, *FORMAT_KEYS, VOC)), None)
+        wrong = next((key for key in content if key in (*SPLITS, *COCO_KEYS, *FORMAT_KEYS, VOC, DATA)), None)
         if wrong is not None:
             raise UserError(f"{file}: {wrong}: belongs into one of the tables [[{SETS}]]")
     elif tables and single:

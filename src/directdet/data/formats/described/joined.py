@@ -14,10 +14,11 @@
     annotations = "drawn.json"
     split = "train"  # all of this set
 
-Each table says where its set is as the file of a single set does (sets.py). Splits of the same name are joined; a set
-without splits is train. With ``val_fraction``, or another key of splits.py, above the tables, the sets without splits
-are divided as if they were one. ``split`` in a table says otherwise: "train", "val" or "test" (all of it goes there),
-"own" (its own splits) or "divide" (divided with the others, whatever its own splits).
+Each table says where its set is as the file of a single set does (sets.py), or names a dataset: ``data = "DATA"``.
+Splits of the same name are joined; a set without splits is train. With ``val_fraction``, or another key of splits.py,
+above the tables, the sets without splits are divided as if they were one. ``split`` in a table says otherwise: "train",
+"val" or "test" (all of it goes there), "own" (its own splits) or "divide" (divided with the others, whatever its own
+splits).
 
 Classes are the same if their names are: those of the first set, in its order, then what the second adds, and so on.
 """
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,16 @@ import numpy as np
 from directdet.common.errors import UserError
 from directdet.data.formats.described.classes import KEEP, ClassRules, class_rules, relabelled, with_classes
 from directdet.data.formats.described.classes import TABLE as CLASSES
-from directdet.data.formats.described.sets import SINGLE_KEYS, SPLITS, VOC, check_keys, is_divided, open_set
+from directdet.data.formats.described.sets import (
+    DATA,
+    SINGLE_KEYS,
+    SPLITS,
+    VOC,
+    Finder,
+    check_keys,
+    is_divided,
+    open_set,
+)
 from directdet.data.formats.described.splits import held_out
 from directdet.data.formats.folders import Found
 from directdet.data.records import Dataset, Record
@@ -43,6 +54,7 @@ from directdet.data.records import Dataset, Record
 SETS = "sets"
 _SPLIT, _OWN, _DIVIDE = "split", "own", "divide"
 _ROLES = (*SPLITS, _OWN, _DIVIDE)
+_OPENING: ContextVar[tuple[Path, ...]] = ContextVar("opening", default=())  # files whose sets are being opened
 
 
 @dataclass(frozen=True)
@@ -67,25 +79,28 @@ class _Set:
         return self.found.splits if divided or self.role == split else ()
 
 
-def joined_splits(file: Path, content: dict[str, Any]) -> list[str]:
+def joined_splits(file: Path, content: dict[str, Any], find: Finder) -> list[str]:
     """Names of the splits of the sets that are joined."""
-    sets = _sets(file, content)
+    sets = _sets(file, content, find)
     return [split for split in SPLITS if any(one.sources(split) for one in sets)]
 
 
-def read_joined(file: Path, content: dict[str, Any], split: str, rules: ClassRules | None = None) -> Dataset:
+def read_joined(
+    file: Path, content: dict[str, Any], split: str, find: Finder, rules: ClassRules | None = None
+) -> Dataset:
     """Read one split of all sets. Image ids stay where no sets share one, those of classes where all have the same.
 
     Args:
         file: the dataset.toml.
         content: of it.
         split: what to read.
+        find: opens the datasets that tables name.
         rules: what becomes of the classes after joining.
 
     Raises:
         UserError: as for a single set; or it is not plain where one of the sets goes.
     """
-    sets = _sets(file, content)
+    sets = _sets(file, content, find)
     parts = [_part(one, split) for one in sets]
     pool = [part for one, part in zip(sets, parts, strict=True) if one.role == _DIVIDE]
     if split in ("train", "val") and pool:
@@ -134,22 +149,29 @@ def _same_classes(parts: Sequence[Dataset]) -> bool:
     return len(set(first)) == len(first) and len({(part.classes, part.category_ids) for part in parts}) == 1
 
 
-def _sets(file: Path, content: dict[str, Any]) -> list[_Set]:
+def _sets(file: Path, content: dict[str, Any], find: Finder) -> list[_Set]:
     tables = content[SETS]
     if not isinstance(tables, list) or not tables:
         raise UserError(f"{file}: {SETS}: write a table [[{SETS}]] for each set, with format and folder")
-    sets = [_one(file, table, f"{file}: [[{SETS}]] {number}", content) for number, table in enumerate(tables, 1)]
+    if file.resolve() in _OPENING.get():
+        raise UserError(f"{file}: joins itself; leave that set out")
+    token = _OPENING.set((*_OPENING.get(), file.resolve()))
+    try:
+        where = [f"{file}: [[{SETS}]] {number}" for number in range(1, len(tables) + 1)]
+        sets = [_one(file, table, said, content, find) for table, said in zip(tables, where, strict=True)]
+    finally:
+        _OPENING.reset(token)
     if is_divided(content) and not any(one.role == _DIVIDE for one in sets):
         raise UserError(f'{file}: nothing to divide: no set has split = "{_DIVIDE}", and all have splits of their own')
     return sets
 
 
-def _one(file: Path, table: Any, where: str, content: dict[str, Any]) -> _Set:
+def _one(file: Path, table: Any, where: str, content: dict[str, Any], find: Finder) -> _Set:
     if not isinstance(table, dict):
         raise UserError(f"{where}: {table!r} is not a table; write [[{SETS}]] above the keys of each set")
-    check_keys(where, table, (*SINGLE_KEYS, VOC, _SPLIT, CLASSES), above=(KEEP, "pixels"))
+    check_keys(where, table, (*SINGLE_KEYS, VOC, DATA, _SPLIT, CLASSES), above=(KEEP, "pixels"))
     place = {key: value for key, value in table.items() if key not in (_SPLIT, CLASSES)}
-    found = open_set(file, place, where)
+    found = open_set(file, place, where, find)
     if not found.splits:
         raise UserError(f"{where}: none of its splits has annotations; leave this set out")
     role = table.get(_SPLIT)
@@ -164,7 +186,11 @@ def _one(file: Path, table: Any, where: str, content: dict[str, Any]) -> _Set:
         )
     if role is None:
         role = _DIVIDE if is_divided(content) else _OWN
-    name = ", ".join(table[VOC]) if VOC in table else str(table.get("folder") or table.get("annotations") or ".")
+    name = (
+        ", ".join(table[VOC])
+        if VOC in table
+        else str(next((table[key] for key in (DATA, "folder", "annotations") if table.get(key)), "."))
+    )
     rules = class_rules(table.get(CLASSES), None, f"{where}: {CLASSES}", "")
     return _Set(where, name, found, role, rules)
 

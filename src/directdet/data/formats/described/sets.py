@@ -1,11 +1,12 @@
-"""One set as a table of a dataset.toml says where it is, in one of three ways: images and annotations (COCO's json),
-format and folder (any layout), or voc (image lists of VOC folders)."""
+"""One set as a table of a dataset.toml says where it is, in one of four ways: images and annotations (COCO's json),
+format and folder (any layout), voc (image lists of VOC folders), or data (a dataset with all that its own dataset.toml
+says)."""
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,22 +24,27 @@ from directdet.data.records import Dataset, path_inside, take
 
 SPLITS = ("train", "val", "test")
 VOC = "voc"
+DATA = "data"
 COCO_KEYS = ("images", "annotations")
 FORMAT_KEYS = ("format", "folder")
 SINGLE_KEYS = (*COCO_KEYS, *FORMAT_KEYS, *SPLIT_KEYS)
+Finder = Callable[[Path], Found]  # the reading of a dataset's folder or file, as `find_dataset`
 
 
-def open_set(file: Path, table: dict[str, Any], where: str) -> Found:
+def open_set(file: Path, table: dict[str, Any], where: str, find: Finder) -> Found:
     """The reading of a set with all its splits: its own, or train and val as the keys of splits.py say, or train.
 
     Args:
         file: the dataset.toml.
-        table: of the keys :data:`SINGLE_KEYS` and voc.
+        table: of the keys :data:`SINGLE_KEYS`, voc and data.
         where: for messages.
+        find: opens the dataset that a table names.
 
     Raises:
         UserError: a value is missing or wrong, or the set has splits already and is to be divided.
     """
+    if DATA in table:
+        return _dataset(file, table, where, find)
     if VOC in table:
         lists = {"train": voc_lists(file, table, where)}
         return Found(VOC, where, ("train",), lambda split: read_voc_lists(file.parent, split, lists))
@@ -61,6 +67,15 @@ def read_set(file: Path, table: dict[str, Any], split: str, where: str, others: 
         return _outside(file, dataset, _path(file, table.get("folder", "."), where))
     images, annotations = _coco_places(file, table, where)
     return _outside(file, read_coco(file.parent, split, "toml", annotations, images, others), images, annotations)
+
+
+def _dataset(file: Path, table: dict[str, Any], where: str, find: Finder) -> Found:
+    """A dataset as `load_dataset` reads it."""
+    other = next((key for key in table if key != DATA), None)
+    if other is not None:
+        raise UserError(f"{where}: give either {DATA}, or {other}, not both")
+    found = find(_path(file, table[DATA], f"{where}: {DATA}"))
+    return replace(found, read=lambda split: replace(found.read(split), root=file.parent, layout="toml"))
 
 
 def _coco_places(file: Path, table: dict[str, Any], where: str) -> list[Path]:

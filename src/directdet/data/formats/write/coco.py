@@ -53,6 +53,8 @@ def _objects(record: Record, category_ids: tuple[int, ...]) -> list[dict[str, An
         }
         if record.difficult[index]:
             entry["difficult"] = 1
+        if record.weights[index] != 1:
+            entry["score"] = float(record.weights[index])
         found.append(entry)
     return found
 

@@ -7,12 +7,14 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
-from directdet.common.errors import UserError
+from directdet.common.errors import UsageProblem, UserError
 from directdet.common.files import require_writable, write_json_atomic, write_text_atomic
 from directdet.data.dataset import Dataset, check_same_classes, find_splits, load_dataset
 from directdet.data.formats.write.coco import write_coco
+from directdet.data.formats.write.tiles import Cutting, Piece, cut_dataset, write_piece_files
 from directdet.data.formats.write.voc import write_voc
 from directdet.data.formats.write.yolo import write_yolo
 from directdet.data.pixels.format import RGB
@@ -25,7 +27,14 @@ WRITERS: dict[str, Writer] = {"coco": write_coco, "yolo": write_yolo, "voc": wri
 MARKER = "directdet-convert.json"  # in folders that were written here, which may be written anew
 
 
-def convert(root: str | os.PathLike[str], to: str, out: str | os.PathLike[str], link: bool = False) -> list[str]:
+def convert(
+    root: str | os.PathLike[str],
+    to: str,
+    out: str | os.PathLike[str],
+    link: bool = False,
+    cutting: Cutting | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[str]:
     """Write the dataset at ``root`` to the folder ``out``, and return what the format cannot hold, a line each.
 
     Args:
@@ -33,10 +42,15 @@ def convert(root: str | os.PathLike[str], to: str, out: str | os.PathLike[str], 
         to: one of `WRITERS`.
         out: a new or empty folder, or one that was written by this function before.
         link: make symbolic links to the pictures instead of copies.
+        cutting: cut large pictures into tiles; for "coco" alone, which can say what an edge leaves of an object.
+        say: called with a line about the tiles of each split.
 
     Raises:
+        UsageProblem: tiles of another format, or links to them.
         UserError: the data cannot be read, the splits' classes differ, or ``out`` is not to be overwritten.
     """
+    if cutting is not None and (link or to != "coco"):
+        raise UsageProblem("tiles: " + ("are new pictures; leave out link" if link else "are written for coco alone"))
     target = Path(out)
     require_writable(target, folder=True)
     if target.is_dir() and any(target.iterdir()) and not (target / MARKER).is_file():
@@ -50,6 +64,11 @@ def convert(root: str | os.PathLike[str], to: str, out: str | os.PathLike[str], 
     for folder in {record.path.parent for dataset in splits.values() for record in dataset.records}:
         if _overlap(folder, target):  # a set that the data at root names by an absolute path
             raise UserError(f"{target}: holds pictures of the data at {root}; give another folder")
+    pieces: dict[str, tuple[Piece, ...]] = {}
+    if cutting is not None:
+        for split, dataset in splits.items():
+            splits[split], pieces[split] = cut_dataset(dataset, cutting)
+            say(_describe(dataset, splits[split]))
     target.parent.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix=f".{target.name[:64]}.", suffix=".tmp", dir=target.parent))
     try:
@@ -59,11 +78,16 @@ def convert(root: str | os.PathLike[str], to: str, out: str | os.PathLike[str], 
         folders, lost = WRITERS[to](place, splits, names)
         for split, dataset in splits.items():
             (place / folders[split]).mkdir(parents=True, exist_ok=True)
-            for record, name in zip(dataset.records, names[split], strict=True):
-                _put(record, place / folders[split] / name, link)
+            paths = [place / folders[split] / name for name in names[split]]
+            if cutting is not None:
+                write_piece_files(pieces[split], paths)
+                continue
+            for record, path in zip(dataset.records, paths, strict=True):
+                _put(record, path, link)
         if first.pixels != RGB:
             write_text_atomic(place / "dataset.toml", "\n".join((f'format = "{to}"', *first.pixels.toml_lines(), "")))
-        write_json_atomic(place / MARKER, {"from": str(root), "to": to})
+        tiles = {} if cutting is None else {"tiles": asdict(cutting)}
+        write_json_atomic(place / MARKER, {"from": str(root), "to": to, **tiles})
         os.chmod(place, 0o755)
         _swap(place, target)
     except OSError as error:
@@ -71,6 +95,14 @@ def convert(root: str | os.PathLike[str], to: str, out: str | os.PathLike[str], 
     finally:
         shutil.rmtree(place, ignore_errors=True)
     return [f"{count} {what}" for what, count in lost.items() if count]
+
+
+def _describe(before: Dataset, after: Dataset) -> str:
+    aside = sum(int((record.weights == 0).sum()) for record in after.records)
+    return (
+        f"{after.split}: {len(before)} pictures in {len(after)} tiles; {aside} times an object is neither object nor "
+        "background, since an edge leaves too little of it"
+    )
 
 
 def _overlap(root: Path, target: Path) -> bool:

@@ -45,6 +45,7 @@ def _picture(record: Record, name: str, classes: tuple[str, ...], lost: Counter[
             lost["crowd regions, which are left out"] += 1
             continue
         lost["masks"] += record.segmentations[index] is not None
+        lost["scores of objects, which count fully"] += bool(record.weights[index] != 1)
         item = ElementTree.SubElement(tree, "object")
         _add(item, "name", classes[int(record.labels[index])])
         _add(item, "difficult", str(int(record.difficult[index])))

@@ -41,6 +41,7 @@ def _line(record: Record, index: int, lost: Counter[str]) -> str:
         lost["crowd regions, which are left out"] += 1
         return ""
     lost["marks of difficult objects"] += int(record.difficult[index])
+    lost["scores of objects, which count fully"] += bool(record.weights[index] != 1)
     size = np.array([record.width, record.height], np.float64)
     box = record.boxes[index].astype(np.float64)
     mask = record.segmentations[index]
