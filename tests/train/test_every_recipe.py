@@ -22,6 +22,7 @@ SMALL = {
     "ssd": {},
     "retinanet": {"fpn_channels": 16, "head_convs": 1, "test_pre_nms": 32, "candidates": 64},
     "rtmdet": {"fpn_channels": 16, "neck_blocks": 1, "candidates": 64},
+    "rtmdet_ins": {"fpn_channels": 16, "neck_blocks": 1, "candidates": 64},
 }
 FEW = {
     "train_pre_nms": 64,
