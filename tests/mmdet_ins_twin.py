@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from directdet.models.build import build_model
 from directdet.models.parts.targets import Targets
+from directdet.models.rtmdet_ins.masks import PARAMETERS
 from directdet.models.rtmdet_ins.network import RTMDetIns
 from directdet.recipes.by_name import get_recipe
 
@@ -31,6 +32,10 @@ def ours(size: str, classes: int = CLASSES) -> RTMDetIns:
     fill(model, 10 + SIZES.index(size), "head.boxes.", 2.0)
     with torch.no_grad():  # distances below 0, which become 0: to the right, at stride 16
         model.head.boxes[1].bias[2] = -2.0
+        random = np.random.default_rng(5)  # masks with an edge
+        model.prototypes.last.weight *= 10.0
+        for conv in model.kernels.last:
+            conv.bias.copy_(torch.from_numpy(random.random(PARAMETERS, dtype=np.float32) - 0.5) * 5.0)
     return model.eval()
 
 
