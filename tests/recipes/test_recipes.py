@@ -45,7 +45,7 @@ def test_recipe_is_whole(name):
 def test_every_positive_has_a_mask_roi(name):
     recipe = get_recipe(name)
     model = build_model({"detector": recipe.detector, "num_classes": 2, **recipe.model}).config
-    if getattr(model, "masks", False) and hasattr(model, "mask_slots"):
+    if getattr(model, "masks", False) and hasattr(model, "roi_samples"):
         assert model.mask_slots >= int(model.roi_samples * model.roi_positive_fraction)
 
 
