@@ -95,7 +95,7 @@ def train_and_check(name: str, data: Path, folder: Path) -> None:
         rows = read_log(folder / "run" / phase.name / "log.jsonl")
         assert [(row["kind"], row["step"]) for row in rows][-2:] == [("step", 2), ("eval", 2)]
         assert all(torch.tensor(list(row["losses"].values())).isfinite().all() for row in rows if row["kind"] == "step")
-        assert ("segm" in rows[-1]) == recipe.model.get("masks", recipe.detector == "rcnn")
+        assert ("segm" in rows[-1]) == recipe.model.get("masks", recipe.detector in ("rcnn", "rtmdet_ins"))
 
 
 @pytest.mark.slow
