@@ -35,7 +35,7 @@ CHOICES = (
     Choice("rtmdet_tiny", "boxes", 4.90, 8.0, 117, 41.1, "1000 pictures"),
     Choice("rtmdet_s", "boxes", 8.89, 14.8, 172, 44.6, "several thousands"),
     Choice("rtmdet_m", "boxes", 24.71, 39.1, 415, 49.4, "10,000s, on GPUs"),
-    Choice("rtmdet_l", "boxes", 52.32, 79.9, 801, 51.5, "100,000s, on GPUs"),
+    Choice("rtmdet_l", "boxes", 52.32, 79.9, 801, 51.5, "100,000, on GPUs"),
     Choice("rtmdet_ins_nano", "masks", 2.53, 4.7, None, None, "any; try it first"),
     Choice("rtmdet_ins_tiny", "masks", 5.64, 10.5, None, 40.5, "1000 pictures"),
     Choice("rtmdet_ins_s", "masks", 10.18, 19.0, None, 44.0, "several thousands"),
