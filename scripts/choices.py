@@ -1,6 +1,7 @@
 """What the recipes to pick from cost: multiply-adds and milliseconds of a picture, for `directdet recipes`.
 
-    python scripts/choices.py     # writes results/choices.json
+    python scripts/choices.py                             # writes results/choices.json
+    python scripts/choices.py --recipes rtmdet_ins_nano   # these alone; the others' rows stay
 
 Every recipe's network with 80 classes and random weights, exported to ONNX at 640x640, timed in ONNX Runtime from a
 picture in memory to its detections; each in a process of its own, and they take turns.
@@ -14,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from measure import in_process, milliseconds, parser, write_results
+from measure import ROOT, in_process, milliseconds, parser, write_results
 
 from directdet.recipes.choices import CHOICES
 
@@ -54,13 +55,16 @@ def time_cell(artefact: Path, threads: int, runs: int) -> dict[str, float]:
 
 
 def main() -> None:
-    given = parser(__doc__).parse_args()
+    options = parser(__doc__)
+    names = [one.recipe for one in CHOICES]
+    options.add_argument("--recipes", nargs="+", default=names, choices=names, metavar="NAME", help="[default: all]")
+    given = options.parse_args()
     if given.cell:
         print(json.dumps(time_cell(Path(given.cell), given.threads, given.runs)))
         return
     times: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        macs = {one.recipe: prepare(one.recipe, Path(folder)) for one in CHOICES}
+        macs = {name: prepare(name, Path(folder)) for name in given.recipes}
         for _ in range(given.rounds):
             for name in macs:
                 words = ("--threads", str(given.threads), "--runs", str(given.runs))
@@ -70,6 +74,10 @@ def main() -> None:
         name: {"multiply_adds": macs[name], "median_ms": statistics.median(found), "rounds_ms": found}
         for name, found in times.items()
     }
+    path = (given.results or ROOT / "results") / "choices.json"
+    if path.is_file():
+        rows = {**json.loads(path.read_text(encoding="utf-8"))["rows"], **rows}
+    rows = {name: rows[name] for name in names if name in rows}
     settings = {"size": [SIDE, SIDE], "classes": CLASSES, "threads": given.threads, "runs": given.runs}
     write_results("choices", {**settings, "rounds": given.rounds}, rows, given.results)
 

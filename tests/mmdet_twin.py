@@ -39,7 +39,13 @@ def ours(size: str, classes: int = CLASSES) -> RTMDet:
     """RTMDet of a size with weights from a fixed sequence, so that its boxes overlap the objects of `batch`."""
     model = build_model({"detector": "rtmdet", "num_classes": classes, **get_recipe(f"rtmdet_{size}").model})
     assert isinstance(model, RTMDet)
-    random = np.random.default_rng(SIZES.index(size))
+    fill(model, SIZES.index(size), "head.boxes.last.", 0.7 if model.config.exp_distances else 2.0)
+    return model.eval()
+
+
+def fill(model: nn.Module, seed: int, boxes: str, distance: float) -> None:
+    """Weights from a fixed sequence; the biases of `boxes`, the first letters of their names, are near `distance`."""
+    random = np.random.default_rng(seed)
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if not value.is_floating_point():
@@ -47,12 +53,11 @@ def ours(size: str, classes: int = CLASSES) -> RTMDet:
             values = torch.from_numpy(random.random(tuple(value.shape), dtype=np.float32)) - 0.5
             if value.dim() == 4:
                 values *= 4.2 / value[0].numel() ** 0.5
-            elif name.startswith("head.boxes.last."):
-                values = values * 0.6 + (0.7 if model.config.exp_distances else 2.0)
+            elif name.startswith(boxes):
+                values = values * 0.6 + distance
             elif name.endswith(("weight", "running_var")):
                 values = 1 + 0.6 * values
             value.copy_(values)
-    return model.eval()
 
 
 def batch() -> tuple[Tensor, Targets]:
@@ -106,11 +111,14 @@ def _stub(name: str) -> None:
     sys.modules[name] = module
 
 
-def theirs(size: str, classes: int = CLASSES) -> nn.Module:
-    """mmdet's backbone, neck and bbox_head of its own configuration, with batch normalisation that runs on a CPU."""
+def theirs(size: str, classes: int = CLASSES, family: str = "rtmdet") -> nn.Module:
+    """mmdet's backbone, neck and bbox_head of its own configuration, with batch normalisation that runs on a CPU.
+
+    family: "rtmdet" or "rtmdet-ins".
+    """
     folder = Path(import_mmdet().__file__).parent
     config = importlib.import_module("mmengine").Config.fromfile(
-        folder / ".mim" / "configs" / "rtmdet" / f"rtmdet_{size}_8xb32-300e_coco.py"
+        folder / ".mim" / "configs" / "rtmdet" / f"{family}_{size}_8xb32-300e_coco.py"
     )
     parts = config.model
     for part in (parts.backbone, parts.neck, parts.bbox_head):

@@ -12,10 +12,10 @@ from torchvision.ops import MultiScaleRoIAlign, batched_nms, box_iou, clip_boxes
 from twin import TwinAnchors, _pool, _random_boxes, _spread, smooth_images
 from twin_losses import ForcedSampler, Keys
 
+from directdet.models.parts.masks import project_masks
 from directdet.models.parts.targets import Targets
 from directdet.models.two_stage.cascade import Cascade
 from directdet.models.two_stage.config import CascadeConfig, TwoStageConfig
-from directdet.models.two_stage.mask_loss import project_masks
 from directdet.models.two_stage.network import RCNN
 
 # The paper's code: IoU, loss weight and standard deviations of the deltas of each stage.

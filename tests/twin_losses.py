@@ -8,8 +8,8 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN, roi_heads
 from torchvision.models.detection.image_list import ImageList
 
+from directdet.models.parts.masks import project_masks
 from directdet.models.parts.targets import Targets
-from directdet.models.two_stage.mask_loss import project_masks
 
 # torchvision's name of each of our losses.
 LOSS_NAMES = {

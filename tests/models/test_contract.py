@@ -25,6 +25,7 @@ SLIM = {
     "cascade": {"fpn_channels": 16, "box_features": 16, "mask_convs": 1, "mask_channels": 8},
     "retinanet": {"fpn_channels": 16, "head_convs": 1, "test_pre_nms": 60, "candidates": 60, "detections": 20},
     "rtmdet": {"fpn_channels": 16, "head_convs": 1, "candidates": 60, "detections": 20},
+    "rtmdet_ins": {"fpn_channels": 16, "head_convs": 1, "mask_convs": 1, "candidates": 60, "detections": 20},
     "ssd": {"detections": 20},
 }
 FEW = {
@@ -190,7 +191,7 @@ def test_it_deploys_static_and_alike(detector: str, backbone: str) -> None:
 FAMILIES = ("resnet18", "swin_t", "vgg16", "dsod", "root_resnet18")
 EXPORTED = [case for case in CASES if case.values[1] in FAMILIES]
 # CSPNeXt's untrained maps fade with depth, until proposals tie and rounding chooses; without proposals, none is lost.
-EXPORTED += [pytest.param("rtmdet", "cspnext_tiny", id="rtmdet-cspnext_tiny")]
+EXPORTED += [pytest.param(name, "cspnext_tiny", id=f"{name}-cspnext_tiny") for name in ("rtmdet", "rtmdet_ins")]
 
 
 @pytest.mark.slow

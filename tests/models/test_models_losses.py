@@ -9,10 +9,10 @@ from torchvision.models.detection import FasterRCNN
 from twin import build_twin, conditioned_model, same_parts, smooth_images
 from twin_losses import Keys, twin_losses
 
+from directdet.models.parts.masks import project_masks
 from directdet.models.parts.targets import Targets
 from directdet.models.two_stage.config import RCNNConfig
 from directdet.models.two_stage.loss import rcnn_losses
-from directdet.models.two_stage.mask_loss import project_masks
 from directdet.models.two_stage.network import RCNN
 
 TargetsOf = Callable[..., Targets]

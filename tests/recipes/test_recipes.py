@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from directdet.common.errors import UsageProblem
 from directdet.models.build import build_model
@@ -45,7 +46,7 @@ def test_recipe_is_whole(name):
 def test_every_positive_has_a_mask_roi(name):
     recipe = get_recipe(name)
     model = build_model({"detector": recipe.detector, "num_classes": 2, **recipe.model}).config
-    if getattr(model, "masks", False) and hasattr(model, "mask_slots"):
+    if getattr(model, "masks", False) and hasattr(model, "roi_samples"):
         assert model.mask_slots >= int(model.roi_samples * model.roi_positive_fraction)
 
 
@@ -165,9 +166,14 @@ def test_choices_tell_the_truth(choice):
         model = build_model({"detector": recipe.detector, "num_classes": 80, **recipe.model})
     assert sum(value.numel() for value in model.parameters()) / 1e6 == pytest.approx(choice.parameters, abs=0.005)
     assert choice.finds == ("masks" if model.config.masks else "boxes")
-    measured = json.loads(Path(__file__, "../../../results/choices.json").resolve().read_text())["rows"][choice.recipe]
-    assert choice.multiply_adds == round(measured["multiply_adds"] / 1e9, 1)
-    assert choice.milliseconds == round(measured["median_ms"])
+    rows = json.loads(Path(__file__, "../../../results/choices.json").resolve().read_text())["rows"]
+    if choice.recipe not in rows:
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.eval()(torch.empty(1, 3, 640, 640))
+        assert choice.multiply_adds == round(counter.get_total_flops() / 2e9, 1) and choice.milliseconds is None
+        return
+    assert choice.multiply_adds == round(rows[choice.recipe]["multiply_adds"] / 1e9, 1)
+    assert choice.milliseconds == round(rows[choice.recipe]["median_ms"])
 
 
 def test_built_in_recipes_are_all_there():

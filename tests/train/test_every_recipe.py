@@ -22,6 +22,7 @@ SMALL = {
     "ssd": {},
     "retinanet": {"fpn_channels": 16, "head_convs": 1, "test_pre_nms": 32, "candidates": 64},
     "rtmdet": {"fpn_channels": 16, "neck_blocks": 1, "candidates": 64},
+    "rtmdet_ins": {"fpn_channels": 16, "neck_blocks": 1, "candidates": 64},
 }
 FEW = {
     "train_pre_nms": 64,
@@ -94,7 +95,7 @@ def train_and_check(name: str, data: Path, folder: Path) -> None:
         rows = read_log(folder / "run" / phase.name / "log.jsonl")
         assert [(row["kind"], row["step"]) for row in rows][-2:] == [("step", 2), ("eval", 2)]
         assert all(torch.tensor(list(row["losses"].values())).isfinite().all() for row in rows if row["kind"] == "step")
-        assert ("segm" in rows[-1]) == recipe.model.get("masks", recipe.detector == "rcnn")
+        assert ("segm" in rows[-1]) == recipe.model.get("masks", recipe.detector in ("rcnn", "rtmdet_ins"))
 
 
 @pytest.mark.slow

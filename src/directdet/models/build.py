@@ -17,10 +17,13 @@ from directdet.models.retinanet.config import RetinaNetConfig
 from directdet.models.retinanet.deploy import RetinaNetDeploy
 from directdet.models.retinanet.loss import retinanet_losses
 from directdet.models.retinanet.network import RetinaNet
-from directdet.models.rtmdet.config import RTMDetConfig
+from directdet.models.rtmdet.config import RTMDetConfig, RTMDetInsConfig
 from directdet.models.rtmdet.deploy import RTMDetDeploy
 from directdet.models.rtmdet.loss import rtmdet_losses
 from directdet.models.rtmdet.network import RTMDet
+from directdet.models.rtmdet_ins.deploy import RTMDetInsDeploy
+from directdet.models.rtmdet_ins.loss import rtmdet_ins_losses
+from directdet.models.rtmdet_ins.network import RTMDetIns
 from directdet.models.ssd.config import SSDConfig
 from directdet.models.ssd.deploy import SSDDeploy
 from directdet.models.ssd.loss import ssd_losses
@@ -64,6 +67,7 @@ DETECTORS = {
     ),
     "retinanet": Architecture(RetinaNetConfig, RetinaNet, retinanet_losses, RetinaNetDeploy, weights=True),
     "rtmdet": Architecture(RTMDetConfig, RTMDet, rtmdet_losses, RTMDetDeploy, weights=True),
+    "rtmdet_ins": Architecture(RTMDetInsConfig, RTMDetIns, rtmdet_ins_losses, RTMDetInsDeploy, weights=True),
     "ssd": Architecture(SSDConfig, SSD, ssd_losses, SSDDeploy, ("ssd",), weights=True),
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 from directdet.common.plugins import load_plugins
 from directdet.common.settings import SettingError, check_key, nearest
 from directdet.models.retinanet.config import RetinaNetConfig
-from directdet.models.rtmdet.config import RTMDetConfig
+from directdet.models.rtmdet.config import RTMDetConfig, RTMDetInsConfig
 from directdet.models.ssd.config import SSDConfig
 from directdet.models.two_stage.config import CascadeConfig, RCNNConfig
 
@@ -16,6 +16,7 @@ CONFIGS: dict[str, type] = {
     "cascade": CascadeConfig,
     "retinanet": RetinaNetConfig,
     "rtmdet": RTMDetConfig,
+    "rtmdet_ins": RTMDetInsConfig,
     "ssd": SSDConfig,
 }
 

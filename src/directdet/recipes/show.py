@@ -28,7 +28,8 @@ def choices() -> Group:
     table.title_justify = "left"
     for one in CHOICES:
         ap = "" if one.coco_ap is None else f"{one.coco_ap:.1f}"
-        costs = f"{one.parameters:.1f}", f"{one.multiply_adds:.1f}", str(one.milliseconds)
+        ms = "" if one.milliseconds is None else str(one.milliseconds)
+        costs = f"{one.parameters:.1f}", f"{one.multiply_adds:.1f}", ms
         table.add_row(one.recipe, one.finds, *costs, ap, one.suits)
     for name in [name for name in RECIPES if name not in BUILT_IN]:
         table.add_row(plain(name), *[""] * 5, plain(RECIPES[name]().summary))

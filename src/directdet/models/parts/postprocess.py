@@ -53,12 +53,19 @@ def select_detections(
     Clipped boxes [N, M, 4], scores [N, M] and labels [N, M], best first -> the same with K instead of M columns;
     columns without a detection have score 0.
     """
+    return select_rows(config, boxes, scores, labels)[:3]
+
+
+def select_rows(
+    config: HasThresholds, boxes: Tensor, scores: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`select_detections`, and which of the M each of the K is, int64 [N, K]; of no meaning where the score is 0."""
     valid = (scores > config.score_threshold) & is_larger_than(boxes, MIN_SIDE)
     keep = nms_mask(boxes, valid, config.nms, labels)
     scores, index = best_first(torch.where(keep, scores, -1.0), min(config.detections, scores.shape[1]))
     chosen = scores > 0
     boxes = take(boxes, index) * chosen.unsqueeze(-1)
-    return boxes, scores.clamp(min=0), torch.where(chosen, take(labels, index), 0)
+    return boxes, scores.clamp(min=0), torch.where(chosen, take(labels, index), 0), index
 
 
 def pack_detections(boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -47,7 +47,7 @@ def assign(logits: Tensor, boxes: Tensor, points: Tensor, targets: Targets, top_
     usable = usable & targets.valid[..., None]  # [N, G, A]
     iou = torch.where(usable, pairwise_iou(targets.boxes, boxes), 0.0)
     cost = class_cost(logits, targets.labels, iou) - IOU_WEIGHT * torch.log(iou + EPSILON)
-    cost = torch.where(usable, cost + centre_cost(points, targets.boxes), torch.inf)
+    cost = torch.where(usable, cost + centre_cost(points, centres_of(targets)), torch.inf)
     most = min(top_ious, iou.shape[2])
     wanted = torch.topk(iou, most, dim=2).values.sum(2).int().clamp(min=1)  # [N, G]
     cheapest, index = torch.topk(cost, most, dim=2, largest=False)
@@ -82,9 +82,21 @@ def class_cost(logits: Tensor, labels: Tensor, iou: Tensor) -> Tensor:
     return absent.sum(1, keepdim=True) - torch.gather(absent, 1, row) + present
 
 
-def centre_cost(points: Tensor, boxes: Tensor) -> Tensor:
-    """10^(distance - 3) of points [A, 3] from the centres of boxes [N, G, 4], in strides -> [N, G, A]."""
-    centres = (boxes[..., :2] + boxes[..., 2:]) / 2
+def centres_of(targets: Targets) -> Tensor:
+    """The centres [N, G, 2] of the objects' boxes or, where there are masks, of their masks, as in mmdet."""
+    boxes, masks = targets.boxes, targets.masks
+    if masks is None:
+        return (boxes[..., :2] + boxes[..., 2:]) / 2
+    inside = masks.float()
+    share = (torch.arange(masks.shape[-1], device=masks.device) + 0.5) / masks.shape[-1]
+    mass = inside.sum((2, 3))
+    x, y = (inside.sum(2) * share).sum(-1), (inside.sum(3) * share).sum(-1)
+    middle = torch.where(mass[..., None] > 0, torch.stack([x, y], -1) / mass[..., None].clamp(min=1), 0.5)
+    return boxes[..., :2] + middle * (boxes[..., 2:] - boxes[..., :2])
+
+
+def centre_cost(points: Tensor, centres: Tensor) -> Tensor:
+    """10^(distance - 3) of points [A, 3] from `centres` [N, G, 2], in strides -> [N, G, A]."""
     distance = (points[:, :2] - centres[..., None, :]).square().sum(-1).sqrt() / points[:, 2]
     return torch.pow(10.0, distance - CENTRE_RADIUS)
 

@@ -14,28 +14,51 @@ from directdet.models.parts.pyramid import flatten_map
 PRIOR = 0.01  # probability of every class before training
 
 
-class Branch(nn.Module):
-    """3x3 convolutions shared by all levels, each normalised and followed by SiLU, and a 1x1 for each level.
+class Tower(nn.Module):
+    """3x3 convolutions shared by all levels, each normalised and followed by SiLU.
 
-    forward(maps [N, channels, H, W]) -> [N, H * W, outputs] of each level, float32. The normalisations are of each
-    level separately, since the statistics of the levels differ; folding makes one convolution of each.
+    forward(maps [N, channels, H, W]) -> as many of the same shape. The normalisations are of each level separately,
+    since the statistics of the levels differ; folding makes one convolution of each.
     """
 
-    def __init__(self, channels: int, convs: int, levels: int, outputs: int, norm: Norm):
+    def __init__(self, channels: int, convs: int, levels: int, norm: Norm):
         super().__init__()
-        self.outputs = outputs
         self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(convs))
         self.norms = nn.ModuleList(nn.ModuleList(norm(channels) for _ in range(convs)) for _ in range(levels))
-        self.last = nn.ModuleList(nn.Conv2d(channels, outputs, 1) for _ in range(levels))
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         found = []
-        for x, norms, last in zip(maps, self.norms, self.last, strict=True):
+        for x, norms in zip(maps, self.norms, strict=True):
             convs: list[Any] = list(self.convs)
             for conv, norm in zip(convs, norms.children(), strict=True):
                 x = F.silu(conv_norm(conv, norm, x))
-            found.append(flatten_map(last(x), self.outputs))
+            found.append(x)
         return found
+
+
+class Branch(Tower):
+    """A tower and a 1x1 convolution for each level.
+
+    forward(maps [N, channels, H, W]) -> [N, H * W, outputs] of each level, float32.
+    """
+
+    def __init__(self, channels: int, convs: int, levels: int, outputs: int, norm: Norm):
+        super().__init__(channels, convs, levels, norm)
+        self.last = LevelConvs(channels, outputs, levels)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        return self.last(super().forward(maps))
+
+
+class LevelConvs(nn.ModuleList):
+    """A 1x1 convolution of its own for each level: maps [N, channels, H, W] -> [N, H * W, outputs], float32."""
+
+    def __init__(self, channels: int, outputs: int, levels: int):
+        super().__init__(nn.Conv2d(channels, outputs, 1) for _ in range(levels))
+        self.outputs = outputs
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        return [flatten_map(conv(x), self.outputs) for conv, x in zip(self, maps, strict=True)]
 
 
 class RTMDetHead(nn.Module):

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from directdet.models.parts.boxes import areas, take
 from directdet.models.parts.targets import RandomKeys, Targets, loss_normaliser, object_weights, random_keys, weigh
-from directdet.models.rtmdet.assign import assign, assigned_boxes
-from directdet.models.rtmdet.network import PointMaps, RTMDet, boxes_of
+from directdet.models.rtmdet.assign import Assigned, assign, assigned_boxes
+from directdet.models.rtmdet.config import PointConfig
+from directdet.models.rtmdet.network import HasPoints, PointMaps, RTMDet, boxes_of
 
 BOX_WEIGHT = 2.0
 EPSILON = 1e-6  # square pixels
@@ -21,14 +22,20 @@ def rtmdet_losses(
     model: RTMDet, raw: PointMaps, targets: Targets, draw: RandomKeys = random_keys
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The losses "class" and "box" (scalars to be summed), and the number of positive points. `draw` is not used."""
+    losses, found = point_losses(model.config, raw, targets)
+    return losses, {"positives": found.positive.sum()}
+
+
+def point_losses(config: PointConfig, raw: HasPoints, targets: Targets) -> tuple[dict[str, Tensor], Assigned]:
+    """The losses "class" and "box", and what each point learns."""
     boxes = boxes_of(raw.distances, raw.points)
-    found = assign(raw.logits, boxes, raw.points, targets, model.config.top_ious)
+    found = assign(raw.logits, boxes, raw.points, targets, config.top_ious)
     labels = torch.where(found.positive, take(targets.labels, found.objects), -1)
     total = loss_normaliser(found.quality)
     weights = object_weights(targets, found.objects, found.positive)
     class_loss = weigh(quality_focal_loss(raw.logits, labels, found.quality), weights).sum() / total
     box_loss = weigh((1 - giou(boxes, assigned_boxes(found, targets))) * found.quality, weights).sum() / total
-    return {"class": class_loss, "box": BOX_WEIGHT * box_loss}, {"positives": found.positive.sum()}
+    return {"class": class_loss, "box": BOX_WEIGHT * box_loss}, found
 
 
 def quality_focal_loss(logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Lyu et al., "RTMDet: An Empirical Study of Designing Real-Time Object Detectors"
 mmdet's configurations, which serve as the reference in tests.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from directdet.models.backbones.builders import build_backbone
 from directdet.models.backbones.resnet import NORMS
 from directdet.models.parts.network import Network
-from directdet.models.rtmdet.config import RTMDetConfig
+from directdet.models.rtmdet.config import PointConfig, RTMDetConfig
 from directdet.models.rtmdet.head import RTMDetHead
 from directdet.models.rtmdet.neck import CSPPAFPN
 
@@ -35,15 +35,27 @@ class PointMaps(NamedTuple):
     points: Tensor
 
 
-class RTMDet(Network):
-    """Backbone, PAFPN on c3 to c5, and a head without objectness on maps of strides 8, 16 and 32.
+class HasPoints(Protocol):
+    """The part of a network's outputs that boxes are made of; see PointMaps and InsMaps."""
 
-    forward(images [N, 3, H, W], normalised, H and W multiples of 32) -> PointMaps.
+    @property
+    def logits(self) -> Tensor: ...
+
+    @property
+    def distances(self) -> Tensor: ...
+
+    @property
+    def points(self) -> Tensor: ...
+
+
+class PointNetwork(Network):
+    """Backbone and PAFPN on c3 to c5, of strides 8, 16 and 32: what RTMDet and RTMDet-Ins have in common.
+
+    Attributes:
+        strides: of the neck's maps.
     """
 
-    config: RTMDetConfig
-
-    def __init__(self, config: RTMDetConfig):
+    def __init__(self, config: PointConfig):
         super().__init__()
         self.config = config
         self.backbone = build_backbone(("pyramid",), config.backbone, config.width, config.norm, config.in_channels)
@@ -51,15 +63,14 @@ class RTMDet(Network):
         channels, norm = [self.backbone.channels[level] for level in LEVELS], NORMS[config.norm]
         self.strides = [self.backbone.strides[level] for level in LEVELS]
         self.neck = CSPPAFPN(channels, config.fpn_channels, config.neck_blocks, norm)
-        self.head = RTMDetHead(
-            config.fpn_channels, config.num_classes, config.head_convs, self.strides, norm, config.exp_distances
-        )
 
     def parts(self) -> dict[str, tuple[str, ...]]:
         return {"backbone": ("backbone",), "fpn": ("neck",), "box": ("head",)}
 
-    def class_layers(self) -> tuple[str, ...]:
-        return ("head.classes.last",)
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The neck's maps of images [N, 3, H, W], finest first."""
+        levels = self.backbone(images)
+        return self.neck([levels[name] for name in LEVELS])
 
     def points(self, size: tuple[int, int]) -> Tensor:
         """The points [A, 3] of images of `size` (height, width): the top left corners of the cells, row by row."""
@@ -72,9 +83,31 @@ class RTMDet(Network):
             found.append(torch.stack([x, y, torch.full_like(x, stride)], -1).reshape(-1, 3))
         return torch.cat(found)
 
+
+class RTMDet(PointNetwork):
+    """A head without objectness on the three maps.
+
+    forward(images [N, 3, H, W], normalised, H and W multiples of 32) -> PointMaps.
+    """
+
+    config: RTMDetConfig
+
+    def __init__(self, config: RTMDetConfig):
+        super().__init__(config)
+        self.head = RTMDetHead(
+            config.fpn_channels,
+            config.num_classes,
+            config.head_convs,
+            self.strides,
+            NORMS[config.norm],
+            config.exp_distances,
+        )
+
+    def class_layers(self) -> tuple[str, ...]:
+        return ("head.classes.last",)
+
     def forward(self, images: Tensor, points: Tensor | None = None) -> PointMaps:
-        levels = self.backbone(images)
-        features = self.neck([levels[name] for name in LEVELS])
+        features = self.features(images)
         logits, distances = self.head(features)
         height, width = images.shape[2:]
         return PointMaps(features, logits, distances, self.points((height, width)) if points is None else points)

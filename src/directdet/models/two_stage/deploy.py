@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from directdet.models.parts.boxes import best_first, clip_boxes, decode_boxes, take
+from directdet.models.parts.masks import MASK_SIZE
 from directdet.models.parts.postprocess import log_odds, pack_detections, select_detections
 from directdet.models.parts.pyramid import AnchoredDeploy
-from directdet.models.two_stage.network import BOX_BINS, BOX_WEIGHTS, MASK_BINS, MASK_SIZE, RCNN
+from directdet.models.two_stage.network import BOX_BINS, BOX_WEIGHTS, MASK_BINS, RCNN
 from directdet.models.two_stage.rpn import SUPPRESSED, propose
 
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from directdet.models.parts.masks import project_masks
 from directdet.models.parts.targets import RandomKeys, Targets, loss_normaliser, weigh
 from directdet.models.two_stage.config import TwoStageConfig
-from directdet.models.two_stage.network import MASK_SIZE
 
 
 class MaskSlots(NamedTuple):
@@ -65,22 +65,3 @@ def mask_loss(logits: Tensor, slots: MaskSlots) -> Tensor:
     """Binary cross-entropy of mask logits [M, 28, 28], averaged over the filled slots."""
     loss = F.binary_cross_entropy_with_logits(logits, slots.mask_targets, reduction="none").mean((1, 2))
     return (weigh(loss, slots.weights) * slots.filled).sum() / loss_normaliser(slots.filled)
-
-
-def project_masks(masks: Tensor, boxes: Tensor, rois: Tensor) -> Tensor:
-    """Crop each object's mask to its RoI: masks [M, S, S] inside boxes [M, 4] -> [M, 28, 28], 0 or 1.
-
-    The masks are sampled bilinearly at the centres of the RoI's 28x28 cells and thresholded at 0.5; outside its box a
-    mask is 0.
-    """
-    centre = (torch.arange(MASK_SIZE, dtype=rois.dtype, device=rois.device) + 0.5) / MASK_SIZE
-
-    def axis(low: int, high: int) -> Tensor:
-        position = rois[:, low, None] + centre * (rois[:, high] - rois[:, low])[:, None]
-        side = (boxes[:, high] - boxes[:, low]).clamp(min=1e-3)
-        return (position - boxes[:, low, None]) / side[:, None] * 2 - 1  # [M, 28]
-
-    x, y = axis(0, 2), axis(1, 3)
-    grid = torch.stack([x[:, None, :].expand(-1, MASK_SIZE, -1), y[:, :, None].expand(-1, -1, MASK_SIZE)], -1)
-    sampled = F.grid_sample(masks[:, None].float(), grid, mode="bilinear", align_corners=False)
-    return (sampled.squeeze(1) >= 0.5).float()

@@ -9,12 +9,13 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from directdet.models.backbones.builders import build_backbone
 from directdet.models.parts.anchors import anchor_shapes
+from directdet.models.parts.masks import MASK_SIZE
 from directdet.models.parts.pyramid import Anchored, RawMaps, flatten_map, norm_layer
 from directdet.models.parts.roi_pool import pool_rois
 from directdet.models.parts.start import init_head, init_normal, init_xavier
 from directdet.models.two_stage.config import RCNNConfig, TwoStageConfig
 
-BOX_BINS, MASK_BINS, MASK_SIZE = 7, 14, 28
+BOX_BINS, MASK_BINS = 7, 14
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # 1 / (0.1, 0.1, 0.2, 0.2)
 RPN_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 

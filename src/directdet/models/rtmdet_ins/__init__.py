@@ -1,0 +1,1 @@
+"""RTMDet-Ins: network, masks by dynamic convolution, losses and deployed form."""
