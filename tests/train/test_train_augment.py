@@ -17,9 +17,10 @@ from directdet.data.augment.ssd_transforms import SSDTransform
 from directdet.data.augment.steps import Colour, Flip, Resized, Turn, ZoomAndCrop
 from directdet.data.augment.transforms import EdgesTransform, PretrainTransform
 from directdet.data.dataset import load_dataset
+from directdet.data.draws.orders import Uniform, epoch_order
 from directdet.data.loader import Padding, make_loader
 from directdet.data.neighbours import BLOCK, Neighbours
-from directdet.data.sampling import Sampling, epoch_order
+from directdet.data.sampling import Sampling
 from directdet.data.synthetic import make_synthetic
 from directdet.models.checkpoint import load_checkpoint
 from directdet.recipes.recipe import Phase, Recipe
@@ -150,7 +151,7 @@ def test_every_object_of_all_pictures_fits_the_targets(pictures):
 
 
 def test_neighbours_come_from_the_same_block(pictures, monkeypatch):
-    neighbours = Neighbours(pictures.records, 5, masks=False)
+    neighbours = Neighbours(pictures.records, Uniform(5, len(pictures)), masks=False)
     order = epoch_order(5, 1, len(pictures)).tolist()
     read: list[int] = []
     monkeypatch.setattr(neighbours, "read", lambda index: read.append(index))
@@ -167,7 +168,7 @@ def test_neighbours_come_from_the_same_block(pictures, monkeypatch):
 def test_kept_pictures_are_few_and_cannot_be_changed(pictures, monkeypatch):
     size = pictures.records[0].width * pictures.records[0].height * 3
     monkeypatch.setattr("directdet.data.neighbours.KEPT_BYTES", 3 * size)
-    neighbours = Neighbours(pictures.records, 0, masks=False)
+    neighbours = Neighbours(pictures.records, Uniform(0, len(pictures)), masks=False)
     first = neighbours.read(0)
     assert neighbours.read(0) is first
     with pytest.raises(ValueError, match="read-only"):

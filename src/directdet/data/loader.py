@@ -27,6 +27,7 @@ from torch.utils.data import Dataset as TorchDataset
 from directdet.common.errors import UserError
 from directdet.data.augment.compose import Compose
 from directdet.data.augment.sample import Sample, load_sample
+from directdet.data.draws.orders import Order, drawing_in_words, make_order
 from directdet.data.masks import rasterise
 from directdet.data.neighbours import Neighbours
 from directdet.data.padding import Padding, target_rows
@@ -92,10 +93,14 @@ def make_loader(
             f"{where}: {len(records)} images do not fill one batch of {sampling.global_batch_size}; "
             "choose a smaller batch"
         )
+    try:
+        order = make_order(sampling.draw, sampling.seed, records, sampling.repeat_threshold)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; draw uniformly") from None
     width, height = image_sizes(records).T
     return BatchLoader(
-        _Samples(records, transform, sampling.seed, masks, padding.mask_size),
-        BatchSampler(sampling, len(records), height > width),
+        _Samples(records, transform, sampling.seed, order, masks, padding.mask_size),
+        BatchSampler(sampling, order, height > width),
         _Collate(padding.divisor, padding.min_objects, padding.mask_size, masks, dataset.pixels, dataset.has_weights),
         workers,
         pin_memory,
@@ -121,6 +126,7 @@ class BatchLoader:
     ) -> None:
         self._sampler = sampler
         self.images = len(samples.records)
+        self.drawing = drawing_in_words(sampler.order, self.images)  # "" if each image is drawn once
         self._open = partial(
             DataLoader,
             samples,
@@ -284,9 +290,18 @@ class _Fetches:
 class _Samples(TorchDataset):
     """The dataset that workers see: reads, augments and rasterises one image."""
 
-    def __init__(self, records: Sequence[Record], transform: Transform, seed: int, masks: bool, mask_size: int) -> None:
+    def __init__(
+        self,
+        records: Sequence[Record],
+        transform: Transform,
+        seed: int,
+        order: Order,
+        masks: bool,
+        mask_size: int,
+    ) -> None:
         self.records = records
-        self.neighbours = Neighbours(records, seed, masks or (isinstance(transform, Compose) and transform.needs_masks))
+        mixed_masks = masks or (isinstance(transform, Compose) and transform.needs_masks)
+        self.neighbours = Neighbours(records, order, mixed_masks)
         self.transform = transform
         self.seed = seed
         self.masks = masks

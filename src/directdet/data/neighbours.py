@@ -9,8 +9,8 @@ import numpy as np
 
 from directdet.data.augment.sample import Sample, load_sample
 from directdet.data.augment.steps import Another
+from directdet.data.draws.orders import Order
 from directdet.data.records import Record
-from directdet.data.sampling import epoch_order
 
 # Positions of an epoch that share their pictures. A batch of 8 or 16 mixes with itself, so that each picture is decoded
 # once; which they are depends neither on the batches nor on the workers. (RTMDet's code keeps the last 20 and 40.)
@@ -22,13 +22,13 @@ class Neighbours:
     """Reads samples, and keeps the latest ones; what is read never depends on what is kept.
 
     Args:
-        records: the images of the epoch.
-        seed: of the order of the epochs.
+        records: the images.
+        order: in which the epochs draw them.
         masks: read masks as well.
     """
 
-    def __init__(self, records: Sequence[Record], seed: int, masks: bool) -> None:
-        self._records, self._seed, self._masks = records, seed, masks
+    def __init__(self, records: Sequence[Record], order: Order, masks: bool) -> None:
+        self._records, self._orders, self._masks = records, order, masks
         self._kept: OrderedDict[int, Sample] = OrderedDict()
         self._bytes = 0
         self._epoch, self._order = -1, np.zeros(0, np.int64)
@@ -49,7 +49,7 @@ class Neighbours:
     def of(self, epoch: int, position: int) -> Another:
         """Reads a random picture of those that share a block of the epoch with the one at this position."""
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, epoch_order(self._seed, epoch, len(self._records))
+            self._epoch, self._order = epoch, self._orders.of(epoch)
         start = max(0, min(position // BLOCK * BLOCK, len(self._order) - BLOCK))
         block = self._order[start : start + BLOCK].tolist()
 

@@ -146,6 +146,14 @@ class Records(Sequence[Record]):
         """How many objects of each image have a flag, bool [objects of the columns]: int64 [I]."""
         return self._of_chosen(self.columns.per_image(flags))
 
+    def classes_of_objects(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Labels int32 [N] and crowd bool [N] of all objects, image by image; objects of each image, int64 [I]."""
+        columns = self.columns
+        firsts, counts = self._of_chosen(columns.firsts[:-1]), self._of_chosen(np.diff(columns.firsts))
+        before = np.cumsum(counts) - counts
+        objects = np.arange(int(counts.sum())) + np.repeat(firsts - before, counts)
+        return columns.labels[objects], columns.crowd[objects], counts
+
     def _of_chosen(self, values: np.ndarray) -> np.ndarray:
         return values if self._chosen is None else values[self._chosen]
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from directdet.data.draws.orders import THRESHOLD, Draw, Order
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -19,6 +21,8 @@ class Sampling:
             that are left over at the end of an epoch share batches.
         skip_empty: leave out images without objects (crowd regions do not count as objects).
         drop_last: leave out the last images if they do not fill a batch.
+        draw: each image once an epoch, or those of rare classes more often; see draws/orders.py.
+        repeat_threshold: with draw="repeat_factor", the share of the images below which a class is rare.
         rank, world_size: this process takes its share of each batch of batch_size * world_size images.
 
     Raises:
@@ -30,6 +34,8 @@ class Sampling:
     group_aspect: bool = False
     skip_empty: bool = False
     drop_last: bool = True
+    draw: Draw = "uniform"
+    repeat_threshold: float = THRESHOLD
     rank: int = 0
     world_size: int = 1
 
@@ -49,31 +55,26 @@ class Sampling:
         return self.batch_size * self.world_size
 
 
-def epoch_order(seed: int, epoch: int, images: int) -> np.ndarray:
-    """The image at each position of an epoch, int64 [images]."""
-    return np.random.default_rng([seed, epoch]).permutation(images)
-
-
 class BatchSampler:
     """Yields the batches of one epoch, from ``start`` on, as lists of (epoch, position in the epoch, image index).
 
     Args:
         sampling: the settings.
-        images: number of images.
+        order: of the images, epoch by epoch.
         portrait: bool [images], True where an image is higher than wide; only used with ``group_aspect``.
     """
 
-    def __init__(self, sampling: Sampling, images: int, portrait: np.ndarray) -> None:
+    def __init__(self, sampling: Sampling, order: Order, portrait: np.ndarray) -> None:
         self.sampling = sampling
-        self.images = images
-        self.portrait = portrait if sampling.group_aspect else np.zeros(images, bool)
+        self.order = order
+        self.portrait = portrait if sampling.group_aspect else np.zeros(len(portrait), bool)
         self.epoch = self.start = 0
 
     @property
     def batches_per_epoch(self) -> int:
         """Batches of a whole epoch. Grouping changes what is in them, never how many there are."""
         size = self.sampling.global_batch_size
-        return self.images // size if self.sampling.drop_last else -(-self.images // size)
+        return self.order.length // size if self.sampling.drop_last else -(-self.order.length // size)
 
     def __len__(self) -> int:
         return self.batches_per_epoch - self.start
@@ -92,7 +93,7 @@ class BatchSampler:
     def _batches(self) -> list[list[tuple[int, int]]]:
         """All batches of the epoch, for all processes together, as lists of (position, image index)."""
         size = self.sampling.global_batch_size
-        order = epoch_order(self.sampling.seed, self.epoch, self.images).tolist()
+        order = self.order.of(self.epoch).tolist()
         # Images that fill no batch are dropped before grouping: afterwards it would always be the rarer orientation.
         entries = list(enumerate(order))[: self.batches_per_epoch * size]
         full: list[list[tuple[int, int]]] = []

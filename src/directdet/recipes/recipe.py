@@ -29,6 +29,7 @@ Norm: TypeAlias = Literal["live", "sync", "affine", "fixed"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 Schedule: TypeAlias = Literal["steps", "cosine", "flat-cosine"]
 BestBy: TypeAlias = Literal["AP", "mAP_11point", "mAP_area"]
+Draw: TypeAlias = Literal["uniform", "repeat_factor", "class_balanced"]
 Init: TypeAlias = Literal["random", "imagenet"]
 Pixels = Annotated[int, Between(32, MANY)]
 
@@ -57,6 +58,11 @@ class Phase:
         mixup: probability of blending with another image.
         copy_paste: probability of pasting objects of another image by their masks.
         skip_empty: leave out images without objects.
+        sampling: "uniform": a pass draws each image once; "repeat_factor": images of rare classes more often, as LVIS
+            does (arXiv 1908.03195), and a pass is longer by that; "class_balanced": each class equally often, in a pass
+            of as many images (arXiv 1512.05830).
+        repeat_threshold: with "repeat_factor", a class that a smaller share f of the images shows is rare, and its
+            images are drawn sqrt(repeat_threshold / f) times as often.
         skip_difficult: leave out objects marked difficult, as mmdet and Faster R-CNN's code do on VOC.
         batch_size: images per device and forward pass.
         accumulate: forward passes per step; batch normalisation still sees `batch_size` images. None: as many as
@@ -119,6 +125,8 @@ class Phase:
     mixup: Share = 0.0
     copy_paste: Share = 0.0
     skip_empty: bool = False
+    sampling: Draw = "uniform"
+    repeat_threshold: Annotated[float, Between(0, 1, above=True)] = 0.001
     skip_difficult: bool = False
     batch_size: Count = 2
     accumulate: Count | None = None

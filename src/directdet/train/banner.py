@@ -46,6 +46,7 @@ def banner(trainer: Trainer, start: str) -> Table:
         "start": start,
         "input": f"{size}, {_images(trainer)}, {_precision(trainer)}, {trainer.device}",
         **_pictures(trainer),
+        **({"sampling": trainer.loader.drawing} if trainer.loader.drawing else {}),
         "evaluation": _evaluation(trainer),
         "normalisation": describe_norm(model, phase),
         "parameters": f"{total / 1e6:.2f} M, {frozen / 1e6:.2f} M of them frozen (frozen stages: "

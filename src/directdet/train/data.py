@@ -117,6 +117,8 @@ def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pi
         seed=seed,
         group_aspect=phase.resize == "edges",
         skip_empty=phase.skip_empty,
+        draw=phase.sampling,
+        repeat_threshold=phase.repeat_threshold,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
