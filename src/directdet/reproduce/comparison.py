@@ -1,7 +1,7 @@
 """The results of a comparison: what the logs of its runs say, as rows for results.json and as a table."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,10 @@ from directdet.common.json_files import read_json
 from directdet.common.settings import ZeroOrMore
 from directdet.common.terminal import plain
 from directdet.infer.machine import hardware, versions
+from directdet.reproduce.claims import Measure, SeedFigures, Verdict, claims_table, judge
+from directdet.reproduce.draws import read_draws
 from directdet.reproduce.experiments import EXPERIMENTS, SHARED, Trial
+from directdet.reproduce.paper_claims import CLAIMS
 from directdet.train.log import read_results
 
 DIVERGED = "diverged.json"  # in a row's folder, if its loss did not stay finite
@@ -52,7 +55,8 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         metric = EXPERIMENTS[self.plan["experiment"]].metric
-        return {"caution": CAUTION, "finished": self.finished, "metric": metric, "plan": self.plan, "rows": self.rows}
+        content = {"caution": CAUTION, "finished": self.finished, "metric": metric, "plan": self.plan}
+        return {**content, "rows": self.rows, "claims": [one.to_dict() for one in verdicts([self])]}
 
     def table(self) -> Group:
         """Our figures next to the paper's."""
@@ -65,18 +69,69 @@ class Comparison:
             table.add_column(name, justify="right")
         table.add_column("in the paper")
         for row in self.rows:
-            table.add_row(plain(row["label"]), *_cells(row, experiment.metric), _paper_words(row["paper"]))
+            table.add_row(plain(row["label"]), *_cells(row, experiment.metric), paper_words(row["paper"]))
         notes = [f"{CAUTION} Every row gets equal {experiment.equal}."]
-        if any(row["key"] == "sync" for row in self.rows):
-            notes.append("One process: SyncBN has no other process to synchronise with, so its row is live BN.")
-        notes += [] if self.finished else ["Not finished: run the same command again to continue."]
-        return Group(table, *notes)
+        notes += remarks(self.rows, self.finished)
+        judged = verdicts([self])
+        return Group(table, *notes, *([claims_table(judged, 1)] if judged else []))
 
     def write(self) -> None:
         """Write OUT/results.json."""
-        facts = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "hardware": hardware()}
-        facts["versions"] = {**versions(), "torch": torch.__version__}
-        write_json_atomic(self.out / "results.json", {**self.to_dict(), **facts})
+        write_results(self.out, self.to_dict())
+
+
+def write_results(out: Path, content: dict[str, Any]) -> None:
+    """Write OUT/results.json, with the date, the machine and the versions."""
+    facts = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "hardware": hardware()}
+    facts["versions"] = {**versions(), "torch": torch.__version__}
+    write_json_atomic(out / "results.json", {**content, **facts})
+
+
+def remarks(rows: Sequence[Row], finished: bool) -> list[str]:
+    """What is to be known about the rows of a table."""
+    notes = []
+    if any(row["key"] == "sync" for row in rows):
+        notes.append("One process: SyncBN has no other process to synchronise with, so its row is live BN.")
+    return [*notes, *([] if finished else ["Not finished: run the same command again to continue."])]
+
+
+def verdicts(comparisons: Sequence[Comparison]) -> list[Verdict]:
+    """The verdicts on the claims that the rows suffice for; `comparisons` are the same one with several seeds.
+
+    Raises:
+        UserError: a file with the draws of the pictures is damaged.
+    """
+    keys = [row["key"] for row in comparisons[0].rows]
+    claims = [one for one in CLAIMS.get(comparisons[0].plan["experiment"], ()) if one.concerns(keys)]
+    figures = [_figures(one) for one in comparisons] if claims else []
+    return [judge(claim, figures) for claim in claims]
+
+
+def _figures(comparison: Comparison) -> SeedFigures:
+    voc = EXPERIMENTS[comparison.plan["experiment"]].metric == "voc"
+    ended = [row for row in comparison.rows if "box_ap" in row]
+    drawn = {row["key"]: read_draws(comparison.out / row["key"]) for row in ended}
+    return SeedFigures(
+        comparison.plan["seed"],
+        {row["key"]: _state(row) for row in comparison.rows},
+        {row["key"]: _measures(row, voc) for row in ended},
+        {key: found[0] for key, found in drawn.items() if found is not None},
+        comparison.plan["images"][1],
+    )
+
+
+def _state(row: Row) -> str:
+    return "done" if "box_ap" in row else next((key for key in ("skipped", "diverged") if key in row), "to come")
+
+
+def _measures(row: Row, voc: bool) -> dict[Measure, float]:
+    """What a row is compared by; no time where none was measured."""
+    found: dict[Measure, float] = {"AP": row["voc"]["mAP_11point"] if voc else row["box_ap"]}
+    if row["phases"][-1]["seconds_per_step"] > 0:
+        found["s_per_step"] = row["phases"][-1]["seconds_per_step"]
+    if row["images_per_second"]:
+        found["images_per_second"] = row["images_per_second"]
+    return found
 
 
 def read_comparison(out: Path, plan: dict[str, Any], trials: list[Trial]) -> Comparison:
@@ -144,7 +199,8 @@ def _cells(row: Row, metric: str) -> list[str]:
     return [*found, steps, pace, f"{minutes:.1f}"]
 
 
-def _paper_words(paper: Mapping[str, float | None] | None) -> str:
+def paper_words(paper: Mapping[str, float | None] | None) -> str:
+    """The paper's figures of a row."""
     if paper is None:
         return "-"
     names = {"box_ap": "box {}", "mask_ap": "mask {}", "s_per_iter": "{} s/iter", "days": "{} days"}

@@ -33,9 +33,11 @@ def draw_comparison(result: dict[str, Any], path: Path) -> None:
     here, there = figure.subplots(1, 2, sharey=True)
     labels = [row["label"] for row in rows]
     places = range(len(rows))
-    _bars(here, places, [_reached(row, voc) for row in rows], _OURS)
+    spreads = [_spread(row, voc) for row in rows]
+    _bars(here, places, [_reached(row, voc) for row in rows], _OURS, spreads if any(spreads) else None)
     length = f"{plan['budget_s'] / 60:.0f} min" if plan["budget_s"] else f"{plan['phase_steps']} steps"
-    here.set_title(f"here ({plan['scale']}, {length}, {plan['device']})", fontsize=10)
+    times = f"{len(result['seeds'])} x " if "seeds" in result else ""
+    here.set_title(f"here ({plan['scale']}, {times}{length}, {plan['device']})", fontsize=10)
     _bars(there, places, [_printed(row["paper"] or {}, "map" if voc else "box_ap") for row in rows], _PAPER)
     there.set_title(f"in the paper ({'VOC' if voc else 'COCO'})", fontsize=10)
     here.set_yticks(list(places), labels)
@@ -57,11 +59,19 @@ def _printed(paper: Mapping[str, float | None], key: str) -> float | None:
     return math.nan if key in paper and paper[key] is None else paper.get(key)
 
 
-def _bars(axes: Axes, places: range, values: Sequence[float | None], colour: str) -> None:
-    """Horizontal bars with their values ("NaN" for NaN); none where there is no value."""
+def _spread(row: dict[str, Any], voc: bool) -> float:
+    """The standard deviation over seeds in per cent; 0 where there is none."""
+    return 100 * (row.get("spread", {}).get("map" if voc else "box_ap") or 0.0)
+
+
+def _bars(
+    axes: Axes, places: range, values: Sequence[float | None], colour: str, spreads: Sequence[float] | None = None
+) -> None:
+    """Horizontal bars with their values ("NaN" for NaN), and spreads if any; none where there is no value."""
     known = {place: value for place, value in zip(places, values, strict=True) if value is not None}
     lengths = [0.0 if math.isnan(value) else value for value in known.values()]
-    bars = axes.barh(list(known), lengths, color=colour, height=0.6)
+    reach = None if spreads is None else [spreads[place] for place in known]
+    bars = axes.barh(list(known), lengths, xerr=reach, color=colour, height=0.6, capsize=3)
     words = ["NaN" if math.isnan(value) else f"{value:.1f}" for value in known.values()]
     axes.bar_label(bars, words, padding=3, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)

@@ -13,9 +13,13 @@ from typing import Any
 from directdet.common.errors import UsageProblem, UserError
 from directdet.common.files import require_writable, write_json_atomic
 from directdet.data.records import Dataset
+from directdet.infer.accuracy.evaluate import Evaluation, detect
+from directdet.infer.detections import Detections
+from directdet.infer.runtimes.torch_runtime import load_torch
 from directdet.recipes.recipe import Recipe
 from directdet.reproduce.budget import Setup, make_plan
 from directdet.reproduce.comparison import DIVERGED, Comparison, is_done, read_comparison
+from directdet.reproduce.draws import DRAWS_FILE, write_draws
 from directdet.reproduce.experiments import EXPERIMENTS, SHARED, Experiment, Trial
 from directdet.reproduce.scales import Scale, choose_scale
 from directdet.reproduce.time_limit import StopAfter, TimeIsUp
@@ -79,6 +83,8 @@ def reproduce(
         )
     if options.ssd_batch is not None:
         scale = replace(scale, ssd_batch=options.ssd_batch)
+    if any(out.glob("seed*/plan.json")):
+        raise UserError(f"{out}: holds a comparison of several seeds; give its --seeds, or another --out")
     require_writable(out, folder=True)
     train_set, val = load_splits(data)
     if val is None:
@@ -92,10 +98,14 @@ def reproduce(
     try:
         with StopAfter(left):
             for index, trial in enumerate(trials):
+                evaluation = None
                 if not is_done(comparison.rows[index]):
-                    _run_trial(trial, plan, setup)
+                    evaluation = _run_trial(trial, plan, setup)
                     comparison = read_comparison(out, plan, trials)
-                    comparison.write()
+                if "box_ap" in comparison.rows[index] and not (out / trial.key / DRAWS_FILE).is_file():
+                    found = _found_again(trial, setup) if evaluation is None else evaluation.found
+                    write_draws(out / trial.key, found, val, experiment.metric)
+                comparison.write()
     except TimeIsUp:
         pass
     comparison = read_comparison(out, plan, trials)
@@ -152,37 +162,47 @@ def _with_steps(recipe: Recipe, steps: dict[str, int]) -> Recipe:
     return recipe
 
 
-def _run_trial(trial: Trial, plan: dict[str, Any], setup: Setup) -> None:
-    """Train what is left to do for a row."""
+def _found_again(trial: Trial, setup: Setup) -> Sequence[tuple[int, Detections]]:
+    """What the end of a row's training detects, where that is not at hand: it was trained by an earlier call."""
+    last = setup.out / trial.key / trial.recipe.phases[-1].name / "checkpoints" / "last.pt"
+    return detect(load_torch(last, str(setup.device)), setup.val, setup.val.records)
+
+
+def _run_trial(trial: Trial, plan: dict[str, Any], setup: Setup) -> Evaluation | None:
+    """Train what is left to do for a row; its evaluation, if this call made one."""
     steps = dict(plan["steps"][trial.key])
     if trial.shares_pretrain:
         steps["pretrain"] = plan["steps"][SHARED]["pretrain"]
-        _run_shared(trial, steps, setup)
-        return
+        return _run_shared(trial, steps, setup)
     recipe, init = _with_steps(trial.recipe, steps), setup.imagenet if trial.needs_imagenet else None
     if init is not None and init != IMAGENET:  # a file takes the place of the recipe's own start
         recipe = replace(recipe, init="random")
-    _train(recipe, setup, trial.key, init=init)
+    return _train(recipe, setup, trial.key, init=init)
 
 
-def _run_shared(trial: Trial, steps: dict[str, int], setup: Setup) -> None:
+def _run_shared(trial: Trial, steps: dict[str, int], setup: Setup) -> Evaluation | None:
     """Train a row that starts from the pre-training that all rows share, after that pre-training if need be."""
     first = _with_steps(replace(trial.recipe, phases=trial.recipe.phases[:1]), steps)
     _train(first, setup, SHARED, phase="pretrain")
     if (setup.out / SHARED / DIVERGED).is_file():
-        return
+        return None
     start = setup.out / SHARED / "pretrain" / "checkpoints" / "last.pt"
     recipe = _with_steps(trial.recipe, steps)
-    _train(recipe, setup, trial.key, init=start, phase=recipe.phases[-1].name)
+    return _train(recipe, setup, trial.key, init=start, phase=recipe.phases[-1].name)
 
 
-def _train(recipe: Recipe, setup: Setup, key: str, init: str | Path | None = None, phase: str | None = None) -> None:
+def _train(
+    recipe: Recipe, setup: Setup, key: str, init: str | Path | None = None, phase: str | None = None
+) -> Evaluation | None:
     """Train a recipe in the folder of a row, or continue there; a loss that is not finite ends only this row."""
     out, device = setup.out / key, setup.device.type
     begun = any(out.glob("*/checkpoints/last.pt"))
     start = None if begun else init
     try:
-        train(recipe, setup.data, out, phase=phase, init=start, resume=begun, device=device, seed=setup.seed)
+        return train(
+            recipe, setup.data, out, phase=phase, init=start, resume=begun, device=device, seed=setup.seed
+        ).evaluation
     except Diverged as error:  # a result, as in ScratchDet's Table 1
         steps = [row["step"] for log in out.glob("*/log.jsonl") for row in read_log(log)]
         write_json_atomic(out / DIVERGED, {"after_step": max(steps, default=0), "message": str(error)})
+        return None

@@ -23,7 +23,11 @@ def describe_start(loaded: Loaded | None, start: str | Path) -> str:
         return "random weights"
     name = "ImageNet (torchvision)" if str(start) == IMAGENET else loaded.source
     left = sum(len(names) for names in loaded.left.values())
-    return f"{name}: {loaded.count()} tensors" + (f", {left} not loaded" if left else "")
+    words = f"{name}: {loaded.count()} tensors" + (f", {left} not loaded" if left else "")
+    if not loaded.carried:
+        return words
+    names = [one if one == other else f"{one} ({other})" for one, other in loaded.carried]
+    return f"{words}; the class layers of {len(names)} classes by name: {', '.join(names)}"
 
 
 def banner(trainer: Trainer, start: str) -> Table:

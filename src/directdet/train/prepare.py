@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from directdet.common.errors import UserError
 from directdet.common.terminal import TITLE
 from directdet.models.archive import check_archive, overlapping_tensor
+from directdet.models.carried import carried, common_classes
 from directdet.models.checkpoint import CheckpointError, load_checkpoint
 from directdet.models.parts.network import Network
 from directdet.models.parts.norm import FixedBatchNorm2d, fix_batch_norm, has_statistics, sync_batch_norm
@@ -36,11 +37,14 @@ class Loaded:
         source: the file, or "imagenet".
         taken: tensors loaded, by part.
         left: (name, reason) of the tensors that kept their values, by part.
+        carried: (class, its name in the source) of the classes whose rows of the class layers were loaded, where the
+            source is of other classes: the rows of the rest kept their values.
     """
 
     source: str
     taken: dict[str, int]
     left: dict[str, tuple[tuple[str, str], ...]]
+    carried: tuple[tuple[str, str], ...] = ()
 
     def count(self) -> int:
         """The number of tensors loaded."""
@@ -61,8 +65,9 @@ def load_weights(
 ) -> Loaded:
     """Load `parts` of a detector's weights into `model`, by name and shape; what does not fit is kept and reported.
 
-    The backbone must fit completely: half a backbone is a mistake. Other `classes` are not: the layers that have
-    outputs for each class then keep their values, even where the number of classes happens to be the same.
+    The backbone must fit completely: half a backbone is a mistake. Other `classes` are not: of the layers that have
+    outputs for each class, those of the classes of the same name are loaded then, and the others keep their values,
+    even where the number of classes happens to be the same.
 
     Args:
         source: a checkpoint of ours, a file with the state of a torchvision backbone, or "imagenet" for torchvision's
@@ -76,8 +81,16 @@ def load_weights(
     state, known = _imagenet(model) if str(source) == IMAGENET else _read(Path(source), model)
     present = [part for part in PARTS if part in {model.part_of(name) for name in own}]
     fitting, taken, left = {}, dict.fromkeys(present, 0), {part: [] for part in present}
+    pairs = [] if known is None or known == tuple(classes) else common_classes(classes, known)
+    carry = False
     for name, value in own.items():
         part = model.part_of(name)
+        if known is not None and pairs and part in parts and name in state and model.is_of_classes(name):
+            counts = len(classes), len(known)
+            if (rows := carried(value, state[name], pairs, counts, model.class_rows(name))) is not None:
+                fitting[name], carry = rows, True
+                taken[part] += 1
+                continue
         if part not in parts:
             why = "not requested"
         elif name not in state:
@@ -94,7 +107,8 @@ def load_weights(
     if "backbone" in parts:
         _require_backbone(model, source, state, left["backbone"])
     model.load_state_dict(fitting, strict=False)
-    return Loaded(str(source), taken, {part: tuple(names) for part, names in left.items()})
+    names = tuple((classes[label], known[theirs]) for label, theirs in pairs) if carry and known is not None else ()
+    return Loaded(str(source), taken, {part: tuple(found) for part, found in left.items()}, names)
 
 
 def _require_backbone(

@@ -32,6 +32,7 @@ from directdet.front.say import say
 )
 @click.option("--imagenet", metavar="FILE", help="Weights for the ImageNet rows: a file, or imagenet to fetch them.")
 @click.option("--time-limit", type=Minutes(), help="Stop after this time; the same command continues.")
+@click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="How many, from --seed on.")
 @torch_device_option
 @seed_option
 def reproduce(
@@ -45,6 +46,7 @@ def reproduce(
     rows: tuple[str, ...],
     imagenet: str | None,
     time_limit: float | None,
+    seeds: int,
     device: str,
     seed: int,
 ) -> None:
@@ -52,7 +54,8 @@ def reproduce(
 
     COMPARISON is direct/table1, direct/table2, direct/table5, direct/table7, direct/table8, direct/scratch,
     scratchdet/table1 or scratchdet/table2. Its rows get equal budgets; the same command continues where it was
-    stopped. direct/table7 times a few iterations and needs no budget.
+    stopped. direct/table7 times a few iterations and needs no budget. With --seeds, the rows are trained with each and
+    share the budget, and a paired test says which of the paper's claims are shown at this size.
     """
     require_one_process("reproduce")
     from directdet.common.folder_lock import hold_folder
@@ -67,10 +70,14 @@ def reproduce(
         return
     from directdet.reproduce.comparison_plot import draw_comparison
     from directdet.reproduce.run import ReproduceOptions, reproduce
+    from directdet.reproduce.seeds import reproduce_seeds
 
     options = ReproduceOptions(budget, scale, device, seed, imagenet, rows, steps, ssd_batch)
     with hold_folder(out, "reproduce"):
-        found = reproduce(comparison, data, out, options, time_limit)
+        if seeds == 1:
+            found = reproduce(comparison, data, out, options, time_limit)
+        else:
+            found = reproduce_seeds(comparison, data, out, seeds, options, time_limit)
         draw_comparison(found.to_dict(), out / "comparison.png")
     terminal().print(found.table())
     say(f"written: {out / 'results.json'}")

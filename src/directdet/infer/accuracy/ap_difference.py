@@ -84,7 +84,7 @@ def spread_of_difference(
     expected: Found, found: Found, dataset: Dataset, records: Sequence[Record], name: str
 ) -> float:
     """The standard deviation, over the draws of the pictures, of the difference of the AP by `name`, a key of KINDS."""
-    drawn = _drawn(len(records))
+    drawn = drawn_pictures(len(records))
     ours, theirs = (weighted_ap(side, dataset, records, name, drawn) for side in (expected, found))
     return _spread(ours, theirs)
 
@@ -97,7 +97,7 @@ def _spread(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def compare(one: Found, other: Found, dataset: Dataset, records: Sequence[Record]) -> tuple[Difference, ...]:
     """The AP of two models on the same pictures, and whether these tell them apart: of boxes, and of masks if any."""
-    weights = np.concatenate([np.ones((1, len(records))), _drawn(len(records))])
+    weights = np.concatenate([np.ones((1, len(records))), drawn_pictures(len(records))])
     differences = []
     for name in _kinds(dataset, one, other):
         ours, theirs = (weighted_ap(side, dataset, records, name, weights) for side in (one, other))
@@ -106,7 +106,7 @@ def compare(one: Found, other: Found, dataset: Dataset, records: Sequence[Record
     return tuple(differences)
 
 
-def _drawn(count: int) -> np.ndarray:
+def drawn_pictures(count: int) -> np.ndarray:
     """How often each of `count` pictures is drawn, [DRAWS, count]; always the same draws."""
     drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=DRAWS)
     return drawn.astype(np.float64)

@@ -33,8 +33,16 @@ class Network(nn.Module):
         return {"backbone": ("backbone",)}
 
     def class_layers(self) -> tuple[str, ...]:
-        """Names of the layers with one output per class; their weights are useless for a different set of classes."""
+        """Names of the layers with one output per class; of other classes, only those of the same name are of use."""
         return ()
+
+    def class_rows(self, name: str) -> tuple[int, int]:
+        """How a tensor of the class_layers() is divided: (b, n) of its [P * (b + classes) * n, ...].
+
+        Each of P priors has b outputs before the first class, 1 for a background, and each output n rows: 4 for a box
+        of each class. n is 0 where the tensor is of all classes together.
+        """
+        return 0, 1
 
     def input_size(self) -> tuple[int, int] | None:
         """The only input size (height, width) that the network accepts; None: any multiples of 32."""

@@ -72,5 +72,8 @@ class SSD(Network):
     def class_layers(self) -> tuple[str, ...]:
         return ("head.classes",)
 
+    def class_rows(self, name: str) -> tuple[int, int]:
+        return 1, 1
+
     def input_size(self) -> tuple[int, int]:
         return self.config.size, self.config.size

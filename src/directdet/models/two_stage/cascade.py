@@ -57,6 +57,9 @@ class Cascade(TwoStage):
         masks = [f"mask_predictors.{stage}.mask_fcn_logits" for stage in range(STAGES)]
         return ("box_predictors", *masks)
 
+    def class_rows(self, name: str) -> tuple[int, int]:
+        return 1, 0 if ".bbox_pred." in name else 1
+
     def predict_boxes(self, stage: int, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled RoIs [K, C, 7, 7] -> class logits [K, 1 + classes] and deltas [K, 4] of a stage (0..2), float32."""
         logits, deltas = self.box_predictors[stage](self.box_heads[stage](pooled))

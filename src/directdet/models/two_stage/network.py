@@ -69,6 +69,9 @@ class TwoStage(Anchored):
     def class_layers(self) -> tuple[str, ...]:
         return ("box_predictor", "mask_predictor.mask_fcn_logits")
 
+    def class_rows(self, name: str) -> tuple[int, int]:
+        return 1, 4 if ".bbox_pred." in name else 1
+
     def pool(self, features: list[Tensor], rois: Tensor, image: Tensor, bins: int, portable: bool = False) -> Tensor:
         """Pool RoIs [K, 4] (pixels) of images `image` [K] from raw maps -> [K, C, bins, bins]; see pool_rois."""
         return pool_rois(features[: len(self.roi_strides)], self.roi_strides, rois, image, bins, portable)
