@@ -192,6 +192,28 @@ TABLES = {
             "of the network alone": cell("pipelined/share", "share"),
         },
     ),
+    "roi_pool": Table(
+        ("roi_pool_cpu",),
+        labelled(
+            {
+                f"{runtime}, {count}, {form}": f"{count}, {title}{words}"
+                for count in (50, 300, 1000)
+                for runtime, title, forms in (
+                    ("onnxruntime", "ONNX Runtime", {"at once": ", all at once", "in turn": ", ten at a time"}),
+                    ("openvino", "OpenVINO", {"at once": ", all at once", "in turn": ", ten at a time"}),
+                    ("torch", "PyTorch", {"bag": ""}),
+                )
+                for form, words in forms.items()
+            }
+        ),
+        {
+            "RoIs": LABEL,
+            "ms": cell("median_ms", ".1f"),
+            "times as fast": cell_if_any("speedup", ".2f"),
+            "MiB": cell("mib", ".0f"),
+            "share of the memory": cell("share_of_memory", ".2f"),
+        },
+    ),
     "train_step": Table(
         ("train_step_cpu",),
         labelled(

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
+from directdet.models.parts import roi_pool
 from directdet.models.parts.roi_pool import level_of, pool_rois
 
 STRIDES = [4, 8, 16, 32]
@@ -57,6 +58,29 @@ def test_both_forms_equal_torchvision(size: tuple[int, int], bins: int) -> None:
     for pooled in (rows, portable):
         assert (pooled - expected).abs().max() <= 2e-5 * expected.abs().max()
     assert (rows - exact).abs().max() <= (expected - exact).abs().max()
+
+
+def test_the_exported_form_gathers_a_few_bins_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the number of bins at a time, which need not divide all of them, the result is that of all at once."""
+    size, channels = (128, 128), 8
+    features, boxes = pyramid(size, channels=channels), torch.stack([hard_boxes(size, 1), hard_boxes(size, 2)])
+    image = torch.arange(2).repeat_interleave(boxes.shape[1])
+    whole = pool_rois(features, STRIDES, boxes.flatten(0, 1), image, 7, portable=True)
+    gathered: list[int] = []
+    embedding = roi_pool.F.embedding
+
+    def watched(index: Tensor, table: Tensor) -> Tensor:
+        rows = embedding(index, table)
+        gathered.append(rows.numel() // len(features[0]))
+        return rows
+
+    monkeypatch.setattr(roi_pool.F, "embedding", watched)
+    for bins_at_a_time in (1000, 300, 49):
+        gathered.clear()
+        monkeypatch.setattr(roi_pool, "GATHERED", bins_at_a_time * 16 * channels)
+        parts = pool_rois(features, STRIDES, boxes.flatten(0, 1), image, 7, portable=True)
+        assert max(gathered) == roi_pool.GATHERED and len(gathered) == -(-40 * 49 // bins_at_a_time)
+        assert torch.equal(parts, whole)
 
 
 def test_all_four_levels_are_met_and_chosen_as_torchvision_does() -> None:

@@ -177,7 +177,7 @@ def test_pooling_from_one_map_is_roi_align() -> None:
     features = torch.randn(2, 8, 20, 30, generator=generator)
     corners = torch.rand(40, 2, 2, generator=generator).sort(1).values * torch.tensor([480.0, 320.0])
     whole = torch.tensor([[0.0, 0, 480, 320], [-40, -30, 530, 380], [10.2, 11.7, 10.9, 11.8]])  # largest, beyond, tiny
-    boxes, image = torch.cat([corners.flatten(1), whole]), torch.arange(43) % 2
+    boxes, image = torch.cat([corners.flatten(1), whole]).repeat(2, 1), torch.arange(2).repeat_interleave(43)
     expected = roi_align(features, torch.cat([image[:, None], boxes], 1), 7, 1 / 16, 2, aligned=False)
     for portable in (False, True):
         found = pool_rois([features], [16], boxes, image, 7, portable)

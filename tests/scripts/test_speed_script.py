@@ -126,3 +126,15 @@ def test_it_runs(tmp_path):
     assert row["share_of_postprocessing"] > 0 and row["gmacs"] > 0.1 and row["prepare_ms"] < row["end_to_end_ms"]
     assert row["runs_in"]["provider"] == "CPUExecutionProvider" and row["share_of_matrix_product"] > 0
     assert set(content["settings"]["matrix_product_gmacs"]) == {"fp32", "bf16", "int8"}
+
+
+def test_the_script_of_roi_pooling_runs_and_counts_its_memory(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "roi_pool.py"), "--tiny", "--runs", "2", "--results", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "roi_pool_cpu.json").read_text())["rows"]
+    assert set(rows) == {f"{r}, 50, {f}" for r in ("onnxruntime", "openvino") for f in ("at once", "in turn")} | {
+        "torch, 50, bag"
+    }
+    for row in rows.values():
+        assert row["median_ms"] > 0 and row["mib"] > 0.3  # 50 RoIs of 49 bins of 8 channels are 0.08 MiB, the maps 0.5

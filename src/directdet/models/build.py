@@ -33,6 +33,7 @@ from directdet.models.two_stage.cascade_deploy import CascadeDeploy
 from directdet.models.two_stage.cascade_loss import cascade_losses
 from directdet.models.two_stage.config import CascadeConfig, RCNNConfig
 from directdet.models.two_stage.deploy import RCNNDeploy
+from directdet.models.two_stage.flat_masks import flatten_mask_predictors
 from directdet.models.two_stage.loss import rcnn_losses
 from directdet.models.two_stage.network import RCNN
 
@@ -127,9 +128,12 @@ def deploy_model(model: Network, size: tuple[int, int], portable: bool = False) 
 def fold_model(model: Network) -> Folding:
     """Fold the batch normalisations of a network in evaluation mode into its convolutions, in place.
 
-    The deployed form is run once to see the pairs, since heads that look at boxes are not part of the raw maps.
+    The deployed form is run once to see the pairs, since heads that look at boxes are not part of the raw maps. The
+    transposed convolutions of mask heads become 1x1 convolutions; see flat_masks.
     """
     size = model.input_size() or SMALL
     device = next(model.parameters()).device
     images = torch.randn(1, model.in_channels, *size, generator=torch.Generator().manual_seed(0)).to(device)
-    return fold_batch_norm(model, conv_norm_pairs(deploy_model(model, size).eval(), images))
+    folding = fold_batch_norm(model, conv_norm_pairs(deploy_model(model, size).eval(), images))
+    flatten_mask_predictors(model)
+    return folding

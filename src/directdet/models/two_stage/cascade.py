@@ -13,10 +13,10 @@ from directdet.models.two_stage.config import CascadeConfig
 from directdet.models.two_stage.network import (
     BOX_BINS,
     TwoStage,
+    class_masks,
     init_predictor,
     mask_head,
     mask_predictor,
-    select_class_masks,
 )
 
 # Standard deviations by which each stage's deltas are normalised; they shrink as the boxes get better.
@@ -67,7 +67,7 @@ class Cascade(TwoStage):
 
     def predict_masks(self, stage: int, pooled: Tensor, labels: Tensor) -> Tensor:
         """Pooled RoIs [K, C, 14, 14] and labels [K] (1..classes) -> a stage's mask logits [K, 28, 28], float32."""
-        return select_class_masks(self.mask_predictors[stage](self.mask_heads[stage](pooled)), labels)
+        return class_masks(self.mask_predictors[stage], self.mask_heads[stage](pooled), labels)
 
 
 def refine(stage: int, boxes: Tensor, deltas: Tensor, sizes: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from directdet.models.parts.pyramid import Anchored, RawMaps, flatten_map, norm_
 from directdet.models.parts.roi_pool import pool_rois
 from directdet.models.parts.start import init_head, init_normal, init_xavier
 from directdet.models.two_stage.config import RCNNConfig, TwoStageConfig
+from directdet.models.two_stage.flat_masks import FlatMaskPredictor
 
 BOX_BINS, MASK_BINS = 7, 14
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # 1 / (0.1, 0.1, 0.2, 0.2)
@@ -97,6 +98,13 @@ def mask_predictor(config: TwoStageConfig) -> MaskRCNNPredictor:
     return predictor
 
 
+def class_masks(predictor: nn.Module, features: Tensor, labels: Tensor) -> Tensor:
+    """Mask logits of each RoI's label [K] (1..classes): features [K, C, 14, 14] -> float32 [K, 28, 28]."""
+    if isinstance(predictor, FlatMaskPredictor):
+        return predictor.of_class(features, labels)
+    return select_class_masks(predictor(features), labels)
+
+
 def select_class_masks(logits: Tensor, labels: Tensor) -> Tensor:
     """Select the mask logits of each RoI's label [K] (1..classes): [K, 1 + classes, 28, 28] -> float32 [K, 28, 28]."""
     index = labels.reshape(-1, 1, 1, 1).expand(-1, 1, MASK_SIZE, MASK_SIZE)
@@ -137,4 +145,4 @@ class RCNN(TwoStage):
 
     def predict_masks(self, pooled: Tensor, labels: Tensor) -> Tensor:
         """Pooled RoIs [K, C, 14, 14] and labels [K] (1..classes) -> mask logits [K, 28, 28] of that class, float32."""
-        return select_class_masks(self.mask_predictor(self.mask_head(pooled)), labels)
+        return class_masks(self.mask_predictor, self.mask_head(pooled), labels)
