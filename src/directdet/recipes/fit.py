@@ -1,7 +1,7 @@
 """Lengths, batches, sizes and rates that follow the data: one recipe for a hundred pictures and for a hundred thousand.
 
 Only recipes with `fit` set are changed, and only settings that were not given. The rules are ours. Their constants were
-chosen on 120 pictures (docs/rtmdet.md) and, for large data, near RTMDet's own schedule.
+chosen on 120 pictures (docs/results.md) and, for large data, near RTMDet's own schedule.
 """
 
 from __future__ import annotations
