@@ -32,7 +32,7 @@ from directdet.data.masks import rasterise
 from directdet.data.neighbours import Neighbours
 from directdet.data.padding import Padding, target_rows
 from directdet.data.pixels.format import PixelFormat
-from directdet.data.records import Dataset, Record, image_sizes, object_counts, take
+from directdet.data.records import Dataset, Record, image_sizes, learnt_counts, object_counts, take
 from directdet.data.sampling import BatchSampler, Sampling
 
 Transform = Callable[[Sample, np.random.Generator], Sample] | Compose
@@ -64,12 +64,11 @@ def make_loader(
 
     Yields:
         (images [N, C, H, W], uint8, or float32 of other formats, targets), targets being a dict: boxes float32
-        [N, G, 4] xyxy in canvas pixels,
-        labels int64 [N, G], valid bool [N, G], sizes float32 [N, 2] (height, width of the image in the canvas), padded
-        float32 [N, 2] (the same of what the image is padded to in a batch of its own), and, with masks, masks uint8
-        [N, G, mask_size, mask_size] inside each box. Rows that are not valid are zero; images are padded with
-        the rounded mean used for normalisation. Where some objects count less than others, weights float32 [N, G], 0
-        to 1.
+        [N, G, 4] xyxy in canvas pixels, labels int64 [N, G], valid bool [N, G], sizes float32 [N, 2] (height, width of
+        the image in the canvas), padded float32 [N, 2] (the same of what the image is padded to in a batch of its own),
+        with masks, masks uint8 [N, G, mask_size, mask_size] inside each box, and, where some objects count less than
+        others, weights float32 [N, G], 0 to 1. Rows that are not valid are zero; images are padded with the rounded
+        mean used for normalisation.
 
     Raises:
         UserError: too few images for a batch, masks required but absent; while iterating, a missing or broken image.
@@ -108,10 +107,10 @@ def make_loader(
 
 
 def usable(dataset: Dataset, sampling: Sampling) -> Sequence[Record]:
-    """The images that are read: all, or those with objects."""
+    """The images that are read: all, or those with objects that are learnt."""
     if not sampling.skip_empty:
         return dataset.records
-    return take(dataset.records, np.flatnonzero(object_counts(dataset.records)))
+    return take(dataset.records, np.flatnonzero(learnt_counts(dataset.records)))
 
 
 class BatchLoader:
@@ -291,13 +290,7 @@ class _Samples(TorchDataset):
     """The dataset that workers see: reads, augments and rasterises one image."""
 
     def __init__(
-        self,
-        records: Sequence[Record],
-        transform: Transform,
-        seed: int,
-        order: Order,
-        masks: bool,
-        mask_size: int,
+        self, records: Sequence[Record], transform: Transform, seed: int, order: Order, masks: bool, mask_size: int
     ) -> None:
         self.records = records
         mixed_masks = masks or (isinstance(transform, Compose) and transform.needs_masks)

@@ -19,7 +19,7 @@ class Sampling:
         seed: together with the epoch it decides the order of the images and, with the position, their augmentation.
         group_aspect: a batch holds either landscape or portrait images, which saves padding; the images of both kinds
             that are left over at the end of an epoch share batches.
-        skip_empty: leave out images without objects (crowd regions do not count as objects).
+        skip_empty: leave out images without objects; crowd regions and objects of weight 0 do not count.
         drop_last: leave out the last images if they do not fill a batch.
         draw: each image once an epoch, or those of rare classes more often; see draws/orders.py.
         repeat_threshold: with draw="repeat_factor", the share of the images below which a class is rare.
