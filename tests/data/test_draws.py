@@ -12,9 +12,9 @@ from directdet.data.augment.transforms import PretrainTransform
 from directdet.data.dataset import Dataset, Record, load_dataset
 from directdet.data.draws.classes import repeat_factors, shown_classes
 from directdet.data.draws.orders import Balanced, Repeated, Uniform, drawing_in_words, epoch_order, make_order
-from directdet.data.loader import make_loader, usable
+from directdet.data.loader import make_loader
 from directdet.data.records import Records, take
-from directdet.data.sampling import BatchSampler, Sampling
+from directdet.data.sampling import BatchSampler, Sampling, usable
 from directdet.recipes.by_name import get_recipe
 from directdet.recipes.recipe import Phase
 from directdet.recipes.settings import apply_settings

@@ -27,13 +27,13 @@ from torch.utils.data import Dataset as TorchDataset
 from directdet.common.errors import UserError
 from directdet.data.augment.compose import Compose
 from directdet.data.augment.sample import Sample, load_sample
-from directdet.data.draws.orders import Order, drawing_in_words, make_order
+from directdet.data.draws.orders import Order, drawing_in_words
 from directdet.data.masks import rasterise
 from directdet.data.neighbours import Neighbours
 from directdet.data.padding import Padding, target_rows
 from directdet.data.pixels.format import PixelFormat
-from directdet.data.records import Dataset, Record, image_sizes, learnt_counts, object_counts, take
-from directdet.data.sampling import BatchSampler, Sampling
+from directdet.data.records import Dataset, Record, image_sizes, object_counts
+from directdet.data.sampling import BatchSampler, Sampling, drawn
 
 Transform = Callable[[Sample, np.random.Generator], Sample] | Compose
 Batch = tuple[torch.Tensor, dict[str, torch.Tensor]]
@@ -77,9 +77,7 @@ def make_loader(
     """
     padding = padding or Padding()
     where = f"{dataset.root}: {dataset.split}"
-    records = usable(dataset, sampling)
-    if not records:
-        raise UserError(f"{where}: no images to train on")
+    records, order = drawn(dataset, sampling)
     masks = dataset.has_masks if padding.masks is None else padding.masks
     if masks and not dataset.has_masks:
         have, objects = dataset.mask_counts()
@@ -92,10 +90,6 @@ def make_loader(
             f"{where}: {len(records)} images do not fill one batch of {sampling.global_batch_size}; "
             "choose a smaller batch"
         )
-    try:
-        order = make_order(sampling.draw, sampling.seed, records, sampling.repeat_threshold)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}; draw uniformly") from None
     width, height = image_sizes(records).T
     return BatchLoader(
         _Samples(records, transform, sampling.seed, order, masks, padding.mask_size),
@@ -104,13 +98,6 @@ def make_loader(
         workers,
         pin_memory,
     )
-
-
-def usable(dataset: Dataset, sampling: Sampling) -> Sequence[Record]:
-    """The images that are read: all, or those with objects that are learnt."""
-    if not sampling.skip_empty:
-        return dataset.records
-    return take(dataset.records, np.flatnonzero(learnt_counts(dataset.records)))
 
 
 class BatchLoader:
