@@ -277,7 +277,7 @@ def test_the_papers_memory_and_its_choice():
     ("setting", "images"), [("sampling=uniform", 12), ("sampling=repeat_factor", 14), ("skip_empty=true", 11)]
 )
 def test_a_pass_over_data_is_what_the_phase_draws(shapes, tmp_path, monkeypatch, setting, images):
-    """11 of 12 pictures show the first class, one of them the second, too: the factors are sqrt(12 / 11) and sqrt(12)."""
+    """11 of 12 pictures show the first class, one the second, too: the factors are sqrt(12 / 11) and sqrt(12)."""
     content = json.loads((shapes / "annotations" / "instances_train2017.json").read_text("utf-8"))
     entries = [{**one, "category_id": 1, "iscrowd": 0} for one in content["annotations"]]
     content["annotations"] = [*entries, {**entries[0], "id": 10**6, "category_id": 2}]
