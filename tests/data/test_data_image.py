@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from directdet.common.errors import UserError
+from directdet.data import image as image_module
 from directdet.data.image import decode_image, fit_size, pad_bottom_right, read_image, resize
 
 
@@ -121,3 +122,17 @@ def test_pad_and_resize():
 )
 def test_fit_size(height, width, limits, expected):
     assert fit_size(height, width, *limits) == expected
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".bmp", ".tif", ".webp"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_large_file_is_read_straight_into_its_array(tmp_path, monkeypatch, ending, channels):
+    monkeypatch.setattr(image_module, "LARGE", 0)
+    calls = []
+    read = cv2.imread
+    monkeypatch.setattr(cv2, "imread", lambda *given: calls.append(given) or read(*given))
+    path = tmp_path / f"größe{ending}"
+    picture = np.random.default_rng(0).integers(0, 256, (37, 53, channels), dtype=np.uint8)
+    path.write_bytes(cv2.imencode(ending, picture)[1].tobytes())
+    found = decode_image(path.read_bytes(), path, file=path)
+    assert len(calls) == 1 and np.array_equal(found[:, :, ::-1], read_image(path))

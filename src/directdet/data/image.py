@@ -24,6 +24,8 @@ from directdet.data.pixels.format import describe, planewise
 # A JPEG marker inside the compressed data: 0xFF followed by anything but stuffing (00), a restart marker or fill (FF).
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _HEADER_BYTES = 1 << 16
+_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+LARGE = 1 << 26  # pixels, 67 million
 _JPEG_START, _JPEG_END = 0xD8, 0xD9
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -100,10 +102,10 @@ def _canonical(name: str) -> str:
     return unicodedata.normalize("NFC", os.path.splitext(unquote(name))[0]).casefold()
 
 
-def decode_image(content: bytes, name: str | os.PathLike[str] = "image", bgr: bool = False) -> np.ndarray:
+def decode_image(content: bytes, name: str | os.PathLike[str] = "image", file: Path | None = None) -> np.ndarray:
     """Decode the bytes of an image file, as :func:`read_image`; ``name`` is used in error messages.
 
-    With ``bgr`` the channels are in OpenCV's order, which needs no second picture in memory.
+    With ``file``, where these bytes are, the channels are in OpenCV's order, BGR, and a large picture is held once.
     """
     check_content(content, name)
     header = read_header(content)
@@ -113,12 +115,23 @@ def decode_image(content: bytes, name: str | os.PathLike[str] = "image", bgr: bo
             "such pictures needs a table [pixels] in its dataset.toml, which check-data prints"
         )
     try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = None if file is None else _decode_large(content, file)
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), _FLAGS) if image is None else image
     except cv2.error:  # e.g. more pixels than OpenCV accepts
         image = None
     if image is None:
         raise UserError(f"{name}: not a readable image (JPEG, PNG, BMP, WebP or TIFF), or it is damaged")
-    return image if bgr else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image if file is not None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _decode_large(content: bytes, file: Path) -> np.ndarray | None:
+    """A large picture, BGR, read straight into its array: `cv2.imdecode` makes a second one. None: not a large one."""
+    size = declared_size(content)
+    if size is None or size[0] * size[1] < LARGE:
+        return None
+    target = np.empty((*size, 3), np.uint8)
+    found = cv2.imread(os.fspath(file), target, _FLAGS)
+    return target if found is target else None
 
 
 def check_content(content: bytes, name: object) -> None:
