@@ -20,6 +20,7 @@ from directdet.common.errors import UserError
 from directdet.data.headers import Header, read_header
 from directdet.data.picture_size import check_pixels, declared_size
 from directdet.data.pixels.format import describe, planewise
+from directdet.data.tars.members import find_member, read_member, split_path
 
 # A JPEG marker inside the compressed data: 0xFF followed by anything but stuffing (00), a restart marker or fill (FF).
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -48,7 +49,13 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def read_bytes(path: str | os.PathLike[str], most: int = -1) -> bytes:
-    """The content of an image file, or its first ``most`` bytes; UserError if it is missing or unreadable."""
+    """The content of an image file, or its first ``most`` bytes; UserError if it is missing or unreadable.
+
+    It may be the member of a tar file, see tars/members.py.
+    """
+    inside = split_path(path)
+    if inside is not None:
+        return read_member(*inside, most)
     try:
         with open(path, "rb") as stream:
             return stream.read(most)
@@ -59,6 +66,12 @@ def read_bytes(path: str | os.PathLike[str], most: int = -1) -> bytes:
         raise UserError(f"{path}: image file cannot be read: {error.strerror or error}") from None
     except ValueError as error:  # e.g. a NUL character in the name
         raise UserError(f"{str(path)!r}: not a usable file name: {error}") from None
+
+
+def is_picture_file(path: str | os.PathLike[str]) -> bool:
+    """Whether there is such a file, or such a member of a tar file; False for names that no file can have."""
+    inside = split_path(path)
+    return os.path.isfile(path) if inside is None else find_member(*inside) is not None
 
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:

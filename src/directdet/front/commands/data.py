@@ -170,18 +170,26 @@ def _report_text(found: CheckReport, suffix: str, seen: Sequence[Seen]) -> str:
 
 @click.command()
 @click.argument("data", type=PATH)
-@click.option("--to", type=click.Choice(["coco", "yolo", "voc"]), required=True, help="The format to write.")
+@click.option("--to", type=click.Choice(["coco", "yolo", "voc", "shards"]), required=True, help="The format to write.")
 @click.option("--out", type=PATH, required=True, metavar="FOLDER", help="New, empty, or written by convert before.")
 @click.option("--link", is_flag=True, help="Make symbolic links to the pictures instead of copies.")
+@click.option(
+    "--shard-mb",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="Million bytes of a tar file, with --to shards.",
+)
 @code_option
-def convert(data: Path, to: str, out: Path, link: bool) -> int:
-    """Write DATA as COCO, YOLO or VOC.
+def convert(data: Path, to: str, out: Path, link: bool, shard_mb: int) -> int:
+    """Write DATA as COCO, YOLO, VOC, or shards: tar files that hold the pictures.
 
     What the format cannot hold is told, with numbers.
     """
     from directdet.data.formats.write.convert import convert
 
-    for line in convert(data, to, out, link):
+    for line in convert(data, to, out, link, shard_mb):
         say(f"not held by {to}: {line}")
     say(f"written: {out}")
     return 0

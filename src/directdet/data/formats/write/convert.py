@@ -7,36 +7,49 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
-from directdet.common.errors import UserError
+from directdet.common.errors import UsageProblem, UserError
 from directdet.common.files import require_writable, write_json_atomic, write_text_atomic
 from directdet.data.dataset import Dataset, check_same_classes, find_splits, load_dataset
 from directdet.data.formats.write.coco import write_coco
+from directdet.data.formats.write.shards import SHARD_MB, write_shards
 from directdet.data.formats.write.voc import write_voc
 from directdet.data.formats.write.yolo import write_yolo
+from directdet.data.image import is_picture_file, read_bytes
 from directdet.data.pixels.format import RGB
 from directdet.data.records import Record
+from directdet.data.tars.members import split_path
 
 # Each writes the annotations of all splits below a folder, and returns where each picture goes, by split, and counts
-# of what the format cannot hold, in words.
+# of what the format cannot hold, in words. Shards hold the pictures themselves, which go nowhere else.
 Writer = Callable[[Path, Mapping[str, Dataset], Mapping[str, list[str]]], tuple[dict[str, str], Counter[str]]]
-WRITERS: dict[str, Writer] = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}
+WRITERS: dict[str, Writer] = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc, "shards": write_shards}
 MARKER = "directdet-convert.json"  # in folders that were written here, which may be written anew
 
 
-def convert(root: str | os.PathLike[str], to: str, out: str | os.PathLike[str], link: bool = False) -> list[str]:
+def convert(
+    root: str | os.PathLike[str],
+    to: str,
+    out: str | os.PathLike[str],
+    link: bool = False,
+    shard_mb: int = SHARD_MB,
+) -> list[str]:
     """Write the dataset at ``root`` to the folder ``out``, and return what the format cannot hold, a line each.
 
     Args:
         root: a dataset as `load_dataset` reads it.
         to: one of `WRITERS`.
         out: a new or empty folder, or one that was written by this function before.
-        link: make symbolic links to the pictures instead of copies.
+        link: make symbolic links to the pictures instead of copies; not with shards, which hold them.
+        shard_mb: of a shard, in millions of bytes.
 
     Raises:
         UserError: the data cannot be read, the splits' classes differ, or ``out`` is not to be overwritten.
     """
+    if link and to == "shards":
+        raise UsageProblem("--link: shards hold the pictures themselves; leave it out")
     target = Path(out)
     require_writable(target, folder=True)
     if target.is_dir() and any(target.iterdir()) and not (target / MARKER).is_file():
@@ -56,11 +69,12 @@ def convert(root: str | os.PathLike[str], to: str, out: str | os.PathLike[str], 
         # VOC has one folder for the pictures of all splits, the others one for each.
         together = [splits] if to == "voc" else [{split: dataset} for split, dataset in splits.items()]
         names = {split: found for part in together for split, found in _names(part).items()}
-        folders, lost = WRITERS[to](place, splits, names)
-        for split, dataset in splits.items():
-            (place / folders[split]).mkdir(parents=True, exist_ok=True)
-            for record, name in zip(dataset.records, names[split], strict=True):
-                _put(record, place / folders[split] / name, link)
+        writer = partial(write_shards, shard_mb=shard_mb) if to == "shards" else WRITERS[to]
+        folders, lost = writer(place, splits, names)
+        for split, folder in folders.items():
+            (place / folder).mkdir(parents=True, exist_ok=True)
+            for record, name in zip(splits[split].records, names[split], strict=True):
+                _put(record, place / folder / name, link)
         if first.pixels != RGB:
             write_text_atomic(place / "dataset.toml", "\n".join((f'format = "{to}"', *first.pixels.toml_lines(), "")))
         write_json_atomic(place / MARKER, {"from": str(root), "to": to})
@@ -101,9 +115,13 @@ def _names(splits: Mapping[str, Dataset]) -> dict[str, list[str]]:
 
 
 def _put(record: Record, place: Path, link: bool) -> None:
-    if not record.path.is_file():
+    if not is_picture_file(record.path):
         raise UserError(f"{record.path}: image file not found; check-data lists all that are missing")
-    if link:
+    if split_path(record.path) is not None:
+        if link:
+            raise UserError(f"{record.path}: lies in a tar file, to which there are no links; leave out --link")
+        place.write_bytes(read_bytes(record.path))
+    elif link:
         place.symlink_to(record.path.resolve())
     else:
         shutil.copyfile(record.path, place)
