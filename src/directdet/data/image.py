@@ -20,6 +20,7 @@ from directdet.common.errors import UserError
 from directdet.data.headers import Header, read_header
 from directdet.data.picture_size import check_pixels, declared_size
 from directdet.data.pixels.format import describe, planewise
+from directdet.data.tars.members import find_member, read_member, split_path
 
 # A JPEG marker inside the compressed data: 0xFF followed by anything but stuffing (00), a restart marker or fill (FF).
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -50,7 +51,13 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def read_bytes(path: str | os.PathLike[str], most: int = -1) -> bytes:
-    """The content of an image file, or its first ``most`` bytes; UserError if it is missing or unreadable."""
+    """The content of an image file, or its first ``most`` bytes; UserError if it is missing or unreadable.
+
+    It may be the member of a tar file, see tars/members.py.
+    """
+    inside = split_path(path)
+    if inside is not None:
+        return read_member(*inside, most)
     try:
         with open(path, "rb") as stream:
             return stream.read(most)
@@ -61,6 +68,12 @@ def read_bytes(path: str | os.PathLike[str], most: int = -1) -> bytes:
         raise UserError(f"{path}: image file cannot be read: {error.strerror or error}") from None
     except ValueError as error:  # e.g. a NUL character in the name
         raise UserError(f"{str(path)!r}: not a usable file name: {error}") from None
+
+
+def is_picture_file(path: str | os.PathLike[str]) -> bool:
+    """Whether there is such a file, or such a member of a tar file; False for names that no file can have."""
+    inside = split_path(path)
+    return os.path.isfile(path) if inside is None else find_member(*inside) is not None
 
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -176,11 +189,24 @@ def pad_bottom_right(image: np.ndarray, height: int, width: int, value: float | 
         raise ValueError(f"a {image_height}x{image_width} image does not fit into a {height}x{width} canvas")
     if (image_height, image_width) == (height, width):
         return image
+    if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:  # OpenCV is several times faster
+        values = value if isinstance(value, tuple) else (value,) * 3
+        below, right = height - image_height, width - image_width
+        return cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=values)
     canvas = np.empty((height, width, *image.shape[2:]), image.dtype)
     canvas[:image_height, :image_width] = image
     canvas[image_height:] = value
     canvas[:image_height, image_width:] = value
     return canvas
+
+
+def put_planes(image: np.ndarray, target: np.ndarray) -> None:
+    """Copy an image [H, W, C] to ``target`` [C, H, W], whose rows may lie apart."""
+    if image.dtype == target.dtype == np.uint8 and image.shape[2] == 3:  # several times faster than numpy's transpose
+        planes = list(target)
+        if all(one is plane for one, plane in zip(cv2.split(image, planes), planes, strict=True)):
+            return
+    target[:] = image.transpose(2, 0, 1)
 
 
 def fit_size(height: int, width: int, short: float, long: float) -> tuple[int, int]:
