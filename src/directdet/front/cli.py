@@ -87,11 +87,12 @@ def add_verbs(group: click.Group) -> None:
     from directdet.front.commands.measuring import benchmark, evaluate
     from directdet.front.commands.papers import landscape, reproduce
     from directdet.front.commands.serving import serve
+    from directdet.front.commands.submission import submit
     from directdet.front.commands.training import plan, recipes, train
 
     for command in (
-        demo, recipes, plan, check_data, convert, train, evaluate, export, infer, serve, benchmark, reproduce,
-        landscape,
+        demo, recipes, plan, check_data, convert, train, evaluate, submit, export, infer, serve, benchmark,
+        reproduce, landscape,
     ):  # fmt: skip
         group.add_command(command)
 
