@@ -90,6 +90,19 @@ def read_coco(
     )
 
 
+def read_coco_pictures(root: Path, split: str, file: Path, images: Path) -> Dataset:
+    """Read a COCO JSON file that has images and categories, but no annotations, as those of COCO's test sets.
+
+    Raises:
+        UserError: not JSON, or an image or category cannot be read.
+    """
+    read = _read(file, _Pictures(file), images, ())
+    if read.errors:
+        raise UserError(read.errors[0])
+    records = tuple(Records(read.columns, images))
+    return Dataset(root, split, "coco", tuple(read.classes), tuple(read.category_ids), records)
+
+
 def _problem(box: Sequence[float] | None, **about: Any) -> Problem:
     """A problem of its JSON values, in which a box is a list."""
     corners = None if box is None else (float(box[0]), float(box[1]), float(box[2]), float(box[3]))
@@ -170,6 +183,16 @@ class _Whole:
 
     def prove(self) -> None:
         """Nothing to do: all of it has been parsed."""
+
+
+class _Pictures(_Whole):
+    """A file without annotations."""
+
+    def pieces(self, name: str) -> list[Piece]:
+        if name != "annotations":
+            return super().pieces(name)
+        nothing: list[Any] = []
+        return [Piece(nothing, lambda: nothing)]
 
 
 def _read(annotations: Path, source: JSONLists | _Whole, images: Path, others: Sequence[Path]) -> _Read:
