@@ -214,6 +214,23 @@ TABLES = {
             "share of the memory": cell("share_of_memory", ".2f"),
         },
     ),
+    "train_step_slim": Table(
+        ("train_step_slim_cpu",),
+        labelled(
+            {
+                f"{recipe}, {form}": f"`{recipe}`, {form}"
+                for recipe in ("mask_rcnn_r18_slim", "retinanet_r18_slim", "rtmdet_nano")
+                for form in ("fp32", "channels last, fp32", "bf16", "channels last, bf16")
+            }
+        ),
+        {
+            "a step": LABEL,
+            "ms": cell("median_ms", ".0f"),
+            "times as fast": cell("speedup", ".2f"),
+            "mean loss differs by": cell("loss_difference", "fine share"),
+            "a single one by up to": cell("largest_loss_difference", "fine share"),
+        },
+    ),
     "train_step": Table(
         ("train_step_cpu",),
         labelled(
