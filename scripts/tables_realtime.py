@@ -90,7 +90,22 @@ def large_rows(content: Any) -> list[Row]:
     ]
 
 
+def large_file_rows(content: Any) -> list[Row]:
+    """A row for each kind of file."""
+    return list(content["rows"].values())
+
+
 TABLES = {
+    "large_files": Table(
+        ("large_files",),
+        large_file_rows,
+        {
+            "files": cell("label"),
+            "MB on disk": cell("file_mb", ".0f"),
+            "GB in memory, before": cell_if_any("before/gb", ".2f"),
+            "GB in memory, now": cell("now/gb", ".2f"),
+        },
+    ),
     "choices": Table(
         ("choices",),
         choice_rows,

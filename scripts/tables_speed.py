@@ -37,6 +37,13 @@ OPENINGS = {
     "first": "directdet, the first time",
     "later": "directdet, later",
 }
+LOADERS = {
+    "torchvision_pil": "torchvision's `lsj` preset, PIL",
+    "torchvision_tensor": "torchvision's `lsj` preset, tensors",
+    "before": "directdet before",
+    "directdet": "directdet",
+    "decode": "OpenCV's decoding alone",
+}
 WORKERS = {"worker, before": "before, forked", "worker, fork": "forked", "worker, spawn": "spawned"}
 
 
@@ -111,6 +118,12 @@ def annotation_rows(workers: bool) -> Callable[[Any], list[Row]]:
     return rows
 
 
+def loader_rows(content: Any) -> list[Row]:
+    """The rows of scripts/loader_rate.py but those that the text has: shards, and decoding of larger pictures."""
+    told = ("directdet_shards", "large_whole", "large_reduced")
+    return labelled(LOADERS)({"rows": {name: row for name, row in content["rows"].items() if name not in told}})
+
+
 TABLES = {
     "annotations_size": Table(
         ("annotations_size",),
@@ -129,6 +142,15 @@ TABLES = {
             "a worker's own memory, MB": LABEL,
             "after a tenth of an epoch": cell("private_mb_tenth", ".0f"),
             "at its end": cell("private_mb_last", ".0f"),
+        },
+    ),
+    "loader_rate": Table(
+        ("loader_rate",),
+        loader_rows,
+        {
+            "JPEG to batches at 448x448": LABEL,
+            "pictures per second and core": cell("pictures_per_second", ".0f"),
+            "times torchvision's (PIL)": cell_if_any("ratio", ".2f"),
         },
     ),
     "benchmark_h200": Table(
@@ -212,6 +234,23 @@ TABLES = {
             "times as fast": cell_if_any("speedup", ".2f"),
             "MiB": cell("mib", ".0f"),
             "share of the memory": cell("share_of_memory", ".2f"),
+        },
+    ),
+    "train_step_slim": Table(
+        ("train_step_slim_cpu",),
+        labelled(
+            {
+                f"{recipe}, {form}": f"`{recipe}`, {form}"
+                for recipe in ("mask_rcnn_r18_slim", "retinanet_r18_slim", "rtmdet_nano")
+                for form in ("fp32", "channels last, fp32", "bf16", "channels last, bf16")
+            }
+        ),
+        {
+            "a step": LABEL,
+            "ms": cell("median_ms", ".0f"),
+            "times as fast": cell("speedup", ".2f"),
+            "mean loss differs by": cell("loss_difference", "fine share"),
+            "a single one by up to": cell("largest_loss_difference", "fine share"),
         },
     ),
     "train_step": Table(

@@ -38,6 +38,25 @@ def penn_fudan_cpu_rows(content: Any) -> list[Row]:
     return [first, *labelled(labels, "eval")(content)]
 
 
+def self_training_rows(content: Any) -> list[Row]:
+    """A row for each training, as a mean over the seeds, in the order of the table."""
+    labels = {
+        "teacher": "the tenth",
+        "longer": "the tenth, twice as long",
+        "student": "the tenth and pseudo-labels, weighed by their scores",
+        "continued": "the same, from the weights of the first row",
+        "unweighted": "the tenth and pseudo-labels, each counting fully",
+        "all": "all labels",
+    }
+    rows = []
+    for name, label in labels.items():
+        found = [row for row in content["rows"].values() if row["label"] == name]
+        if found:
+            means = {key: fmean(row[key] for row in found) for key in ("pictures", "objects", "AP", "AP50")}
+            rows.append({**means, "label": label, "steps": found[0]["steps"], "seeds": len(found)})
+    return rows
+
+
 def headline_rows(gpu: Any, cpu: Any, race: Any) -> list[Row]:
     """The README's table: what is learnt from random weights on a GPU and on a CPU, the race's as a mean of seeds."""
     rows = [{**row, "time": minutes(sum(row["seconds"])), "device": "GPU"} for row in PENN_FUDAN_GPU(gpu)]
@@ -85,6 +104,19 @@ TABLES = {
             "box AP50": cell("bbox/AP50", "percent"),
             "mask AP": cell("segm/AP", "percent"),
             "mask AP50": cell("segm/AP50", "percent"),
+        },
+    ),
+    "self_training": Table(
+        ("self_training",),
+        self_training_rows,
+        {
+            "trained on": LABEL,
+            "pictures": cell("pictures", ".0f"),
+            "objects": cell("objects", ".0f"),
+            "steps": cell("steps"),
+            "box AP": cell("AP", ".1f"),
+            "AP50": cell("AP50", ".1f"),
+            "seeds": cell("seeds"),
         },
     ),
     "ssd_slim_cpu": Table(

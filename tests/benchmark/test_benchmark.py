@@ -37,7 +37,7 @@ KEYS = ["path", "runtime", "precision", "compiled", "batch", "source", "provider
 KEYS += ["size", "fixed_size", "max_batch", "input", "classes", "recipe", "artefact_sha256", "asked_precision"]
 KEYS += ["provider_check", "model_bytes", "memory_mib", "iterations", "warmup", "milliseconds", "samples_ms"]
 KEYS += ["fps_end_to_end", "fps_device_only", "detections_per_image", "timed_images", "image_sizes", "metrics"]
-KEYS += ["network"]
+KEYS += ["network", "throughput"]
 
 
 def test_what_was_measured_outlives_a_stop(artefact, tmp_path, tiny_dataset, monkeypatch):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from directdet.common.errors import UserError
-from directdet.data.image import decode_image, fit_size, pad_bottom_right, read_image, resize
+from directdet.data import image as image_module
+from directdet.data.image import decode_image, fit_size, pad_bottom_right, put_planes, read_image, resize
 
 
 def smooth(height=60, width=90, channels=3):
@@ -103,10 +104,27 @@ def test_pad_and_resize():
     np.testing.assert_array_equal(padded[:7, :5], image)
     assert (padded[7:] == (1, 2, 3)).all() and (padded[:, 5:] == (1, 2, 3)).all()
     assert (pad_bottom_right(image, 8, 9)[7:] == 0).all()
+    four = pad_bottom_right(np.dstack([image, image[..., :1]]), 8, 9, (1, 2, 3, 4))  # OpenCV has no part in these
+    assert (four[..., :3] == padded).all() and (four[7:, :, 3] == 4).all()
+    floats = pad_bottom_right(image.astype(np.float32), 8, 9, (0.5, 2, 3))
+    assert floats.dtype == np.float32 and (floats[7:, :, 0] == 0.5).all()
     assert pad_bottom_right(image, 7, 5) is image
     with pytest.raises(ValueError, match="does not fit"):
         pad_bottom_right(image, 6, 9)
     assert resize(image, 13, 11).shape == (13, 11, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_planes_are_the_channels(channels, kind):
+    image = np.random.default_rng(0).integers(0, 256, (7, 5, channels), np.uint8)
+    for source in (image, image[::-1, 1:4]):  # rows that follow each other, and not
+        target = np.full((2, channels, 9, 8), 3, kind)
+        put_planes(source, target[1, :, : source.shape[0], : source.shape[1]])
+        assert (target[1, :, :7, : source.shape[1]] == source.transpose(2, 0, 1)).all()
+        assert (
+            (target[0] == 3).all() and (target[1, :, 7:] == 3).all() and (target[1, :, :, source.shape[1] :] == 3).all()
+        )
 
 
 @pytest.mark.parametrize(
@@ -121,3 +139,17 @@ def test_pad_and_resize():
 )
 def test_fit_size(height, width, limits, expected):
     assert fit_size(height, width, *limits) == expected
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".bmp", ".tif", ".webp"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_large_file_is_read_straight_into_its_array(tmp_path, monkeypatch, ending, channels):
+    monkeypatch.setattr(image_module, "LARGE", 0)
+    calls = []
+    read = cv2.imread
+    monkeypatch.setattr(cv2, "imread", lambda *given: calls.append(given) or read(*given))
+    path = tmp_path / f"größe{ending}"
+    picture = np.random.default_rng(0).integers(0, 256, (37, 53, channels), dtype=np.uint8)
+    path.write_bytes(cv2.imencode(ending, picture)[1].tobytes())
+    found = decode_image(path.read_bytes(), path, file=path)
+    assert len(calls) == 1 and np.array_equal(found[:, :, ::-1], read_image(path))

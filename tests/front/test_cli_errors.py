@@ -246,7 +246,7 @@ def test_help_and_version(capsys):
     assert code == 0 and not errors
     verbs = [line.split()[0] for line in output.split("Commands:")[1].splitlines() if line.strip()]
     first = ["demo", "recipes", "plan", "check-data", "convert", "train", "self-train"]
-    assert verbs == [*first, "eval", "export", "infer", "serve", "benchmark", "reproduce", "landscape"]
+    assert verbs == [*first, "eval", "submit", "export", "infer", "serve", "benchmark", "reproduce", "landscape"]
     assert "..." not in output.split("Commands:")[1], "a summary is cut short"
     assert run(capsys, "--version") == (0, f"directdet {importlib.metadata.version('directdet')}\n", [])
 

@@ -16,6 +16,7 @@ VERBS = (
     "check-data",
     "train",
     "eval",
+    "submit",
     "export",
     "infer",
     "serve",

@@ -73,6 +73,8 @@ def test_what_is_no_time(times, text):
         (["direct/table2", "--budget", "20"], 2, "is not a time"),
         (["direct/table2", "--time-limit", "soon"], 2, "is not a time"),
         (["direct/table2", "--steps", "0"], 2, "--steps"),
+        (["direct/table2", "--seeds", "0"], 2, "--seeds"),
+        (["direct/table7", "--seeds", "3"], 2, "--seeds 3: direct/table7 times steps"),
         (["direct/scratch", "--scale", "micro", "--steps", "3"], 2, "get equal time, not steps; give a --budget"),
         (["direct/table2", "--scale", "micro", "--budget", "5s"], 1, "give at least 1m"),
         (["direct/table1", "--scale", "micro", "--imagenet", "nowhere.pth"], 1, "nowhere.pth: no such checkpoint"),
@@ -117,6 +119,20 @@ def test_a_comparison_from_the_command_line(capsys, data, tmp_path, micro, monke
     assert run(capsys, *arguments, "--budget", "10s")[0] == 0
     code, output, lines = run(capsys, *arguments[:3], "--out", tmp_path / "steps", *arguments[5:], "--steps", 2)
     assert code == 0 and not lines and output.count("2+2") == 3 and (tmp_path / "steps" / "comparison.png").is_file()
+
+
+def test_seeds_from_the_command_line(capsys, data, tmp_path, micro, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "170")
+    out = tmp_path / "out"
+    arguments = ("direct/table2", "--data", data, "--out", out, "--scale", "micro", "--device", "cpu", "--steps", 2)
+    code, output, lines = run(capsys, *arguments, "--rows", "affine,fixed", "--seeds", 2)
+    assert code == 0 and not lines
+    result = json.loads((out / "results.json").read_text())
+    assert result["finished"] and result["seeds"] == [0, 1] and f"written: {out / 'results.json'}" in output
+    (claim,) = [line for line in output.splitlines() if "fixed > affine" in line]
+    assert "not shown (fewer than 10 pictures)" in claim and "Table 2: 40.4 and 37.8" in claim
+    picture = cv2.imread(str(out / "comparison.png"))
+    assert picture is not None and picture.std() > 5
 
 
 @pytest.mark.slow

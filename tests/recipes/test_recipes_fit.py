@@ -96,3 +96,10 @@ def test_facts_of_data(tmp_path):
     # sides 20, 50 and 0 of 200 pixels; a crowd region does not count
     assert facts.small == pytest.approx(np.quantile([0.1, 0.25, 0.0], 0.1))
     assert facts_of_data(Dataset(tmp_path, "train", "coco", ("a",), (1,), (records[1],))).small is None
+
+
+@pytest.mark.parametrize("size", ["nano", "s", "l"])
+def test_with_masks_a_size_is_trained_alike(size):
+    facts = DataFacts(120, 0.18)
+    boxes, masks = (fit_to_data(get_recipe(f"{family}_{size}"), facts)[0] for family in ("rtmdet", "rtmdet_ins"))
+    assert boxes.phases == masks.phases and masks.detector == "rtmdet_ins"

@@ -132,6 +132,17 @@ def test_margins():
     assert judge(no_worse, of_differences([-0.05, -0.05, -0.051])).word == "contradicted"
 
 
+def test_rows_that_learned_nothing_are_not_no_worse():
+    no_worse = Claim("a is no worse than b", ("a",), ("b",), "", margin=-0.01)
+    for level, word in ((0.004, "not shown"), (0.09, "not shown"), (0.11, "shown")):
+        rows = [{"a": level + 0.0001 * seed, "b": level} for seed in range(3)]
+        found = judge(no_worse, figures(rows))
+        assert found.word == word and (found.reason == "") == (word == "shown")
+    assert judge(no_worse, figures([{"a": 0.004, "b": 0.004}] * 2)).reason == (
+        "AP is below 10%: too low for a margin of 1%"
+    )
+
+
 def test_the_gain_of_one_row_against_that_of_another():
     claim = Claim("c - b > b - a", ("c", "a"), ("b", "b"), "")
     rows = [{"a": 0.10 + k, "b": 0.11 + k, "c": 0.20 + 2 * k} for k in (0.0, 0.01, 0.02)]

@@ -124,6 +124,18 @@ def test_one_seed_and_several_have_folders_of_their_own(shapes, tmp_path, idle, 
         reproduce_seeds("direct/table2", shapes, tmp_path / "three", 2, options)
 
 
+def test_seeds_that_were_planned_apart_are_not_compared(shapes, tmp_path, idle, paced, monkeypatch):
+    options = micro_options(900.0)
+    reproduce("direct/table2", shapes, tmp_path / "seed1", replace(options, seed=1, budget=450.0))
+    path = tmp_path / "seed1" / "plan.json"
+    plan = json.loads(path.read_text())
+    plan["steps"]["fixed"]["finetune"] += 1
+    path.write_text(json.dumps(plan))
+    monkeypatch.setattr(Comparison, "finished", property(lambda self: True, lambda self, value: None), raising=False)
+    with pytest.raises(UserError, match=r"seed1/plan\.json: steps: not those of seed 0; choose another --out"):
+        reproduce_seeds("direct/table2", shapes, tmp_path, 2, options)
+
+
 # ---- What is shown
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from directdet.benchmark.provider_check import ProviderCheck
+from directdet.benchmark.throughput import Throughput
 from directdet.infer.accuracy.evaluate import Metrics
 
 STAGES = ("prepare", "device", "postprocess", "end_to_end")
@@ -45,6 +46,7 @@ class Task:
         ap_images: images the AP is measured on; None: all, 0: no AP.
         dataset: file in which the parent process pickled the `Dataset`, which may be any part of one.
         result: file that the process writes a cell or a failure to, as JSON.
+        throughput: whether to measure images per second with several batches in flight, too.
     """
 
     request: Request
@@ -55,6 +57,7 @@ class Task:
     ap_images: int | None
     dataset: str
     result: str
+    throughput: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -141,6 +144,7 @@ class Cell:
         timed_images: how many different images were timed. image_sizes: of those.
         metrics: AP on the dataset; None where it was not measured.
         network: settings of the network, as `models.build.describe_model` returns them; None in older files.
+        throughput: images per second with several batches in flight; None where it was not measured.
     """
 
     path: str
@@ -175,6 +179,7 @@ class Cell:
     image_sizes: ImageSizes
     metrics: Metrics | None
     network: dict[str, Any] | None = None
+    throughput: Throughput | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -195,6 +200,7 @@ class Cell:
             "milliseconds": {stage: Times(**content["milliseconds"][stage]) for stage in STAGES},
             "samples_ms": {stage: tuple(content["samples_ms"][stage]) for stage in STAGES},
             "image_sizes": ImageSizes(tuple(sizes["median"]), tuple(sizes["largest"])),
+            "throughput": Throughput(**content["throughput"]) if content.get("throughput") else None,
             "metrics": None if metrics is None else Metrics(**{**metrics, "classes": tuple(metrics["classes"])}),
         }
         return cls(**{**content, **parts})

@@ -20,6 +20,8 @@ import numpy as np
 
 from directdet.benchmark.cell import STAGES, Cell, Failure, ImageSizes, Memory, Task, Times
 from directdet.benchmark.provider_check import check_provider, onnx_nodes
+from directdet.benchmark.throughput import Throughput, time_throughput
+from directdet.common.cores import usable_cores
 from directdet.common.errors import UserError
 from directdet.common.files import write_json_atomic
 from directdet.data.dataset import Dataset, Record
@@ -60,6 +62,11 @@ def run_cell(task: Task) -> Cell:
     # A model compiled for one canvas would be compiled again for every other one.
     if task.ap_images != 0 and (detector.preprocess.fixed or not request.compiled):
         metrics = evaluate(detector, dataset, progress=False, max_images=task.ap_images)
+    meta, size = detector.meta, detector.preprocess.size
+    throughput = None
+    if task.throughput and detector.runtime != "torch" and provider.expected == "cpu":
+        del detector  # its threads and memory
+        throughput = _throughput(task, records)
     return Cell(
         path=request.path,
         runtime=request.runtime,
@@ -71,17 +78,17 @@ def run_cell(task: Task) -> Cell:
         device=described["device"],
         threads=described["threads"],
         versions=described["versions"],
-        size=detector.preprocess.size,
+        size=size,
         fixed_size=described["fixed_size"],
         max_batch=described["max_batch"],
         input=described["input"],
         classes=described["classes"],
         recipe=described["recipe"],
-        network=detector.meta.get("model_config"),
-        artefact_sha256=detector.meta.get("files", {}).get(detector.meta.get("file")),
+        network=meta.get("model_config"),
+        artefact_sha256=meta.get("files", {}).get(meta.get("file")),
         asked_precision=request.precision,
         provider_check=provider,
-        model_bytes=model_bytes(request.path, detector.meta),
+        model_bytes=model_bytes(request.path, meta),
         memory_mib=memory,
         iterations=task.iterations,
         warmup=task.warmup,
@@ -93,7 +100,42 @@ def run_cell(task: Task) -> Cell:
         timed_images=len(records),
         image_sizes=_sizes(records),
         metrics=metrics,
+        throughput=throughput,
     )
+
+
+def _throughput(task: Task, records: Sequence[Record]) -> Throughput:
+    """Images per second with a batch in flight on every core that may be used, from file to masks in image pixels."""
+    request, in_flight = task.request, task.threads or usable_cores()
+    detector = load(request.path, request.runtime, task.device, task.threads, request.precision, in_flight)
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # every batch has a core of its own
+    try:
+        return time_throughput(
+            lambda number: detect(detector, batch_of(records, number, request.batch)),
+            task.warmup,
+            task.iterations,
+            request.batch,
+            in_flight,
+        )
+    finally:
+        cv2.setNumThreads(before)
+
+
+def batch_of(records: Sequence[Record], step: int, batch: int) -> list[Record]:
+    """The images of a step; negative steps are the warm-up, on the last images rather than the first ones timed."""
+    return [records[(step * batch + offset) % len(records)] for offset in range(batch)]
+
+
+def detect(detector: Predictor, chosen: Sequence[Record]) -> int:
+    """Read and detect, masks pasted at full size; returns the number of detections."""
+    inputs, placements = detector.prepare([read_for_detector(record.path, record.pixels) for record in chosen])
+    raw = detector.run(inputs)
+    results = [detector.decode(raw, index, placement) for index, placement in enumerate(placements)]
+    for result in results:
+        if result.masks is not None:
+            result.full_masks()
+    return sum(len(result) for result in results)
 
 
 def _load(task: Task) -> Predictor:
@@ -163,8 +205,7 @@ def time_stages(
     seconds = {stage: np.zeros(iterations) for stage in STAGES}
     found = 0
     for step in range(-warmup, iterations):
-        # Negative steps are the warm-up, on the last images of the dataset rather than the first ones timed.
-        chosen = [records[(step * batch + offset) % len(records)] for offset in range(batch)]
+        chosen = batch_of(records, step, batch)
         start = time.perf_counter()
         inputs, placements = detector.prepare([read_for_detector(record.path, record.pixels) for record in chosen])
         prepared = time.perf_counter()

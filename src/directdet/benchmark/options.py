@@ -28,6 +28,8 @@ class BenchmarkOptions:
         quick: 30 iterations after 5, AP on 50 images, whatever the settings above say: to see that it works, not to be
             quoted.
         compiled: time checkpoints compiled (`torch.compile`) as well as eager.
+        throughput: also measure images per second on a CPU with a batch in flight for each of `threads`, or of the
+            cores that may be used; not of checkpoints, since PyTorch runs one call at a time.
 
     Raises:
         UsageProblem: a number out of range, or an unknown runtime or precision.
@@ -43,6 +45,7 @@ class BenchmarkOptions:
     ap_images: int | None = None
     quick: bool = False
     compiled: bool = False
+    throughput: bool = False
 
     def __post_init__(self) -> None:
         if self.quick:

@@ -10,7 +10,7 @@ from typing import Literal
 from directdet.benchmark.cell import Cell
 from directdet.benchmark.page_parts import accuracy, failed, machine_facts, papers, ran_in, stage_bars, stage_table
 from directdet.benchmark.result import BenchmarkResult, short
-from directdet.benchmark.tables import ap, machine_words, provider_words, ratios, sizes
+from directdet.benchmark.tables import ap, in_flight, machine_words, provider_words, ratios, sizes
 from directdet.common.errors import UserError
 from directdet.common.files import write_text_atomic
 from directdet.data.dataset import Dataset
@@ -90,7 +90,16 @@ def _figures(cells: Sequence[Cell]) -> list[Figure]:
 
 
 def _speed(cells: Sequence[Cell], names: Sequence[str]) -> str:
-    headers = ("model and runtime", "box AP", "mask AP", "fps, end to end", "ratio", "fps, device only", "p95 ms")
+    headers = (
+        "model and runtime",
+        "box AP",
+        "mask AP",
+        "fps, end to end",
+        "ratio",
+        "fps, device only",
+        "p95 ms",
+        "fps, in flight",
+    )
     rows = [
         (
             name,
@@ -100,6 +109,7 @@ def _speed(cells: Sequence[Cell], names: Sequence[str]) -> str:
             f"{ratio:.2f}",
             f"{cell.fps_device_only:.1f}",
             f"{cell.milliseconds['end_to_end'].p95:.1f}",
+            in_flight(cell),
         )
         for name, cell, ratio in zip(names, cells, ratios(cells), strict=True)
     ]

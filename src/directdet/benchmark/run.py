@@ -93,6 +93,7 @@ def benchmark(
                         ap_images=options.ap_images if metrics is None else 0,
                         dataset=str(pickled),
                         result=str(Path(folder) / f"{number}.json"),
+                        throughput=options.throughput,
                     )
                 )
                 if isinstance(done, Cell):

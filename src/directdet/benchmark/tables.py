@@ -64,6 +64,9 @@ def _summary_table(result: BenchmarkResult) -> Table:
         table.add_column(name, overflow="fold")
     for name in ("fps\nend to\nend", "to the\nfirst", "fps\ndevice\nonly", "AP\nbox", "AP\nmask", "found\nan\nimage"):
         table.add_column(name, justify="right")
+    several = any(cell.throughput for cell in result.good)
+    if several:
+        table.add_column("fps\n(in\nflight)", justify="right")
     to_first = iter(ratios(result.good))
     for cell in result.cells:
         if isinstance(cell, Failure):
@@ -78,8 +81,14 @@ def _summary_table(result: BenchmarkResult) -> Table:
             ap(cell, "bbox", "AP"),
             ap(cell, "segm", "AP"),
             f"{cell.detections_per_image:.1f}",
+            *([in_flight(cell)] if several else []),
         )
     return table
+
+
+def in_flight(cell: Cell) -> str:
+    """Images per second with several batches in flight, and how many; "-" where it was not measured."""
+    return "-" if cell.throughput is None else f"{cell.throughput.fps:.1f} ({cell.throughput.in_flight})"
 
 
 def _memory_table(cells: Sequence[Cell]) -> Table:
@@ -184,6 +193,8 @@ def to_csv(result: BenchmarkResult) -> str:
     names += [
         "fps_end_to_end",
         "fps_device_only",
+        "fps_throughput",
+        "in_flight",
         "fps_paper",
         "ratio",
         "detections_per_image",
@@ -226,6 +237,8 @@ def _csv_row(cell: Cell) -> dict[str, Any]:
     row: dict[str, Any] = {"model": cell.path, **{name: getattr(cell, name) for name in names}}
     row |= {"height": cell.size[0], "width": cell.size[1], "model_bytes": cell.model_bytes}
     row |= {"fps_end_to_end": round(cell.fps_end_to_end, 3), "fps_device_only": round(cell.fps_device_only, 3)}
+    if cell.throughput is not None:
+        row |= {"fps_throughput": round(cell.throughput.fps, 3), "in_flight": cell.throughput.in_flight}
     memory = {f"{name}_mib": value for name, value in asdict(cell.memory_mib).items()}
     row |= {name: "" if value is None else round(value, 1) for name, value in memory.items()}
     row["device_asked"] = cell.provider_check.asked

@@ -20,7 +20,7 @@ from directdet.data.checks.near_duplicates import NearDuplicate, look_of, near_d
 from directdet.data.checks.report import CheckReport, FileProblem, SplitReport
 from directdet.data.dataset import check_same_classes, find_splits, load_dataset
 from directdet.data.headers import read_header
-from directdet.data.image import read_bytes, similar_file
+from directdet.data.image import is_picture_file, read_bytes, similar_file
 from directdet.data.pixels.check import pixel_lines
 from directdet.data.pixels.reading import decode_pixels, file_kind
 from directdet.data.plausible import misfit_areas, too_small
@@ -137,7 +137,7 @@ def _examine_images(dataset: Dataset, verify: bool) -> Iterable[tuple[Record, _I
 
 
 def _exists(record: Record) -> _Image:
-    if os.path.isfile(record.path):  # False for names that no file can have
+    if is_picture_file(record.path):
         return _Image()
     hint = similar_file(record.path)
     return _Image(missing=f"{record.path}: image file not found{'; ' if hint else ''}{hint}")

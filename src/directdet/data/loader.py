@@ -28,6 +28,7 @@ from directdet.common.errors import UserError
 from directdet.data.augment.compose import Compose
 from directdet.data.augment.sample import Sample, load_sample
 from directdet.data.draws.orders import Order, drawing_in_words
+from directdet.data.image import put_planes
 from directdet.data.masks import rasterise
 from directdet.data.neighbours import Neighbours
 from directdet.data.padding import Padding, target_rows
@@ -354,7 +355,7 @@ class _Collate:
         masks = np.zeros((count, rows, self.mask_size, self.mask_size) if self.masks else 0, np.uint8)
         for index, (sample, sample_masks) in enumerate(pairs):
             image_height, image_width = sample.image.shape[:2]
-            images[index, :, :image_height, :image_width] = sample.image.transpose(2, 0, 1)
+            put_planes(sample.image, images[index, :, :image_height, :image_width])
             objects = len(sample.boxes)
             boxes[index, :objects] = sample.boxes
             labels[index, :objects] = sample.labels

@@ -63,8 +63,7 @@ class Record:
     # float32 [G], square pixels as the file gives them (COCO: of the mask), by default those of the boxes; COCO AP
     # classes objects as small, medium and large by them.
     areas: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    # float32 [G], 0..1, what training multiplies the losses of each object by: pseudo-labels have their score, all
-    # others 1; one of 0 is neither object nor background.
+    # float32 [G], 0..1, what training multiplies the losses of each object by: the score of a pseudo-label, else 1.
     weights: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     pixels: PixelFormat = RGB  # what the image file is read as
 
@@ -262,19 +261,15 @@ class Dataset:
         return int(object_counts(self.records).max(initial=0))
 
     def without_difficult(self) -> Dataset:
-        """The dataset without the objects marked difficult; images that had no others stay, without objects.
-
-        Those of weight 0 stay: without them their place would be background.
-        """
+        """The dataset without :meth:`difficult_objects`; images that had no others stay, without objects."""
         if not self.difficult_objects():
             return self
-        return replace(self, records=tuple(only_objects(record, ~_difficult(record)) for record in self.records))
+        return replace(self, records=tuple(_without_difficult(record) for record in self.records))
 
     def difficult_objects(self) -> int:
-        """Objects that are marked difficult; not those of weight 0, which training leaves aside in any case."""
+        """Objects that are marked difficult, but those of weight 0: without them their place would be background."""
         if isinstance(self.records, Records):
-            columns = self.records.columns
-            return int(self.records.objects_with(columns.difficult & (columns.weights > 0)).sum())
+            return int(self.records.objects_with(_difficult(self.records.columns)).sum())
         return sum(int(_difficult(record).sum()) for record in self.records)
 
     def subset(self, fraction: float, seed: int) -> Dataset:
@@ -293,8 +288,12 @@ class Dataset:
         return replace(self, records=take(self.records, drawn))
 
 
-def _difficult(record: Record) -> np.ndarray:
-    return record.difficult & (record.weights > 0)
+def _without_difficult(record: Record) -> Record:
+    return only_objects(record, ~_difficult(record)) if record.difficult.any() else record
+
+
+def _difficult(of: Record | Columns) -> np.ndarray:
+    return of.difficult & (of.weights > 0)
 
 
 def only_objects(record: Record, keep: np.ndarray) -> Record:

@@ -346,6 +346,7 @@ def benchmark(
     compiled: bool = False,
     ap_images: int | None = None,
     quick: bool = False,
+    throughput: bool = False,
     progress: bool = True,
     show: Callable[[BenchmarkResult], None] = lambda result: None,
 ) -> BenchmarkResult:
@@ -355,8 +356,8 @@ def benchmark(
         models: run folders, checkpoints, artefacts; one or several.
         data: the dataset's folder; `split`: which of its splits.
         out: folder for benchmark.json, benchmark.csv and report.html; None writes nothing.
-        runtimes, iterations, warmup, batch, threads, device, precision, compiled, ap_images, quick: what to measure and
-            how: see `directdet.benchmark.options.BenchmarkOptions`.
+        runtimes, iterations, warmup, batch, threads, device, precision, compiled, ap_images, quick, throughput: what to
+            measure and how: see `directdet.benchmark.options.BenchmarkOptions`.
         progress: say on stderr which cell is running.
         show: called with the result before the page is written.
 
@@ -372,7 +373,17 @@ def benchmark(
     from directdet.infer.runtimes.load import model_kind
 
     options = BenchmarkOptions(
-        runtimes, iterations, warmup, batch, threads, _device(device, "gpu"), precision, ap_images, quick, compiled
+        runtimes,
+        iterations,
+        warmup,
+        batch,
+        threads,
+        _device(device, "gpu"),
+        precision,
+        ap_images,
+        quick,
+        compiled,
+        throughput,
     )
     paths = [Path(models)] if isinstance(models, (str, os.PathLike)) else [Path(model) for model in models]
     dataset = load_dataset(data, split)

@@ -87,10 +87,11 @@ def add_verbs(group: click.Group) -> None:
     from directdet.front.commands.measuring import benchmark, evaluate
     from directdet.front.commands.papers import landscape, reproduce
     from directdet.front.commands.serving import serve
+    from directdet.front.commands.submission import submit
     from directdet.front.commands.training import plan, recipes, self_train, train
 
     for command in (
-        demo, recipes, plan, check_data, convert, train, self_train, evaluate, export, infer, serve, benchmark,
+        demo, recipes, plan, check_data, convert, train, self_train, evaluate, submit, export, infer, serve, benchmark,
         reproduce, landscape,
     ):  # fmt: skip
         group.add_command(command)

@@ -27,6 +27,7 @@ from directdet.infer.accuracy.ap_difference import LEAST, NORMAL_95
 Measure = Literal["AP", "s_per_step", "images_per_second"]
 Word = Literal["shown", "not shown", "contradicted", "to come"]
 _SURE = 0.975  # of each tail, for an interval of 95%
+_LEAST_AP = 10  # margins: below that, rows that learned hardly anything are "no worse" than each other
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,9 @@ def judge(claim: Claim, seeds: Sequence[SeedFigures]) -> Verdict:
         word: Word = "not shown"
     else:
         word = _word([interval for interval in intervals if interval is not None], claim.margin)
+    if word == "shown" and claim.margin < 0 and _level(seeds, less) < _LEAST_AP * -claim.margin:
+        word = "not shown"
+        reasons.append(f"AP is below {-_LEAST_AP * claim.margin:.0%}: too low for a margin of {-claim.margin:.0%}")
     return Verdict(claim, word, "; ".join(reasons), **found)
 
 
@@ -159,6 +163,11 @@ def _best(name: str, measure: Measure, keys: Sequence[str], seeds: Sequence[Seed
     """The row that a name means; the name itself where none came to its end with every seed."""
     ended = [key for key in matching(name, keys) if all(measure in one.values.get(key, {}) for one in seeds)]
     return max(ended, key=lambda key: fmean(one.values[key][measure] for one in seeds), default=name)
+
+
+def _level(seeds: Sequence[SeedFigures], keys: Sequence[str]) -> float:
+    """The mean AP of rows."""
+    return fmean(one.values[key]["AP"] for one in seeds for key in keys)
 
 
 def _difference(measure: Measure, one: SeedFigures, more: Sequence[str], less: Sequence[str]) -> float:

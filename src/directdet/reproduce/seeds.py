@@ -142,13 +142,17 @@ def reproduce_seeds(
     share = replace(options, budget=options.budget / seeds)
     if not options.steps:
         terminal().print(f"{options.budget / 60:.1f} minutes for {seeds} seeds: {share.budget / 60:.1f} minutes each")
-    started, parts = time.perf_counter(), []
+    started = time.perf_counter()
+    parts: list[Comparison] = []
     for seed in numbers:
         folder = out / f"seed{seed}"
         if parts and not (folder / "plan.json").is_file():
             write_json_atomic(folder / "plan.json", {**parts[0].plan, "seed": seed})
         left = None if time_limit is None else time_limit - (time.perf_counter() - started)
-        parts.append(reproduce(name, data, folder, replace(share, seed=seed), left))
+        part = reproduce(name, data, folder, replace(share, seed=seed), left)
+        if parts and part.plan["steps"] != parts[0].plan["steps"]:
+            raise UserError(f"{folder / 'plan.json'}: steps: not those of seed {numbers[0]}; choose another --out")
+        parts.append(part)
         SeedsComparison(out, numbers, parts).write()
         if not parts[-1].finished:
             break

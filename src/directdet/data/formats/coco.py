@@ -90,6 +90,19 @@ def read_coco(
     )
 
 
+def read_coco_pictures(root: Path, split: str, file: Path, images: Path) -> Dataset:
+    """Read a COCO JSON file that has images and categories, but no annotations, as those of COCO's test sets.
+
+    Raises:
+        UserError: not JSON, or an image or category cannot be read.
+    """
+    read = _read(file, _Pictures(file), images, ())
+    if read.errors:
+        raise UserError(read.errors[0])
+    records = tuple(Records(read.columns, images))
+    return Dataset(root, split, "coco", tuple(read.classes), tuple(read.category_ids), records)
+
+
 def _problem(box: Sequence[float] | None, **about: Any) -> Problem:
     """A problem of its JSON values, in which a box is a list."""
     corners = None if box is None else (float(box[0]), float(box[1]), float(box[2]), float(box[3]))
@@ -172,10 +185,20 @@ class _Whole:
         """Nothing to do: all of it has been parsed."""
 
 
+class _Pictures(_Whole):
+    """A file without annotations."""
+
+    def pieces(self, name: str) -> list[Piece]:
+        if name != "annotations":
+            return super().pieces(name)
+        nothing: list[Any] = []
+        return [Piece(nothing, lambda: nothing)]
+
+
 def _read(annotations: Path, source: JSONLists | _Whole, images: Path, others: Sequence[Path]) -> _Read:
     faults = Faults()
     categories = [entry for piece in source.pieces("categories") for entry in piece.exactly()]
-    names, lost = _read_categories(annotations, categories, faults)
+    names, lost = read_categories(annotations, categories, faults)
     source.pieces("annotations")
     notes: list[str] = []
     placeholder, asked = _placeholder(categories, source, others)
@@ -253,7 +276,7 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _read_categories(file: Path, entries: list[Any], faults: Faults) -> tuple[dict[int, str], set[int | None]]:
+def read_categories(file: Path, entries: list[Any], faults: Faults) -> tuple[dict[int, str], set[int | None]]:
     """The names by id, and the ids of entries that cannot be read."""
     names: dict[int, str] = {}
     lost: set[int | None] = set()
@@ -276,7 +299,7 @@ def _read_categories(file: Path, entries: list[Any], faults: Faults) -> tuple[di
     return names, lost
 
 
-class _Measured:
+class Measured:
     """The images whose size is asked of their file: how many were tried, and the ids of those that have one."""
 
     def __init__(self) -> None:
@@ -286,11 +309,11 @@ class _Measured:
 
 def _read_images(
     file: Path, pieces: Iterable[Piece], folder: Path, faults: Faults
-) -> tuple[Images, set[int | None], _Measured]:
+) -> tuple[Images, set[int | None], Measured]:
     """The images, the ids of entries that cannot be read, and those whose size is that of the image file."""
     images = Images(folder, {}, [], [], [], [])
     lost: set[int | None] = set()
-    measured = _Measured()
+    measured = Measured()
     for index, entry in enumerate(entry for piece in pieces for entry in piece.exactly()):
         image_id = whole(entry.get("id")) if isinstance(entry, dict) else None
         try:
@@ -298,7 +321,7 @@ def _read_images(
                 raise UserError(f"{file}: images: entry {index} has no integer id; correct it")
             if image_id in images.places:
                 raise UserError(f"{file}: image {image_id}: id is used twice; give every image its own id")
-            name, width, height = _read_image_entry(f"{file}: image {image_id}", image_id, entry, folder, measured)
+            name, width, height = read_image_entry(f"{file}: image {image_id}", image_id, entry, folder, measured)
         except UserError as error:
             faults.add(IMAGE, error)
             lost |= {image_id} - {None} - images.places.keys()
@@ -311,8 +334,8 @@ def _read_images(
     return images, lost, measured
 
 
-def _read_image_entry(
-    where: str, image_id: int, entry: dict[str, Any], folder: Path, measured: _Measured
+def read_image_entry(
+    where: str, image_id: int, entry: dict[str, Any], folder: Path, measured: Measured
 ) -> tuple[str, int, int]:
     """Name, width and height of one image; sizes that are missing (no key, null or 0) are those of the file."""
     if "file_name" not in entry:

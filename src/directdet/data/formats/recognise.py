@@ -9,6 +9,7 @@ from directdet.common.errors import UserError
 from directdet.data.formats.coco import coco_splits, roboflow_splits
 from directdet.data.formats.coco_files import open_coco
 from directdet.data.formats.folders import PICTURES, Found, subfolders
+from directdet.data.formats.shards import open_shards
 from directdet.data.formats.tools.cvat import open_cvat
 from directdet.data.formats.tools.imagefolder import open_imagefolder
 from directdet.data.formats.tools.label_studio import open_label_studio
@@ -28,6 +29,7 @@ LAYOUTS: dict[str, Callable[[Path], Found | None]] = {
     "label-studio": open_label_studio,
     "open-images": open_open_images,
     "imagefolder": open_imagefolder,
+    "shards": open_shards,
 }
 
 

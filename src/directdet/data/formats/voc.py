@@ -58,7 +58,7 @@ def voc_splits(folder: Path) -> VocSplits:
     Raises:
         UserError: there is none of these lists, or one cannot be read.
     """
-    lists = {name: _read_names(file) for name in _LISTS if (file := _list_file(folder, name)).is_file()}
+    lists = {name: read_names(file) for name in _LISTS if (file := list_file(folder, name)).is_file()}
     if not lists:
         raise UserError(_no_lists(folder))
     notes: list[str] = []
@@ -127,7 +127,7 @@ def read_voc_lists(root: Path, split: str, lists: dict[str, list[Path]]) -> Data
         UserError: as for read_voc(); also a missing list, or one image in two lists of the split.
     """
     images = {
-        key: [(path.parent, name) for path in paths for name in _read_names(_list_file(path.parent, path.name))]
+        key: [(path.parent, name) for path in paths for name in read_names(list_file(path.parent, path.name))]
         for key, paths in lists.items()
     }
     seen: set[tuple[Path, str]] = set()
@@ -173,11 +173,13 @@ def _is_voc(folder: Path) -> bool:
     return (folder / "ImageSets" / "Main").is_dir() and (folder / "Annotations").is_dir()
 
 
-def _list_file(folder: Path, name: str) -> Path:
+def list_file(folder: Path, name: str) -> Path:
+    """Where a VOC folder has an image list."""
     return folder / "ImageSets" / "Main" / f"{name}.txt"
 
 
-def _read_names(file: Path) -> list[str]:
+def read_names(file: Path) -> list[str]:
+    """The images that a list names; UserError if it cannot be read, or names one twice."""
     names = [line.strip() for line in read_text(file, "image list").splitlines() if line.strip()]
     seen: set[str] = set()
     for name in names:

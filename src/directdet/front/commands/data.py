@@ -170,17 +170,32 @@ def _report_text(found: CheckReport, suffix: str, seen: Sequence[Seen]) -> str:
 
 @click.command()
 @click.argument("data", type=PATH)
-@click.option("--to", type=click.Choice(["coco", "yolo", "voc"]), required=True, help="The format to write.")
+@click.option("--to", type=click.Choice(["coco", "yolo", "voc", "shards"]), required=True, help="The format to write.")
 @click.option("--out", type=PATH, required=True, metavar="FOLDER", help="New, empty, or written by convert before.")
 @click.option("--link", is_flag=True, help="Make symbolic links to the pictures instead of copies.")
+@click.option(
+    "--shard-mb",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="Million bytes of a tar file, with --to shards.",
+)
 @click.option("--tiles", type=click.IntRange(min=16), metavar="PIXELS", help="coco: cut larger pictures into tiles.")
 @overlap_option
 @click.option("--visible", type=Number(0, 1, min_open=True), help="Of an object in its tile, a share.  [default: 0.5]")
 @code_option
 def convert(
-    data: Path, to: str, out: Path, link: bool, tiles: int | None, overlap: float | None, visible: float | None
+    data: Path,
+    to: str,
+    out: Path,
+    link: bool,
+    shard_mb: int,
+    tiles: int | None,
+    overlap: float | None,
+    visible: float | None,
 ) -> int:
-    """Write DATA as COCO, YOLO or VOC.
+    """Write DATA as COCO, YOLO, VOC, or shards: tar files that hold the pictures.
 
     What the format cannot hold is told, with numbers.
     """
@@ -191,7 +206,7 @@ def convert(
 
     given = {name: value for name, value in (("overlap", overlap), ("visible", visible)) if value is not None}
     cutting = None if tiles is None else Cutting(tiles, **given)
-    for line in convert(data, to, out, link, cutting, say):
+    for line in convert(data, to, out, link, cutting, shard_mb, say):
         say(f"not held by {to}: {line}")
     say(f"written: {out}")
     return 0

@@ -111,6 +111,7 @@ def evaluate(
     help="fp32 (default); tf32 on a GPU; OpenVINO and torch also bf16, fp16; may be given again.",
 )
 @click.option("--compile", "compiled", is_flag=True, help="Time checkpoints compiled as well as eager.")
+@click.option("--throughput", is_flag=True, help="Images per second with a batch in flight on every core, too.")
 @click.option("--ap-images", type=click.IntRange(min=0), help="AP on this many images, the first ones; 0: no AP.")
 @click.option("--quick", is_flag=True, help="30 iterations after 5, AP on 50 images: not to be quoted.")
 @code_option

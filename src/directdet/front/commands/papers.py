@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from directdet.common.errors import UsageProblem
 from directdet.front.options import (
     PATH,
     Minutes,
@@ -62,6 +63,8 @@ def reproduce(
     from directdet.common.terminal import terminal
 
     if comparison == "direct/table7":
+        if seeds > 1:
+            raise UsageProblem(f"--seeds {seeds}: direct/table7 times steps, which no seed changes; leave it out")
         from directdet.reproduce.timing import time_table7, timing_table
 
         with hold_folder(out, "reproduce"):

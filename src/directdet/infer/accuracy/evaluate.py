@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -172,17 +172,26 @@ def detect(
     Raises:
         UserError: different classes, no images, or an image that cannot be read.
     """
+    return list(detections_of(detector, dataset, records, progress))
+
+
+def detections_of(
+    detector: Predictor, dataset: Dataset, records: Sequence[Record], progress: bool = False
+) -> Iterator[tuple[int, Detections]]:
+    """`detect`, one picture after the other; errors about the whole dataset are raised at once."""
     order = match_classes(detector, dataset)
     require_format(detector, dataset)
     if not dataset.records:
         raise UserError(f"{dataset.root}: {dataset.split}: no images to evaluate on")
-    found = []
     console = terminal(stderr=True)
     hidden = not (progress and console.is_terminal)  # a bar that disappears leaves an empty line in a log file
-    for record in track(records, description="evaluating", console=console, disable=hidden, transient=True):
+    shown = track(records, description="evaluating", console=console, disable=hidden, transient=True)
+
+    def one(record: Record) -> tuple[int, Detections]:
         detections = detector(detector_image(record))
-        found.append((record.image_id, detections.relabelled(order, dataset.classes, dataset.category_ids)))
-    return found
+        return record.image_id, detections.relabelled(order, dataset.classes, dataset.category_ids)
+
+    return map(one, shown)
 
 
 def match_classes(detector: Predictor, dataset: Dataset) -> np.ndarray:

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from directdet.data.headers import TIFF, read_header
@@ -37,20 +38,27 @@ def read_picture(path: Path, upright: bool, pixels: PixelFormat = RGB) -> Pictur
         UserError: see data.pixels.reading.decode_pixels.
     """
     content = read_bytes(path)
-    image, orientation = decode_picture(content, path, upright, pixels)
+    image, orientation = decode_picture(content, path, upright, pixels, path)
     return Picture(image, hashlib.sha256(content).hexdigest(), orientation)
 
 
 def decode_picture(
-    content: bytes, name: str | os.PathLike[str], upright: bool, pixels: PixelFormat = RGB
+    content: bytes,
+    name: str | os.PathLike[str],
+    upright: bool,
+    pixels: PixelFormat = RGB,
+    file: Path | None = None,
 ) -> tuple[np.ndarray, int]:
     """(a picture as detectors take it, the EXIF orientation that was applied, 1 if none) of an image file's bytes.
+
+    `file` is where the bytes are, if they are in a file.
 
     Raises:
         UserError: see data.pixels.reading.decode_pixels; `name` is in the message.
     """
     if pixels.is_rgb:
-        image = decode_image(content, name, bgr=True)
+        image = decode_image(content, name, file=file)
+        image = image if file is not None else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     else:
         image = decode_pixels(content, name, replace(pixels, upright=False))  # what is applied is told
     orientation = read_header(content).orientation if upright and content[:4] not in TIFF else 1

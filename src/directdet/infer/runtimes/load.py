@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from directdet.common.cores import usable_cores
 from directdet.common.errors import UserError
 from directdet.infer.artefact import META_FILE, Artefact, read_artefact, read_meta
 from directdet.infer.predictor import Backend, Predictor
@@ -66,6 +67,7 @@ def load(
     device: str = "auto",
     threads: int | None = None,
     precision: str | None = None,
+    in_flight: int = 1,
 ) -> Predictor:
     """Load a detector for inference.
 
@@ -76,12 +78,17 @@ def load(
         threads: CPU threads of the runtime; None leaves it to the runtime.
         precision: None means strict "fp32". OpenVINO also takes "bf16" and "fp16"; ONNX Runtime and torch on a GPU take
             "tf32". The precision of an engine was chosen when it was built.
+        in_flight: how many threads will call the predictor at the same time, on a CPU. More than one asks for images
+            per second instead of a short time each: ONNX Runtime's calls share `threads`, or the cores that may be
+            used, and OpenVINO makes streams of them. PyTorch runs one call at a time.
 
     Raises:
         UserError: there is no model, it is broken, or the runtime cannot run it here.
     """
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise UserError(f"threads: {threads}; give at least 1 and at most {MOST_THREADS}")
+    if in_flight < 1:
+        raise UserError(f"in_flight: {in_flight}; give at least 1")
     what, place = find_model(path)
     if what == "checkpoint":
         _choose(runtime, "checkpoint", place)
@@ -89,7 +96,7 @@ def load(
 
         return load_torch(place, device=device, threads=threads, precision=precision)
     artefact = read_artefact(place)
-    backend = _backend(artefact, _choose(runtime, artefact.kind, place), device, threads, precision)
+    backend = _backend(artefact, _choose(runtime, artefact.kind, place), device, threads, precision, in_flight)
     return Predictor(
         backend, artefact.preprocess, artefact.classes, artefact.category_ids, str(artefact.folder), artefact.meta
     )
@@ -105,16 +112,20 @@ def _choose(runtime: str, kind: str, place: Path) -> str:
     return runtime
 
 
-def _backend(artefact: Artefact, runtime: str, device: str, threads: int | None, precision: str | None) -> Backend:
+def _backend(
+    artefact: Artefact, runtime: str, device: str, threads: int | None, precision: str | None, in_flight: int
+) -> Backend:
     """Open the artefact's model; imports only the library of the chosen runtime."""
     if runtime == "onnxruntime":
         from directdet.infer.runtimes.onnx_runtime import OnnxBackend
 
+        if in_flight > 1:
+            threads = max(1, (threads or usable_cores()) // in_flight)
         return OnnxBackend(artefact, device, threads, precision)
     if runtime == "openvino":
         from directdet.infer.runtimes.openvino_runtime import OpenVinoBackend
 
-        return OpenVinoBackend(artefact, device, threads, precision)
+        return OpenVinoBackend(artefact, device, threads, precision, in_flight)
     if runtime in ("tensorrt", "tensorrt-rtx"):
         from directdet.infer.runtimes.tensorrt_runtime import TensorRTBackend
 

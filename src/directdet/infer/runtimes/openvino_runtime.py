@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from directdet.common.cores import usable_cores
 from directdet.common.errors import UserError
 from directdet.infer.artefact import Artefact
 from directdet.infer.network_input import check_input
@@ -25,6 +26,8 @@ class OpenVinoBackend:
         threads: CPU threads; None leaves it to OpenVINO.
         precision: "fp32" (default), "bf16" or "fp16". By default OpenVINO silently computes in bf16 on processors that
             support it, so the precision is always set explicitly, and read back.
+        in_flight: calls at the same time. For more than one, OpenVINO splits `threads`, or the cores that may be used,
+            into streams of its choice.
 
     Raises:
         UserError: OpenVINO or the device is missing, or the model does not compile.
@@ -33,7 +36,12 @@ class OpenVinoBackend:
     runtime = "openvino"
 
     def __init__(
-        self, artefact: Artefact, device: str = "auto", threads: int | None = None, precision: str | None = None
+        self,
+        artefact: Artefact,
+        device: str = "auto",
+        threads: int | None = None,
+        precision: str | None = None,
+        in_flight: int = 1,
     ) -> None:
         openvino = import_library("openvino", "OpenVINO", "pip install openvino")
         if device not in _DEVICES:
@@ -42,6 +50,9 @@ class OpenVinoBackend:
             raise UserError(f"precision {precision!r}: OpenVINO takes {', '.join(_PRECISIONS)}")
         hint = _PRECISIONS[precision or "fp32"]
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+        if in_flight > 1:
+            settings |= {"PERFORMANCE_HINT": "THROUGHPUT", "PERFORMANCE_HINT_NUM_REQUESTS": in_flight}
+            threads = threads or usable_cores()  # all of the machine's, where it may use fewer, would get in their way
         if threads is not None and _DEVICES[device] == "CPU":
             settings["INFERENCE_NUM_THREADS"] = threads
         try:

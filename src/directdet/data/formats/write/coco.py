@@ -25,7 +25,7 @@ def write_coco(
         for record, name in zip(dataset.records, names[split], strict=True):
             image = {"id": record.image_id, "file_name": name, "width": record.width, "height": record.height}
             images.append(image)
-            annotations += _objects(record, dataset.category_ids)
+            annotations += coco_objects(record, dataset.category_ids)
         if len({entry["id"] for entry in annotations}) < len(annotations):
             for number, entry in enumerate(annotations, 1):
                 entry["id"] = number
@@ -39,7 +39,8 @@ def write_coco(
     return {split: f"{split}2017" for split in splits}, lost
 
 
-def _objects(record: Record, category_ids: tuple[int, ...]) -> list[dict[str, Any]]:
+def coco_objects(record: Record, category_ids: tuple[int, ...]) -> list[dict[str, Any]]:
+    """The entries of a record's objects."""
     found: list[dict[str, Any]] = []
     for index, box in enumerate(record.boxes.astype(float).tolist()):
         entry: dict[str, Any] = {

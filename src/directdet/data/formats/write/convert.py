@@ -8,22 +8,26 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from directdet.common.errors import UsageProblem, UserError
 from directdet.common.files import require_writable, write_json_atomic, write_text_atomic
 from directdet.data.dataset import Dataset, check_same_classes, find_splits, load_dataset
 from directdet.data.formats.write.coco import write_coco
+from directdet.data.formats.write.shards import SHARD_MB, write_shards
 from directdet.data.formats.write.tiles import Cutting, Piece, cut_dataset, write_piece_files
 from directdet.data.formats.write.voc import write_voc
 from directdet.data.formats.write.yolo import write_yolo
+from directdet.data.image import is_picture_file, read_bytes
 from directdet.data.pixels.format import RGB
 from directdet.data.records import Record
+from directdet.data.tars.members import split_path
 
 # Each writes the annotations of all splits below a folder, and returns where each picture goes, by split, and counts
-# of what the format cannot hold, in words.
+# of what the format cannot hold, in words. Shards hold the pictures themselves, which go nowhere else.
 Writer = Callable[[Path, Mapping[str, Dataset], Mapping[str, list[str]]], tuple[dict[str, str], Counter[str]]]
-WRITERS: dict[str, Writer] = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}
+WRITERS: dict[str, Writer] = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc, "shards": write_shards}
 MARKER = "directdet-convert.json"  # in folders that were written here, which may be written anew
 
 
@@ -33,6 +37,7 @@ def convert(
     out: str | os.PathLike[str],
     link: bool = False,
     cutting: Cutting | None = None,
+    shard_mb: int = SHARD_MB,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[str]:
     """Write the dataset at ``root`` to the folder ``out``, and return what the format cannot hold, a line each.
@@ -41,8 +46,9 @@ def convert(
         root: a dataset as `load_dataset` reads it.
         to: one of `WRITERS`.
         out: a new or empty folder, or one that was written by this function before.
-        link: make symbolic links to the pictures instead of copies.
+        link: make symbolic links to the pictures instead of copies; not with shards, which hold them.
         cutting: cut large pictures into tiles; for "coco" alone, which can say what an edge leaves of an object.
+        shard_mb: of a shard, in millions of bytes.
         say: called with a line about the tiles of each split.
 
     Raises:
@@ -51,6 +57,8 @@ def convert(
     """
     if cutting is not None and (link or to != "coco"):
         raise UsageProblem("tiles: " + ("are new pictures; leave out link" if link else "are written for coco alone"))
+    if link and to == "shards":
+        raise UsageProblem("--link: shards hold the pictures themselves; leave it out")
     target = Path(out)
     require_writable(target, folder=True)
     if target.is_dir() and any(target.iterdir()) and not (target / MARKER).is_file():
@@ -75,14 +83,15 @@ def convert(
         # VOC has one folder for the pictures of all splits, the others one for each.
         together = [splits] if to == "voc" else [{split: dataset} for split, dataset in splits.items()]
         names = {split: found for part in together for split, found in _names(part).items()}
-        folders, lost = WRITERS[to](place, splits, names)
-        for split, dataset in splits.items():
-            (place / folders[split]).mkdir(parents=True, exist_ok=True)
-            paths = [place / folders[split] / name for name in names[split]]
+        writer = partial(write_shards, shard_mb=shard_mb) if to == "shards" else WRITERS[to]
+        folders, lost = writer(place, splits, names)
+        for split, folder in folders.items():
+            (place / folder).mkdir(parents=True, exist_ok=True)
+            paths = [place / folder / name for name in names[split]]
             if cutting is not None:
                 write_piece_files(pieces[split], paths)
                 continue
-            for record, path in zip(dataset.records, paths, strict=True):
+            for record, path in zip(splits[split].records, paths, strict=True):
                 _put(record, path, link)
         if first.pixels != RGB:
             write_text_atomic(place / "dataset.toml", "\n".join((f'format = "{to}"', *first.pixels.toml_lines(), "")))
@@ -133,9 +142,13 @@ def _names(splits: Mapping[str, Dataset]) -> dict[str, list[str]]:
 
 
 def _put(record: Record, place: Path, link: bool) -> None:
-    if not record.path.is_file():
+    if not is_picture_file(record.path):
         raise UserError(f"{record.path}: image file not found; check-data lists all that are missing")
-    if link:
+    if split_path(record.path) is not None:
+        if link:
+            raise UserError(f"{record.path}: lies in a tar file, to which there are no links; leave out --link")
+        place.write_bytes(read_bytes(record.path))
+    elif link:
         place.symlink_to(record.path.resolve())
     else:
         shutil.copyfile(record.path, place)

@@ -1,0 +1,1 @@
+"""Pictures that lie in tar files."""
