@@ -129,9 +129,7 @@ def _label(
         summary = predict(detector, str(pictures), out, options, without=data, resume=resume)
     say(f"{summary.n_detections} pseudo-labels in {summary.n_images - summary.n_empty} of {summary.n_images} pictures")
     if not summary.n_detections:
-        raise UserError(
-            f"{out}: no score reaches {least:g}; give a lower --score, and --resume"
-        )
+        raise UserError(f"{out}: no score reaches {least:g}; give a lower --score, and --resume")
 
 
 def _join(data: Path, out: Path) -> None:
