@@ -8,7 +8,7 @@ import pytest
 
 from directdet.common.errors import UserError
 from directdet.common.files import write_bytes_atomic, write_json_atomic, write_text_atomic
-from directdet.data.records import path_inside
+from directdet.data.formats.values import path_inside
 
 
 def test_writes_and_replaces_without_leftovers(tmp_path):

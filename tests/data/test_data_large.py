@@ -19,9 +19,8 @@ from directdet.data.dataset import load_dataset
 from directdet.data.digest import describe_content
 from directdet.data.flat import cache, json_lists
 from directdet.data.formats import coco
-from directdet.data.loader import usable
 from directdet.data.records import Records, image_sizes, object_counts, take
-from directdet.data.sampling import Sampling
+from directdet.data.sampling import Sampling, usable
 
 FILE = "annotations/instances_train2017.json"
 SQUARE = [[2, 2, 12, 2, 12, 12.5, 2, 12]]

@@ -135,6 +135,24 @@ def test_a_small_picture_stays_as_it_is(made):
     assert copy.read_bytes() == (root / "pictures" / "3.png").read_bytes()
 
 
+def test_a_mask_without_a_pixel_stays_one(tmp_path):
+    """Else not every object would have a mask, and none would be learnt."""
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((90, 100, 3), np.uint8))
+    nothing = {"size": [90, 100], "counts": [9000]}
+    flat = [[12, 12, 20, 12, 16, 12]]
+    about = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 12, 12], "area": 144, "iscrowd": 0}
+    entries = [{**about, "id": number, "segmentation": one} for number, one in enumerate((nothing, flat), 1)]
+    images = [{"id": 1, "file_name": "a.png", "height": 90, "width": 100}]
+    content = {"images": images, "annotations": entries, "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    (tmp_path / "dataset.toml").write_text('[train]\nimages = "."\nannotations = "all.json"\n')
+    assert load_dataset(tmp_path, "train").has_masks
+    assert main(["convert", str(tmp_path), "--to", "coco", "--tiles", "64", "--out", str(tmp_path / "tiles")]) == 0
+    found = load_dataset(tmp_path / "tiles", "train")
+    assert found.has_masks and found.records[0].boxes.tolist() == [[10, 10, 22, 22]] * 2
+    assert not any(decode_mask(one, 64, 64).any() for one in found.records[0].segmentations)
+
+
 def test_polygons_are_cut_as_their_inside_says():
     rng = np.random.default_rng(1)
     places = np.stack(np.meshgrid(np.arange(0.05, 40, 0.7), np.arange(0.03, 30, 0.7)), -1).reshape(-1, 2)

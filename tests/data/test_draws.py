@@ -14,7 +14,7 @@ from directdet.data.draws.classes import repeat_factors, shown_classes
 from directdet.data.draws.orders import Balanced, Repeated, Uniform, drawing_in_words, epoch_order, make_order
 from directdet.data.loader import make_loader
 from directdet.data.records import Records, take
-from directdet.data.sampling import BatchSampler, Sampling
+from directdet.data.sampling import BatchSampler, Sampling, usable
 from directdet.recipes.by_name import get_recipe
 from directdet.recipes.recipe import Phase
 from directdet.recipes.settings import apply_settings
@@ -72,11 +72,26 @@ def test_classes_are_the_same_from_columns(synthetic, monkeypatch):
     monkeypatch.setattr("directdet.data.formats.coco.LARGE", 0)
     columns = load_dataset(synthetic, "train").records
     assert isinstance(columns, Records) and not isinstance(plain, Records)
+    weights = np.where(np.arange(len(columns.columns.weights)) % 3, 1, 0).astype(np.float32)
+    columns = Records(replace(columns.columns, weights=weights), columns.folder)
+    plain = tuple(columns)
     chosen = np.array([4, 0, 9, 5])
     for first, second in ((plain, columns), (take(plain, chosen), take(columns, chosen))):
-        wanted = sorted({(at, int(label)) for at, one in enumerate(first) for label in one.labels[~one.crowd]})
+        wanted = sorted({(at, int(label)) for at, one in enumerate(first) for label in one.labels[one.learnt]})
         assert wanted and wanted == list(zip(*(values.tolist() for values in shown_classes(first)), strict=True))
         assert wanted == list(zip(*(values.tolist() for values in shown_classes(second)), strict=True))
+
+
+def test_what_is_not_learnt_shows_no_class():
+    """An edge of a tile leaves objects of weight 0: neither their class nor their picture counts."""
+    data = made_up()
+    records = [replace(one, weights=np.where(one.labels == 2, 0, 1).astype(np.float32)) for one in data.records]
+    data = replace(data, records=tuple(records))
+    images, labels = shown_classes(data.records)
+    assert set(labels.tolist()) == {0, 1} and 199 not in images
+    assert 199 not in make_order("class_balanced", 0, data.records).of(0)
+    assert usable(made_up(), Sampling(1, skip_empty=True))[-1].image_id == 199
+    assert usable(data, Sampling(1, skip_empty=True))[-1].image_id != 199
 
 
 def order_of(draw, dataset, seed=3, threshold=0.05):

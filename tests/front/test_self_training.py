@@ -63,7 +63,8 @@ def round_one(labelled, teacher, pictures, tmp_path_factory):
 
 
 def test_pseudo_labels_are_a_dataset_of_what_was_found(teacher, pictures, tmp_path):
-    detector = load(teacher, device="cpu")
+    (tmp_path / "a\rname").symlink_to(teacher)  # that no comment of a dataset.toml may hold
+    detector = load(tmp_path / "a\rname", device="cpu")
     predict(detector, pictures, tmp_path / "usual", PredictOptions(SCORE, pictures=False))
     usual = json.loads((tmp_path / "usual" / "detections.json").read_text())
     best: dict[int, float] = {}
@@ -141,6 +142,8 @@ def test_a_second_call_needs_resume_and_keeps_what_is_there(round_one, teacher, 
 
 
 def test_what_cannot_be_is_refused(teacher, labelled, pictures, tmp_path, capsys):
+    assert command("self-train", tmp_path / "none", pictures, "--out", tmp_path / "a") == 1
+    assert "none: not found; give an artefact folder, a run folder" in capsys.readouterr().err
     checkpoint = teacher / "pretrain" / "checkpoints" / "last.pt"
     assert command("self-train", checkpoint, pictures, "--out", tmp_path / "a") == 2
     assert "--data DATA is missing" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from directdet.common.errors import UsageProblem, UserError
+from directdet.front.cli import main
 from directdet.recipes.recipe import Phase
 from directdet.train.planning import plan as planner
 from directdet.train.planning.memory import Measured, StepCost, step_cost
@@ -270,3 +271,26 @@ def test_the_papers_memory_and_its_choice():
     assert found.chosen.days == pytest.approx(0.81, rel=0.01)
     traced = paper_costs()[448]  # at batch 8; the row is interpolated from 2 and 16
     assert found.chosen.peak == pytest.approx(traced.peak, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("setting", "images"), [("sampling=uniform", 12), ("sampling=repeat_factor", 14), ("skip_empty=true", 11)]
+)
+def test_a_pass_over_data_is_what_the_phase_draws(shapes, tmp_path, monkeypatch, setting, images):
+    """11 of 12 pictures show the first class, one the second, too: the factors are sqrt(12 / 11) and sqrt(12)."""
+    content = json.loads((shapes / "annotations" / "instances_train2017.json").read_text("utf-8"))
+    entries = [{**one, "category_id": 1, "iscrowd": 0} for one in content["annotations"]]
+    content["annotations"] = [*entries, {**entries[0], "id": 10**6, "category_id": 2}]
+    (tmp_path / "all.json").write_text(json.dumps(content), "utf-8")
+    train = f'[train]\nimages = "{shapes / "train2017"}"\nannotations = "all.json"\n'
+    (tmp_path / "dataset.toml").write_text(train, "utf-8")
+    seen: list[int] = []
+
+    def planned(*arguments, **_):
+        seen.append(arguments[4].images)
+        raise UserError("enough is known")
+
+    monkeypatch.setattr(planner, "plan", planned)
+    settings = ["--set", f"pretrain.{setting}", "--set", "pretrain.repeat_threshold=1"]
+    assert main(["plan", "retinanet_r18_slim", "--memory", "8GB", "--data", str(tmp_path), *settings]) == 1
+    assert seen == [images]

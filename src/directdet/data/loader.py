@@ -27,14 +27,14 @@ from torch.utils.data import Dataset as TorchDataset
 from directdet.common.errors import UserError
 from directdet.data.augment.compose import Compose
 from directdet.data.augment.sample import Sample, load_sample
-from directdet.data.draws.orders import Order, drawing_in_words, make_order
+from directdet.data.draws.orders import Order, drawing_in_words
 from directdet.data.image import put_planes
 from directdet.data.masks import rasterise
 from directdet.data.neighbours import Neighbours
 from directdet.data.padding import Padding, target_rows
 from directdet.data.pixels.format import PixelFormat
-from directdet.data.records import Dataset, Record, image_sizes, object_counts, take
-from directdet.data.sampling import BatchSampler, Sampling
+from directdet.data.records import Dataset, Record, image_sizes, object_counts
+from directdet.data.sampling import BatchSampler, Sampling, drawn
 
 Transform = Callable[[Sample, np.random.Generator], Sample] | Compose
 Batch = tuple[torch.Tensor, dict[str, torch.Tensor]]
@@ -65,12 +65,11 @@ def make_loader(
 
     Yields:
         (images [N, C, H, W], uint8, or float32 of other formats, targets), targets being a dict: boxes float32
-        [N, G, 4] xyxy in canvas pixels,
-        labels int64 [N, G], valid bool [N, G], sizes float32 [N, 2] (height, width of the image in the canvas), padded
-        float32 [N, 2] (the same of what the image is padded to in a batch of its own), and, with masks, masks uint8
-        [N, G, mask_size, mask_size] inside each box. Rows that are not valid are zero; images are padded with
-        the rounded mean used for normalisation. Where some objects count less than others, weights float32 [N, G], 0
-        to 1.
+        [N, G, 4] xyxy in canvas pixels, labels int64 [N, G], valid bool [N, G], sizes float32 [N, 2] (height, width of
+        the image in the canvas), padded float32 [N, 2] (the same of what the image is padded to in a batch of its own),
+        with masks, masks uint8 [N, G, mask_size, mask_size] inside each box, and, where some objects count less than
+        others, weights float32 [N, G], 0 to 1. Rows that are not valid are zero; images are padded with the rounded
+        mean used for normalisation.
 
     Raises:
         UserError: too few images for a batch, masks required but absent; while iterating, a missing or broken image.
@@ -79,9 +78,7 @@ def make_loader(
     """
     padding = padding or Padding()
     where = f"{dataset.root}: {dataset.split}"
-    records = usable(dataset, sampling)
-    if not records:
-        raise UserError(f"{where}: no images to train on")
+    records, order = drawn(dataset, sampling)
     masks = dataset.has_masks if padding.masks is None else padding.masks
     if masks and not dataset.has_masks:
         have, objects = dataset.mask_counts()
@@ -94,10 +91,6 @@ def make_loader(
             f"{where}: {len(records)} images do not fill one batch of {sampling.global_batch_size}; "
             "choose a smaller batch"
         )
-    try:
-        order = make_order(sampling.draw, sampling.seed, records, sampling.repeat_threshold)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}; draw uniformly") from None
     width, height = image_sizes(records).T
     return BatchLoader(
         _Samples(records, transform, sampling.seed, order, masks, padding.mask_size),
@@ -106,13 +99,6 @@ def make_loader(
         workers,
         pin_memory,
     )
-
-
-def usable(dataset: Dataset, sampling: Sampling) -> Sequence[Record]:
-    """The images that are read: all, or those with objects."""
-    if not sampling.skip_empty:
-        return dataset.records
-    return take(dataset.records, np.flatnonzero(object_counts(dataset.records)))
 
 
 class BatchLoader:
@@ -292,13 +278,7 @@ class _Samples(TorchDataset):
     """The dataset that workers see: reads, augments and rasterises one image."""
 
     def __init__(
-        self,
-        records: Sequence[Record],
-        transform: Transform,
-        seed: int,
-        order: Order,
-        masks: bool,
-        mask_size: int,
+        self, records: Sequence[Record], transform: Transform, seed: int, order: Order, masks: bool, mask_size: int
     ) -> None:
         self.records = records
         mixed_masks = masks or (isinstance(transform, Compose) and transform.needs_masks)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, TypedDict, TypeGuard, overload
+from pathlib import Path
+from typing import TypedDict, overload
 
 import numpy as np
 
@@ -78,6 +78,11 @@ class Record:
         if self.boxes.shape != (count, 4) or any(len(values) != count for values in (*lists, self.weights)):
             raise ValueError(f"record of {self.path}: the object lists differ in length")
 
+    @property
+    def learnt(self) -> np.ndarray:
+        """Which objects are learnt, bool [G]: neither crowd regions nor of weight 0."""
+        return ~self.crowd & (self.weights > 0)
+
 
 class Records(Sequence[Record]):
     """The records of a split that lies in columns: each is made, and copied, when it is asked for.
@@ -146,12 +151,12 @@ class Records(Sequence[Record]):
         return self._of_chosen(self.columns.per_image(flags))
 
     def classes_of_objects(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Labels int32 [N] and crowd bool [N] of all objects, image by image; objects of each image, int64 [I]."""
+        """Labels int32 [N] of all objects, image by image; which are learnt, bool [N]; objects of each, int64 [I]."""
         columns = self.columns
         firsts, counts = self._of_chosen(columns.firsts[:-1]), self._of_chosen(np.diff(columns.firsts))
         before = np.cumsum(counts) - counts
         objects = np.arange(int(counts.sum())) + np.repeat(firsts - before, counts)
-        return columns.labels[objects], columns.crowd[objects], counts
+        return columns.labels[objects], columns.learnt[objects], counts
 
     def _of_chosen(self, values: np.ndarray) -> np.ndarray:
         return values if self._chosen is None else values[self._chosen]
@@ -181,6 +186,13 @@ def object_counts(records: Sequence[Record]) -> np.ndarray:
     if isinstance(records, Records):
         return records.objects_with(~records.columns.crowd)
     return np.array([int((~record.crowd).sum()) for record in records], np.int64)
+
+
+def learnt_counts(records: Sequence[Record]) -> np.ndarray:
+    """The objects of each image that are learnt, see `Record.learnt`: int64 [I]."""
+    if isinstance(records, Records):
+        return records.objects_with(records.columns.learnt)
+    return np.array([int(record.learnt.sum()) for record in records], np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,20 +342,6 @@ def check_size(record: Record, height: int, width: int) -> None:
     )
 
 
-def path_inside(folder: Path, name: Any, source: str) -> Path:
-    """``folder / name`` for a name read from a file; UserError if it could point outside ``folder``.
-
-    Absolute names, drive letters and ``..`` are refused; backslashes count as slashes. Symbolic links are followed:
-    they were made by whoever set up the folder, not by the annotation file.
-    """
-    if not isinstance(name, str) or not name.strip() or "\0" in name:
-        raise UserError(f"{source}: {name!r} is not a file name; give a path relative to {folder}")
-    parts = PurePosixPath(name.replace("\\", "/"))
-    if parts.is_absolute() or PureWindowsPath(name).drive or ".." in parts.parts:
-        raise UserError(f"{source}: path {name!r} may point outside {folder}; give a path inside it")
-    return folder / parts
-
-
 def clip_box(
     box: Sequence[float], width: int, height: int, file: str, annotation_id: int | None
 ) -> tuple[list[float] | None, Problem | None]:
@@ -364,16 +362,6 @@ def clip_box(
         left = (clipped[2] - clipped[0]) * (clipped[3] - clipped[1]) / ((x2 - x1) * (y2 - y1))
         return clipped, Problem("clipped-box", file, annotation_id, message, "clipped", 1 - left, box=given)
     return clipped, None
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value from a file is a number, not NaN and not absurdly large (booleans are not numbers)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e15 < value < 1e15
-
-
-def is_integer(value: Any) -> TypeGuard[int]:
-    """Whether a value from a file is an integer (booleans are not)."""
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from directdet.data.draws.orders import THRESHOLD, Draw, Order
+from directdet.common.errors import UserError
+from directdet.data.draws.orders import THRESHOLD, Draw, Order, make_order
+from directdet.data.records import Dataset, Record, learnt_counts, take
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Sampling:
         seed: together with the epoch it decides the order of the images and, with the position, their augmentation.
         group_aspect: a batch holds either landscape or portrait images, which saves padding; the images of both kinds
             that are left over at the end of an epoch share batches.
-        skip_empty: leave out images without objects (crowd regions do not count as objects).
+        skip_empty: leave out images without objects; crowd regions and objects of weight 0 do not count.
         drop_last: leave out the last images if they do not fill a batch.
         draw: each image once an epoch, or those of rare classes more often; see draws/orders.py.
         repeat_threshold: with draw="repeat_factor", the share of the images below which a class is rare.
@@ -53,6 +55,28 @@ class Sampling:
     def global_batch_size(self) -> int:
         """Images per batch over all processes."""
         return self.batch_size * self.world_size
+
+
+def usable(dataset: Dataset, sampling: Sampling) -> Sequence[Record]:
+    """The images that are read: all, or those with objects that are learnt."""
+    if not sampling.skip_empty:
+        return dataset.records
+    return take(dataset.records, np.flatnonzero(learnt_counts(dataset.records)))
+
+
+def drawn(dataset: Dataset, sampling: Sampling) -> tuple[Sequence[Record], Order]:
+    """The images that are read, and the order that they are drawn in.
+
+    Raises:
+        UserError: there are no images, or none with an object where classes are to be balanced.
+    """
+    records = usable(dataset, sampling)
+    try:
+        if not records:
+            raise ValueError("no images to train on")
+        return records, make_order(sampling.draw, sampling.seed, records, sampling.repeat_threshold)
+    except ValueError as error:
+        raise UserError(f"{dataset.root}: {dataset.split}: {error}") from None
 
 
 class BatchSampler:

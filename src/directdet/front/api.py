@@ -373,18 +373,9 @@ def benchmark(
     from directdet.infer.runtimes.load import model_kind
 
     options = BenchmarkOptions(
-        runtimes,
-        iterations,
-        warmup,
-        batch,
-        threads,
-        _device(device, "gpu"),
-        precision,
-        ap_images,
-        quick,
-        compiled,
+        runtimes, iterations, warmup, batch, threads, _device(device, "gpu"), precision, ap_images, quick, compiled,
         throughput,
-    )
+    )  # fmt: skip
     paths = [Path(models)] if isinstance(models, (str, os.PathLike)) else [Path(model) for model in models]
     dataset = load_dataset(data, split)
     for path in paths:

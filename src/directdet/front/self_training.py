@@ -55,7 +55,10 @@ def self_train(
         UserError: the model has other classes than the data, finds nothing, or `out` holds a round already; else as
             `predict` and `run_training` raise.
     """
+    from directdet.infer.runtimes.load import find_model
+
     out, model = Path(out), Path(model)
+    find_model(model)
     data, recipe = data or data_of(model), recipe or _recipe_of(model)
     for what, value in (("--data DATA", data), ("--recipe RECIPE", recipe)):
         if value is None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from directdet.common.errors import UserError
 from directdet.common.files import is_file_name
-from directdet.data.records import is_integer
+from directdet.data.formats.values import is_integer
 from directdet.infer.external_data import external_files
 from directdet.infer.preprocess import Preprocess
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from directdet.common.errors import UserError
-from directdet.data.records import is_number
+from directdet.data.formats.values import is_number
 from directdet.infer.decode import check_raw, to_detections
 from directdet.infer.detections import Detections
 from directdet.infer.network_input import NetworkInput

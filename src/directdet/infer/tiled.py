@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from directdet.common.errors import UsageProblem
+from directdet.data.formats.values import is_number
 from directdet.data.pixels.tiles import OVERLAP, Tile, check_tiles, tiles
-from directdet.data.records import is_number
 from directdet.infer.detections import Detections
 from directdet.infer.pictures import PictureLike, to_array
 from directdet.infer.predictor import Predictor

@@ -10,11 +10,11 @@ from directdet.data.augment.ssd_transforms import SSDTransform
 from directdet.data.augment.steps import Colour, Flip, Resize, Resized, Step, Turn, ZoomAndCrop
 from directdet.data.augment.transforms import EdgesTransform, PretrainTransform
 from directdet.data.dataset import check_same_classes, find_splits, load_dataset
-from directdet.data.loader import BatchLoader, Transform, make_loader, usable
+from directdet.data.loader import BatchLoader, Transform, make_loader
 from directdet.data.padding import Padding
 from directdet.data.pixels.format import MEAN, RGB, STD, PixelFormat
 from directdet.data.records import Dataset
-from directdet.data.sampling import Sampling
+from directdet.data.sampling import Sampling, drawn, usable
 from directdet.infer.preprocess import Preprocess
 from directdet.recipes.derived import evaluation_size
 from directdet.recipes.recipe import Phase
@@ -112,18 +112,7 @@ def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pi
             f"{dataset.root}: {dataset.split}: {phase.name}.copy_paste needs a mask for every object, and not all have "
             f"one; give --set {phase.name}.copy_paste=0"
         )
-    sampling = Sampling(
-        phase.batch_size,
-        seed=seed,
-        group_aspect=phase.resize == "edges",
-        skip_empty=phase.skip_empty,
-        draw=phase.sampling,
-        repeat_threshold=phase.repeat_threshold,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
-    if phase.skip_difficult:
-        dataset = dataset.without_difficult()
+    dataset, sampling = _trained_on(phase, dataset), _sampling(phase, seed)
     images, batch = len(usable(dataset, sampling)), sampling.global_batch_size
     if 0 < images < batch:
         fitting = images // sampling.world_size
@@ -134,3 +123,25 @@ def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pi
     padding = Padding(divisor=1 if phase.resize == "warp" else 32, masks=masks)
     workers = min(phase.workers, usable_cores())
     return make_loader(dataset, transform, sampling, padding, workers=workers, pin_memory=pin_memory)
+
+
+def images_per_pass(phase: Phase, dataset: Dataset) -> int:
+    """How many images a pass of the phase over the dataset draws; UserError if it has none."""
+    return drawn(_trained_on(phase, dataset), _sampling(phase, seed=0))[1].length
+
+
+def _trained_on(phase: Phase, dataset: Dataset) -> Dataset:
+    return dataset.without_difficult() if phase.skip_difficult else dataset
+
+
+def _sampling(phase: Phase, seed: int) -> Sampling:
+    return Sampling(
+        phase.batch_size,
+        seed=seed,
+        group_aspect=phase.resize == "edges",
+        skip_empty=phase.skip_empty,
+        draw=phase.sampling,
+        repeat_threshold=phase.repeat_threshold,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )

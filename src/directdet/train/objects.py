@@ -29,7 +29,7 @@ def facts_of_data(dataset: Dataset) -> DataFacts:
     """What a recipe that fits itself to the data looks at."""
     sides = [np.zeros(0)]
     for record in dataset.records:
-        boxes = record.boxes[_learnt(record)]
+        boxes = record.boxes[record.learnt]
         areas = np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), 1)
         sides.append(np.sqrt(areas) / max(record.width, record.height))
     shares = np.concatenate(sides)
@@ -95,16 +95,10 @@ def _resized_sides(
         dataset = dataset.without_difficult()
     sides = [np.zeros((0, 2))]
     for record in dataset.records:  # one at a time: those of a large set are made on demand
-        learnt = _learnt(record)
-        if learnt.any():
-            boxes = record.boxes[learnt]
+        if record.learnt.any():
+            boxes = record.boxes[record.learnt]
             sides.append((boxes[:, 2:] - boxes[:, :2]) * factors(phase, record))
     return np.concatenate(sides)
-
-
-def _learnt(record: Record) -> np.ndarray:
-    """Which objects are learnt, bool [G]: neither crowd regions nor of weight 0."""
-    return ~record.crowd & (record.weights > 0)
 
 
 def _usual_factors(phase: Phase, record: Record) -> tuple[float, float]:

@@ -28,13 +28,16 @@ def repeat_factors(images: np.ndarray, labels: np.ndarray, count: int, threshold
 
 
 def shown_classes(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (image, class), each once, of the classes that an image shows: int64 [P] each. Crowds do not count."""
+    """Pairs (image, class), each once, of the classes that an image shows: int64 [P] each.
+
+    Crowds and objects of weight 0, such as what an edge leaves of one, do not count: nothing is learnt of them.
+    """
     if isinstance(records, Records):
-        labels, crowd, counts = records.classes_of_objects()
+        labels, learnt, counts = records.classes_of_objects()
     else:
         counts = np.array([len(record.labels) for record in records], np.int64)
         labels = np.concatenate([np.zeros(0, np.int64), *(record.labels for record in records)])
-        crowd = np.concatenate([np.zeros(0, bool), *(record.crowd for record in records)])
-    images = np.repeat(np.arange(len(counts)), counts)[~crowd]
-    pairs = np.unique(np.stack([images, labels[~crowd].astype(np.int64)]), axis=1)
+        learnt = np.concatenate([np.zeros(0, bool), *(record.learnt for record in records)])
+    images = np.repeat(np.arange(len(counts)), counts)[learnt]
+    pairs = np.unique(np.stack([images, labels[learnt].astype(np.int64)]), axis=1)
     return pairs[0], pairs[1]

@@ -120,7 +120,7 @@ def make_order(draw: Draw, seed: int, records: Sequence[Record], threshold: floa
     if draw == "repeat_factor":
         return Repeated(seed, repeat_factors(images, labels, len(records), threshold))
     if not len(labels):
-        raise ValueError("class_balanced: no image has an object")
+        raise ValueError("class_balanced: no image has an object; draw uniformly")
     return Balanced(seed, len(records), tuple(images[labels == label] for label in np.unique(labels)))
 
 

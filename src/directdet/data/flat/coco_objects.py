@@ -19,8 +19,8 @@ from directdet.data.flat.gather import Gathered
 from directdet.data.flat.json_lists import Piece
 from directdet.data.formats.reading import OBJECT, Faults
 from directdet.data.formats.rle import check_rle
-from directdet.data.formats.values import area_or_none, flag, score_or_one, whole
-from directdet.data.records import Problem, Segmentation, is_number
+from directdet.data.formats.values import area_or_none, flag, is_number, score_or_one, whole
+from directdet.data.records import Problem, Segmentation
 
 _TOGETHER = 4096  # objects that are looked at at once
 _LARGEST = 1e15  # as in is_number

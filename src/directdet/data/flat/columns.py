@@ -89,6 +89,11 @@ class Columns:
         kept = self.rle[start:stop].tobytes()
         return {"size": size, "counts": kept.decode() if kind == COMPRESSED else np.frombuffer(kept, np.int64).tolist()}
 
+    @property
+    def learnt(self) -> np.ndarray:
+        """Which objects are learnt, bool [N]: neither crowd regions nor of weight 0."""
+        return ~self.crowd & (self.weights > 0)
+
     def per_image(self, flags: np.ndarray) -> np.ndarray:
         """How many objects of each image have a flag (bool [N]): int64 [I]."""
         sums = np.concatenate([[0], np.cumsum(flags, dtype=np.int64)])

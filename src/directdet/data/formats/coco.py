@@ -16,10 +16,10 @@ from directdet.data.flat.columns import Columns
 from directdet.data.flat.json_lists import JSONLists, Piece, UnusualJSON, without_collection
 from directdet.data.formats.folders import plain_path
 from directdet.data.formats.reading import CATEGORY, IMAGE, Faults, read_file
-from directdet.data.formats.values import name_text, whole
+from directdet.data.formats.values import name_text, path_inside, whole
 from directdet.data.image import read_size
 from directdet.data.picture_size import check_pixels, most_pixels
-from directdet.data.records import Dataset, Problem, Records, path_inside
+from directdet.data.records import Dataset, Problem, Records
 
 # Bytes from which on a file is read in pieces, and kept: less is read in a second.
 LARGE = 8_000_000

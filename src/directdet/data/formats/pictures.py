@@ -10,9 +10,10 @@ import numpy as np
 
 from directdet.common.errors import UserError
 from directdet.data.formats.reading import IMAGE, OBJECT, Faults
+from directdet.data.formats.values import is_number
 from directdet.data.image import read_size
 from directdet.data.picture_size import check_pixels
-from directdet.data.records import RLE, AnnotatedObject, Dataset, Record, Segmentation, is_number, make_record
+from directdet.data.records import RLE, AnnotatedObject, Dataset, Record, Segmentation, make_record
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from pathlib import Path
 from directdet.common.errors import UserError
 from directdet.data.formats.coco import read_coco_pictures
 from directdet.data.formats.folders import picture_called
+from directdet.data.formats.values import path_inside
 from directdet.data.formats.voc import VOC_CLASSES, find_voc, list_file, read_names, read_voc, voc_splits
 from directdet.data.image import read_size
-from directdet.data.records import Dataset, Record, make_record, path_inside
+from directdet.data.records import Dataset, Record, make_record
 
 
 def read_coco_test(root: Path, split: str) -> Dataset | None:

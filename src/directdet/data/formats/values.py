@@ -3,10 +3,34 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, TypeGuard, cast
 
 from directdet.common.errors import UserError
-from directdet.data.records import is_integer, is_number
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value from a file is a number, not NaN and not absurdly large (booleans are not numbers)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e15 < value < 1e15
+
+
+def is_integer(value: Any) -> TypeGuard[int]:
+    """Whether a value from a file is an integer (booleans are not)."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def path_inside(folder: Path, name: Any, source: str) -> Path:
+    """``folder / name`` for a name read from a file; UserError if it could point outside ``folder``.
+
+    Absolute names, drive letters and ``..`` are refused; backslashes count as slashes. Symbolic links are followed:
+    they were made by whoever set up the folder, not by the annotation file.
+    """
+    if not isinstance(name, str) or not name.strip() or "\0" in name:
+        raise UserError(f"{source}: {name!r} is not a file name; give a path relative to {folder}")
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if parts.is_absolute() or PureWindowsPath(name).drive or ".." in parts.parts:
+        raise UserError(f"{source}: path {name!r} may point outside {folder}; give a path inside it")
+    return folder / parts
 
 
 def whole(value: Any) -> int | None:

@@ -11,8 +11,9 @@ from pathlib import Path, PurePosixPath
 from directdet.common.errors import UserError
 from directdet.data.formats.folders import Found, picture_called
 from directdet.data.formats.reading import IMAGE, Faults, read_text
+from directdet.data.formats.values import path_inside
 from directdet.data.formats.voc_xml import ObjectReader, element_text, object_names, parse_xml
-from directdet.data.records import Dataset, Record, path_inside
+from directdet.data.records import Dataset, Record
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",

@@ -26,8 +26,8 @@ from directdet.data.formats.folders import (
 )
 from directdet.data.formats.pictures import Picture, Shape, assemble
 from directdet.data.formats.reading import IMAGE, OBJECT, Faults, read_text
-from directdet.data.formats.values import name_text, whole
-from directdet.data.records import Dataset, is_integer
+from directdet.data.formats.values import is_integer, name_text, whole
+from directdet.data.records import Dataset
 
 _YAML = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _NAMES = ("classes.txt", "obj.names", "labels/classes.txt", "train/classes.txt", "train/labels/classes.txt")

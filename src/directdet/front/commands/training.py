@@ -92,12 +92,14 @@ def plan(
     grid, workload, own_classes = Grid(lengths, batches), Workload(gpus), 80
     if data is not None:
         from directdet.data.dataset import load_dataset
+        from directdet.train.data import images_per_pass
         from directdet.train.objects import fitted
 
         dataset = load_dataset(data, "train")
         chosen, _ = fitted(chosen, dataset)
         own_classes = len(dataset.classes)
-        workload = replace(workload, images=len(dataset), objects=max(1, dataset.most_objects()))
+        count = images_per_pass(chosen.phases[0], dataset)
+        workload = replace(workload, images=count, objects=max(1, dataset.most_objects()))
     if images is not None:
         workload = replace(workload, images=images)
     model = {"detector": chosen.detector, "num_classes": classes or own_classes, **chosen.model}

@@ -232,7 +232,8 @@ def _read(
 def _description(detector: Predictor, root: Path, score: float) -> str:
     """The dataset.toml of pseudo-labels whose pictures are in `root`."""
     pixels = detector.preprocess.pixels
-    lines = [f"# objects that {detector.source} found, with scores of at least {score:g}".replace("\n", " "), "[train]"]
+    about = json.dumps(str(detector.source))[1:-1]  # a comment holds no control characters
+    lines = [f"# objects that {about} found, with scores of at least {score:g}", "[train]"]
     lines += [f"images = {json.dumps(str(root), ensure_ascii=False)}", f'annotations = "{RESULTS_FILES["dataset"]}"']
     return "\n".join([*lines, *(pixels.toml_lines() if not pixels.is_rgb or pixels.upright else ()), ""])
 

@@ -104,7 +104,7 @@ def read_toml(file: Path, split: str, find: Finder) -> Dataset:
         dataset = _read_split(file, content, split)
         dataset = dataset if rules is None else with_classes(dataset, rules)
     if pixels is None:
-        if len({record.pixels for record in dataset.records if SETS in content}) > 1:
+        if SETS in content and len({record.pixels for record in dataset.records}) > 1:
             raise UserError(
                 f"{file}: its sets hold pictures of different formats; say how all are read, in [{_PIXELS}]"
             )

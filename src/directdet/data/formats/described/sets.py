@@ -19,8 +19,9 @@ from directdet.data.formats.described.splits import KEYS as SPLIT_KEYS
 from directdet.data.formats.described.splits import held_out
 from directdet.data.formats.folders import Found, within
 from directdet.data.formats.recognise import LAYOUTS
+from directdet.data.formats.values import path_inside
 from directdet.data.formats.voc import read_voc_lists
-from directdet.data.records import Dataset, path_inside, take
+from directdet.data.records import Dataset, take
 
 SPLITS = ("train", "val", "test")
 VOC = "voc"

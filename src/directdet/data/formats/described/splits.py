@@ -13,7 +13,8 @@ import numpy as np
 from directdet.common.errors import UserError
 from directdet.data.formats.folders import plain_path
 from directdet.data.formats.reading import read_text
-from directdet.data.records import Record, is_integer, is_number, path_inside
+from directdet.data.formats.values import is_integer, is_number, path_inside
+from directdet.data.records import Record
 
 WAYS = ("val_fraction", "val_count", "val_list", "folds")
 KEYS = (*WAYS, "fold", "group", "seed")

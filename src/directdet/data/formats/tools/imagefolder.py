@@ -14,8 +14,8 @@ from directdet.common.errors import UserError
 from directdet.data.formats.folders import Found, find_picture, plain_path, split_folders, split_of
 from directdet.data.formats.pictures import Picture, Shape, assemble
 from directdet.data.formats.reading import IMAGE, OBJECT, Faults, read_text
-from directdet.data.formats.values import name_text, whole
-from directdet.data.records import Dataset, is_number
+from directdet.data.formats.values import is_number, name_text, whole
+from directdet.data.records import Dataset
 
 _FILE = "metadata.jsonl"
 _CATEGORIES = ("categories", "category", "category_id", "label", "labels")

@@ -13,8 +13,8 @@ from directdet.common.errors import UserError
 from directdet.data.formats.folders import Found, files_in, find_picture, picture_folders, plain_path
 from directdet.data.formats.pictures import Picture, Shape, assemble, found_names
 from directdet.data.formats.reading import IMAGE, OBJECT, Faults, read_file
-from directdet.data.formats.values import is_point
-from directdet.data.records import Dataset, is_number
+from directdet.data.formats.values import is_number, is_point
+from directdet.data.records import Dataset
 
 _HASH = re.compile(r"^[0-9a-f]{8}-")  # which Label Studio puts before the name of an uploaded file
 

@@ -44,16 +44,20 @@ def _write_split(
 ) -> None:
     root.mkdir(parents=True, exist_ok=True)
     numbers = iter(range(1, 2**62)) if anew else None
-    samples = zip(dataset.records, names, strict=True)
+    samples = (
+        (record, key, suffix, read_bytes(record.path))
+        for record, (key, suffix) in zip(dataset.records, names, strict=True)
+    )
     sample = next(samples, None)
     shards = 0
     while sample is not None or not shards:  # a split without pictures is one empty shard
         with tarfile.open(root / f"{split}-{shards:06d}.tar", "w", format=tarfile.PAX_FORMAT) as tar:
-            while sample is not None and (not tar.offset or tar.offset + _bytes_of(sample[0]) <= most):
-                record, (key, suffix) = sample
+            # A picture's json is far shorter than it: its bytes do not count.
+            while sample is not None and (not tar.offset or tar.offset + len(sample[3]) <= most):
+                record, key, suffix, picture = sample
                 text = json.dumps(_annotations(record, dataset, numbers), ensure_ascii=False)
                 for name, content in (
-                    (key + suffix, read_bytes(record.path)),
+                    (key + suffix, picture),
                     (f"{key}.json", text.encode("utf-8", "surrogatepass")),
                 ):
                     info = tarfile.TarInfo(name)  # of no user and no time: the same data are the same bytes
@@ -61,11 +65,6 @@ def _write_split(
                     tar.addfile(info, io.BytesIO(content))
                 sample = next(samples, None)
         shards += 1
-
-
-def _bytes_of(record: Record) -> int:
-    """What a picture takes of a shard, about: its json is far shorter."""
-    return len(read_bytes(record.path))
 
 
 def _with_keys(names: Sequence[str]) -> list[tuple[str, str]]:

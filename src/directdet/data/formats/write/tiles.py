@@ -168,7 +168,10 @@ def _seen(
         return (1.0 if uncut else float(np.prod(box[2:] - box[:2]) / np.prod(whole[2:] - whole[:2]))), box, None
     found = _cut_crop(record, index, tile) if isinstance(segmentation, dict) else _cut_polygons(segmentation, tile)
     if found is None:
-        return (1.0, box, None) if uncut else None  # a mask without a pixel: the object keeps its box
+        if not uncut:
+            return None
+        empty = np.zeros((tile.height, tile.width), np.uint8, order="F")
+        return 1.0, box, coco_mask().encode(empty)  # as in the picture, a mask without a pixel
     share, around, mask = found
     if uncut:
         return 1.0, box, mask
@@ -182,7 +185,8 @@ def _cut_polygons(polygons: Sequence[np.ndarray], tile: Tile) -> tuple[float, np
     if not kept:
         return None
     points = np.concatenate(kept).reshape(-1, 2)
-    share = sum(map(polygon_area, kept)) / sum(map(polygon_area, polygons))
+    # What crosses itself has less area than its parts.
+    share = min(1.0, sum(map(polygon_area, kept)) / sum(map(polygon_area, polygons)))
     return share, np.concatenate([points.min(axis=0), points.max(axis=0)]), kept
 
 
