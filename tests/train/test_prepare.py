@@ -13,12 +13,15 @@ from rich.console import Console
 from slim_models import CLASSES, backbone_file, copied, lived_in, mask_rcnn, saved
 
 from directdet.common.errors import UserError
+from directdet.infer.preprocess import Preprocess
 from directdet.models.backbones.builders import BACKBONES
 from directdet.models.build import build_model
-from directdet.recipes.recipe import PARTS
+from directdet.models.parts.targets import Targets
+from directdet.recipes.recipe import PARTS, Phase
 from directdet.recipes.settings import apply_settings
 from directdet.train.prepare import Loaded, load_weights
 from directdet.train.run import train
+from directdet.train.step import Criterion, reduced_precision
 
 
 def reasons(loaded: Loaded) -> dict[str, set[str]]:
@@ -278,7 +281,9 @@ def test_narrow_networks_train_on_a_cpu_where_channels_last_would_crash():
     """In a process of its own: the crash is a segmentation fault. Wider networks keep the faster format."""
     code = """
 import torch
+from directdet.infer.preprocess import Preprocess
 from directdet.models.build import build_model
+from directdet.models.parts.targets import Targets
 from directdet.recipes.recipe import Phase
 from directdet.train.prepare import safe_format
 phase = Phase("pretrain", "direct", (224, 224))
@@ -295,3 +300,29 @@ for width in (4, 8, 16):
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout.splitlines() == ["4 False", "8 False", "16 True"], done.stderr
+
+
+def test_gradients_in_bf16_are_those_of_the_pixels_whatever_the_memory_holds():
+    """P7 of a 64x64 canvas is made from a single pixel: taps beyond it learn nothing."""
+    config = {"detector": "retinanet", "num_classes": 2, "backbone": "resnet18", "width": 16, "fpn_channels": 16}
+    for side, reduced in ((64, None), (96, torch.bfloat16)):
+        model = build_model(config)
+        phase = Phase("pretrain", "direct", (side, side), precision="bf16")
+        assert reduced_precision(model, phase, torch.device("cpu"), side) is reduced
+        assert reduced_precision(model, phase, torch.device("cuda"), side) is torch.bfloat16
+        criterion = Criterion(model.train(), phase, Preprocess(size=(side, side)))
+        boxes = torch.tensor([[[4.0, 4.0, 50.0, 40.0]]]).expand(2, -1, -1)
+        ones = torch.ones(2, 1, dtype=torch.bool)
+        targets = Targets(boxes, torch.zeros(2, 1, dtype=torch.long), ones, torch.full((2, 2), float(side)))
+        images = torch.randint(0, 255, (2, 3, side, side), dtype=torch.uint8)
+        for _ in range(10):
+            model.zero_grad()
+            rubbish = [torch.full((size,), torch.nan) for size in (64, 512, 2304, 4096)]  # as freed memory may hold
+            del rubbish
+            losses, _ = criterion(images, targets)
+            sum(losses.values()).backward()
+            gradient = model.fpn.extra_blocks.p7.weight.grad
+            assert all(value.grad.isfinite().all() for value in model.parameters() if value.grad is not None)
+            if side == 64:  # 3x3 on one pixel with a border of one: only the middle meets it
+                gradient[..., 1, 1] = 0
+                assert not gradient.any()

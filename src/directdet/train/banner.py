@@ -85,9 +85,10 @@ def describe_schedule(phase: Phase) -> str:
 
 def _precision(trainer: Trainer) -> str:
     """The precision that is computed in, and the one asked for where they differ."""
-    asked = trainer.phase.precision
-    same = asked != "fp16" or reduced_precision(trainer.phase, trainer.device) is not None
-    return asked if same else f"fp32 ({asked} is for GPUs)"
+    asked, width = trainer.phase.precision, trainer.phase.size[1]
+    if asked == "fp32" or reduced_precision(trainer.model, trainer.phase, trainer.device, width) is not None:
+        return asked
+    return f"fp32 ({asked} is for {'GPUs' if asked == 'fp16' else 'wider canvases'})"
 
 
 def _images(trainer: Trainer) -> str:

@@ -20,9 +20,16 @@ Losses = tuple[dict[str, Tensor], dict[str, Tensor]]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def reduced_precision(phase: Phase, device: torch.device) -> torch.dtype | None:
-    """The type that autocast computes in, None for float32. On a CPU, fp16 is float32: CPUs gain nothing from it."""
-    return None if device.type == "cpu" and phase.precision == "fp16" else AUTOCAST.get(phase.precision)
+def reduced_precision(model: Network, phase: Phase, device: torch.device, width: int) -> torch.dtype | None:
+    """The type that autocast computes in on canvases of that width in pixels, None for float32.
+
+    On a CPU, fp16 is float32: CPUs gain nothing from it. So is bf16 where a strided convolution takes a map one pixel
+    wide: of the weights that meet no pixel there, oneDNN leaves the gradients as it finds the memory, instead of 0
+    (PyTorch 2.14).
+    """
+    if device.type == "cpu" and (phase.precision == "fp16" or width <= model.narrowest):
+        return None
+    return AUTOCAST.get(phase.precision)
 
 
 class Criterion(nn.Module):
@@ -45,7 +52,7 @@ class Criterion(nn.Module):
         pixels = normalise(images, targets.sizes, self.mean, self.std)
         if self.phase.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-        reduced = reduced_precision(self.phase, images.device)
+        reduced = reduced_precision(self.model, self.phase, images.device, images.shape[-1])
         with torch.autocast(images.device.type, reduced, enabled=reduced is not None):
             return losses_of(self.model, pixels, targets, distributed.own_keys)
 

@@ -14,11 +14,14 @@ class Network(nn.Module):
         config: the dataclass it was built from.
         backbone: its backbone.
         fewest_live_images: smallest batch size for training with live batch normalisation: 2 if a map is a single cell.
+        narrowest: stride of the smallest map that a strided convolution takes, if it is beyond that of the last stage;
+            on canvases of at most as many pixels width, that map has a width of one.
     """
 
     config: Any
     backbone: Backbone
     fewest_live_images = 1
+    narrowest = 0
 
     @property
     def in_channels(self) -> int:

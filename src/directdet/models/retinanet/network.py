@@ -42,6 +42,7 @@ class RetinaNet(Anchored):
         init_xavier(self.fpn)
         strides = [self.backbone.strides[level] for level in LEVELS]
         self.strides = [*strides, strides[-1] * 2, strides[-1] * 4]
+        self.narrowest = strides[-1] * 2  # P6, from which P7 is made
         sides = tuple(config.anchor_scale * 2 ** (i / config.anchor_octave) for i in range(config.anchor_octave))
         shapes = anchor_shapes(sides, config.anchor_ratios)
         self.register_buffer("anchor_shapes", shapes, persistent=False)
