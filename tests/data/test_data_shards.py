@@ -14,7 +14,8 @@ from directdet.common.errors import UserError
 from directdet.data.augment.transforms import PretrainTransform
 from directdet.data.check import check_data
 from directdet.data.dataset import find_splits, load_dataset, read_record_image
-from directdet.data.formats.write.convert import convert
+from directdet.data.formats.write.convert import MARKER, convert
+from directdet.data.formats.write.tiles import Cutting
 from directdet.data.image import read_bytes
 from directdet.data.loader import make_loader
 from directdet.data.sampling import Sampling
@@ -116,6 +117,18 @@ def test_shards_are_the_same_bytes_again_and_convert_back(synthetic, shards, tmp
         assert read_bytes(one.path) == read_bytes(other.path) and np.array_equal(one.boxes, other.boxes)
     with pytest.raises(UserError, match="lies in a tar file, to which there are no links"):
         convert(shards, "coco", tmp_path / "links", link=True)
+
+
+def test_tiles_of_shards_are_those_of_the_files(synthetic, shards, tmp_path):
+    """Also of pictures that stay whole."""
+    for side in (64, 1000):
+        folders = [tmp_path / f"{name}{side}" for name in ("files", "shards")]
+        for root, out in zip((synthetic, shards), folders, strict=True):
+            convert(root, "coco", out, cutting=Cutting(side))
+        ours, theirs = (
+            {path.name: path.read_bytes() for path in out.rglob("*.*") if path.name != MARKER} for out in folders
+        )
+        assert ours == theirs and len(ours) > 12
 
 
 def test_check_data_reads_them(shards, picture, tmp_path):

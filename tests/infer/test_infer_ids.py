@@ -18,6 +18,7 @@ from videos import lines_of, write_video
 
 from directdet.common.errors import UserError
 from directdet.data.dataset import load_dataset
+from directdet.data.formats.write.convert import convert
 from directdet.front import cli
 from directdet.infer.accuracy.evaluate import evaluate
 from directdet.infer.predict.images import predict
@@ -63,6 +64,22 @@ def test_the_ap_of_eval(how, artefact, data, tmp_path, capsys):
     expected = evaluate(load(artefact, device="cpu"), load_dataset(data, "val"), progress=False)
     assert ap(truth, results) == expected.bbox["AP"] > 0.5
     assert expected.segm is not None and ap(truth, results, "segm") == expected.segm["AP"]
+
+
+def test_pictures_in_tars_are_those_of_files_also_when_it_goes_on(detector, data, tmp_path):
+    convert(data, "shards", tmp_path / "shards")
+    predict(detector, data, tmp_path / "files", split="val", progress=False)
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="decode: failed at item"):
+        predict(stop_after(detector, 2), tmp_path / "shards", out, split="val", progress=False)
+    del detector.decode
+    summary = predict(detector, tmp_path / "shards", out, split="val", resume=True, progress=False)
+    assert summary.n_resumed > 0 and summary.n_images == 3
+    for again in (False, True):  # over its own results
+        if again:
+            predict(detector, tmp_path / "shards", out, split="val", progress=False)
+        found = {Path(name).name: text for name, text in content(out).items()}
+        assert found == {Path(name).name: text for name, text in content(tmp_path / "files").items()}
 
 
 def test_eval_writes_the_same(artefact, data, tmp_path):

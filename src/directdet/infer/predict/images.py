@@ -245,7 +245,8 @@ def _refuse_overwriting(images: Images, out: Path) -> None:
         return
     for path in images:
         target = out / images.name(path)
-        clash = target if target.exists() and target.samefile(path) else None
+        # A picture in a tar is no file of its own.
+        clash = target if target.exists() and path.exists() and target.samefile(path) else None
         real = Path(os.path.realpath(path))
         if clash is None and real.is_relative_to(folder) and (images.root / real.relative_to(folder)).is_file():
             clash = real

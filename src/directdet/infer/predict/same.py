@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 
 from directdet.common.errors import UserError
+from directdet.data.image import read_bytes
+from directdet.data.tars.members import split_path
 from directdet.infer.predictor import Predictor
 
 # What of meta.json decides about detections; the rest tells how the artefact was made.
@@ -56,11 +58,13 @@ def origin_of(source: str | Path, pictures: Callable[[], Iterable[tuple[str, Pat
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes; "" for one that cannot be read, which is like no other."""
+    """SHA-256 of a file's bytes, or a tar member's; "" for one that cannot be read, which is like no other."""
     try:
+        if split_path(path) is not None:
+            return hashlib.sha256(read_bytes(path)).hexdigest()
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
+    except (OSError, UserError):
         return ""
 
 

@@ -7,7 +7,6 @@ the split of that picture.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -19,6 +18,7 @@ import numpy as np
 from directdet.common.errors import UsageProblem
 from directdet.common.files import write_bytes_atomic
 from directdet.data.formats.polygons import cut_polygon, polygon_area
+from directdet.data.image import read_bytes
 from directdet.data.masks import CropMask, coco_mask, to_shape
 from directdet.data.pixels.made import tiff
 from directdet.data.pixels.tiles import OVERLAP, Tile, check_tiles, tiles
@@ -99,7 +99,7 @@ def write_piece_files(pieces: Sequence[Piece], paths: Sequence[Path]) -> None:
         image = None
         for piece, path in group:
             if piece.is_whole:
-                shutil.copyfile(piece.source.path, path)
+                path.write_bytes(read_bytes(piece.source.path))  # it may lie in a tar
                 continue
             image = read_record_image(piece.source) if image is None else image
             tile = piece.tile
