@@ -9,6 +9,7 @@ from tiny_artefact import write_artefact
 
 from directdet.benchmark.cell import cell_from_dict
 from directdet.benchmark.options import BenchmarkOptions
+from directdet.benchmark.report import render
 from directdet.benchmark.run import benchmark
 from directdet.benchmark.tables import in_flight, to_csv
 from directdet.benchmark.throughput import Throughput, time_throughput
@@ -67,6 +68,8 @@ def test_the_benchmark_reports_it_beside_the_latency(artefact, tmp_path, tiny_da
     (cell,) = result.good
     assert cell.throughput.in_flight == usable_cores() and cell.throughput.fps > 0
     assert in_flight(cell) == f"{cell.throughput.fps:.1f} ({usable_cores()})"
+    page = render(result, [], "No pictures.")
+    assert "fps, in flight" in page and in_flight(cell) in page
     saved = json.loads((tmp_path / "out" / "benchmark.json").read_text())["cells"][0]
     assert cell_from_dict(saved) == cell
     header, line = (text.split(",") for text in to_csv(result).splitlines()[:2])
@@ -79,4 +82,4 @@ def test_the_benchmark_reports_it_beside_the_latency(artefact, tmp_path, tiny_da
 def test_it_is_not_measured_unasked(tmp_path, tiny_dataset):
     options = BenchmarkOptions(["onnxruntime"], iterations=1, warmup=0, threads=1, device="cpu", ap_images=0)
     result = benchmark([write_artefact(tmp_path / "model")], tiny_dataset, options, progress=False)
-    assert result.good[0].throughput is None
+    assert result.good[0].throughput is None and "fps, in flight" not in render(result, [], "No pictures.")

@@ -150,7 +150,11 @@ def test_what_cannot_be_is_refused(teacher, labelled, pictures, tmp_path, capsys
     assert command("self-train", teacher, labelled / "train2017", "--out", tmp_path / "b", "--device", "cpu") == 1
     assert "all of its 4 images are in" in capsys.readouterr().err
     assert command("self-train", teacher, pictures, "--out", tmp_path / "c", "--score", 0.99, "--device", "cpu") == 1
-    assert "nothing was found with a score of at least 0.99" in capsys.readouterr().err
+    assert "no score reaches 0.99; give a lower --score, and --resume" in capsys.readouterr().err
+    call = ["self-train", teacher, pictures, "--out", tmp_path / "c", "--resume"]
+    assert command(*call, "--score", 0.99, "--device", "cpu") == 1  # and trains on none then either
+    assert command(*call, "--score", SCORE, *COMMON) == 0
+    assert len(load_dataset(tmp_path / "c" / "pseudo-labels", "train")) > 0
 
 
 def test_a_set_may_be_a_dataset_but_not_itself(labelled, tmp_path):

@@ -90,18 +90,9 @@ def _figures(cells: Sequence[Cell]) -> list[Figure]:
 
 
 def _speed(cells: Sequence[Cell], names: Sequence[str]) -> str:
-    headers = (
-        "model and runtime",
-        "box AP",
-        "mask AP",
-        "fps, end to end",
-        "ratio",
-        "fps, device only",
-        "p95 ms",
-        "fps, in flight",
-    )
+    headers = ["model and runtime", "box AP", "mask AP", "fps, end to end", "ratio", "fps, device only", "p95 ms"]
     rows = [
-        (
+        [
             name,
             ap(cell, "bbox", "AP"),
             ap(cell, "segm", "AP"),
@@ -109,10 +100,12 @@ def _speed(cells: Sequence[Cell], names: Sequence[str]) -> str:
             f"{ratio:.2f}",
             f"{cell.fps_device_only:.1f}",
             f"{cell.milliseconds['end_to_end'].p95:.1f}",
-            in_flight(cell),
-        )
+        ]
         for name, cell, ratio in zip(names, cells, ratios(cells), strict=True)
     ]
+    if any(cell.throughput for cell in cells):
+        headers.append("fps, in flight")
+        rows = [[*row, in_flight(cell)] for row, cell in zip(rows, cells, strict=True)]
     parts = [table(Grid(headers, rows)), small_print("Ratio: frames a second, end to end, to those of the first row.")]
     if not _can_draw():
         return "".join(parts) + small_print("No charts: matplotlib is not installed here.")

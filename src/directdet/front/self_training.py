@@ -66,7 +66,7 @@ def self_train(
     assert data is not None and recipe is not None  # refused above
     if out.is_dir() and not resume and any((out / name).exists() for name in (LABELS, RUN, "dataset.toml")):
         raise UserError(f"{out}: holds a round of self-training already; give --resume to go on, or another --out")
-    if (out / LABELS / "dataset.toml").is_file():
+    if _has_labels(out / LABELS):
         say(f"1 of 2: kept: {out / LABELS}")
     else:
         _label(model, pictures, Path(data), out / LABELS, score, resume, device, say)
@@ -89,6 +89,13 @@ def _recipe_of(model: Path) -> str | None:
     from directdet.train.run_file import stored_run
 
     return stored_run(model).recipe.name
+
+
+def _has_labels(out: Path) -> bool:
+    """Whether pseudo-labels were written to a folder, and there are any."""
+    from directdet.data.dataset import load_dataset
+
+    return (out / "dataset.toml").is_file() and len(load_dataset(out, "train")) > 0
 
 
 def _label(
@@ -122,7 +129,7 @@ def _label(
         summary = predict(detector, str(pictures), out, options, without=data, resume=resume)
     say(f"{summary.n_detections} pseudo-labels in {summary.n_images - summary.n_empty} of {summary.n_images} pictures")
     if not summary.n_detections:
-        raise UserError(f"{out}: nothing was found with a score of at least {least:g}; give a lower --score, and --out")
+        raise UserError(f"{out}: no score reaches {least:g}; give a lower --score, and --resume")
 
 
 def _join(data: Path, out: Path) -> None:
