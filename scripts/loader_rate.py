@@ -91,7 +91,9 @@ class Reference(TorchDataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, Any]]:
         record = self.records[index]
         picture = Image.open(record.path).convert("RGB")
-        boxes = tv_tensors.BoundingBoxes(record.boxes, format="XYXY", canvas_size=(record.height, record.width))
+        corners: Any = torch.from_numpy(record.boxes)
+        size = (record.height, record.width)
+        boxes = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=size)  # pyright: ignore
         return self.transforms(picture, {"boxes": boxes, "labels": torch.from_numpy(record.labels)})
 
 
@@ -124,7 +126,8 @@ def decoding(data: Dataset, reduced: bool) -> Callable[[], Iterator[Any]]:
 
     def batches() -> Iterator[list[np.ndarray]]:
         for start in range(0, len(kept) - BATCH + 1, BATCH):
-            yield [resize(cv2.imdecode(one, flag), SIDE, SIDE) for one in kept[start : start + BATCH]]
+            pictures = (np.asarray(cv2.imdecode(one, flag)) for one in kept[start : start + BATCH])
+            yield [resize(picture, SIDE, SIDE) for picture in pictures]
 
     return batches
 
