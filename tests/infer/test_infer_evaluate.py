@@ -18,6 +18,7 @@ from directdet.data import dataset as dataset_module
 from directdet.data.dataset import load_dataset
 from directdet.data.records import make_record
 from directdet.front.cli import main
+from directdet.infer.accuracy import coco_ap
 from directdet.infer.accuracy.coco_ap import coco_ground_truth
 from directdet.infer.accuracy.evaluate import METRIC_NAMES, evaluate, score_detections
 from directdet.infer.accuracy.voc_ap import voc_precision
@@ -212,3 +213,35 @@ def test_eval_says_what_the_paper_reached(
     (line,) = [line for line in said.splitlines() if line.startswith(f"  {place}, ")]
     assert line.endswith(f": {result} ({metric})")
     assert [one["result"] for one in written if one["place"] == place] == [result]
+
+
+@pytest.mark.parametrize("found", ["many", "one", "none"])
+def test_boxes_are_scored_as_by_pycocotools(tiny_dataset, monkeypatch, found):
+    """To the last bit: with crowds, equal scores, more than a hundred detections, and pictures without objects."""
+    if coco_ap.hotcoco is None:
+        pytest.skip("hotcoco has no wheel for this machine")
+    rng, records, results = np.random.default_rng(0), [], []
+    first = tiny_dataset.records[0]
+    for image in range(40):
+        count = int(rng.integers(0, 9))
+        corners = rng.uniform(0, 300, (count, 2)).astype(np.float32)
+        boxes = np.concatenate([corners, corners + rng.uniform(2, 200, (count, 2)).astype(np.float32)], 1)
+        record = make_record(image + 1, first.path, 640, 480, [])
+        given = {"labels": rng.integers(0, 3, count), "crowd": rng.random(count) < 0.1}
+        plain = {"difficult": np.zeros(count, bool), "segmentations": (None,) * count}
+        sizes = boxes[:, 2:] - boxes[:, :2]
+        given |= {"annotation_ids": tuple(range(count)), "areas": sizes.prod(1), "weights": np.ones(count, np.float32)}
+        records.append(replace(record, boxes=boxes, **given, **plain))
+        times = 30 if image == 3 else 3
+        moved = np.repeat(boxes, times, 0) + rng.normal(0, 9, (count * times, 4))
+        moved[:, 2:] = np.maximum(moved[:, 2:], moved[:, :2])
+        scores = rng.random(len(moved)).round(1)
+        one = Detections(moved, scores, rng.integers(0, 3, len(moved)), None, (480, 640))
+        results += one.to_coco(image + 1, tiny_dataset.category_ids)
+    results = {"many": results, "one": results[:1], "none": []}[found]
+    dataset = replace(tiny_dataset, records=tuple(records))
+    assert coco_ap._fast(results, dataset, dataset.records) is not None
+    fast = coco_ap.score(results, dataset, dataset.records, "bbox")
+    monkeypatch.setattr(coco_ap, "hotcoco", None)
+    assert fast == coco_ap.score(results, dataset, dataset.records, "bbox")
+    assert found != "many" or fast.twelve[0] > 0.05
