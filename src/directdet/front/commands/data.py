@@ -195,9 +195,9 @@ def convert(
     overlap: float | None,
     visible: float | None,
 ) -> int:
-    """Write DATA as COCO, YOLO, VOC, or shards: tar files that hold the pictures.
+    """Write DATA as COCO, YOLO, VOC or shards.
 
-    What the format cannot hold is told, with numbers.
+    Shards are tar files that hold the pictures. What the format cannot hold is told, with numbers.
     """
     if tiles is None and (overlap is not None or visible is not None):
         raise click.UsageError("--overlap and --visible are those of tiles; give --tiles, too")
