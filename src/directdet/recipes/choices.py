@@ -36,9 +36,9 @@ CHOICES = (
     Choice("rtmdet_s", "boxes", 8.89, 14.8, 172, 44.6, "several thousands"),
     Choice("rtmdet_m", "boxes", 24.71, 39.1, 415, 49.4, "10,000s, on GPUs"),
     Choice("rtmdet_l", "boxes", 52.32, 79.9, 801, 51.5, "100,000, on GPUs"),
-    Choice("rtmdet_ins_nano", "masks", 2.53, 4.7, None, None, "any; try it first"),
-    Choice("rtmdet_ins_tiny", "masks", 5.64, 10.5, None, 40.5, "1000 pictures"),
-    Choice("rtmdet_ins_s", "masks", 10.18, 19.0, None, 44.0, "several thousands"),
+    Choice("rtmdet_ins_nano", "masks", 2.53, 4.7, 59, None, "any; try it first"),
+    Choice("rtmdet_ins_tiny", "masks", 5.64, 10.5, 120, 40.5, "1000 pictures"),
+    Choice("rtmdet_ins_s", "masks", 10.18, 19.0, 192, 44.0, "several thousands"),
     Choice("mask_rcnn_r18_slim", "masks", 4.09, 9.7, 132, None, "hundreds, on a CPU"),
     Choice("mask_rcnn_r50_fpn", "masks", 45.71, 258.7, 2459, 40.0, "the paper's, GPUs"),
 )
