@@ -6,7 +6,7 @@ import pytest
 
 from directdet.common.errors import UserError
 from directdet.data import image as image_module
-from directdet.data.image import decode_image, fit_size, pad_bottom_right, put_planes, read_image, resize
+from directdet.data.image import decode_bgr, decode_image, fit_size, pad_bottom_right, put_planes, read_image, resize
 
 
 def smooth(height=60, width=90, channels=3):
@@ -151,5 +151,5 @@ def test_a_large_file_is_read_straight_into_its_array(tmp_path, monkeypatch, end
     path = tmp_path / f"größe{ending}"
     picture = np.random.default_rng(0).integers(0, 256, (37, 53, channels), dtype=np.uint8)
     path.write_bytes(cv2.imencode(ending, picture)[1].tobytes())
-    found = decode_image(path.read_bytes(), path, file=path)
+    found = decode_bgr(path.read_bytes(), path, path)
     assert len(calls) == 1 and np.array_equal(found[:, :, ::-1], read_image(path))

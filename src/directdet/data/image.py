@@ -115,10 +115,15 @@ def _canonical(name: str) -> str:
     return unicodedata.normalize("NFC", os.path.splitext(unquote(name))[0]).casefold()
 
 
-def decode_image(content: bytes, name: str | os.PathLike[str] = "image", file: Path | None = None) -> np.ndarray:
-    """Decode the bytes of an image file, as :func:`read_image`; ``name`` is used in error messages.
+def decode_image(content: bytes, name: str | os.PathLike[str] = "image") -> np.ndarray:
+    """Decode the bytes of an image file, as :func:`read_image`; ``name`` is used in error messages."""
+    return cv2.cvtColor(decode_bgr(content, name), cv2.COLOR_BGR2RGB)
 
-    With ``file``, where these bytes are, the channels are in OpenCV's order, BGR, and a large picture is held once.
+
+def decode_bgr(content: bytes, name: str | os.PathLike[str] = "image", file: Path | None = None) -> np.ndarray:
+    """:func:`decode_image` with the channels in OpenCV's order.
+
+    With ``file``, where these bytes are, a large picture is held once.
     """
     check_content(content, name)
     header = read_header(content)
@@ -134,13 +139,13 @@ def decode_image(content: bytes, name: str | os.PathLike[str] = "image", file: P
         image = None
     if image is None:
         raise UserError(f"{name}: not a readable image (JPEG, PNG, BMP, WebP or TIFF), or it is damaged")
-    return image if file is not None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image
 
 
 def _decode_large(content: bytes, file: Path) -> np.ndarray | None:
     """A large picture, BGR, read straight into its array: `cv2.imdecode` makes a second one. None: not a large one."""
     size = declared_size(content)
-    if size is None or size[0] * size[1] < LARGE:
+    if size is None or size[0] * size[1] < LARGE or split_path(file) is not None:  # OpenCV reads no tar files
         return None
     target = np.empty((*size, 3), np.uint8)
     found = cv2.imread(os.fspath(file), target, _FLAGS)

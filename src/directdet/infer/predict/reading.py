@@ -7,11 +7,10 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from directdet.data.headers import TIFF, read_header
-from directdet.data.image import decode_image, read_bytes
+from directdet.data.image import decode_bgr, read_bytes
 from directdet.data.pixels.format import RGB, PixelFormat
 from directdet.data.pixels.reading import decode_pixels, turn
 
@@ -57,8 +56,7 @@ def decode_picture(
         UserError: see data.pixels.reading.decode_pixels; `name` is in the message.
     """
     if pixels.is_rgb:
-        image = decode_image(content, name, file=file)
-        image = image if file is not None else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        image = decode_bgr(content, name, file)
     else:
         image = decode_pixels(content, name, replace(pixels, upright=False))  # what is applied is told
     orientation = read_header(content).orientation if upright and content[:4] not in TIFF else 1
