@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import mmdet_twin
 import pytest
 import torch
 from torch import Tensor
@@ -111,3 +112,12 @@ def make_targets(
 def _ellipse(side: int = 56) -> Tensor:
     position = (torch.arange(side) + 0.5) / side * 2 - 1
     return (position[:, None] ** 2 + position**2 <= 1).to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def mmdet() -> None:
+    """Skips the test where mmdet is not installed."""
+    try:
+        mmdet_twin.import_mmdet()
+    except mmdet_twin.NoMmdet as error:
+        pytest.skip(str(error))

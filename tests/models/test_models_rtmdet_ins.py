@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmdet_ins_twin import EVERY, SIZES, STORED, STORED_SIZES, ins_batch, ours, plain_masks, their_results, twin
-from mmdet_twin import CANVAS, NoMmdet
+from mmdet_twin import CANVAS
 from test_models_step import NoHostWait
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,15 +33,6 @@ PARAMETERS_OF = {"tiny": 5_638_187, "s": 10_183_311, "m": 27_575_111, "l": 57_36
 # Billions of multiply-adds of mmdet's network at 640x640. Published: 11.8, 21.5, 54.13 and 106.56.
 MULTIPLY_ADDS = {"tiny": 11.871, "s": 21.516, "m": 54.124, "l": 106.542}
 POINTS = 80 * 80 + 40 * 40 + 20 * 20
-
-
-@pytest.fixture(scope="module")
-def mmdet() -> None:
-    """Skips the test where mmdet is not installed."""
-    try:
-        mmdet_twin.import_mmdet()
-    except NoMmdet as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import mmdet_twin
 import numpy as np
 import pytest
 import torch
-from mmdet_twin import CLASSES, SIZES, STORED, NoMmdet, batch, ours, their_results, twin
+from mmdet_twin import CLASSES, SIZES, STORED, batch, ours, their_results, twin
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,15 +25,6 @@ from directdet.recipes.by_name import get_recipe
 PARAMETERS = {"tiny": 4_896_168, "s": 8_886_924, "m": 24_709_188, "l": 52_315_804}
 # Billions of multiply-adds of the convolutions at 640x640. Published: 8.0 and 14.8 for the first two.
 MULTIPLY_ADDS = {"tiny": 8.036, "s": 14.761, "m": 39.066, "l": 79.899}
-
-
-@pytest.fixture(scope="module")
-def mmdet() -> None:
-    """Skips the test where mmdet is not installed."""
-    try:
-        mmdet_twin.import_mmdet()
-    except NoMmdet as error:
-        pytest.skip(str(error))
 
 
 def our_results(model: RTMDet, images: Tensor, targets: Targets) -> dict[str, Tensor]:

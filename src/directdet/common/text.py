@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 
 # Control characters, halves of surrogate pairs (a name that is not UTF-8), and breaks of lines and paragraphs.
@@ -29,3 +30,8 @@ def _escape(character: str) -> str:
     names = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
     number = ord(character)
     return names.get(character) or (f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}")
+
+
+def toml_string(text: str) -> str:
+    """The text as a string of TOML, whose basic strings are written like those of JSON."""
+    return json.dumps(text, ensure_ascii=False)

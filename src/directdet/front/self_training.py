@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from directdet.common.errors import UsageProblem, UserError
+from directdet.common.text import toml_string
 from directdet.front.api import FilePath, run_training
 from directdet.front.run_data import data_of
 
@@ -139,10 +139,12 @@ def _join(data: Path, out: Path) -> None:
     from directdet.data.pixels.format import RGB
 
     pixels = load_dataset(data, "train").pixels
-    lines = ["[[sets]]", f"data = {_toml(os.path.abspath(data))}", "[[sets]]", f'data = "{LABELS}"', 'split = "train"']
+    lines = [
+        "[[sets]]",
+        f"data = {toml_string(os.path.abspath(data))}",
+        "[[sets]]",
+        f'data = "{LABELS}"',
+        'split = "train"',
+    ]
     lines += () if pixels == RGB else pixels.toml_lines()
     write_text_atomic(out / "dataset.toml", "\n".join([*lines, ""]))
-
-
-def _toml(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

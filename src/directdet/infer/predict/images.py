@@ -17,6 +17,7 @@ import numpy as np
 from directdet.common.errors import UserError
 from directdet.common.files import require_writable, write_bytes_atomic, write_text_atomic
 from directdet.common.terminal import terminal
+from directdet.common.text import toml_string
 from directdet.data.pixels.format import PixelFormat
 from directdet.data.records import check_size
 from directdet.infer.detections import Detections
@@ -234,7 +235,7 @@ def _description(detector: Predictor, root: Path, score: float) -> str:
     pixels = detector.preprocess.pixels
     about = json.dumps(str(detector.source))[1:-1]  # a comment holds no control characters
     lines = [f"# objects that {about} found, with scores of at least {score:g}", "[train]"]
-    lines += [f"images = {json.dumps(str(root), ensure_ascii=False)}", f'annotations = "{RESULTS_FILES["dataset"]}"']
+    lines += [f"images = {toml_string(str(root))}", f'annotations = "{RESULTS_FILES["dataset"]}"']
     return "\n".join([*lines, *(pixels.toml_lines() if not pixels.is_rgb or pixels.upright else ()), ""])
 
 

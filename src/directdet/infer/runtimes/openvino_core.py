@@ -15,7 +15,7 @@ def openvino_core() -> Any:
     OpenVINO's CPU plugin gives the thread that first compiles a stack of its own for signals, and unmaps it when the
     plugin is dropped, with the last core and model that use it. Dropped in another thread, the first one keeps the
     address of memory that is gone, and the next signal that Python handles there, such as Ctrl-C, ends the process with
-    a segmentation fault before any handler runs (OpenVINO 2022.2 to 2026.4). A plugin that stays never does that.
+    a segmentation fault before any handler runs (seen with OpenVINO 2026.4). A plugin that stays never does that.
 
     Raises:
         MissingLibraryError: OpenVINO is not installed.
