@@ -6,8 +6,8 @@ import signal
 def interrupt() -> None:
     """Call what handles Ctrl-C now, as Python does between two instructions once the signal came.
 
-    A real signal is sent to a process of its own only (test_stopping.py, test_distributed.py, test_cli_errors.py): in a
-    worker of the test run it would meet whatever the tests before loaded into it.
+    For tests of what a stopped run leaves. That signals are heard is tested with real ones (test_stopping.py,
+    test_distributed.py, test_cli_errors.py, test_infer_pipeline.py).
     """
     handler = signal.getsignal(signal.SIGINT)
     assert callable(handler), handler
