@@ -5,14 +5,17 @@ pictures, drop boxes that were lost, and make batches of 8. torchvision's is its
 canvas and range, on PIL pictures (its default) and on tensors; batches are its lists of float tensors, ours one uint8
 array. All take turns in one process on one thread; seconds are of the processor. Further rows: the same pictures out of
 shards; another checkout's loader; decoding alone; and, of pictures twice as large, what decoding at half the scale
-would save.
+would save. --decoders compares decoders alone, and writes results/loader_decoders.json.
 
     taskset -c 0 python scripts/loader_rate.py --data DATA      # writes results/loader_rate.json
+    taskset -c 0 python scripts/loader_rate.py --data DATA --decoders  # needs simplejpeg, too
     taskset -c 0 python scripts/loader_rate.py                  # noise with the spectrum of photographs, made for this
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 import json
 import os
 import statistics
@@ -27,6 +30,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+import torchvision.io
 from measure import parser, write_results
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -36,7 +40,7 @@ from torchvision.transforms import v2
 
 from directdet.data.dataset import load_dataset
 from directdet.data.formats.write.convert import convert
-from directdet.data.image import decode_image, read_bytes, resize
+from directdet.data.image import check_content, decode_image, read_bytes, resize
 from directdet.data.records import Dataset
 from directdet.recipes.recipe import Phase
 from directdet.train.data import make_phase_loader
@@ -142,6 +146,67 @@ def decode_alone(data: Dataset) -> Callable[[], Iterator[Any]]:
     return batches
 
 
+def decoders() -> dict[str, Callable[[bytes], np.ndarray]]:
+    """Each decodes a JPEG to uint8 [H, W, 3] RGB: OpenCV as the loader has it, in RGB at once, and other libraries."""
+    simplejpeg = importlib.import_module("simplejpeg")
+    colour = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    rgb = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    mode = torchvision.io.ImageReadMode.RGB
+
+    def by_opencv(content: bytes, flags: int) -> np.ndarray:
+        return np.asarray(cv2.imdecode(np.frombuffer(content, np.uint8), flags))
+
+    def by_torchvision(content: bytes) -> np.ndarray:
+        planes = torchvision.io.decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode)
+        assert isinstance(planes, torch.Tensor)
+        return planes.permute(1, 2, 0).numpy()
+
+    return {
+        "opencv": lambda content: cv2.cvtColor(by_opencv(content, colour), cv2.COLOR_BGR2RGB),
+        "opencv_rgb": lambda content: by_opencv(content, rgb),
+        "simplejpeg": lambda content: simplejpeg.decode_jpeg(content, "RGB"),
+        "torchvision_io": by_torchvision,
+    }
+
+
+def measure_decoders(data: Dataset, rounds: int) -> dict[str, dict[str, float]]:
+    """Median milliseconds a picture of each decoder, of the loader, and of parts of it; ratios to OpenCV."""
+    contents = [read_bytes(record.path) for record in data.records]
+    ways = decoders()
+    pictures = [decode_image(content) for content in contents]
+    equal = {
+        name: sum(np.array_equal(one, decode(content)) for one, content in zip(pictures, contents, strict=True))
+        for name, decode in ways.items()
+    }
+
+    def turn(name: str) -> float:
+        started = time.process_time()
+        if name == "loader":
+            count = sum(len(batch[0]) for batch in own_loader(data)())
+        elif name == "check":
+            count = len([check_content(content, "") for content in contents])
+        elif name == "resize":
+            count = len([resize(picture, SIDE, SIDE) for picture in pictures])
+        else:
+            count = len([ways[name](content) for content in contents])
+        return 1e3 * (time.process_time() - started) / count
+
+    times: dict[str, list[float]] = {name: [] for name in (*ways, "check", "resize", "loader")}
+    for number in range(rounds + 1):  # the first one warms up
+        for name, found in times.items():
+            took = turn(name)
+            if number:
+                found.append(took)
+    rows: dict[str, dict[str, float]] = {}
+    for name, found in times.items():
+        pairs = zip(times["opencv"], found, strict=True)
+        rows[name] = {"milliseconds": statistics.median(found), "least": min(found), "most": max(found)}
+        rows[name]["ratio"] = statistics.median(one / other for one, other in pairs)
+        if name in equal:
+            rows[name]["equal"] = equal[name]
+    return rows
+
+
 def rate_of(checkout: Path, root: Path) -> float:
     """The rate of another checkout's loader, in a process of its own, after an epoch to warm up."""
     environment = {**os.environ, "PYTHONPATH": str(checkout / "src")}
@@ -199,6 +264,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--data", type=Path, help="a dataset of JPEGs  [default: 64 of 640x480 that are made]")
     arguments.add_argument("--before", type=Path, metavar="CHECKOUT", help="measure that checkout's loader, too")
+    arguments.add_argument("--decoders", action="store_true", help="compare decoders alone")
     given = arguments.parse_args()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -211,6 +277,15 @@ def main() -> None:
         root = given.data or Path(folder) / "made"
         if given.data is None:
             make_pictures(root)
+        if given.decoders:
+            data = load_dataset(root, "train")
+            rows = measure_decoders(data, given.rounds)
+            for name, row in rows.items():
+                print(name, {key: round(value, 3) for key, value in row.items()})
+            settings = {"pictures": len(data), "made": given.data is None, "rounds": given.rounds}
+            settings["simplejpeg"] = importlib.metadata.version("simplejpeg")
+            write_results("loader_decoders", settings, rows, given.results)
+            return
         convert(root, "shards", Path(folder) / "shards")
         data, shards = (load_dataset(place, "train") for place in (root, Path(folder) / "shards"))
         rows = measure(data, shards, root, given.before, given.rounds)

@@ -11,6 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
+from directdet.data.flat import json_lists
+from directdet.data.formats import coco
+from directdet.data.formats.write.convert import convert
 from directdet.data.synthetic import make_synthetic
 
 
@@ -71,3 +74,21 @@ def picture(tmp_path, write_image):
         return tmp_path
 
     return write
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Every COCO file counts as large, and is read in pieces of some objects."""
+    monkeypatch.setattr(coco, "LARGE", 0)
+    monkeypatch.setattr(json_lists, "_BLOCK", 512)
+    monkeypatch.setenv("DIRECTDET_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def shards(synthetic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The synthetic set as shards of a few pictures each."""
+    out = tmp_path_factory.mktemp("shards") / "set"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("directdet.data.formats.write.shards._MB", 4000)
+        assert convert(synthetic, "shards", out, shard_mb=20) == []
+    return out

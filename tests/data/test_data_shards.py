@@ -1,6 +1,5 @@
 """Datasets in tar files: records, pictures and batches as from the folder they were made from; hostile tars."""
 
-import io
 import json
 import os
 import subprocess
@@ -9,6 +8,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from tars import write_tar
 
 from directdet.common.errors import UserError
 from directdet.data.augment.transforms import PretrainTransform
@@ -17,9 +17,9 @@ from directdet.data.dataset import find_splits, load_dataset, read_record_image
 from directdet.data.formats.write.convert import MARKER, convert
 from directdet.data.formats.write.tiles import Cutting
 from directdet.data.image import read_bytes
+from directdet.data.inside.members import find_member, list_members, read_member
 from directdet.data.loader import make_loader
 from directdet.data.sampling import Sampling
-from directdet.data.tars.members import find_member, list_members, read_member
 from directdet.front.cli import main
 
 CATEGORIES = {"categories": [{"id": 3, "name": "cat"}, {"id": 9, "name": "dog"}]}
@@ -27,30 +27,8 @@ OBJECT = {"bbox": [1, 2, 5, 6], "category_id": 9}
 
 
 @pytest.fixture(scope="module")
-def shards(synthetic, tmp_path_factory):
-    """The synthetic set as shards of a few pictures each."""
-    out = tmp_path_factory.mktemp("shards") / "set"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("directdet.data.formats.write.shards._MB", 4000)
-        assert convert(synthetic, "shards", out, shard_mb=20) == []
-    return out
-
-
-@pytest.fixture(scope="module")
 def picture(synthetic):
     return read_bytes(load_dataset(synthetic, "train").records[0].path)
-
-
-def write_tar(file, members, **options):
-    with tarfile.open(file, "w", **options) as tar:
-        for name, content in members:
-            if isinstance(name, tarfile.TarInfo):
-                tar.addfile(name)
-                continue
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return file
 
 
 def sample(name, picture, **content):
@@ -115,7 +93,7 @@ def test_shards_are_the_same_bytes_again_and_convert_back(synthetic, shards, tmp
     back = load_dataset(tmp_path / "coco", "train")
     for one, other in zip(load_dataset(synthetic, "train").records, back.records, strict=True):
         assert read_bytes(one.path) == read_bytes(other.path) and np.array_equal(one.boxes, other.boxes)
-    with pytest.raises(UserError, match="lies in a tar file, to which there are no links"):
+    with pytest.raises(UserError, match="lies inside a file, to which there are no links"):
         convert(shards, "coco", tmp_path / "links", link=True)
 
 
@@ -295,4 +273,4 @@ def test_the_command(synthetic, tmp_path, capsys):
     assert (tmp_path / "out" / "train-000000.tar").is_file()
     arguments = ["convert", str(synthetic), "--to", "shards", "--out", str(tmp_path / "other"), "--link"]
     assert main(arguments) == 2
-    assert "shards hold the pictures themselves" in capsys.readouterr().err
+    assert "shards files hold the pictures themselves" in capsys.readouterr().err

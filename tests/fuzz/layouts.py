@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import cv2
 
+from directdet.data.formats.write.convert import convert
 from directdet.infer.preprocess import fixture_image
 
 Kind = Literal["bytes", "json", "json lines"]
@@ -79,3 +82,15 @@ def make_layouts(folder: Path) -> Iterator[tuple[str, Path, Kind, Path]]:
     content = {"images": [image], "annotations": anno, "categories": [{"id": 1, "name": "x"}]}
     path = write("any/labels.json", content, "any/data/a.png")
     yield "COCO of any name", path, "json", folder / "any"
+
+    convert(folder / "any", "shards", folder / "shards")
+    yield "a shard", folder / "shards" / "train-000000.tar", "bytes", folder / "shards"
+    yield "shards.json", folder / "shards" / "shards.json", "json", folder / "shards"
+    shutil.copytree(folder / "shards", folder / "unlisted")
+    (folder / "unlisted" / "shards.json").unlink()
+    yield "a shard without a list", folder / "unlisted" / "train-000000.tar", "bytes", folder / "unlisted"
+    yield "classes.json", folder / "unlisted" / "classes.json", "json", folder / "unlisted"
+
+    if importlib.util.find_spec("pyarrow") is not None:
+        convert(folder / "any", "parquet", folder / "parquet")
+        yield "Parquet", folder / "parquet" / "data" / "train-00000.parquet", "bytes", folder / "parquet"

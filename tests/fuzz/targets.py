@@ -312,7 +312,7 @@ def _results(folder: Path) -> Iterator[Target]:
 def _comparisons(folder: Path) -> Iterator[Target]:
     data = make_synthetic(folder / "data", images_train=2, images_val=1, size=(64, 64))
     sets = [load_dataset(data, split) for split in ("train", "val")]
-    setup = Setup(data, *sets, folder, torch.device("cpu"), 0, None)
+    setup = Setup(data, *sets, folder, torch.device("cpu"), 0, ())
     experiment = EXPERIMENTS["direct/table2"]
     trials = experiment.trials(SCALES["smoke"])
     asked = {"experiment": "direct/table2", "scale": "smoke", "seed": 0, "phase_steps": 3, "budget_s": None}

@@ -1,5 +1,6 @@
 """A few hundred damaged files; `fuzz.py` reads them by the ten thousand."""
 
+import importlib.util
 import random
 
 import pytest
@@ -23,8 +24,13 @@ NAMES = (
     "log.jsonl", "meta.json", "model.onnx", "a checkpoint's values", "a checkpoint's values, resumed",
     "a checkpoint's values, started from", "a checkpoint's bytes", "a backbone's bytes", "detections.part.jsonl",
     "YOLO's data.yaml", "YOLO's labels", "labelme", "CVAT", "Label Studio", "Open Images", "metadata.jsonl", "flat VOC",
-    "COCO of any name", ".directdet-files.jsonl", "plan.json", "diverged.json", "landscape.part.json",
+    "COCO of any name", "a shard", "shards.json", "a shard without a list", "classes.json",
+    ".directdet-files.jsonl", "plan.json", "diverged.json", "landscape.part.json",
 )  # fmt: skip
+
+
+if importlib.util.find_spec("pyarrow") is not None:
+    NAMES = (*NAMES, "Parquet")
 
 
 @pytest.mark.parametrize("name", NAMES)

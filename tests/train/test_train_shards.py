@@ -1,4 +1,4 @@
-"""Training from shards is training from the folder that they were made from, with several processes, too."""
+"""Training from shards and Parquet is training from the folder they were made from, with several processes, too."""
 
 from __future__ import annotations
 
@@ -24,13 +24,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_synthetic(tmp_path_factory.mktemp("pictures"), images_train=16, images_val=3, size=(64, 96))
 
 
-@pytest.fixture(scope="module")
-def shards(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["shards", "parquet"])
+def shards(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in several tars, or in Parquet files of several row groups."""
+    if request.param == "parquet":
+        pytest.importorskip("pyarrow")
     out = tmp_path_factory.mktemp("shards") / "set"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("directdet.data.formats.write.shards._MB", 1000)
-        convert(folder, "shards", out, shard_mb=20)
-    assert len(list(out.glob("train-*.tar"))) > 2
+        patch.setattr(f"directdet.data.formats.write.{request.param}._MB", 1000)
+        patch.setattr("directdet.data.formats.write.parquet.ROWS", 3)
+        convert(folder, request.param, out, shard_mb=20)
+    assert len([*out.glob("train-*.tar"), *out.glob("data/train-*.parquet")]) > 2
     return out
 
 

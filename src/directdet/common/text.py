@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import unicodedata
 
+from directdet.common.errors import UserError
+
 # Control characters, halves of surrogate pairs (a name that is not UTF-8), and breaks of lines and paragraphs.
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
 _REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they turn the rest of a line around
@@ -33,5 +35,11 @@ def _escape(character: str) -> str:
 
 
 def toml_string(text: str) -> str:
-    """The text as a string of TOML, whose basic strings are written like those of JSON."""
+    """The text as a string of TOML, whose basic strings are written like those of JSON.
+
+    Raises:
+        UserError: it is the name of a file, and not UTF-8: TOML has no way to write that.
+    """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"{text}: its name is not UTF-8, which no dataset.toml can hold; rename it")
     return json.dumps(text, ensure_ascii=False)

@@ -16,6 +16,7 @@ from directdet.common.cores import usable_cores
 from directdet.common.errors import UserError
 from directdet.common.terminal import terminal
 from directdet.data.checks.doubts import misfit_text, mostly_misfit, split_doubts
+from directdet.data.checks.finding import Doubt
 from directdet.data.checks.near_duplicates import NearDuplicate, look_of, near_duplicates
 from directdet.data.checks.report import CheckReport, FileProblem, SplitReport
 from directdet.data.dataset import check_same_classes, find_splits, load_dataset
@@ -226,7 +227,7 @@ def _summarise(
             check_same_classes(first, other)
         except UserError as error:
             errors.append(str(error))
-    doubts: list[str] = []
+    doubts: list[tuple[Doubt, ...]] = []
     if any(dataset.records and not dataset.pixels.mean for dataset in datasets):
         errors.append("[pixels]: mean and std are missing; write those that were measured into dataset.toml")
     for dataset, report in zip(datasets, reports, strict=True):
@@ -235,7 +236,7 @@ def _summarise(
         elif report.objects == 0:
             errors.append(f"{report.split}: no objects")
         errors += too_small(dataset)
-        doubts += [doubt.text for doubt in split_doubts(dataset, report, copies.alike)]
+        doubts.append(tuple(split_doubts(dataset, report, copies.alike)))
         if copies.within[report.split]:
             warnings.append(f"{report.split}: {copies.within[report.split]} images occur under several names")
         if report.objects_with_mask == 0 < report.objects:
@@ -284,8 +285,9 @@ def _summarise(
         near_duplicates=copies.alike,
         untrained_classes=tuple(untrained),
         errors=tuple(errors),
-        doubts=tuple(doubts),
+        doubts=tuple(doubt.text for found in doubts for doubt in found),
         warnings=tuple(warnings),
+        shown_doubts=tuple(doubts),
     )
 
 

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from directdet.common.errors import UserError
+from directdet.common.urls import shown, url_of
 from directdet.data.formats.described.dataset_toml import read_toml, toml_splits
 from directdet.data.formats.folders import Found
+from directdet.data.formats.packed.shards import CLASSES, open_shards
 from directdet.data.formats.recognise import recognise
 from directdet.data.records import Dataset, Problem, Record, Segmentation, read_record_image
 
@@ -38,9 +40,9 @@ def find_splits(root: str | os.PathLike[str]) -> list[str]:
 def load_dataset(root: str | os.PathLike[str], split: str, *, leave_out: bool = False) -> Dataset:
     """Read the annotations of one split, without opening the images (unless their sizes are not given).
 
-    ``root`` is the dataset's folder, or a .toml file. Boxes are clipped to their image, objects with nothing left are
-    dropped, and each such case is listed in ``Dataset.problems``. With ``leave_out``, entries that cannot be read are
-    left out and listed in ``Dataset.errors``.
+    ``root`` is the dataset's folder, a .toml file, or the address of shards (s3://..., https://...). Boxes are clipped
+    to their image, objects with nothing left are dropped, and each such case is listed in ``Dataset.problems``. With
+    ``leave_out``, entries that cannot be read are left out and listed in ``Dataset.errors``.
 
     Raises:
         UserError: unknown layout or split, or unusable annotations; the message names the file and annotation.
@@ -55,7 +57,7 @@ def load_dataset(root: str | os.PathLike[str], split: str, *, leave_out: bool = 
 def _load(root: str | os.PathLike[str], split: str) -> Dataset:
     found = find_dataset(root)
     if split not in found.splits:
-        raise UserError(f"{root}: no split {split!r} here; found: {', '.join(found.splits) or 'none'}")
+        raise UserError(f"{shown(root)}: no split {split!r} here; found: {', '.join(found.splits) or 'none'}")
     dataset = found.read(split)
     if found.layout == "toml" or found.splits != ("train",):
         return dataset
@@ -90,6 +92,13 @@ def check_same_classes(first: Dataset, second: Dataset) -> None:
 def find_dataset(root: str | os.PathLike[str]) -> Found:
     """The reading of a folder, or of a file that describes one; UserError if there is none."""
     folder = Path(root)
+    if url_of(folder) is not None:
+        found = open_shards(folder)
+        if found is None:
+            raise UserError(
+                f"{shown(folder)}: no {CLASSES} there: of an address, only shards are read; see docs/data.md"
+            )
+        return found
     if not folder.exists():
         raise UserError(f"{folder}: dataset folder not found")
     described = folder if folder.is_file() else folder / "dataset.toml"

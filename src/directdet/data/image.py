@@ -18,9 +18,9 @@ import numpy as np
 
 from directdet.common.errors import UserError
 from directdet.data.headers import Header, read_header
+from directdet.data.inside.paths import is_inside, read_inside, split_path
 from directdet.data.picture_size import check_pixels, declared_size
 from directdet.data.pixels.format import describe, planewise
-from directdet.data.tars.members import find_member, read_member, split_path
 
 # A JPEG marker inside the compressed data: 0xFF followed by anything but stuffing (00), a restart marker or fill (FF).
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -53,11 +53,11 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 def read_bytes(path: str | os.PathLike[str], most: int = -1) -> bytes:
     """The content of an image file, or its first ``most`` bytes; UserError if it is missing or unreadable.
 
-    It may be the member of a tar file, see tars/members.py.
+    It may lie inside a tar or Parquet file, see inside/paths.py.
     """
     inside = split_path(path)
     if inside is not None:
-        return read_member(*inside, most)
+        return read_inside(*inside, most)
     try:
         with open(path, "rb") as stream:
             return stream.read(most)
@@ -71,9 +71,9 @@ def read_bytes(path: str | os.PathLike[str], most: int = -1) -> bytes:
 
 
 def is_picture_file(path: str | os.PathLike[str]) -> bool:
-    """Whether there is such a file, or such a member of a tar file; False for names that no file can have."""
+    """Whether there is such a file, or such a picture inside one; False for names that no file can have."""
     inside = split_path(path)
-    return os.path.isfile(path) if inside is None else find_member(*inside) is not None
+    return os.path.isfile(path) if inside is None else is_inside(*inside)
 
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -145,7 +145,7 @@ def decode_bgr(content: bytes, name: str | os.PathLike[str] = "image", file: Pat
 def _decode_large(content: bytes, file: Path) -> np.ndarray | None:
     """A large picture, BGR, read straight into its array: `cv2.imdecode` makes a second one. None: not a large one."""
     size = declared_size(content)
-    if size is None or size[0] * size[1] < LARGE or split_path(file) is not None:  # OpenCV reads no tar files
+    if size is None or size[0] * size[1] < LARGE or split_path(file) is not None:  # OpenCV opens files alone
         return None
     target = np.empty((*size, 3), np.uint8)
     found = cv2.imread(os.fspath(file), target, _FLAGS)

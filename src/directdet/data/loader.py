@@ -25,18 +25,21 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from directdet.common.errors import UserError
+from directdet.common.worker_signals import leave_signals_to_parent
 from directdet.data.augment.compose import Compose
 from directdet.data.augment.sample import Sample, load_sample
 from directdet.data.draws.orders import Order, drawing_in_words
+from directdet.data.flat.arrays import image_sizes
 from directdet.data.image import put_planes
 from directdet.data.masks import rasterise
+from directdet.data.montage.assemble import Montage
 from directdet.data.neighbours import Neighbours
 from directdet.data.padding import Padding, target_rows
 from directdet.data.pixels.format import PixelFormat
-from directdet.data.records import Dataset, Record, image_sizes, object_counts
+from directdet.data.records import Dataset, Record, object_counts
 from directdet.data.sampling import BatchSampler, Sampling, drawn
 
-Transform = Callable[[Sample, np.random.Generator], Sample] | Compose
+Transform = Callable[[Sample, np.random.Generator], Sample] | Compose | Montage
 Batch = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
@@ -57,7 +60,8 @@ def make_loader(
 
     Args:
         transform: ``transform(sample, rng) -> Sample``, e.g.
-            :class:`directdet.data.augment.transforms.PretrainTransform`; a :class:`Compose` is also given other images.
+            :class:`directdet.data.augment.transforms.PretrainTransform`; a :class:`Compose` is also given other
+            images, and a :class:`Montage` chooses its own.
         sampling: which images make up a batch.
         padding: the shapes of a batch; None takes the defaults.
         workers: worker processes; 0 reads in this process.
@@ -113,7 +117,8 @@ class BatchLoader:
     ) -> None:
         self._sampler = sampler
         self.images = len(samples.records)
-        self.drawing = drawing_in_words(sampler.order, self.images)  # "" if each image is drawn once
+        # What is drawn, in words; "" if it is each image once.
+        self.drawing = drawing_in_words(sampler.order, self.images)
         self._open = partial(
             DataLoader,
             samples,
@@ -304,6 +309,8 @@ class _Samples(TorchDataset):
         rng = np.random.default_rng([self.seed, epoch, position])
         if isinstance(self.transform, Compose):
             sample = self.transform(self.neighbours.read(image), rng, self.neighbours.of(epoch, position))
+        elif isinstance(self.transform, Montage):
+            sample = self.transform(self.neighbours.read, rng)
         else:
             sample = self.transform(load_sample(self.records[image], self.masks), rng)
         masks = np.zeros((0, self.mask_size, self.mask_size), np.uint8)
@@ -378,7 +385,4 @@ def _start_worker(_: int) -> None:
     # The workers are the parallelism; OpenCV's own threads in each would only compete.
     cv2.setNumThreads(0)
     os.environ["OMP_NUM_THREADS"] = "1"
-    # Ctrl-C and a terminal that closes reach every process of it; only the training process may act on them.
-    for name in ("SIGINT", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    leave_signals_to_parent()

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 
 from directdet.data.checks.finding import MOST_EXAMPLES, Doubt, Example
-from directdet.data.records import Dataset, Problem, image_sizes
+from directdet.data.flat.arrays import image_sizes
+from directdet.data.records import Dataset, Problem
 
 # Ranges to which tools scale coordinates: shares, per cent, and thousandths.
 _RANGES = ((1, "shares (0 to 1)"), (100, "per cent (0 to 100)"), (1000, "thousandths (0 to 1000)"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -133,6 +133,12 @@ class Records(Sequence[Record]):
     def __add__(self, others: Sequence[Record]) -> tuple[Record, ...]:
         return (*self, *others)
 
+    def relabelled(self, table: np.ndarray) -> Records:
+        """The same images with ``table[label]`` in place of each label, without the objects for which that is -1."""
+        labels = table[self.columns.labels].astype(np.int32)
+        columns = Columns(**{**dict(self.columns.arrays()), "labels": labels})
+        return Records(columns.only(labels >= 0), self.folder, self._chosen, self.pixels)
+
     def take(self, indices: np.ndarray) -> Records:
         """The records at these indices, in their order."""
         chosen = np.asarray(indices, np.int64)
@@ -150,13 +156,20 @@ class Records(Sequence[Record]):
         """How many objects of each image have a flag, bool [objects of the columns]: int64 [I]."""
         return self._of_chosen(self.columns.per_image(flags))
 
-    def classes_of_objects(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Labels int32 [N] of all objects, image by image; which are learnt, bool [N]; objects of each, int64 [I]."""
-        columns = self.columns
-        firsts, counts = self._of_chosen(columns.firsts[:-1]), self._of_chosen(np.diff(columns.firsts))
+    def objects(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the objects are in the columns, image by image, int64 [N]; how many each image has, int64 [I]."""
+        firsts, counts = self._of_chosen(self.columns.firsts[:-1]), self._of_chosen(np.diff(self.columns.firsts))
         before = np.cumsum(counts) - counts
-        objects = np.arange(int(counts.sum())) + np.repeat(firsts - before, counts)
-        return columns.labels[objects], columns.learnt[objects], counts
+        return np.arange(int(counts.sum())) + np.repeat(firsts - before, counts), counts
+
+    def files(self) -> Iterator[tuple[int, Path]]:
+        """The id and the file of each image."""
+        for image in range(len(self.columns.image_ids)) if self._chosen is None else self._chosen.tolist():
+            yield int(self.columns.image_ids[image]), self.folder / self.columns.name(image)
+
+    def only(self, keep: np.ndarray) -> Records:
+        """The same images with the objects for which ``keep``, bool [objects of the columns], is true."""
+        return Records(self.columns.only(keep), self.folder, self._chosen, self.pixels)
 
     def _of_chosen(self, values: np.ndarray) -> np.ndarray:
         return values if self._chosen is None else values[self._chosen]
@@ -174,25 +187,11 @@ def with_pixels(records: Sequence[Record], pixels: PixelFormat) -> Sequence[Reco
     return tuple(replace(record, pixels=pixels) for record in records)
 
 
-def image_sizes(records: Sequence[Record]) -> np.ndarray:
-    """(width, height) of each image, int64 [I, 2]."""
-    if isinstance(records, Records):
-        return records.sizes()
-    return np.array([(record.width, record.height) for record in records], np.int64).reshape(-1, 2)
-
-
 def object_counts(records: Sequence[Record]) -> np.ndarray:
     """The objects of each image without crowd regions, int64 [I]."""
     if isinstance(records, Records):
         return records.objects_with(~records.columns.crowd)
     return np.array([int((~record.crowd).sum()) for record in records], np.int64)
-
-
-def learnt_counts(records: Sequence[Record]) -> np.ndarray:
-    """The objects of each image that are learnt, see `Record.learnt`: int64 [I]."""
-    if isinstance(records, Records):
-        return records.objects_with(records.columns.learnt)
-    return np.array([int(record.learnt.sum()) for record in records], np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,6 +263,8 @@ class Dataset:
         """The dataset without :meth:`difficult_objects`; images that had no others stay, without objects."""
         if not self.difficult_objects():
             return self
+        if isinstance(self.records, Records):
+            return replace(self, records=self.records.only(~_difficult(self.records.columns)))
         return replace(self, records=tuple(_without_difficult(record) for record in self.records))
 
     def difficult_objects(self) -> int:
@@ -348,20 +349,23 @@ def clip_box(
     """Clip an xyxy box to the image. Returns (the box, or None if nothing is left; the problem, if there was one)."""
     x1, y1, x2, y2 = box
     given = float(x1), float(y1), float(x2), float(y2)
-    shown = "[" + ", ".join(f"{value:g}" for value in box) + "]"
     if x2 <= x1 or y2 <= y1:
-        message = f"box {shown} (x1, y1, x2, y2) has no width or no height"
+        message = f"box {_shown(given)} (x1, y1, x2, y2) has no width or no height"
         return None, Problem("empty-box", file, annotation_id, message, "dropped", box=given)
     clipped = [min(max(x1, 0.0), width), min(max(y1, 0.0), height), min(max(x2, 0.0), width), min(max(y2, 0.0), height)]
     # Compared as float32, which is how boxes are stored: a sliver thinner than that has no area.
     if np.float32(clipped[2]) <= np.float32(clipped[0]) or np.float32(clipped[3]) <= np.float32(clipped[1]):
-        message = f"box {shown} lies outside its {width}x{height} image"
+        message = f"box {_shown(given)} lies outside its {width}x{height} image"
         return None, Problem("outside-box", file, annotation_id, message, "dropped", 1.0, box=given)
     if max(abs(old - new) for old, new in zip(box, clipped, strict=True)) > 1e-3:
-        message = f"box {shown} extends beyond its {width}x{height} image"
+        message = f"box {_shown(given)} extends beyond its {width}x{height} image"
         left = (clipped[2] - clipped[0]) * (clipped[3] - clipped[1]) / ((x2 - x1) * (y2 - y1))
         return clipped, Problem("clipped-box", file, annotation_id, message, "clipped", 1 - left, box=given)
     return clipped, None
+
+
+def _shown(box: Sequence[float]) -> str:
+    return "[" + ", ".join(f"{value:g}" for value in box) + "]"
 
 
 @dataclass(frozen=True, eq=False)

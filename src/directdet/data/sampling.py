@@ -9,7 +9,8 @@ import numpy as np
 
 from directdet.common.errors import UserError
 from directdet.data.draws.orders import THRESHOLD, Draw, Order, make_order
-from directdet.data.records import Dataset, Record, learnt_counts, take
+from directdet.data.flat.arrays import learnt_counts
+from directdet.data.records import Dataset, Record, take
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from directdet.common.errors import UserError
+from directdet.common.urls import shown, url_of
 from directdet.front.say import say
 
 
@@ -43,11 +44,11 @@ def data_of(model: Path, needed: bool = True) -> Path | None:
             raise
         say(f"{error}; goes on without", "note:", "yellow", error=True)
         return None
-    say(f"data: {path}, of the run", error=True)
+    say(f"data: {shown(path)}, of the run", error=True)
     return path
 
 
 def _there(data: Path, where: Path) -> Path:
-    if not data.exists():
+    if url_of(data) is None and not data.exists():
         raise UserError(f"{where}: data: {data}: was moved or deleted; give --data DATA")
     return data

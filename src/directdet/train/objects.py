@@ -9,8 +9,9 @@ import numpy as np
 
 from directdet.common.errors import UserError
 from directdet.data.augment import ssd_transforms
+from directdet.data.flat.arrays import all_objects, image_sizes
 from directdet.data.image import fit_size
-from directdet.data.records import Dataset, Record
+from directdet.data.records import Dataset
 from directdet.recipes.fit import DataFacts, fit_to_data
 from directdet.recipes.recipe import Phase, Recipe
 
@@ -27,12 +28,11 @@ class ObjectCount:
 
 def facts_of_data(dataset: Dataset) -> DataFacts:
     """What a recipe that fits itself to the data looks at."""
-    sides = [np.zeros(0)]
-    for record in dataset.records:
-        boxes = record.boxes[record.learnt]
-        areas = np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), 1)
-        sides.append(np.sqrt(areas) / max(record.width, record.height))
-    shares = np.concatenate(sides)
+    objects = all_objects(dataset.records)
+    boxes = objects.boxes[objects.learnt]
+    areas = np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), 1)
+    longest = image_sizes(dataset.records).max(axis=1).astype(np.float32)
+    shares = np.sqrt(areas) / np.repeat(longest, objects.counts)[objects.learnt]
     return DataFacts(len(dataset), float(np.quantile(shares, 0.1)) if len(shares) else None)
 
 
@@ -56,8 +56,8 @@ def count_objects(phase: Phase, dataset: Dataset) -> ObjectCount:
     objects, seen, difficult = count.objects, count.seen, count.difficult
     where = f"{dataset.root}: {dataset.split}"
     if not objects:
-        crowd = sum(int(record.crowd.sum()) for record in dataset.records)
-        aside = sum(int((record.weights == 0).sum()) for record in dataset.records)
+        there = all_objects(dataset.records)
+        crowd, aside = int(there.crowd.sum()), int((there.weights == 0).sum())
         dropped = sum(problem.action == "dropped" for problem in dataset.problems)
         counts = [(crowd, "crowd regions"), (dropped, "left out for their boxes")]
         counts[1:1] = [one for one in ((difficult, "marked difficult"), (aside, "of score 0")) if one[0]]
@@ -88,22 +88,21 @@ def usual_sides(phase: Phase, dataset: Dataset) -> np.ndarray:
 
 
 def _resized_sides(
-    phase: Phase, dataset: Dataset, factors: Callable[[Phase, Record], tuple[float, float]]
+    phase: Phase, dataset: Dataset, factors: Callable[[Phase, int, int], tuple[float, float]]
 ) -> np.ndarray:
-    """Width and height [N, 2] of the objects that the phase uses, by the factors (x, y) of each record."""
-    if phase.skip_difficult:
-        dataset = dataset.without_difficult()
-    sides = [np.zeros((0, 2))]
-    for record in dataset.records:  # one at a time: those of a large set are made on demand
-        if record.learnt.any():
-            boxes = record.boxes[record.learnt]
-            sides.append((boxes[:, 2:] - boxes[:, :2]) * factors(phase, record))
-    return np.concatenate(sides)
+    """Width and height [N, 2] of the objects that the phase uses, by the factors (x, y) of images of each size."""
+    objects = all_objects(dataset.records)
+    used = objects.learnt & ~objects.difficult if phase.skip_difficult else objects.learnt
+    sizes, kinds = np.unique(image_sizes(dataset.records), axis=0, return_inverse=True)
+    of_sizes = np.array([factors(phase, width, height) for width, height in sizes.tolist()]).reshape(-1, 2)
+    sides = objects.boxes[:, 2:] - objects.boxes[:, :2]
+    return (sides * of_sizes[np.repeat(kinds.reshape(-1), objects.counts)])[used]
 
 
-def _usual_factors(phase: Phase, record: Record) -> tuple[float, float]:
-    """The (x, y) factors by which the phase resizes a record's image, leaving aside what is drawn at random."""
-    width, height = record.width, record.height
+def _usual_factors(phase: Phase, width: int, height: int) -> tuple[float, float]:
+    """The (x, y) factors by which the phase resizes an image of this size, leaving aside what is drawn at random."""
+    if phase.name == "montage":  # what is cut out keeps its size
+        return 1.0, 1.0
     if phase.resize == "warp":
         return phase.size[0] / width, phase.size[0] / height
     short, long = phase.size[0], phase.size[0]
@@ -115,9 +114,10 @@ def _usual_factors(phase: Phase, record: Record) -> tuple[float, float]:
     return new_width / width, new_height / height
 
 
-def _largest_factors(phase: Phase, record: Record) -> tuple[float, float]:
-    """The largest (x, y) factors by which the phase's transform resizes a record's image."""
-    width, height = record.width, record.height
+def _largest_factors(phase: Phase, width: int, height: int) -> tuple[float, float]:
+    """The largest (x, y) factors by which the phase's transform resizes an image of this size."""
+    if phase.name == "montage":
+        return phase.scale[1], phase.scale[1]
     # The narrowest window that SSD's augmentation cuts out, as a share of the image's side.
     share = ssd_transforms.NARROWEST
     if phase.ssd_crop:

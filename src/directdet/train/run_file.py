@@ -18,8 +18,8 @@ from directdet.train.continuing import LENGTH
 
 NAME = "run.json"
 FIX = "restore it, or remove it to go on without its check of the settings"
-PRETRAINED = Path("pretrain", "checkpoints", "last.pt")
-ORDER = ("pretrain", "scratch", "finetune")  # of a recipe's phases
+LAST = Path("checkpoints", "last.pt")  # of a phase
+ORDER = ("montage", "pretrain", "scratch", "finetune")  # of a recipe's phases
 
 
 @dataclass(frozen=True)
@@ -140,16 +140,16 @@ def started_from(folder: Path) -> str | None:
     if not path.is_file() or (folder / "checkpoints" / "last.pt").is_file():
         return None
     init = read_json(path, RunFile, FIX)[1].init
-    if init is None or Path(init).is_file() or Path(init).parts[-3:] != PRETRAINED.parts:
+    if init is None or Path(init).is_file() or Path(init).parts[-3:] not in [(name, *LAST.parts) for name in ORDER]:
         return init
-    return str(folder.parent / PRETRAINED)  # the run folder was moved
+    return str(folder.parent.joinpath(*Path(init).parts[-3:]))  # the run folder was moved
 
 
 def check_same_run(path: Path, settings: dict[str, Any]) -> None:
     """UserError if the run that `path` (run.json) describes was started with another recipe or other data."""
     before = read_json(path, RunFile, FIX)[1]
     recipes = _with_defaults(before.recipe, path), json.loads(json.dumps(settings["recipe"]))
-    had, has = (dict(_settings(recipe)) for recipe in recipes)
+    had, has = (dict(flat_settings(recipe)) for recipe in recipes)
     for key in dict.fromkeys((*had, *has)):
         if had.get(key) != has.get(key) and key.rpartition(".")[2] not in LENGTH:  # see continuing.py
             raise UserError(
@@ -178,9 +178,9 @@ def check_same_run(path: Path, settings: dict[str, Any]) -> None:
             )
 
 
-def _settings(recipe: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """("PHASE.setting", value) and the like of a recipe as JSON; the numbers of workers, on which no batch depends, and
-    what explains a setting are left out."""
+def flat_settings(recipe: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """("PHASE.setting", value) and the like of a recipe as a dict, without the numbers of workers, on which no batch
+    depends, and without what explains a setting."""
     for key, value in recipe.items():
         if key == "phases":
             yield "phases", [phase.get("name") for phase in value]

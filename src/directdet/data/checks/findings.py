@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from directdet.data.checks.doubts import (
-    misfit_examples,
-    misfit_text,
-    mostly_misfit,
-    split_doubts,
-)
+from directdet.data.checks.doubts import misfit_examples, misfit_text, mostly_misfit
 from directdet.data.checks.finding import MOST_EXAMPLES, Doubt, Example, Finding, Worth
 from directdet.data.checks.report import CheckReport, SplitReport
 from directdet.data.plausible import problem_examples, too_small_examples
@@ -61,17 +56,14 @@ def all_findings(report: CheckReport, datasets: Sequence[Dataset]) -> list[Findi
         text = "Training and evaluation cannot use the dataset as it is."
         found.append(Finding("error", "error", title, text, len(report.errors), lines=report.errors))
     by_split = {dataset.split: dataset for dataset in datasets}
-    for split in report.splits:
+    for split, doubts in zip(report.splits, report.shown_doubts, strict=True):
         dataset = by_split[split.split]
         found += _files(split)
         if tiny := too_small_examples(dataset):
             title, text = f"{split.split}: {split.objects} boxes smaller than a pixel", "None is larger."
             found.append(Finding("tiny-box", "error", title, text, split.objects, tiny))
         found += _problems(dataset, split)
-        found += [
-            _of_doubt(doubt, split.split, datasets, report)
-            for doubt in split_doubts(dataset, split, report.near_duplicates)
-        ]
+        found += [_of_doubt(doubt, split.split, datasets, report) for doubt in doubts]
         if split.misfit_areas and not mostly_misfit(split):
             title, examples = f"{split.split}: {split.misfit_areas} {_MISFIT}", misfit_examples(dataset)
             text = misfit_text(split)

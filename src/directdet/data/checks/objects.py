@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from directdet.data.records import Dataset, image_sizes
+from directdet.data.flat.arrays import image_sizes
+from directdet.data.records import Dataset
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from directdet.data.checks.finding import Doubt
 from directdet.data.checks.near_duplicates import NearDuplicate
 from directdet.data.records import Problem
 
@@ -63,6 +64,8 @@ class CheckReport:
     errors: tuple[str, ...] = ()  # reasons why the dataset cannot be used, the worst first
     doubts: tuple[str, ...] = ()  # reasons why its annotations can hardly be meant as they stand
     warnings: tuple[str, ...] = field(default=())
+    # The doubts about each split with the pictures that show them, which are not in the report file.
+    shown_doubts: tuple[tuple[Doubt, ...], ...] = field(default=(), repr=False, compare=False)
 
     @property
     def fatal(self) -> bool:
@@ -76,7 +79,9 @@ class CheckReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The whole report as plain dicts, lists, numbers and strings, for a report file."""
-        return {"fatal": self.fatal, **_plain(asdict(self))}
+        content = asdict(replace(self, shown_doubts=()))
+        del content["shown_doubts"]
+        return {"fatal": self.fatal, **_plain(content)}
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from directdet.data.records import Record, Records
+from directdet.data.flat.arrays import all_objects
+from directdet.data.records import Record
 
 
 def repeat_factors(images: np.ndarray, labels: np.ndarray, count: int, threshold: float) -> np.ndarray:
@@ -32,12 +33,8 @@ def shown_classes(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
 
     Crowds and objects of weight 0, such as what an edge leaves of one, do not count: nothing is learnt of them.
     """
-    if isinstance(records, Records):
-        labels, learnt, counts = records.classes_of_objects()
-    else:
-        counts = np.array([len(record.labels) for record in records], np.int64)
-        labels = np.concatenate([np.zeros(0, np.int64), *(record.labels for record in records)])
-        learnt = np.concatenate([np.zeros(0, bool), *(record.learnt for record in records)])
-    images = np.repeat(np.arange(len(counts)), counts)[learnt]
-    pairs = np.unique(np.stack([images, labels[learnt].astype(np.int64)]), axis=1)
+    objects = all_objects(records)
+    learnt = objects.learnt
+    images = np.repeat(np.arange(len(records)), objects.counts)[learnt]
+    pairs = np.unique(np.stack([images, objects.labels[learnt].astype(np.int64)]), axis=1)
     return pairs[0], pairs[1]

@@ -22,6 +22,7 @@ import numpy as np
 from directdet import __version__
 from directdet.common.errors import UserError
 from directdet.common.files import write_pieces_atomic
+from directdet.common.urls import absolute
 from directdet.data.flat.columns import TYPES, Columns
 
 VARIABLE = "DIRECTDET_CACHE"
@@ -66,7 +67,7 @@ def cache_file(*names: object) -> Path | None:
     folder = cache_folder()
     if folder is None:
         return None
-    both = json.dumps([(str(name), os.path.abspath(str(name))) for name in names])  # messages have it as it was given
+    both = json.dumps([(str(name), absolute(str(name))) for name in names])  # messages have it as it was given
     return folder / f"{hashlib.sha256(both.encode()).hexdigest()[:32]}.bin"
 
 

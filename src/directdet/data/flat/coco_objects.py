@@ -7,7 +7,7 @@ polygons stay in their picture. What is read does not depend on it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,19 @@ class Images:
     """The images of a file, in its order, and where each id is."""
 
     folder: Path
-    places: dict[int, int]
-    ids: list[int]
-    names: list[str]  # paths below the folder
-    widths: list[int]
-    heights: list[int]
+    places: dict[int, int] = field(default_factory=dict)
+    ids: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)  # paths below the folder
+    widths: list[int] = field(default_factory=list)
+    heights: list[int] = field(default_factory=list)
+
+    def add(self, image_id: int, name: str, width: int, height: int) -> None:
+        """An image behind the others, of an id that none of them has."""
+        self.places[image_id] = len(self.ids)
+        self.ids.append(image_id)
+        self.names.append(name)
+        self.widths.append(width)
+        self.heights.append(height)
 
 
 class ObjectReader:

@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+# The arrays of objects: their values, and where their masks are.
+VALUES = ("boxes", "labels", "crowd", "difficult", "areas", "weights", "annotation_ids")
+MASKS = ("mask_kinds", "mask_starts", "mask_stops")
 NO_MASK, POLYGONS, COMPRESSED, RUNS = range(4)  # how an object's mask is kept
 
 
@@ -62,6 +65,12 @@ class Columns:
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """Every array with its name, in the order of the fields."""
         return ((name, getattr(self, name)) for name in TYPES)
+
+    def only(self, keep: np.ndarray) -> Columns:
+        """The objects for which ``keep``, bool [N], is true, of the same images; polygons stay where they are."""
+        firsts = np.concatenate([[0], np.cumsum(keep, dtype=np.int64)])[self.firsts]
+        kept = {name: getattr(self, name)[keep] for name in (*VALUES, *MASKS)}
+        return Columns(**{**dict(self.arrays()), "firsts": firsts, **kept})
 
     def name(self, image: int) -> str:
         """The path of an image below the folder of the images."""

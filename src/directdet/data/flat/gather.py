@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from directdet.data.flat.columns import COMPRESSED, NO_MASK, POLYGONS, RUNS, TYPES, Columns
+from directdet.data.flat.columns import COMPRESSED, MASKS, NO_MASK, POLYGONS, RUNS, TYPES, VALUES, Columns
 
-_OBJECTS = ("boxes", "labels", "crowd", "difficult", "areas", "weights", "annotation_ids")
-_MASKS = ("mask_kinds", "mask_starts", "mask_stops")
 _TOGETHER = 4096  # single objects that are kept as such before they become a block
 
 
@@ -21,7 +19,7 @@ class Gathered:
     """
 
     def __init__(self) -> None:
-        names = ("images", "places", *_OBJECTS, *_MASKS, "polygon_lengths", "points", "rle")
+        names = ("images", "places", *VALUES, *MASKS, "polygon_lengths", "points", "rle")
         self._values = {name: bytearray() for name in names}  # they grow where they are; arrays would be copied
         self._polygons = 0
         self._single: list[tuple[int, int, dict[str, Any], Any]] = []
@@ -59,14 +57,14 @@ class Gathered:
 
     def _add_single(self) -> None:
         spans = [self._add_mask(mask) for *_, mask in self._single]
-        columns: dict[str, Any] = {name: [one[2][name] for one in self._single] for name in _OBJECTS}
+        columns: dict[str, Any] = {name: [one[2][name] for one in self._single] for name in VALUES}
         columns["images"], columns["places"] = ([one[index] for one in self._single] for index in (0, 1))
-        columns |= dict(zip(_MASKS, np.array(spans, np.int64).reshape(-1, 3).T, strict=True))
+        columns |= dict(zip(MASKS, np.array(spans, np.int64).reshape(-1, 3).T, strict=True))
         self._add_columns(columns)
         self._single = []
 
     def _add_mask(self, mask: Any) -> tuple[int, int, int]:
-        """Keep a mask; returns its values of :data:`_MASKS`."""
+        """Keep a mask; returns its values of MASKS."""
         if mask is None:
             return NO_MASK, 0, 0
         if isinstance(mask, list):
@@ -95,7 +93,7 @@ class Gathered:
         order = np.lexsort((self._take("places"), images))
         firsts = _ends(np.bincount(images, minlength=len(image_ids)))
         del images
-        columns = {name: self._take(name)[order] for name in (*_OBJECTS, *_MASKS)}
+        columns = {name: self._take(name)[order] for name in (*VALUES, *MASKS)}
         texts = [name.encode("utf-8", "surrogatepass") for name in names]
         return Columns(
             image_ids=np.array(image_ids, np.int64),

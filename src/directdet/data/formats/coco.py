@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from directdet.common.errors import UserError
+from directdet.common.urls import shown
+from directdet.data.flat.annotations import about_split, dataset_about
 from directdet.data.flat.cache import KeptColumns, cache_file, digest_of, find, keep
 from directdet.data.flat.coco_objects import Images, ObjectReader
 from directdet.data.flat.columns import Columns
@@ -19,7 +21,7 @@ from directdet.data.formats.reading import CATEGORY, IMAGE, Faults, read_file
 from directdet.data.formats.values import name_text, path_inside, whole
 from directdet.data.image import read_size
 from directdet.data.picture_size import check_pixels, most_pixels
-from directdet.data.records import Dataset, Problem, Records
+from directdet.data.records import Dataset, Records
 
 # Bytes from which on a file is read in pieces, and kept: less is read in a second.
 LARGE = 8_000_000
@@ -71,23 +73,13 @@ def read_coco(
     if kept is None:
         with without_collection():
             read = _read_large(annotations, images, others) if large else _read_whole(annotations, images, others)
-        columns, about = read.columns, read.about()
+        columns, about = read.columns, read.about
         if read.digest is not None and (file := cache_file(annotations, images)) is not None:
             columns = keep(file, about, columns) or columns
     else:
         columns, about = kept, kept.about
     records = Records(columns, images)
-    return Dataset(
-        root,
-        split,
-        layout,
-        tuple(about["classes"]),
-        tuple(about["category_ids"]),
-        records if large else tuple(records),
-        tuple(_problem(**problem) for problem in about["problems"]),
-        tuple(about["notes"]),
-        tuple(about["errors"]),
-    )
+    return dataset_about(root, split, layout, records if large else tuple(records), about)
 
 
 def read_coco_pictures(root: Path, split: str, file: Path, images: Path) -> Dataset:
@@ -97,35 +89,19 @@ def read_coco_pictures(root: Path, split: str, file: Path, images: Path) -> Data
         UserError: not JSON, or an image or category cannot be read.
     """
     read = _read(file, _Pictures(file), images, ())
-    if read.errors:
-        raise UserError(read.errors[0])
-    records = tuple(Records(read.columns, images))
-    return Dataset(root, split, "coco", tuple(read.classes), tuple(read.category_ids), records)
-
-
-def _problem(box: Sequence[float] | None, **about: Any) -> Problem:
-    """A problem of its JSON values, in which a box is a list."""
-    corners = None if box is None else (float(box[0]), float(box[1]), float(box[2]), float(box[3]))
-    return Problem(**about, box=corners)
+    if read.about["errors"]:
+        raise UserError(read.about["errors"][0])
+    dataset = dataset_about(root, split, "coco", tuple(Records(read.columns, images)), read.about)
+    return replace(dataset, problems=(), notes=())
 
 
 @dataclass(frozen=True)
 class _Read:
-    """What a file holds, and what it depends on; ``digest`` is that of the file, None if it is not to be kept."""
+    """What a file holds; ``digest`` is that of the file, None if it is not to be kept."""
 
     columns: Columns
-    classes: list[str]
-    category_ids: list[int]
-    problems: list[Problem]
-    notes: list[str]
-    errors: list[str]
+    about: dict[str, Any]  # JSON values, with what it depends on
     digest: str | None
-    others: dict[str, str | None] | None  # digests of the other splits' files; None: they were not asked
-
-    def about(self) -> dict[str, Any]:
-        """All but the columns, as JSON values."""
-        found = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("columns", "problems")}
-        return {**found, "problems": [asdict(problem) for problem in self.problems], "most_pixels": most_pixels()}
 
 
 def _is_large(file: Path) -> bool:
@@ -208,27 +184,20 @@ def _read(annotations: Path, source: JSONLists | _Whole, images: Path, others: S
             f"{annotations}: category {placeholder} {name!r} is no class: it is the placeholder of a Roboflow export "
             "(supercategory none, no objects)"
         )
-    category_ids = sorted(names)
     found, lost_images, measured = _read_images(annotations, source.pieces("images"), images, faults)
     if measured.done:
         notes.append(
             f"{annotations}: {len(measured.done)} images (the first: {measured.done[0]}) have no width or height; "
             "theirs are those of the image files"
         )
-    labels = {category: label for label, category in enumerate(category_ids)}
+    labels = {category: label for label, category in enumerate(sorted(names))}
     reader = ObjectReader(annotations, labels, found, (lost_images, lost), faults)
     gathered = reader.read_all(lambda: source.pieces("annotations"))
     source.prove()
-    return _Read(
-        gathered.finish(found.ids, found.widths, found.heights, found.names),
-        [names[category] for category in category_ids],
-        category_ids,
-        faults.problems,
-        notes,
-        list(faults.errors()),
-        None if measured.tried else source.digest,  # the sizes of image files may change
-        asked,
-    )
+    digest = None if measured.tried else source.digest  # the sizes of image files may change
+    about = about_split(names, faults.problems, notes, faults.errors())
+    about |= {"digest": digest, "others": asked}  # of the other splits' files; None: they were not asked
+    return _Read(gathered.finish(found.ids, found.widths, found.heights, found.names), about, digest)
 
 
 def _placeholder(
@@ -263,16 +232,20 @@ def _uses(source: JSONLists | _Whole, category: int) -> bool:
     return any(isinstance(entry, dict) and whole(entry.get("category_id")) == category for entry in entries)
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(
+    file: Path, what: str = "a COCO file", holds: str = "images, annotations and categories"
+) -> dict[str, Any]:
+    """The object in a JSON file; ``what`` it is and what it ``holds`` are for messages."""
+    where = shown(file)
     text = read_file(file, "annotation file")
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{file}: line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from None
+        raise UserError(f"{where}: line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:  # not UTF-8, a number of thousands of digits, endless nesting
-        raise UserError(f"{file}: not valid JSON: {error}") from None
+        raise UserError(f"{where}: not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{file}: not a COCO file: expected an object with images, annotations and categories")
+        raise UserError(f"{where}: not {what}: expected an object with {holds}")
     return content
 
 
@@ -283,7 +256,7 @@ def read_categories(file: Path, entries: list[Any], faults: Faults) -> tuple[dic
     for index, entry in enumerate(entries):
         category = whole(entry.get("id")) if isinstance(entry, dict) else None
         name = name_text(entry.get("name")) if isinstance(entry, dict) else None
-        where = f"{file}: categories"
+        where = f"{shown(file)}: categories"
         if category is None or name is None:
             faults.add(CATEGORY, UserError(f"{where}: entry {index} has no integer id or no name; correct it"))
             lost |= {category} - {None}
@@ -311,7 +284,7 @@ def _read_images(
     file: Path, pieces: Iterable[Piece], folder: Path, faults: Faults
 ) -> tuple[Images, set[int | None], Measured]:
     """The images, the ids of entries that cannot be read, and those whose size is that of the image file."""
-    images = Images(folder, {}, [], [], [], [])
+    images = Images(folder)
     lost: set[int | None] = set()
     measured = Measured()
     for index, entry in enumerate(entry for piece in pieces for entry in piece.exactly()):
@@ -326,11 +299,7 @@ def _read_images(
             faults.add(IMAGE, error)
             lost |= {image_id} - {None} - images.places.keys()
             continue
-        images.places[image_id] = len(images.ids)
-        images.ids.append(image_id)
-        images.names.append(name)
-        images.widths.append(width)
-        images.heights.append(height)
+        images.add(image_id, name, width, height)
     return images, lost, measured
 
 

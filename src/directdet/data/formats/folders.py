@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from directdet.common.errors import UserError
+from directdet.common.urls import url_of
 from directdet.data.records import Dataset
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -92,9 +93,12 @@ def picture_called(folder: Path, stem: str) -> Path | None:
 
 
 def within(root: Path, path: Path) -> bool:
-    """Whether ``path`` lies in ``root`` as written, after its ``..`` are resolved; symbolic links count as inside."""
+    """Whether ``path`` lies in ``root`` as written, after its ``..`` are resolved; symbolic links count as inside.
+
+    An address is inside nothing: pathlib makes one of a name of an annotation file below the folder ".".
+    """
     top, place = os.path.abspath(root), os.path.abspath(path)
-    return place == top or place.startswith(top.rstrip(os.sep) + os.sep)
+    return url_of(path) is None and (place == top or place.startswith(top.rstrip(os.sep) + os.sep))
 
 
 def plain_path(name: str) -> PurePosixPath:

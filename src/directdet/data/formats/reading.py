@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from directdet.common.errors import UserError
+from directdet.common.urls import url_of
 from directdet.data.formats.polygons import near_picture
+from directdet.data.inside.files import read_all
 from directdet.data.records import Problem, clip_box
 
 # Kinds of entries, the worst first: what is lost with one that cannot be read.
@@ -18,11 +20,13 @@ MOST_ERRORS = 1000  # kept of each kind; the others are counted
 
 
 def read_file(file: Path, what: str) -> bytes:
-    """The content of a file; ``what`` it is goes into the message.
+    """The content of a file, or of one at an address; ``what`` it is goes into the message.
 
     Raises:
         UserError: it is missing or cannot be read.
     """
+    if url_of(file) is not None:
+        return read_all(file)
     try:
         return file.read_bytes()
     except FileNotFoundError:

@@ -9,7 +9,8 @@ from directdet.common.errors import UserError
 from directdet.data.formats.coco import coco_splits, roboflow_splits
 from directdet.data.formats.coco_files import open_coco
 from directdet.data.formats.folders import PICTURES, Found, subfolders
-from directdet.data.formats.shards import open_shards
+from directdet.data.formats.packed.parquet import open_parquet
+from directdet.data.formats.packed.shards import open_shards
 from directdet.data.formats.tools.cvat import open_cvat
 from directdet.data.formats.tools.imagefolder import open_imagefolder
 from directdet.data.formats.tools.label_studio import open_label_studio
@@ -30,6 +31,7 @@ LAYOUTS: dict[str, Callable[[Path], Found | None]] = {
     "open-images": open_open_images,
     "imagefolder": open_imagefolder,
     "shards": open_shards,
+    "parquet": open_parquet,
 }
 
 
@@ -45,7 +47,8 @@ def recognise(folder: Path) -> Found:
     if not coco_splits(folder) and not roboflow_splits(folder) and find_voc(folder) is None:
         found = [reading for open_layout in LAYOUTS.values() if (reading := open_layout(folder)) is not None]
     else:
-        found = [reading for name in ("coco", "voc") if (reading := LAYOUTS[name](folder)) is not None][:1]
+        reading = LAYOUTS["coco"](folder) or LAYOUTS["voc"](folder)  # VOC's lists folders of many pictures
+        found = [] if reading is None else [reading]
     if len(found) == 1:
         return found[0]
     if found:

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeGuard, cast
 
 from directdet.common.errors import UserError
+from directdet.common.urls import url_of
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -22,13 +23,13 @@ def is_integer(value: Any) -> TypeGuard[int]:
 def path_inside(folder: Path, name: Any, source: str) -> Path:
     """``folder / name`` for a name read from a file; UserError if it could point outside ``folder``.
 
-    Absolute names, drive letters and ``..`` are refused; backslashes count as slashes. Symbolic links are followed:
-    they were made by whoever set up the folder, not by the annotation file.
+    Absolute names, addresses, drive letters and ``..`` are refused; backslashes count as slashes. Symbolic links are
+    followed: they were made by whoever set up the folder, not by the annotation file.
     """
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise UserError(f"{source}: {name!r} is not a file name; give a path relative to {folder}")
     parts = PurePosixPath(name.replace("\\", "/"))
-    if parts.is_absolute() or PureWindowsPath(name).drive or ".." in parts.parts:
+    if parts.is_absolute() or PureWindowsPath(name).drive or ".." in parts.parts or url_of(parts) is not None:
         raise UserError(f"{source}: path {name!r} may point outside {folder}; give a path inside it")
     return folder / parts
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -97,36 +98,45 @@ def read_yolo(root: Path, split: str, found: YoloSet, layout: str = "yolo") -> D
     paths = list(dict.fromkeys(paths))
     if not paths and not faults.errors():
         raise UserError(f"{found.splits[split][0]}: holds no picture; correct the path of {split!r}")
-    labelled = 0
-    pictures: list[Picture] = []
+    unlabelled: list[Path] = []
+    pictures = _pictures(paths, split, found, faults, unlabelled)
+    dataset = assemble(root, split, layout, pictures, dict(enumerate(found.names)), 0, faults, found.notes)
+    if not unlabelled:
+        return dataset
+    note = f"{split}: {len(unlabelled)} of {len(paths)} pictures have no label file: no objects there"
+    return replace(dataset, notes=(*dataset.notes, note))
+
+
+def _pictures(
+    paths: list[Path], split: str, found: YoloSet, faults: Faults, unlabelled: list[Path]
+) -> Iterator[Picture]:
+    """The pictures and their shapes, one at a time; those without a label file are added to ``unlabelled``."""
     for path in paths:
         picture = Picture(path, shares=True)
         file = label_file(path)
-        if os.path.isfile(file):
-            labelled += 1
+        if not os.path.isfile(file):
+            unlabelled.append(path)
+            yield picture
+            continue
+        try:
+            text = read_text(file, "label file")
+        except UserError as error:
+            faults.add(IMAGE, error)
+            continue
+        for number, line in enumerate(text.splitlines(), 1):
             try:
-                text = read_text(file, "label file")
+                shape = _read_line(f"{file}: line {number}", line, found)
             except UserError as error:
-                faults.add(IMAGE, error)
+                faults.add(OBJECT, error)
                 continue
-            for number, line in enumerate(text.splitlines(), 1):
-                try:
-                    shape = _read_line(f"{file}: line {number}", line, found)
-                except UserError as error:
-                    faults.add(OBJECT, error)
-                    continue
-                if shape is not None:
-                    picture.shapes.append(shape)
-        pictures.append(picture)
-    if paths and not labelled:
+            if shape is not None:
+                picture.shapes.append(shape)
+        yield picture
+    if paths and len(unlabelled) == len(paths):
         raise UserError(
             f"{label_file(paths[0])}: label file not found, nor one for any of the {len(paths)} pictures of {split!r}; "
             "labels lie beside the pictures, or in a folder labels where the pictures are in images"
         )
-    notes = [*found.notes]
-    if labelled < len(paths):
-        notes.append(f"{split}: {len(paths) - labelled} of {len(paths)} pictures have no label file: no objects there")
-    return assemble(root, split, layout, pictures, dict(enumerate(found.names)), 0, faults, notes)
 
 
 def label_file(picture: Path) -> Path:

@@ -121,7 +121,8 @@ def _write_sheet(data: Path, recipe: Recipe, sheet: Path) -> None:
     for phase in recipe.phases:
         loader = make_phase_loader(replace(phase, workers=0), dataset, dataset.has_masks, 0, False)
         title = f"{recipe.name}, {phase.name}: {loader.images} pictures, resize={phase.resize}, size={phase.size[0]}"
-        rows.append((title, drawn_batches(loader, dataset.classes, 2 * COLUMNS, dataset.pixels)))
+        classes = (*dataset.classes, "background")  # which montages hold pieces of
+        rows.append((title, drawn_batches(loader, classes, 2 * COLUMNS, dataset.pixels)))
     write_bytes_atomic(sheet, make_sheet(rows))
     say(f"augmented pictures: {sheet}")
 
@@ -170,7 +171,9 @@ def _report_text(found: CheckReport, suffix: str, seen: Sequence[Seen]) -> str:
 
 @click.command()
 @click.argument("data", type=PATH)
-@click.option("--to", type=click.Choice(["coco", "yolo", "voc", "shards"]), required=True, help="The format to write.")
+@click.option(
+    "--to", type=click.Choice(["coco", "yolo", "voc", "shards", "parquet"]), required=True, help="The format to write."
+)
 @click.option("--out", type=PATH, required=True, metavar="FOLDER", help="New, empty, or written by convert before.")
 @click.option("--link", is_flag=True, help="Make symbolic links to the pictures instead of copies.")
 @click.option(
@@ -179,7 +182,7 @@ def _report_text(found: CheckReport, suffix: str, seen: Sequence[Seen]) -> str:
     default=256,
     show_default=True,
     metavar="N",
-    help="Million bytes of a tar file, with --to shards.",
+    help="Million bytes of a file, with --to shards or parquet.",
 )
 @click.option("--tiles", type=click.IntRange(min=16), metavar="PIXELS", help="coco: cut larger pictures into tiles.")
 @overlap_option
@@ -195,9 +198,9 @@ def convert(
     overlap: float | None,
     visible: float | None,
 ) -> int:
-    """Write DATA as COCO, YOLO, VOC or shards.
+    """Write DATA as COCO, YOLO, VOC, shards or Parquet.
 
-    Shards are tar files that hold the pictures. What the format cannot hold is told, with numbers.
+    Shards are tar files that hold the pictures, as Parquet files do. What the format cannot hold is told, with numbers.
     """
     if tiles is None and (overlap is not None or visible is not None):
         raise click.UsageError("--overlap and --visible are those of tiles; give --tiles, too")

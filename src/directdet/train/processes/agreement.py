@@ -18,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
@@ -25,8 +26,10 @@ from torch.distributed.rendezvous import rendezvous
 
 from directdet import __version__
 from directdet.common.errors import UserError
+from directdet.data.flat.arrays import all_objects, image_files, image_sizes
 from directdet.data.records import Dataset
 from directdet.recipes.recipe import Recipe
+from directdet.train.run_file import flat_settings
 
 PATIENCE = timedelta(minutes=5)  # for another process to start and to read its data
 _FAREWELL = timedelta(seconds=10)  # for the others to read why this one ends
@@ -137,9 +140,7 @@ def facts_of(
     """
     facts = {"what is run": " ".join(asked), "seed": str(seed), "device": device, "version": __version__}
     facts |= {"torch": torch.__version__, "code": _code()}
-    settings = asdict(replace(recipe, given=()))
-    by_phase = {phase.pop("name"): phase for phase in settings.pop("phases")}
-    facts |= dict(_flat({**settings, **by_phase}))
+    facts |= {name: str(value) for name, value in flat_settings(asdict(replace(recipe, given=())))}
     for name, dataset in (("train", train), ("val", val)):
         facts[f"images of {name}"] = "none" if dataset is None else str(len(dataset))
         facts[f"annotations of {name}"] = "none" if dataset is None else _annotations(dataset)
@@ -161,23 +162,16 @@ def _short(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Settings as --set names them; the number of workers may differ between machines."""
-    if isinstance(value, dict):
-        for key, one in value.items():
-            yield from _flat(one, f"{name}.{key}" if name else str(key))
-    elif not name.endswith(".workers"):
-        yield name, str(value)
-
-
 def _annotations(dataset: Dataset) -> str:
     """A short digest of what is learnt from; pictures count by their names."""
     digest = hashlib.sha256(repr((dataset.classes, dataset.category_ids)).encode(errors="surrogatepass"))
-    for record in dataset.records:
-        about = (record.image_id, record.path.name, record.width, record.height)
-        digest.update(repr(about).encode(errors="surrogatepass"))
-        for values in (record.boxes, record.labels, record.crowd, record.difficult, record.weights):
-            digest.update(values.tobytes())
+    for number, path in image_files(dataset.records):
+        digest.update(f"{number} {path.name}\n".encode(errors="surrogatepass"))
+    objects = all_objects(dataset.records)
+    digest.update(image_sizes(dataset.records).tobytes())
+    for values in (objects.counts, objects.boxes, objects.crowd, objects.difficult, objects.weights):
+        digest.update(values.tobytes())
+    digest.update(objects.labels.astype(np.int64).tobytes())
     return f"digest {digest.hexdigest()[:12]}"
 
 

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from directdet.common.errors import UserError
-from directdet.data.records import Dataset, Record, only_objects
+from directdet.data.flat.arrays import all_objects
+from directdet.data.records import Dataset, Record, Records, only_objects
 
 TABLE, KEEP = "classes", "keep_classes"
 
@@ -95,7 +96,10 @@ def with_classes(dataset: Dataset, rules: ClassRules) -> Dataset:
         raise UserError(f"{rules.where}: leaves out all classes; a detector needs at least one")
     ids = [min(_ids_of(dataset, new, name)) for name in classes]
     table = np.array([-1 if name is None else classes.index(name) for name in new], np.int64)
-    records = tuple(_relabelled(record, table) for record in dataset.records)
+    if isinstance(dataset.records, Records):
+        records: Sequence[Record] = dataset.records.relabelled(table)
+    else:
+        records = tuple(_relabelled(record, table) for record in dataset.records)
     return replace(
         dataset,
         classes=classes,
@@ -153,11 +157,10 @@ def _notes(dataset: Dataset, records: Sequence[Record], new: Sequence[str | None
     if gone:
         shown = ", ".join(gone[:20]) + (", ..." if len(gone) > 20 else "")
         notes.append(f"{source}: left out: {shown} ({len(gone)} of {len(dataset.classes)} classes)")
-    lost = sum(len(record.boxes) for record in dataset.records) - sum(len(record.boxes) for record in records)
+    before, after = (all_objects(one).counts for one in (dataset.records, records))
+    lost = int(before.sum() - after.sum())
     if lost:
-        emptied = sum(
-            len(before.boxes) > 0 == len(after.boxes) for before, after in zip(dataset.records, records, strict=True)
-        )
+        emptied = int(((before > 0) & (after == 0)).sum())
         notes.append(
             f"{dataset.split}: {lost} objects are of classes that are left out; {emptied} pictures have no others and "
             "stay, without objects"

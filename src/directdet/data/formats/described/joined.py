@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 
 from directdet.common.errors import UserError
+from directdet.data.flat.arrays import ImageFile, image_files
 from directdet.data.formats.described.classes import KEEP, ClassRules, class_rules, relabelled, with_classes
 from directdet.data.formats.described.classes import TABLE as CLASSES
 from directdet.data.formats.described.sets import (
@@ -49,7 +50,7 @@ from directdet.data.formats.described.sets import (
 )
 from directdet.data.formats.described.splits import held_out
 from directdet.data.formats.folders import Found
-from directdet.data.records import Dataset, Record
+from directdet.data.records import Dataset, Record, take
 
 SETS = "sets"
 _SPLIT, _OWN, _DIVIDE = "split", "own", "divide"
@@ -207,10 +208,10 @@ def _part(one: _Set, split: str) -> Dataset:
 def _held_out(file: Path, content: dict[str, Any], pool: Sequence[Dataset]) -> set[str]:
     """The places of the pictures that are val. A picture that several sets have is one."""
     places = [place for part in pool for place in _places(part.records)]
-    records = [record for part in pool for record in part.records]
+    images = [image for part in pool for image in image_files(part.records)]
     firsts = {place: number for number, place in reversed(list(enumerate(places)))}
     numbers = sorted(firsts.values())
-    unique = [replace(records[number], image_id=number) for number in numbers]
+    unique = [ImageFile(number, images[number].path) for number in numbers]
     val = held_out(file, content, unique, str(file))
     return {places[number] for number in numbers if number in val}
 
@@ -226,18 +227,18 @@ def _beside_the_others(val: set[str], pool: Sequence[Dataset], sets: Sequence[_S
 
 
 def _chosen(part: Dataset, val: set[str], inside: bool) -> Dataset:
-    chosen = zip(part.records, _places(part.records), strict=True)
-    return replace(part, records=tuple(record for record, place in chosen if (place in val) == inside))
+    chosen = np.flatnonzero([(place in val) == inside for place in _places(part.records)])
+    return replace(part, records=take(part.records, chosen))
 
 
 def _places(records: Sequence[Record]) -> list[str]:
     """Where the picture files are, the same for the same file through links to it or to its folder."""
     folders: dict[Path, str] = {}
     found: list[str] = []
-    for record in records:
-        if record.path.parent not in folders:
-            folders[record.path.parent] = os.path.realpath(record.path.parent)
-        place = os.path.join(folders[record.path.parent], record.path.name)
+    for _, path in image_files(records):
+        if path.parent not in folders:
+            folders[path.parent] = os.path.realpath(path.parent)
+        place = os.path.join(folders[path.parent], path.name)
         found.append(os.path.realpath(place) if os.path.islink(place) else place)
     return found
 

@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 
 from directdet.common.errors import UserError
+from directdet.common.urls import shown, url_of
+from directdet.data.flat.arrays import image_files
 from directdet.data.formats.coco import read_coco
 from directdet.data.formats.described.splits import KEYS as SPLIT_KEYS
 from directdet.data.formats.described.splits import held_out
 from directdet.data.formats.folders import Found, within
+from directdet.data.formats.packed.parquet import BOX_FORMATS, open_parquet
 from directdet.data.formats.recognise import LAYOUTS
 from directdet.data.formats.values import path_inside
 from directdet.data.formats.voc import read_voc_lists
@@ -27,7 +30,8 @@ SPLITS = ("train", "val", "test")
 VOC = "voc"
 DATA = "data"
 COCO_KEYS = ("images", "annotations")
-FORMAT_KEYS = ("format", "folder")
+BOX_FORMAT = "box_format"
+FORMAT_KEYS = ("format", "folder", BOX_FORMAT)
 SINGLE_KEYS = (*COCO_KEYS, *FORMAT_KEYS, *SPLIT_KEYS)
 Finder = Callable[[Path], Found]  # the reading of a dataset's folder or file, as `find_dataset`
 
@@ -107,11 +111,18 @@ def opened(file: Path, table: dict[str, Any], where: str) -> Found:
     if "images" in table or "annotations" in table:
         raise UserError(f"{where}: give either format and folder, or images and annotations, not both")
     folder = _path(file, table.get("folder", "."), f"{where}: folder")
-    if not os.path.isdir(folder):
+    if url_of(folder) is not None and name != "shards":
+        raise UserError(f"{where}: folder: {shown(folder)}: of an address, only shards are read; copy the set here")
+    if url_of(folder) is None and not os.path.isdir(folder):
         raise UserError(f"{where}: folder: {folder} not found; correct it")
-    found = LAYOUTS[name](folder)
+    box_format = table.get(BOX_FORMAT)
+    if box_format is not None and name != "parquet":
+        raise UserError(f"{where}: {BOX_FORMAT}: {name} says itself what its boxes are; leave it out")
+    if box_format is not None and (not isinstance(box_format, str) or box_format not in BOX_FORMATS):
+        raise UserError(f"{where}: {BOX_FORMAT}: {box_format!r} is not one of {', '.join(BOX_FORMATS)}")
+    found = LAYOUTS[name](folder) if box_format is None else open_parquet(folder, box_format)
     if found is None:
-        raise UserError(f"{where}: format: nothing of {name!r} in {folder}; correct it")
+        raise UserError(f"{where}: format: nothing of {name!r} in {shown(folder)}; correct it")
     return found
 
 
@@ -140,19 +151,21 @@ def check_keys(where: str, table: dict[str, Any], known: Sequence[str], above: S
 def hold_out(file: Path, table: dict[str, Any], split: str, where: str) -> Dataset:
     """The train or val part of a single set, in the file's order."""
     whole = read_set(file, table, split, where)
-    val = held_out(file, table, whole.records, where)
-    own = np.flatnonzero([(record.image_id in val) == (split == "val") for record in whole.records])
+    images = image_files(whole.records)
+    val = held_out(file, table, images, where)
+    own = np.flatnonzero([(image.image_id in val) == (split == "val") for image in images])
     return replace(whole, records=take(whole.records, own))
 
 
 def _path(file: Path, name: Any, where: str) -> Path:
-    """A path inside the folder of ``file``, or an absolute one: that is the user's own choice."""
-    if isinstance(name, str) and Path(name).is_absolute() and "\0" not in name:
+    """A path inside the folder of ``file``, or an absolute one or an address: those are the user's own choice."""
+    if isinstance(name, str) and (Path(name).is_absolute() or url_of(name)) and "\0" not in name:
         return Path(name)
     return path_inside(file.parent, name, where)
 
 
 def _outside(file: Path, dataset: Dataset, *places: Path) -> Dataset:
     """The dataset with a note about each place that is outside the folder of ``file``."""
-    notes = [f"{file}: reads {place}, outside its own folder" for place in places if not within(file.parent, place)]
+    others = [place for place in places if not within(file.parent, place)]
+    notes = [f"{file}: reads {shown(place)}, outside its own folder" for place in others]
     return replace(dataset, notes=(*dataset.notes, *notes))

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 
 from directdet.common.errors import UserError
+from directdet.data.flat.arrays import ImageFile
 from directdet.data.formats.folders import plain_path
 from directdet.data.formats.reading import read_text
 from directdet.data.formats.values import is_integer, is_number, path_inside
-from directdet.data.records import Record
 
 WAYS = ("val_fraction", "val_count", "val_list", "folds")
 KEYS = (*WAYS, "fold", "group", "seed")
 FOLDER = "folder"  # in place of the pattern of group
 
 
-def held_out(file: Path, content: dict[str, Any], records: Sequence[Record], where: str) -> set[int]:
+def held_out(file: Path, content: dict[str, Any], records: Sequence[ImageFile], where: str) -> set[int]:
     """The ids of the images that are val, as the keys :data:`KEYS` of ``file`` say; it depends on nothing else.
 
     With ``group``, a regular expression with one group that is searched in the name of each image file, images for
@@ -86,7 +86,7 @@ def _fold(where: str, content: dict[str, Any], there: int, what: str) -> slice:
     return slice(fold, None, folds)
 
 
-def _groups(file: Path, pattern: Any, records: Sequence[Record], where: str) -> dict[str, list[int]]:
+def _groups(file: Path, pattern: Any, records: Sequence[ImageFile], where: str) -> dict[str, list[int]]:
     """The ids of images by their group, sorted by its name."""
     found: dict[str, list[int]] = {}
     if pattern == FOLDER:
@@ -116,7 +116,7 @@ def _group_of(name: str, pattern: Any, where: str) -> str:
     return match[1]
 
 
-def _listed(file: Path, name: Any, records: Sequence[Record], where: str) -> set[int]:
+def _listed(file: Path, name: Any, records: Sequence[ImageFile], where: str) -> set[int]:
     """The images that a text file names, one a line: by file name, its stem, or the end of its path."""
     source = path_inside(file.parent, name, f"{where}: val_list")
     places: dict[str, list[int]] = {}

@@ -15,19 +15,22 @@ from directdet.common.errors import UsageProblem, UserError
 from directdet.common.files import require_writable, write_json_atomic, write_text_atomic
 from directdet.data.dataset import Dataset, check_same_classes, find_splits, load_dataset
 from directdet.data.formats.write.coco import write_coco
+from directdet.data.formats.write.parquet import write_parquet
 from directdet.data.formats.write.shards import SHARD_MB, write_shards
 from directdet.data.formats.write.tiles import Cutting, Piece, cut_dataset, write_piece_files
 from directdet.data.formats.write.voc import write_voc
 from directdet.data.formats.write.yolo import write_yolo
 from directdet.data.image import is_picture_file, read_bytes
+from directdet.data.inside.paths import split_path
 from directdet.data.pixels.format import RGB
 from directdet.data.records import Record
-from directdet.data.tars.members import split_path
 
 # Each writes the annotations of all splits below a folder, and returns where each picture goes, by split, and counts
-# of what the format cannot hold, in words. Shards hold the pictures themselves, which go nowhere else.
+# of what the format cannot hold, in words. Shards and Parquet files hold the pictures, which go nowhere else.
 Writer = Callable[[Path, Mapping[str, Dataset], Mapping[str, list[str]]], tuple[dict[str, str], Counter[str]]]
-WRITERS: dict[str, Writer] = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc, "shards": write_shards}
+WRITERS: dict[str, Writer] = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}
+# These write several files of about so many millions of bytes.
+PACKERS = {"shards": write_shards, "parquet": write_parquet}
 MARKER = "directdet-convert.json"  # in folders that were written here, which may be written anew
 
 
@@ -44,11 +47,11 @@ def convert(
 
     Args:
         root: a dataset as `load_dataset` reads it.
-        to: one of `WRITERS`.
+        to: one of `WRITERS` or `PACKERS`.
         out: a new or empty folder, or one that was written by this function before.
-        link: make symbolic links to the pictures instead of copies; not with shards, which hold them.
+        link: make symbolic links to the pictures instead of copies; not with shards or Parquet, which hold them.
         cutting: cut large pictures into tiles; for "coco" alone, which can say what an edge leaves of an object.
-        shard_mb: of a shard, in millions of bytes.
+        shard_mb: of a shard or Parquet file, in millions of bytes.
         say: called with a line about the tiles of each split.
 
     Raises:
@@ -57,8 +60,8 @@ def convert(
     """
     if cutting is not None and (link or to != "coco"):
         raise UsageProblem("tiles: " + ("are new pictures; leave out link" if link else "are written for coco alone"))
-    if link and to == "shards":
-        raise UsageProblem("--link: shards hold the pictures themselves; leave it out")
+    if link and to in PACKERS:
+        raise UsageProblem(f"--link: {to} files hold the pictures themselves; leave it out")
     target = Path(out)
     require_writable(target, folder=True)
     if target.is_dir() and any(target.iterdir()) and not (target / MARKER).is_file():
@@ -83,7 +86,7 @@ def convert(
         # VOC has one folder for the pictures of all splits, the others one for each.
         together = [splits] if to == "voc" else [{split: dataset} for split, dataset in splits.items()]
         names = {split: found for part in together for split, found in _names(part).items()}
-        writer = partial(write_shards, shard_mb=shard_mb) if to == "shards" else WRITERS[to]
+        writer = partial(PACKERS[to], shard_mb=shard_mb) if to in PACKERS else WRITERS[to]
         folders, lost = writer(place, splits, names)
         for split, folder in folders.items():
             (place / folder).mkdir(parents=True, exist_ok=True)
@@ -146,7 +149,7 @@ def _put(record: Record, place: Path, link: bool) -> None:
         raise UserError(f"{record.path}: image file not found; check-data lists all that are missing")
     if split_path(record.path) is not None:
         if link:
-            raise UserError(f"{record.path}: lies in a tar file, to which there are no links; leave out --link")
+            raise UserError(f"{record.path}: lies inside a file, to which there are no links; leave out --link")
         place.write_bytes(read_bytes(record.path))
     elif link:
         place.symlink_to(record.path.resolve())

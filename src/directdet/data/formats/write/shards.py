@@ -1,4 +1,4 @@
-"""Writing shards: tar files of pictures, each followed by a json of its annotations, and the classes beside them."""
+"""Writing shards: tar files of pictures, each followed by a json of its annotations; classes and a list beside them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from directdet.common.files import write_json_atomic
-from directdet.data.formats.shards import CLASSES
+from directdet.data.formats.packed.shard_list import LIST, Shard
+from directdet.data.formats.packed.shards import CLASSES
 from directdet.data.formats.write.coco import coco_objects
 from directdet.data.image import read_bytes
 from directdet.data.records import Dataset, Record
@@ -29,19 +31,21 @@ def write_shards(
     """
     lost: Counter[str] = Counter()
     first = next(iter(splits.values()))
+    shards: list[Shard] = []
     for split, dataset in splits.items():
         ids = [number for record in dataset.records for number in record.annotation_ids]
         anew = len(set(ids)) < len(ids)
         lost["ids of annotations, which become 1, 2, ... as joined sets share some"] += len(ids) * anew
-        _write_split(root, split, dataset, _with_keys(names[split]), anew, shard_mb * _MB)
+        shards += _write_split(root, split, dataset, _with_keys(names[split]), anew, shard_mb * _MB)
     categories = [{"id": number, "name": name} for number, name in zip(first.category_ids, first.classes, strict=True)]
     write_json_atomic(root / CLASSES, {"categories": categories})
+    write_json_atomic(root / LIST, {"shards": [asdict(shard) for shard in shards]})
     return {}, lost
 
 
 def _write_split(
     root: Path, split: str, dataset: Dataset, names: Sequence[tuple[str, str]], anew: bool, most: int
-) -> None:
+) -> list[Shard]:
     root.mkdir(parents=True, exist_ok=True)
     numbers = iter(range(1, 2**62)) if anew else None
     samples = (
@@ -49,9 +53,10 @@ def _write_split(
         for record, (key, suffix) in zip(dataset.records, names, strict=True)
     )
     sample = next(samples, None)
-    shards = 0
+    shards: list[Shard] = []
     while sample is not None or not shards:  # a split without pictures is one empty shard
-        with tarfile.open(root / f"{split}-{shards:06d}.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        file, count = root / f"{split}-{len(shards):06d}.tar", 0
+        with tarfile.open(file, "w", format=tarfile.PAX_FORMAT) as tar:
             # A picture's json is far shorter than it: its bytes do not count.
             while sample is not None and (not tar.offset or tar.offset + len(sample[3]) <= most):
                 record, key, suffix, picture = sample
@@ -64,7 +69,9 @@ def _write_split(
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))
                 sample = next(samples, None)
-        shards += 1
+                count += 1
+        shards.append(Shard(file.name, count, file.stat().st_size))
+    return shards
 
 
 def _with_keys(names: Sequence[str]) -> list[tuple[str, str]]:

@@ -5,17 +5,18 @@ Where a member's bytes lie is read once from the headers; then it is one read at
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from io import FileIO
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-import numpy as np
-
 from directdet.common.errors import UserError
+from directdet.common.urls import shown
+from directdet.data.inside.files import known_state, read_part, reader
+from directdet.data.inside.index import Index
+
+KEPT = 2**24  # bytes of a tar from which on its index is kept: less is read in no time
 
 _LONGEST_NAME = 1024  # bytes
 _BLOCK = 512
@@ -28,22 +29,12 @@ _AGAIN = "copy it again, or write it anew"
 
 @dataclass(frozen=True)
 class Member:
-    """A plain file in a tar: its path there, and where its bytes lie."""
+    """A plain file in a tar: its path there, where its bytes lie, and, if they were wanted, the bytes."""
 
     name: str
     offset: int
     size: int
-
-
-def split_path(path: str | os.PathLike[str]) -> tuple[Path, str] | None:
-    """(the tar file, the member's name) of a path into a tar file that is there; None for any other path."""
-    text = os.fspath(path)
-    if ".tar" not in text:  # most: no call to the system
-        return None
-    for parent in Path(text).parents:
-        if parent.suffix == ".tar" and os.path.isfile(parent):
-            return parent, Path(text).relative_to(parent).as_posix()
-    return None
+    content: bytes | None = None
 
 
 def read_member(file: Path, name: str, most: int = -1) -> bytes:
@@ -54,19 +45,12 @@ def read_member(file: Path, name: str, most: int = -1) -> bytes:
     """
     place = find_member(file, name)
     if place is None:
-        raise UserError(f"{file}: no member {name!r} in it; {_AGAIN}")
+        raise UserError(f"{shown(file)}: no member {name!r} in it; {_AGAIN}")
     offset, size = place
     wanted = size if most < 0 else min(size, most)
-    try:
-        with open(file, "rb", buffering=0) as stream:
-            stream.seek(offset)
-            content = b""
-            while len(content) < wanted and (block := stream.read(wanted - len(content))):
-                content += block
-    except OSError as error:
-        raise UserError(f"{file}: member {name!r} cannot be read: {error.strerror or error}") from None
+    content = read_part(file, offset, wanted)
     if len(content) < wanted:
-        raise UserError(f"{file}: member {name!r} goes on beyond the end of the file; {_AGAIN}")
+        raise UserError(f"{shown(file)}: member {name!r} goes on beyond the end of the file; {_AGAIN}")
     return content
 
 
@@ -79,80 +63,56 @@ def find_member(file: Path, name: str) -> tuple[int, int] | None:
     return _index(file).find(name)
 
 
-def list_members(file: Path) -> list[Member]:
-    """The plain files in a tar, in its order; folders are left out.
+def list_members(file: Path, wanted: Callable[[Member], bool] = lambda member: False) -> list[Member]:
+    """The plain files in a tar, in its order, with the content of those that are ``wanted``; folders are left out.
 
     Raises:
         UserError: it is missing, compressed, cut short or damaged, or a member is a link or another thing that is no
             plain file, has a name that points out of it, or one that another has.
     """
-    state, members = _state(file), list(_members(file))
-    _indices[str(file)] = (state, _Index(members))
+    state, members = known_state(file), list(_members(file, wanted))
+    index = Index.of([(member.name, member.offset, member.size) for member in members])
+    _indices[str(file)] = (state, index)
+    if state[0] >= KEPT:
+        index.keep(file, state)
     return members
 
 
-class _Index:
-    """Members of a tar by name, in flat arrays: they take little memory, which forked workers share."""
-
-    def __init__(self, members: list[Member]) -> None:
-        names = np.array([member.name.encode("utf-8", "surrogateescape") for member in members] or [b""])
-        order = np.argsort(names, kind="stable")
-        self._names = names[order]
-        places = [(member.offset, member.size) for member in members] or [(0, 0)]
-        self._places = np.array(places, np.int64)[order]
-
-    def find(self, name: str) -> tuple[int, int] | None:
-        """(offset, size) of a member."""
-        wanted = np.array(name.encode("utf-8", "surrogateescape"))
-        place = int(np.searchsorted(self._names, wanted))
-        if not name or place == len(self._names) or self._names[place] != wanted:
-            return None
-        offset, size = self._places[place].tolist()
-        return offset, size
+# By tar, with its state at that time: what was replaced since is read anew.
+_indices: dict[str, tuple[tuple[int, int, int], Index]] = {}
 
 
-# By tar, with the size and the time of change that it had: what was replaced since is read anew.
-_indices: dict[str, tuple[tuple[int, int], _Index]] = {}
-
-
-def _index(file: Path) -> _Index:
-    known = _indices.get(str(file))
-    if known is None or known[0] != _state(file):
+def _index(file: Path) -> Index:
+    state, known = known_state(file), _indices.get(str(file))
+    if known is not None and known[0] == state:
+        return known[1]
+    kept = Index.kept(file, state)
+    if kept is None:
         list_members(file)
-        known = _indices[str(file)]
-    return known[1]
+    else:
+        _indices[str(file)] = (state, kept)
+    return _indices[str(file)][1]
 
 
-def _state(file: Path) -> tuple[int, int]:
-    try:
-        state = os.stat(file)
-    except OSError as error:
-        raise UserError(f"{file}: tar file cannot be read: {error.strerror or error}") from None
-    return state.st_size, state.st_mtime_ns
+def _members(file: Path, wanted: Callable[[Member], bool]) -> Iterator[Member]:
+    with reader(file) as read:
+        start = read(0, 8)
+        for magic, name in _MAGIC.items():
+            if start.startswith(magic):
+                raise UserError(
+                    f"{shown(file)}: is compressed ({name}); unpack it to a plain tar: pictures are read in place"
+                )
+        for member in _walk(shown(file), read, known_state(file)[0]):
+            yield replace(member, content=read(member.offset, member.size)) if wanted(member) else member
 
 
-def _members(file: Path) -> Iterator[Member]:
-    try:
-        with open(file, "rb", buffering=0) as stream:
-            start = stream.read(8)
-            for magic, name in _MAGIC.items():
-                if start.startswith(magic):
-                    raise UserError(
-                        f"{file}: is compressed ({name}); unpack it to a plain tar: pictures are read in place"
-                    )
-            yield from _walk(file, stream, os.fstat(stream.fileno()).st_size)
-    except OSError as error:
-        raise UserError(f"{file}: tar file cannot be read: {error.strerror or error}") from None
-
-
-def _walk(file: Path, stream: FileIO, length: int) -> Iterator[Member]:
+def _walk(file: str, read: Callable[[int, int], bytes], length: int) -> Iterator[Member]:
     """The members, header by header (POSIX.1-2001's ustar and pax, and GNU's long names)."""
     seen: set[str] = set()
     at, name = 0, ""
     given: dict[str, Any] = {}
     while True:
-        stream.seek(at)
-        header = stream.read(_BLOCK)
+        header = read(at, _BLOCK)
         if len(header) < _BLOCK:
             raise UserError(f"{file}: has no end, so it was cut short after {name or 'its beginning'!r}; {_AGAIN}")
         if not any(header):
@@ -170,7 +130,7 @@ def _walk(file: Path, stream: FileIO, length: int) -> Iterator[Member]:
                 f"cut short; {_AGAIN}"
             )
         if kind in _EXTRA:
-            given |= _extra(file, kind, stream.read(min(size, _LONGEST_EXTRA + 1)))
+            given |= _extra(file, kind, read(at + _BLOCK, min(size, _LONGEST_EXTRA + 1)))
         elif kind != b"5":  # a folder
             plain = _plain(file, name, kind, given)
             if plain in seen:
@@ -195,7 +155,7 @@ def _name(header: bytes) -> str:
     return whole.decode("utf-8", "surrogateescape")
 
 
-def _extra(file: Path, kind: bytes, content: bytes) -> dict[str, Any]:
+def _extra(file: str, kind: bytes, content: bytes) -> dict[str, Any]:
     """What an extra header says of the next member: its path and size, where they do not fit the usual one."""
     if len(content) > _LONGEST_EXTRA:
         raise UserError(f"{file}: an extended header has more than {_LONGEST_EXTRA} bytes; {_AGAIN}")
@@ -220,7 +180,7 @@ def _extra(file: Path, kind: bytes, content: bytes) -> dict[str, Any]:
     return found
 
 
-def _plain(file: Path, name: str, kind: bytes, given: dict[str, Any]) -> str:
+def _plain(file: str, name: str, kind: bytes, given: dict[str, Any]) -> str:
     """The name of a member that is a plain file, as a path below the tar."""
     if kind not in (b"0", b"\0", b"7") or given.get("sparse"):
         what = _KINDS.get(kind, "a sparse file" if given.get("sparse") else "no plain file")

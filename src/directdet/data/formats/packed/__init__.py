@@ -1,0 +1,1 @@
+"""Datasets whose files hold many pictures each, with their annotations."""

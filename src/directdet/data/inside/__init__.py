@@ -1,0 +1,1 @@
+"""Pictures that lie inside larger files: members of tars, rows of Parquet files."""

@@ -1,1 +1,0 @@
-"""Pictures that lie in tar files."""
