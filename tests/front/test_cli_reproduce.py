@@ -12,6 +12,7 @@ import pytest
 
 from directdet.data.synthetic import make_synthetic
 from directdet.front import cli
+from directdet.reproduce.experiments import EXPERIMENTS, TIMED
 
 HEADS = {"fpn_channels": 16, "box_features": 16, "mask_convs": 1, "mask_channels": 8, "box_convs": 1}
 FEW = {"train_pre_nms": 32, "train_proposals": 16, "test_pre_nms": 32, "test_proposals": 16, "rpn_samples": 16}
@@ -66,7 +67,7 @@ def test_what_is_no_time(times, text):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["direct/table9"], 2, "direct/table9: unknown comparison; choose one of direct/table1"),
+        (["direct/table11"], 2, "direct/table11: unknown comparison; choose one of direct/table1"),
         (["table2"], 2, "table2: unknown comparison"),
         (["direct/table2", "--scale", "huge"], 2, "--scale huge: unknown; choose one of smoke, tiny"),
         (["direct/table7", "--scale", "huge"], 2, "--scale huge: unknown; choose one of smoke, tiny"),
@@ -86,6 +87,40 @@ def test_mistakes_end_in_one_line(capsys, data, tmp_path, micro, arguments, code
     assert "written" not in output and not (tmp_path / "out").exists()
 
 
+def test_without_arguments_all_are_listed(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, output, lines = run(capsys)
+    assert code == 0 and not lines and max(map(len, output.splitlines())) <= 80 and "…" not in output
+    for name in (*EXPERIMENTS, *TIMED):
+        assert any(f"│ {name} " in line for line in output.splitlines()), name
+    assert output.index("Direct pre-training") < output.index("direct/table1 ") < output.index("ScratchDet")
+    assert output.index("ScratchDet") < output.index("scratchdet/table1 ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["direct/table2"], "Missing option '--data'"),
+        (["direct/table2", "--data", "DATA"], "Missing option '--out'"),
+        (["--data", "DATA", "--out", "OUT"], "Missing argument 'COMPARISON'"),
+    ],
+)
+def test_what_is_missing_is_named(capsys, tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    code, _, lines = run(capsys, *arguments)
+    assert code == 2 and len(lines) == 1 and says in lines[0] and not any(tmp_path.iterdir())
+
+
+def test_a_figure_from_the_command_line(capsys, data, tmp_path, micro):
+    out = tmp_path / "out"
+    arguments = ("direct/figure4", "--data", data, "--out", out, "--scale", "micro", "--device", "cpu", "--steps", 2)
+    code, output, lines = run(capsys, *arguments, "--rows", "p1x_6epochs,p1x_24epochs")
+    assert code == 0 and not lines and "Every row keeps the paper's schedule." in output
+    assert json.loads((out / "results.json").read_text())["rows"][0]["curve"] == "P1x"
+    for name in ("comparison.png", "figure.png"):
+        assert cv2.imread(str(out / name)).std() > 5
+
+
 def test_data_that_is_not_there(capsys, tmp_path):
     for comparison in ("direct/table2", "direct/table7"):
         code, _, lines = run(capsys, comparison, "--data", tmp_path / "nowhere", "--out", tmp_path / "out")
@@ -103,8 +138,9 @@ def test_a_comparison_from_the_command_line(capsys, data, tmp_path, micro, monke
     result = json.loads((out / "results.json").read_text())
     assert result["finished"] and result["plan"]["seed"] == 5 and result["plan"]["budget_s"] == 10.0
     table = output[output.rindex("direct/table2: ") :]
+    assert [("skipped" in row) for row in result["rows"]] == [True, True, False, False, False]  # without --imagenet
     for row, paper in zip(
-        result["rows"], ("box 37.8, mask 33.9", "box 37.9, mask 34.0", "box 40.4, mask 36.1"), strict=True
+        result["rows"][2:], ("box 37.8, mask 33.9", "box 37.9, mask 34.0", "box 40.4, mask 36.1"), strict=True
     ):
         line = next(line for line in table.splitlines() if f"│ {row['label']} " in line)
         assert f" {100 * row['box_ap']:.1f} " in line and paper in line and "4+2" in line

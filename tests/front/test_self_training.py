@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -139,6 +141,38 @@ def test_a_second_call_needs_resume_and_keeps_what_is_there(round_one, teacher, 
     )
     assert (out / "pseudo-labels" / "pseudo_labels.json").stat().st_mtime_ns == before
     assert command(*call, "--out", out, "--resume") == 0  # nothing is left to do
+
+
+def test_pseudo_labels_of_another_model_or_score_are_not_gone_on_with(round_one, teacher, pictures, tmp_path, capsys):
+    call = ["self-train", teacher, pictures, *COMMON, "--resume"]
+    out = tmp_path / "one"
+    shutil.copytree(round_one, out)
+    assert command(*call, "--out", out, "--score", 0.0098) == 1
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "round.json: the pseudo-labels were made otherwise: score was 0.0099, now 0.0098; resume with" in error
+    moved = tmp_path / "teacher"
+    shutil.copytree(teacher, moved)
+    assert command("self-train", moved, *call[2:], "--out", out, "--score", SCORE) == 0  # the same by another name
+    for path in (moved / "pretrain" / "checkpoints").iterdir():  # as if it had been trained on
+        torch.save({**torch.load(path, weights_only=True), "more": 1}, path)
+    capsys.readouterr()
+    assert command("self-train", moved, *call[2:], "--out", out, "--score", SCORE) == 1
+    assert f"model was {teacher}, now {moved}, or another version of it" in capsys.readouterr().err.replace("\n", " ")
+    (out / "round.json").unlink()  # as rounds of before have none
+    assert command("self-train", moved, *call[2:], "--out", out, "--score", SCORE) == 0
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take no such names")
+def test_a_folder_whose_name_no_toml_can_hold_is_refused_at_once(teacher, pictures, labelled, tmp_path, capsys):
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(pictures, odd, symlinks=True)
+    more = ["--score", SCORE, "--device", "cpu", "--out", tmp_path / "out"]
+    assert command("infer", teacher, odd, "--format", "dataset", "--no-pictures", *more) == 1
+    said = "its name is not UTF-8, which no dataset.toml can hold; rename it"
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+    shutil.copytree(labelled, odd / "data")
+    assert command("self-train", teacher, pictures, "--data", odd / "data", *more) == 1
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_is_refused(teacher, labelled, pictures, tmp_path, capsys):

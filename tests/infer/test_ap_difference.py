@@ -8,8 +8,10 @@ import pytest
 from directdet.data.dataset import load_dataset
 from directdet.data.records import make_record
 from directdet.data.synthetic import make_synthetic
+from directdet.infer.accuracy import ap_difference
 from directdet.infer.accuracy.ap_difference import average_precisions, compare, spread_of_difference
 from directdet.infer.accuracy.evaluate import score_detections
+from directdet.infer.accuracy.score_curves import RECALLS
 from directdet.infer.detections import Detections
 
 
@@ -92,12 +94,10 @@ def test_a_model_that_is_worse_on_most_pictures_is_told(data):
 
 def test_models_alike_are_mostly_not_told_apart(data):
     """Eight pairs with the same errors drawn anew: at 95%, two would be told apart by chance once in twenty runs."""
-    verdicts = [
-        compare(detections(data, 2 * seed), detections(data, 2 * seed + 1), data, data.records)[0].verdict
-        for seed in range(8)
-    ]
-    assert verdicts.count("not told apart") >= 6
-    same = compare(detections(data), detections(data), data, data.records)[0]
+    found = [[(image, one.without_masks()) for image, one in detections(data, seed)] for seed in range(16)]
+    told = [compare(one, other, data, data.records) for one, other in zip(found[::2], found[1::2], strict=True)]
+    assert sum(box.verdict == "not told apart" for (box,) in told) >= 6
+    same = compare(found[0], found[0], data, data.records)[0]
     assert same.verdict == "not told apart" and same.spread == 0
 
 
@@ -109,3 +109,12 @@ def test_too_few_pictures_or_objects_tell_nothing(data):
     nothing = tuple(make_record(r.image_id, r.path, r.width, r.height, []) for r in data.records)
     (empty,) = compare([], [], replace(data, records=nothing), nothing)  # without objects, none has a mask
     assert empty.verdict == "not told apart" and "no objects" in empty.words("a", "b")
+
+
+def test_objects_that_must_be_found_are_counted_as_recalls_are_reached():
+    """For every number of objects: the least that numpy's search of the recalls accepts."""
+    objects = np.arange(0.0, 400)
+    least = ap_difference._least_found(objects)
+    for count, found in zip(objects[1:], least[1:], strict=True):
+        assert np.array_equal(found, np.searchsorted(np.arange(count + 1) / count, RECALLS))
+    assert least[0].max() <= 1  # no objects: a search that finds nothing, and is not used

@@ -77,13 +77,22 @@ def made(seed, pictures=12, most=8, crowded=True):
 
 def coco_matches(found, dataset):
     """{(label, image id): (score, whether matched, whether ignored) of each detection in order} at IoU 0.5."""
-    rows = {}
-    for label, cells in enumerate(coco_ap.evaluated(found, dataset, dataset.records, "bbox")):
-        for cell in filter(None, cells):
-            values = zip(cell["dtScores"], cell["dtMatches"][0] > 0, cell["dtIgnore"][0] > 0, strict=True)
-            if len(cell["dtScores"]):
-                rows[label, cell["image_id"]] = [(score, bool(hit), bool(out)) for score, hit, out in values]
+    rows, evaluation = {}, coco_evaluation(found, dataset)
+    evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+    for cell in filter(None, evaluation.evalImgs):
+        values = zip(cell["dtScores"], cell["dtMatches"][0] > 0, cell["dtIgnore"][0] > 0, strict=True)
+        if len(cell["dtScores"]):
+            key = dataset.category_ids.index(cell["category_id"]), cell["image_id"]
+            rows[key] = [(score, bool(hit), bool(out)) for score, hit, out in values]
     return rows
+
+
+def coco_evaluation(found, dataset):
+    """pycocotools' COCOeval of the boxes."""
+    results = [entry for number, one in found for entry in one.to_coco(number, dataset.category_ids)]
+    return coco_ap._evaluation(results, dataset, dataset.records, "bbox")
 
 
 def our_matches(found, dataset):
@@ -97,8 +106,7 @@ def our_matches(found, dataset):
 
 def coco_precision(found, dataset):
     """COCOeval.eval["precision"] at IoU 0.5, [C, 101] by label."""
-    results = [entry for number, one in found for entry in one.to_coco(number, IDS)]
-    evaluation = coco_ap._evaluation(results, dataset, dataset.records, "bbox")
+    evaluation = coco_evaluation(found, dataset)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
         evaluation.accumulate()

@@ -240,7 +240,7 @@ def test_boxes_are_scored_as_by_pycocotools(tiny_dataset, monkeypatch, found):
         results += one.to_coco(image + 1, tiny_dataset.category_ids)
     results = {"many": results, "one": results[:1], "none": []}[found]
     dataset = replace(tiny_dataset, records=tuple(records))
-    assert coco_ap._fast(results, dataset, dataset.records) is not None
+    assert coco_ap._fast(results, dataset, dataset.records, "bbox") is not None
     fast = coco_ap.score(results, dataset, dataset.records, "bbox")
     monkeypatch.setattr(coco_ap, "hotcoco", None)
     assert fast == coco_ap.score(results, dataset, dataset.records, "bbox")

@@ -40,7 +40,7 @@ def test_another_video_of_the_user(artefact, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "clip.mp4").read_bytes() == own
 
 
-@pytest.mark.parametrize("name", ["clip.mp4", "clip.part.jsonl", "clip.json", "clip.timing.json", "clip.part.avi"])
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.part.jsonl", "clip.json", "clip.timing.json", "clip.part.mp4"])
 def test_each_file_of_a_video(name, detector, tmp_path):
     source, out = write_video(tmp_path / "clip.avi", 3), tmp_path / "out"
     out.mkdir()
@@ -69,13 +69,15 @@ def test_the_same_video_again(results, detector, tmp_path):
 def test_a_video_run_that_was_killed_can_be_repeated(detector, tmp_path, monkeypatch):
     source, out = write_video(tmp_path / "clip.avi", 3), tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr("directdet.infer.predict.writers.VideoWriter.finish", lambda _: (_ for _ in ()).throw(Stop()))
+        patch.setattr(
+            "directdet.infer.predict.video_io.writer.VideoWriter.finish", lambda _: (_ for _ in ()).throw(Stop())
+        )
         predict_video(detector, Video(source), out, progress=False)
-    assert sorted(content(out)) == ["clip.part.avi", "clip.part.jsonl"]
+    assert sorted(content(out)) == ["clip.part.jsonl", "clip.part.mp4"]
     predict_video(detector, Video(source), out, progress=False)
     assert sorted(content(out)) == ["clip.jsonl", "clip.mp4", "clip.timing.json"]
-    (out / "clip.part.avi").write_text("the user's")  # ours is gone, so this one is not ours
-    with pytest.raises(UserError, match=r"clip\.part\.avi: would be overwritten, but it was changed"):
+    (out / "clip.part.mp4").write_text("the user's")  # ours is gone, so this one is not ours
+    with pytest.raises(UserError, match=r"clip\.part\.mp4: would be overwritten, but it was changed"):
         predict_video(detector, Video(source), out, progress=False)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -194,10 +194,10 @@ def test_live_video_keeps_the_clocks_time(detector, tmp_path, monkeypatch):
         lambda: iter([type("F", (), {"number": n, "time": t, "image": frame(n)}) for n, t in enumerate(times)]),
     )
     monkeypatch.setattr(video, "live", False)  # so that none is dropped here
-    from directdet.infer.predict import videos as module
+    from directdet.infer.predict.video_io.output import VideoOutput
 
     written = []
-    monkeypatch.setattr(module._Output, "_repeats", _recorded(module._Output._repeats, written))
+    monkeypatch.setattr(VideoOutput, "_repeats", _recorded(VideoOutput._repeats, written))
     predict_video(detector, video, tmp_path / "out", progress=False)
     assert written == [1, 3, 2, 10, 1]
     assert len(read_video(tmp_path / "out" / "camera-0.mp4")) == 17
@@ -287,14 +287,17 @@ def test_a_window_until_q_is_pressed(detector, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["clip.mp4"]
 
 
-def test_the_timing_script_runs(artefact, tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "scripts")
-    script = importlib.import_module("video")
+def test_the_timing_script_runs(tmp_path):
+    """With the pipeline of "another checkout", which is this one, and two copies of the video in common batches."""
+    root = Path(__file__).parents[2]
+    artefact = write_artefact(tmp_path / "model", batch="batch")
     source = write_video(tmp_path / "clip.mp4", 12)
-    arguments = [str(artefact), str(source), "--threads", "1", "--rounds", "2", "--results", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["video.py", *arguments])
-    script.main()
+    command = [sys.executable, str(root / "scripts" / "video.py"), str(artefact), str(source), "--threads", "1"]
+    command += ["--rounds", "1", "--results", str(tmp_path), "--before", str(root), "--streams", "2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     kept = json.loads((tmp_path / "video_clip_cpu.json").read_text())["rows"]
-    assert set(kept) == {"device_alone", "one_after_another", "pipelined"} and kept["device_alone"]["share"] == 1
-    assert all(row["fps"] > 0 and len(row["shares"]) == 2 for row in kept.values())
-    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "video_clip_cpu.json")
+    names = {"device_alone", "one_after_another", "pipelined", "pipelined_opencv", "before", "device_batch", "together"}
+    assert set(kept) == names and kept["device_alone"]["share"] == kept["device_batch"]["share"] == 1
+    assert all(row["fps"] > 0 and row["cpu_ms"] > 0 and len(row["shares"]) == 1 for row in kept.values())
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "video_clip_cpu.json")

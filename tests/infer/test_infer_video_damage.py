@@ -12,8 +12,8 @@ from videos import StandInCapture, frame, lines_of, number_of, read_video, write
 from directdet.front import cli
 from directdet.infer.predict.options import PredictOptions
 from directdet.infer.predict.video import Video
+from directdet.infer.predict.video_io.writer import VideoWriter
 from directdet.infer.predict.videos import predict_video
-from directdet.infer.predict.writers import VideoWriter, _timing
 from directdet.infer.runtimes.load import load
 
 
@@ -173,12 +173,3 @@ def test_an_earlier_result_stays_until_the_next_is_complete(detector, tmp_path, 
     monkeypatch.setattr(VideoWriter, "write", looking)
     predict_video(detector, Video(source), out, progress=False)
     assert seen == [before] * 4 and not list(out.glob("*part*"))
-
-
-def test_how_an_mp4_says_its_times():
-    assert _timing([0.0, 0.05, 0.1], 20) == (20, None)
-    assert _timing([n / 29.97 + 0.0004 for n in range(50)], 29.97) == (29.97, None)
-    assert _timing([0.0, 0.05, 1.0], 20) == (20, [0, 1, 20])
-    assert _timing([0.0, 0.04, 0.1], 20) == (1000, [0, 40, 100])
-    assert _timing([0.0, 0.0001, 0.0002, 0.5], 20) == (1000, [0, 1, 2, 500])
-    assert _timing([], 20) == (20, None)

@@ -12,9 +12,11 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
+from test_infer_video_io import sound_of, with_sound
 from videos import frame, lines_of, number_of, read_video, write_video
 
 from directdet.infer.predict.video import Video
@@ -41,9 +43,9 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-def start_and_wait(artefact: Path, source: Path, out: Path, lines: int) -> subprocess.Popen:
+def start_and_wait(artefact: Path, source: Path, out: Path, lines: int, *more: str) -> subprocess.Popen:
     """`directdet infer` in a process of its own, once it has written so many lines."""
-    arguments = ["infer", str(artefact), str(source), "--out", str(out), "--device", "cpu", "--threads", "1"]
+    arguments = ["infer", str(artefact), str(source), "--out", str(out), "--device", "cpu", "--threads", "1", *more]
     process = subprocess.Popen([sys.executable, "-c", _SLOW, *arguments], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     file = out / f"{source.stem}.part.jsonl"
@@ -75,11 +77,27 @@ def test_a_killed_run_leaves_a_video_that_opens(artefact, tmp_path):
     process = start_and_wait(artefact, source, tmp_path / "out", 40)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
-    drawn = read_video(tmp_path / "out" / "clip.part.avi")
+    drawn = read_video(tmp_path / "out" / "clip.part.mp4")
     lines = (tmp_path / "out" / "clip.part.jsonl").read_bytes().splitlines(keepends=True)
     assert [json.loads(line)["frame"] for line in lines if line.endswith(b"\n")] == list(range(len(lines)))
     assert len(lines) - 2 <= len(drawn) <= len(lines) + 1
     assert [number_of(image) for image in drawn] == [number % 16 for number in range(len(drawn))]
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_its_sound_too(artefact, tmp_path):
+    """With two videos at once; the frames are H.264."""
+    sources = [with_sound(tmp_path / f"{name}.mp4", 30) for name in ("one", "two")]
+    process = start_and_wait(artefact, sources[0], tmp_path / "out", 60, str(sources[1]), "--keep-audio")
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    for name in ("one", "two"):
+        lines = (tmp_path / "out" / f"{name}.part.jsonl").read_bytes().count(b"\n")
+        with av.open(str(tmp_path / "out" / f"{name}.part.mp4")) as container:
+            assert container.streams.video[0].codec_context.name == "h264"
+            numbers = [number_of(image.to_ndarray(format="bgr24")) for image in container.decode(video=0)]
+        assert lines - 4 <= len(numbers) <= lines + 1 and numbers == [n % 16 for n in range(len(numbers))]
+        assert sound_of(tmp_path / "out" / f"{name}.part.mp4")[-1][0] > (lines - 6) / 20
 
 
 @pytest.mark.slow

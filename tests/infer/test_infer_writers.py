@@ -6,101 +6,147 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import cv2
+import numpy as np
 import pytest
 from videos import frame, lines_of, number_of, read_video, write_video
 
 from directdet.common.errors import UserError
-from directdet.infer.predict import writers
-from directdet.infer.predict.writers import VideoWriter
+from directdet.infer.predict.video_io import capture, writer
+from directdet.infer.predict.video_io.writer import VideoWriter
+
+
+@pytest.fixture(params=["PyAV", "OpenCV"])
+def library(request, monkeypatch):
+    """What writes."""
+    monkeypatch.setattr(capture, "has_pyav", lambda: request.param == "PyAV")
+    return request.param
+
+
+def packets_of(path: Path) -> tuple[av.VideoStream, list[av.Packet]]:
+    with av.open(str(path)) as container:
+        return container.streams.video[0], [packet for packet in container.demux(video=0) if packet.size]
 
 
 @pytest.mark.parametrize("size", [(96, 128), (97, 131), (16, 16)])
 @pytest.mark.parametrize("rate", [10.0, 29.97, 60.0])
-def test_writer(size, rate, tmp_path):
-    """Counts, rate, order, and where a player may start are those of a file that OpenCV writes straight away."""
-    writer = VideoWriter(tmp_path / "a.mp4", rate, size)
+def test_writer(size, rate, library, tmp_path):
+    """Counts, rate, order, and where a player may start."""
+    video = VideoWriter(tmp_path / "a.mp4", rate, size)
     for number in range(30):
-        writer.write(frame(number, *size))
-    assert not (tmp_path / "a.mp4").exists() and (tmp_path / "a.part.avi").exists()
-    assert writer.finish() == tmp_path / "a.mp4"
+        video.write(frame(number, *size))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.part.mp4"]
+    assert video.finish() == tmp_path / "a.mp4"
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
     assert [number_of(image) for image in read_video(tmp_path / "a.mp4")] == [number % 16 for number in range(30)]
-    capture = cv2.VideoCapture(str(tmp_path / "a.mp4"))
-    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(rate, rel=1e-3)
-    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 30
-    capture = cv2.VideoCapture(str(tmp_path / "a.mp4"), cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
-    starts, whole = [], []
-    for number in range(30):
-        packet = capture.read()[1].tobytes()
-        starts += [number] if capture.get(cv2.CAP_PROP_LRF_HAS_KEY_FRAME) else []
-        # A picture's kind is in the two bits after its start code; 0 is one that needs no other.
-        whole += [number] if packet[packet.index(b"\0\0\1\xb6") + 4] >> 6 == 0 else []
+    reader = cv2.VideoCapture(str(tmp_path / "a.mp4"))
+    assert reader.get(cv2.CAP_PROP_FPS) == pytest.approx(rate, rel=1e-3)
+    assert reader.get(cv2.CAP_PROP_FRAME_COUNT) == 30
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        whole = [number for number, image in enumerate(container.decode(video=0)) if image.pict_type == 1]
+    _, packets = packets_of(tmp_path / "a.mp4")
+    starts = [number for number, packet in enumerate(packets) if packet.is_keyframe]
     assert starts == whole and 0 in starts and len(starts) < 10
 
 
-class LosingWriter:
-    """An OpenCV writer that loses data without a word, as OpenCV's does on a full disk."""
-
-    def __init__(self, writer, path: Path, loses: str) -> None:
-        self._writer, self._path, self._loses, self._count = writer, path, loses, 0
-
-    def __getattr__(self, name):
-        return getattr(self._writer, name)
-
-    def write(self, content) -> None:
-        self._count += 1
-        if self._loses != "a frame" or self._count != 20:
-            self._writer.write(content)
-
-    def release(self) -> None:
-        self._writer.release()
-        content = self._path.read_bytes()
-        if self._loses == "its end":
-            self._path.write_bytes(content[: len(content) // 2])
-        elif self._loses == "everything":
-            self._path.write_bytes(b"")
-        elif self._loses == "a byte":
-            place = content.index(b"mdat") + 2000
-            self._path.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
-
-
-@pytest.mark.parametrize("loses", ["a frame", "its end", "everything", "a byte"])
-def test_success_is_what_can_be_read_back(loses, tmp_path, monkeypatch):
-    """An earlier good video stays, and so do all frames of the new one."""
-    earlier = write_video(tmp_path / "a.mp4", 5).read_bytes()
-    open_writer = writers._open_writer
-
-    def losing(path, *arguments):
-        writer = open_writer(path, *arguments)
-        return LosingWriter(writer, path, loses) if path.suffix == ".mp4" else writer
-
-    monkeypatch.setattr(writers, "_open_writer", losing)
-    writer = VideoWriter(tmp_path / "a.mp4", 10, (96, 128))
+def test_a_browser_can_play_it(tmp_path):
+    """H.264 of 8 bits and 4:2:0, and at the end an ordinary file, whose index a player finds and seeks in."""
+    video = VideoWriter(tmp_path / "a.mp4", 25, (96, 128))
     for number in range(30):
-        writer.write(frame(number))
-    message = r"a\.mp4: cannot be written: \d+ of 30 frames can be read back; .* All of them are in .*a\.part\.avi"
+        video.write(frame(number))
+    video.finish()
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        track = container.streams.video[0]
+        context = track.codec_context
+        assert (context.name, context.pix_fmt, track.frames) == ("h264", "yuv420p", 30)
+        assert container.duration == pytest.approx(30 / 25 * 1e6, rel=0.01)
+    content, at, boxes = (tmp_path / "a.mp4").read_bytes(), 0, []
+    while at < len(content):
+        length = int.from_bytes(content[at : at + 4], "big")
+        boxes.append(content[at + 4 : at + 8])
+        at += length
+    assert boxes[0] == b"ftyp" and boxes.count(b"moov") == 1 and b"moof" not in boxes
+
+
+def test_colours_are_kept(library, tmp_path):
+    """Patches of every colour are read back as they were drawn, by a reader that goes by what the file says."""
+    patches = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    image = np.kron(patches, np.ones((16, 16, 1), np.uint8))
+    video = VideoWriter(tmp_path / "a.mp4", 25, image.shape[:2])
+    for _ in range(5):
+        video.write(image)
+    video.finish()
+    middles = read_video(tmp_path / "a.mp4")[4][8::16, 8::16]
+    assert np.abs(middles.astype(int) - patches).max() < 12
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_times_are_exact(codec, tmp_path, monkeypatch):
+    """Also where PyAV was built without an encoder of H.264."""
+    monkeypatch.setattr(writer, "_ENCODERS", {codec: writer._ENCODERS[codec]})
+    times = [0.0, 0.04, 0.1, 0.1, 2.5, 1001 / 30000 * 90]
+    video = VideoWriter(tmp_path / "a.mp4", 25, (96, 128))
+    for number, time in enumerate(times):
+        video.write(frame(number), time)
+    video.finish()
+    track, packets = packets_of(tmp_path / "a.mp4")
+    found = [float(packet.pts * track.time_base) for packet in packets]
+    assert found[:3] + found[4:] == pytest.approx(times[:3] + times[4:], abs=1e-6) and 0.1 < found[3] < 0.101
+    assert [number_of(image) for image in read_video(tmp_path / "a.mp4")] == list(range(6))
+
+
+def damaging(monkeypatch, library: str, loses: str) -> None:
+    """From now on a video loses data without a word, as OpenCV's does on a full disk."""
+    kind = writer._AvEncoder if library == "PyAV" else writer._CvEncoder
+    write, close, count = kind.write, kind.close, 0
+
+    def losing(self, image, time):
+        nonlocal count
+        count += 1
+        if loses != "a frame" or count != 20:
+            write(self, image, time)
+
+    def closing(self, path):
+        close(self)
+        content = path.read_bytes()
+        path.write_bytes({"a frame": content, "its end": content[: len(content) // 2], "everything": b""}[loses])
+
+    monkeypatch.setattr(kind, "write", losing)
+    monkeypatch.setattr(kind, "close", lambda self: closing(self, next(video.part for video in writing)))
+    writing: list[VideoWriter] = []
+    begin = VideoWriter.__init__
+
+    def remembering(self, *arguments, **options):
+        begin(self, *arguments, **options)
+        writing.append(self)
+
+    monkeypatch.setattr(VideoWriter, "__init__", remembering)
+
+
+@pytest.mark.parametrize("loses", ["a frame", "its end", "everything"])
+def test_success_is_what_can_be_read_back(loses, library, tmp_path, monkeypatch):
+    """An earlier good video stays, and so does what there is of the new one."""
+    earlier = write_video(tmp_path / "a.mp4", 5).read_bytes()
+    damaging(monkeypatch, library, loses)
+    video = VideoWriter(tmp_path / "a.mp4", 10, (96, 128))
+    for number in range(30):
+        video.write(frame(number))
+    message = r"a\.part\.mp4: \d+ of 30 frames can be read back; is the disk full\? The file is kept"
     with pytest.raises(UserError, match=message) as caught:
-        writer.finish()
+        video.finish()
     assert "\n" not in str(caught.value)
     assert (tmp_path / "a.mp4").read_bytes() == earlier
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a.part.avi"]
-    assert [number_of(image) for image in read_video(tmp_path / "a.part.avi")] == [number % 16 for number in range(30)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a.part.mp4"]
 
 
-def test_a_single_frame_is_read_back_too(tmp_path, monkeypatch):
-    open_writer = writers._open_writer
-
-    def losing(path, *arguments):
-        writer = open_writer(path, *arguments)
-        return LosingWriter(writer, path, "its end") if path.suffix == ".mp4" else writer
-
-    monkeypatch.setattr(writers, "_open_writer", losing)
-    writer = VideoWriter(tmp_path / "a.mp4", 10, (96, 128))
-    writer.write(frame(7))
+def test_a_single_frame_is_read_back_too(library, tmp_path, monkeypatch):
+    damaging(monkeypatch, library, "its end")
+    video = VideoWriter(tmp_path / "a.mp4", 10, (96, 128))
+    video.write(frame(7))
     with pytest.raises(UserError, match="0 of 1 frames can be read back"):
-        writer.finish()
-    assert [path.name for path in tmp_path.iterdir()] == ["a.part.avi"]
+        video.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.part.mp4"]
 
 
 def test_lines_on_a_full_disk_end_with_a_whole_one(tmp_path):
@@ -124,17 +170,13 @@ def test_lines_on_a_full_disk_end_with_a_whole_one(tmp_path):
     assert lines_of(tmp_path / "a.jsonl") == [{"frame": number} for number in range(7)]
 
 
-def test_a_disk_that_is_full_is_noticed(tmp_path):
-    writer = VideoWriter(tmp_path / "a.mp4", 10, (96, 128))
-    writer.write(frame(0))
-    writer.frames += 1  # as if OpenCV had lost one without a word
-    with pytest.raises(UserError, match=r"a\.part\.avi: contains 1 of 2 frames"):
-        writer.finish()
-    assert [path.name for path in tmp_path.iterdir()] == ["a.part.avi"]
-    if Path("/dev/full").exists():
-        (tmp_path / "b.part.avi").symlink_to("/dev/full")
-        writer = VideoWriter(tmp_path / "b.mp4", 10, (96, 128))
-        with pytest.raises(UserError, match=r"b\.part\.avi: cannot be written: No space left"):
-            for number in range(1000):
-                writer.write(frame(number))
-            writer.finish()
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_a_disk_that_is_full_is_noticed(library, tmp_path):
+    (tmp_path / "b.part.mp4").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"b\.part\.mp4: ") as caught:
+        video = VideoWriter(tmp_path / "b.mp4", 10, (96, 128))
+        for number in range(1000):
+            video.write(frame(number))
+        video.finish()
+    assert "\n" not in str(caught.value) and not (tmp_path / "b.mp4").exists()
+    assert library == "OpenCV" or "cannot be written: No space left" in str(caught.value)

@@ -54,7 +54,7 @@ def train(
         recipe: its name (`directdet recipes` lists them), or a Recipe. Not needed with `resume`.
         data: the dataset's folder. With `resume` None: that of the run.
         out: the folder of the run.
-        phase: only this one of the recipe's phases, "pretrain", "finetune" or "scratch"; None: all.
+        phase: only this one of the recipe's phases, "montage", "pretrain", "finetune" or "scratch"; None: all.
         init: start from this checkpoint or backbone file, "imagenet" or "random"; None: the recipe's own start.
         resume: go on with the run in `out`: `train(out="RUN", resume=True)`.
         device: "auto", "cpu", "cuda", "cuda:N" or N.

@@ -73,9 +73,9 @@ class Verbs(click.Group):
 def directdet() -> None:
     """Train object detectors from scratch, export them verified, and run them in real time.
 
-    DATA is a folder of COCO, YOLO, VOC, Roboflow, CVAT, Label Studio, labelme, Open Images, Hugging Face or shards,
-    or one with a dataset.toml. MODEL is a run folder, a checkpoint or an exported artefact. `directdet demo` shows
-    the whole chain and needs no files.
+    DATA is a folder of COCO, YOLO, VOC, Roboflow, CVAT, Label Studio, labelme, Open Images, Hugging Face, Parquet or
+    shards, or one with a dataset.toml. MODEL is a run folder, a checkpoint or an exported artefact. `directdet demo`
+    shows the whole chain and needs no files.
     """
 
 

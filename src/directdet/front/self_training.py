@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from directdet.common.errors import UsageProblem, UserError
 from directdet.common.text import toml_string
+from directdet.common.urls import absolute
 from directdet.front.api import FilePath, run_training
 from directdet.front.run_data import data_of
 
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
     from directdet.train.run import RunResult
 
 LABELS, RUN = "pseudo-labels", "run"  # folders of a round
+ROUND = "round.json"  # what its pseudo-labels are of
+_FIX = "restore it, or remove it to go on without its check of model and score"
+
+
+@dataclass(frozen=True)
+class _Round:
+    """What is read of the file: the score from which detections are kept, the model's name, a digest of its content."""
+
+    score: float
+    model: str
+    digest: str
 
 
 def self_train(
@@ -48,7 +60,8 @@ def self_train(
             recipe that fits itself to the data does so anew.
         score: the least score of a pseudo-label; None: the model's own, as `infer` takes it.
         settings, phase, init, device, seed: of the training, see `run_training`; it starts anew unless `init` says.
-        resume: keep the pseudo-labels that are in `out`, and go on with the run there. Without it both must be new.
+        resume: keep the pseudo-labels that are in `out`, which must be of the same model and score, and go on with the
+            run there. Without it both must be new.
         warn: called as `run_training` calls it. `say`: called with a line about each step.
 
     Raises:
@@ -66,10 +79,12 @@ def self_train(
     assert data is not None and recipe is not None  # refused above
     if out.is_dir() and not resume and any((out / name).exists() for name in (LABELS, RUN, "dataset.toml")):
         raise UserError(f"{out}: holds a round of self-training already; give --resume to go on, or another --out")
+    toml_string(absolute(data))  # refused before pictures are read
     if _has_labels(out / LABELS):
+        _check_round(out, model, score, device)
         say(f"1 of 2: kept: {out / LABELS}")
     else:
-        _label(model, pictures, Path(data), out / LABELS, score, resume, device, say)
+        _label(model, pictures, Path(data), out, score, resume, device, say)
     _join(Path(data), out)
     run = out / RUN
     options = {"--phase": phase, "--init": init, "--seed": seed}
@@ -108,12 +123,14 @@ def _label(
     device: str,
     say: Callable[[str], None],
 ) -> None:
-    """Write the pseudo-labels."""
+    """Write the pseudo-labels of the round in `out`, and what they are of."""
+    from directdet.common.files import write_json_atomic
     from directdet.common.folder_lock import hold_folder
     from directdet.data.dataset import load_dataset
     from directdet.infer.accuracy.evaluate import match_classes, require_format
     from directdet.infer.predict.images import predict
     from directdet.infer.predict.options import PredictOptions
+    from directdet.infer.predict.same import model_digest
     from directdet.infer.runtimes.load import load
 
     detector = load(model, device=device)
@@ -122,14 +139,36 @@ def _label(
     require_format(detector, labelled)
     least = detector.usual_score if score is None else score
     command = ["directdet", "infer", str(model), str(pictures), "--format", "dataset", "--no-pictures"]
-    command += ["--without", str(data), "--score", f"{least:g}", "--out", str(out)]
+    labels = out / LABELS
+    command += ["--without", str(data), "--score", f"{least:g}", "--out", str(labels)]
     say(f"1 of 2: {shlex.join(command)}")
-    with hold_folder(out, "self-train"):
+    with hold_folder(labels, "self-train"):
         options = PredictOptions(least, pictures=False, results="dataset")
-        summary = predict(detector, str(pictures), out, options, without=data, resume=resume)
+        summary = predict(detector, str(pictures), labels, options, without=data, resume=resume)
+        write_json_atomic(out / ROUND, asdict(_Round(least, str(model), model_digest(detector))))
     say(f"{summary.n_detections} pseudo-labels in {summary.n_images - summary.n_empty} of {summary.n_images} pictures")
     if not summary.n_detections:
-        raise UserError(f"{out}: no score reaches {least:g}; give a lower --score, and --resume")
+        raise UserError(f"{labels}: no score reaches {least:g}; give a lower --score, and --resume")
+
+
+def _check_round(out: Path, model: Path, score: float | None, device: str) -> None:
+    """UserError if the pseudo-labels in `out` are of another model or score; older rounds do not say."""
+    from directdet.common.json_files import read_json
+    from directdet.infer.predict.same import model_digest
+    from directdet.infer.runtimes.load import load
+
+    path = out / ROUND
+    if not path.is_file():
+        return
+    before, detector = read_json(path, _Round, _FIX)[1], load(model, device=device)
+    least = detector.usual_score if score is None else score
+    what = f"score was {before.score:g}, now {least:g}" if before.score != least else ""
+    if before.digest != model_digest(detector):
+        what = f"model was {before.model}, now {model}, or another version of it"
+    if what:
+        raise UserError(
+            f"{path}: the pseudo-labels were made otherwise: {what}; resume with the same, or give another --out"
+        )
 
 
 def _join(data: Path, out: Path) -> None:
@@ -141,7 +180,7 @@ def _join(data: Path, out: Path) -> None:
     pixels = load_dataset(data, "train").pixels
     lines = [
         "[[sets]]",
-        f"data = {toml_string(os.path.abspath(data))}",
+        f"data = {toml_string(absolute(data))}",
         "[[sets]]",
         f'data = "{LABELS}"',
         'split = "train"',

@@ -361,9 +361,12 @@ def encode_crop(x: int, y: int, crop: np.ndarray, image_size: tuple[int, int]) -
     columns[:, 1:-1] = crop.T
     place, row = np.divmod(np.flatnonzero(columns[:, 1:] != columns[:, :-1]), crop.shape[0] + 1)
     changes = (x + place) * height + y + row
-    # A run that continues from the bottom of one column to the top of the next ends and starts at the same place.
-    changes = changes[(np.diff(changes, prepend=-1) != 0) & (np.diff(changes, append=-1) != 0)]
-    counts = np.diff(changes, prepend=0, append=height * width)
+    if crop.shape[0] == height:
+        # A run that continues from the bottom of one column to the top of the next ends and starts at the same place.
+        changes = changes[(np.diff(changes, prepend=-1) != 0) & (np.diff(changes, append=-1) != 0)]
+    bounds = np.empty(len(changes) + 2, np.int64)
+    bounds[0], bounds[1:-1], bounds[-1] = 0, changes, height * width
+    counts = bounds[1:] - bounds[:-1]
     if len(counts) > 1 and counts[-1] == 0:  # the mask ends with the image; COCO's own encoder writes no empty run
         counts = counts[:-1]
     encoded = coco_mask().frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)

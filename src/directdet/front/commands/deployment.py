@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,7 @@ def export(checkpoint: Path, out: Path, data: Path | None, split: str | None, ap
 
 @click.command("infer")
 @click.argument("model", type=PATH)
-@click.argument("source")
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option("--out", type=PATH, metavar="DIR", help="Folder for annotated pictures or video, and detections.")
 @score_option
 @click.option("--classes", type=Names(), metavar="NAME,...", help="Only these classes.")
@@ -128,26 +129,41 @@ def export(checkpoint: Path, out: Path, data: Path | None, split: str | None, ap
 @click.option("--resume", is_flag=True, help="Images: continue where a run into DIR was interrupted.")
 @click.option("--show", is_flag=True, help="Video: a window with the detections; q closes it.")
 @click.option("--frames", type=click.IntRange(min=1), help="Video: stop after this many.")
+@click.option("--keep-audio", is_flag=True, help="Video file: with its sound, unchanged. Needs directdet[video].")
+@click.option("--hw-decode", is_flag=True, help="Video: decode on a GPU where that works. Needs directdet[video].")
 @runtime_option
 @device_option
 @threads_option
 @precision_option
 @code_option
 def infer(
-    model: Path, source: str, out: Path | None, score: float | None, classes: tuple[str, ...] | None, **options: Any
+    model: Path,
+    sources: tuple[str, ...],
+    out: Path | None,
+    score: float | None,
+    classes: tuple[str, ...] | None,
+    **options: Any,
 ) -> int:
-    """Detect on images, a video, a camera or a stream.
+    """Detect on images, videos, cameras or streams.
 
     SOURCE is an image, a folder, a pattern in quotes such as 'folder/*.jpg', a dataset with --split, a video file, the
-    number of a camera, or the URL of a stream (rtsp://, http://). Ctrl-C closes all files, and an annotated video plays
-    up to that point; a killed run leaves NAME.part.avi, which plays too. Exit code 1 if a video is damaged: what could
-    be read of it is in the results.
+    number of a camera, or the URL of a stream (rtsp://, http://). Several videos, cameras and streams share the
+    network's batches (export with --batch 1,4,8). Ctrl-C closes all files, and an annotated video plays
+    up to that point; with PyAV (directdet[video]) a killed run leaves NAME.part.mp4, which plays too. Exit code 1 if a
+    video is damaged: what could be read of it is in the results.
     """
     from directdet.infer.predict.options import PredictOptions
     from directdet.infer.predict.sources import find_images, source_kind
 
     if out is None and not options["show"]:
         raise click.UsageError("nothing to do: give --out DIR, or --show for a video")
+    source = sources[0]
+    for other in sources if len(sources) > 1 else ():
+        if options["split"] is not None or source_kind(other) == "images":
+            raise click.UsageError(
+                f"{len(sources)} sources: only videos, cameras and streams are taken together, and {other} is none; "
+                "give a folder, or a pattern in quotes"
+            )
     loading = [options.pop(name) for name in ("runtime", "device", "threads", "precision")]
     tiles = options.pop("tiles"), options.pop("overlap")
     as_stored = options.pop("as_stored")
@@ -157,9 +173,11 @@ def infer(
         **{name: options.pop(name) for name in ("batch", "pictures", "results")},
     )
     if options["split"] is not None or source_kind(source) == "images":
-        for name in ("show", "frames"):
+        for name in ("show", "frames", "keep_audio", "hw_decode"):
             if options.pop(name):
-                raise click.UsageError(f"--{name} is for videos, cameras and streams; {source} is not one")
+                raise click.UsageError(
+                    f"--{name.replace('_', '-')} is for videos, cameras and streams; {source} is not one"
+                )
         if options["split"] is None:
             find_images(source)  # before a model is loaded for nothing
         with _held(out, beside=False):
@@ -174,7 +192,7 @@ def infer(
             raise click.UsageError(f"--{name} is for images; {source} is none")
     options.pop("split")
     limit = options.pop("frames")
-    return _infer_video(model, loading, score, settings, source, out=out, limit=limit, **options)
+    return _infer_videos(model, loading, score, settings, sources, out=out, limit=limit, **options)
 
 
 def _held(out: Path | None, beside: bool) -> contextlib.AbstractContextManager[None]:
@@ -217,29 +235,56 @@ def _infer_images(
     return 0
 
 
-def _infer_video(
-    model: Path, loading: list[Any], score: float | None, options: PredictOptions, source: str, **arguments: Any
+def _infer_videos(
+    model: Path,
+    loading: list[Any],
+    score: float | None,
+    options: PredictOptions,
+    sources: tuple[str, ...],
+    hw_decode: bool,
+    **arguments: Any,
 ) -> int:
     from directdet.common.terminal import terminal
     from directdet.infer.predict.show import require_display
     from directdet.infer.predict.video import Video
-    from directdet.infer.predict.videos import predict_video
+    from directdet.infer.predict.videos import predict_videos, require_different_names
     from directdet.infer.runtimes.load import load
 
     if arguments["show"]:
         require_display()
-    video = Video(source, warn=lambda line: say(line, "note:", "yellow", error=True))
+    warn = partial(say, label="note:", colour="yellow", error=True)
+    videos = [Video(source, warn=warn, hardware=hw_decode) for source in sources]
+    for video in videos if hw_decode else ():
+        why = ": there is no decoder in hardware for it, or no PyAV" if video.decoder == "cpu" else ""
+        say(f"{video}: decoded by {video.decoder}{why}", error=True)
+    require_different_names(videos)
     out: Path | None = arguments["out"]
-    with _held(out and out / video.name, beside=True):  # several cameras may share a folder
+    with contextlib.ExitStack() as held:
+        for video in videos:
+            held.enter_context(_held(out and out / video.name, beside=True))  # several cameras may share a folder
         detector = load(model, *loading)
-        summary = predict_video(detector, video, options=_with_score(options, score, detector), **arguments)
-    terminal().print(summary.table())
-    counts = [f"{summary.n_frames} frames", f"{summary.n_detections} detections", f"{summary.pipeline.seconds:.1f} s"]
-    for name in ("dropped", "broken", "reconnects"):
-        if number := getattr(summary, f"n_{name}"):
-            counts.append(f"{number} {name}")
-    share = f", {100 * summary.fps / summary.device_fps:.0f} % of the device stage alone" if summary.device_fps else ""
-    say(f"{', '.join(counts)}; {summary.fps:.1f} fps{share}")
-    for path in summary.files:
-        say(f"written: {path}{' (without sound)' if path.suffix == '.mp4' else ''}")
-    return int(summary.n_broken > 0)
+        summaries = predict_videos(detector, videos, options=_with_score(options, score, detector), **arguments)
+    total = summaries[0]
+    terminal().print(total.table())
+    seconds = f"{total.pipeline.seconds:.1f} s"
+    share = f", {100 * total.fps / total.device_fps:.0f} % of the device stage alone" if total.device_fps else ""
+    for video, summary in zip(videos, summaries, strict=True):
+        counts = [f"{summary.n_frames} frames", f"{summary.n_detections} detections"]
+        counts += [seconds] * (len(videos) == 1)
+        for name in ("dropped", "broken", "reconnects"):
+            if number := getattr(summary, f"n_{name}"):
+                counts.append(f"{number} {name}")
+        if len(videos) == 1:
+            say(f"{', '.join(counts)}; {total.fps:.1f} fps{share}")
+        else:
+            say(f"{video}: {', '.join(counts)}")
+    if len(videos) > 1:
+        say(f"{len(videos)} videos, {total.n_all} frames, {seconds}; {total.fps:.1f} fps{share}")
+    for summary in summaries:
+        silent = "" if summary.has_sound else " (without sound)"
+        for path in summary.files:
+            say(f"written: {path}{silent if path.suffix == '.mp4' else ''}")
+    for summary in summaries:
+        if summary.failure is not None:
+            say(str(summary.failure), "error:", error=True)
+    return int(any(summary.n_broken or summary.failure is not None for summary in summaries))

@@ -20,32 +20,52 @@ from directdet.front.options import (
 from directdet.front.say import say
 
 
-@click.command("reproduce")
-@click.argument("comparison")
-@data_option
-@click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder of the comparison.")
+class _Reproduce(click.Command):
+    """Without arguments, a list; else COMPARISON, --data and --out are needed."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """What is missing is told as click tells it."""
+        given = bool(args)
+        rest = super().parse_args(ctx, args)
+        if given:
+            for param in self.params:
+                if param.name in ("comparison", "data", "out") and ctx.params[param.name] is None:
+                    hint = "'COMPARISON'" if isinstance(param, click.Argument) else None  # not [COMPARISON]
+                    raise click.MissingParameter(ctx=ctx, param=param, param_hint=hint)
+        return rest
+
+
+@click.command("reproduce", cls=_Reproduce)
+@click.argument("comparison", required=False)
+@click.option("--data", "data", type=PATH, metavar="DATA", help="Dataset folder.")
+@click.option("--out", type=PATH, metavar="DIR", help="Folder of the comparison.")
 @click.option("--budget", type=Minutes(), default="20m", show_default=True, help="Time for all rows together.")
-@click.option("--steps", type=click.IntRange(min=1), help="Of each phase of each row, instead of --budget.")
+@click.option("--steps", type=click.IntRange(min=1), help="Of a phase, or of 1x, instead of --budget.")
 @click.option("--scale", help="smoke, tiny, small, medium or paper.  [default: small, on a GPU medium]")
 @click.option("--ssd-batch", type=click.IntRange(min=1), help="Images per step of SSD.  [default: the scale's]")
 @click.option(
     "--rows", type=Names(), default=(), metavar="KEY,...", help="Only the rows with these folder names.  [default: all]"
 )
-@click.option("--imagenet", metavar="FILE", help="Weights for the ImageNet rows: a file, or imagenet to fetch them.")
+@click.option(
+    "--imagenet",
+    multiple=True,
+    metavar="FILE",
+    help="Weights for the ImageNet rows, or imagenet to fetch them; once for each backbone.",
+)
 @click.option("--time-limit", type=Minutes(), help="Stop after this time; the same command continues.")
 @click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="How many, from --seed on.")
 @torch_device_option
 @seed_option
 def reproduce(
-    comparison: str,
-    data: Path,
-    out: Path,
+    comparison: str | None,
+    data: Path | None,
+    out: Path | None,
     budget: float,
     steps: int | None,
     scale: str | None,
     ssd_batch: int | None,
     rows: tuple[str, ...],
-    imagenet: str | None,
+    imagenet: tuple[str, ...],
     time_limit: float | None,
     seeds: int,
     device: str,
@@ -53,18 +73,24 @@ def reproduce(
 ) -> None:
     """Run a comparison of the papers, scaled down, on DATA.
 
-    COMPARISON is direct/table1, direct/table2, direct/table5, direct/table7, direct/table8, direct/scratch,
-    scratchdet/table1 or scratchdet/table2. Its rows get equal budgets; the same command continues where it was
-    stopped. direct/table7 times a few iterations and needs no budget. With --seeds, the rows are trained with each and
-    share the budget, and a paired test says which of the paper's claims are shown at this size.
+    COMPARISON is a table or figure, such as direct/table2; without arguments, all are listed. Its rows get equal
+    budgets, or keep the paper's schedules; the same command continues where it was stopped. direct/table7 times a few
+    iterations and needs no budget. With --seeds, the rows are trained with each and share the budget, and a paired test
+    says which of the paper's claims are shown at this size.
     """
     require_one_process("reproduce")
     from directdet.common.folder_lock import hold_folder
     from directdet.common.terminal import terminal
+    from directdet.reproduce.experiments import EXPERIMENTS, TIMED
 
-    if comparison == "direct/table7":
+    if comparison is None or data is None or out is None:
+        from directdet.reproduce.tables.listing import comparisons
+
+        terminal().print(comparisons())
+        return
+    if comparison in TIMED:
         if seeds > 1:
-            raise UsageProblem(f"--seeds {seeds}: direct/table7 times steps, which no seed changes; leave it out")
+            raise UsageProblem(f"--seeds {seeds}: {comparison} times steps, which no seed changes; leave it out")
         from directdet.reproduce.timing import time_table7, timing_table
 
         with hold_folder(out, "reproduce"):
@@ -72,6 +98,7 @@ def reproduce(
         say(f"written: {out / 'results.json'}")
         return
     from directdet.reproduce.comparison_plot import draw_comparison
+    from directdet.reproduce.figure_plot import draw_figure
     from directdet.reproduce.run import ReproduceOptions, reproduce
     from directdet.reproduce.seeds import reproduce_seeds
 
@@ -82,6 +109,8 @@ def reproduce(
         else:
             found = reproduce_seeds(comparison, data, out, seeds, options, time_limit)
         draw_comparison(found.to_dict(), out / "comparison.png")
+        if axis := EXPERIMENTS[comparison].axis:
+            draw_figure(found.to_dict(), out / "figure.png", axis)
     terminal().print(found.table())
     say(f"written: {out / 'results.json'}")
 

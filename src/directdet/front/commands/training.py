@@ -25,6 +25,7 @@ from directdet.front.say import say
 if TYPE_CHECKING:
     from directdet.train.run import RunResult
 
+PHASES = ("montage", "pretrain", "finetune", "scratch")
 # What the recipes' best_by chooses by, in words.
 MEASURES = {"AP": "box AP", "mAP_11point": "VOC mAP (11-point)", "mAP_area": "VOC mAP (area)"}
 
@@ -135,9 +136,7 @@ class _Train(click.Command):
 @click.argument("recipe", required=False)
 @click.option("--data", type=PATH, metavar="DATA", help="Dataset folder.")
 @click.option("--out", type=PATH, metavar="RUN", help="Folder of the run.")
-@click.option(
-    "--phase", type=click.Choice(["pretrain", "finetune", "scratch"]), help="Only this phase.  [default: all]"
-)
+@click.option("--phase", type=click.Choice(PHASES), help="Only this phase.  [default: all]")
 @click.option("--init", metavar="FILE", help="Start from this run, checkpoint or backbone file, imagenet or random.")
 @click.option("--resume", is_flag=True, help="Go on with a run: `train --resume RUN` needs nothing else.")
 @click.option(
@@ -204,10 +203,13 @@ def _told_how_to_go_on(out: Path) -> Iterator[None]:
 def _say_result(result: RunResult) -> None:
     for row in result.phases:
         best = "-" if row.get("best_ap") is None else f"{100 * row['best_ap']:.1f}"
-        say(f"{row['name']}: best {MEASURES[row['best_by']]} {best}, {row['seconds']:.0f} s, {row['checkpoint']}")
+        found = "a backbone" if row["name"] == "montage" else f"best {MEASURES[row['best_by']]} {best}"
+        say(f"{row['name']}: {found}, {row['seconds']:.0f} s, {row['checkpoint']}")
     if result.report is not None:
         say(f"report: {result.report}")
-    if result.phases:
+    if result.phases and result.phases[-1]["name"] == "montage":
+        say(f"next: directdet train RECIPE --init {result.phases[-1]['checkpoint']}")
+    elif result.phases:
         say(f"next: directdet export {result.out} --out ARTEFACT")  # it knows the run's data
 
 
@@ -218,9 +220,7 @@ def _say_result(result: RunResult) -> None:
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder for pseudo-labels and the new run.")
 @click.option("--recipe", metavar="RECIPE", help="What to train.  [default: that of a run folder]")
 @score_option
-@click.option(
-    "--phase", type=click.Choice(["pretrain", "finetune", "scratch"]), help="Only this phase.  [default: all]"
-)
+@click.option("--phase", type=click.Choice(PHASES), help="Only this phase.  [default: all]")
 @click.option("--init", metavar="FILE", help="Start from this run, checkpoint or backbone file, imagenet or random.")
 @click.option("--resume", is_flag=True, help="Go on with what an interrupted call left in DIR.")
 @torch_device_option

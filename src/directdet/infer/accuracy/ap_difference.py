@@ -15,7 +15,7 @@ import numpy as np
 
 from directdet.data.records import Dataset, Record
 from directdet.infer.accuracy.coco_ap import evaluated
-from directdet.infer.accuracy.score_curves import at_recalls
+from directdet.infer.accuracy.score_curves import RECALLS
 from directdet.infer.detections import Detections
 
 DRAWS = 100
@@ -117,14 +117,13 @@ def weighted_ap(
 ) -> np.ndarray:
     """COCO's AP [B] for each row of `weights` [B, N], which say how often each picture counts; -1 without objects.
 
-    pycocotools matches detections with objects; only its last step, from matches to precision, is done here, as it has
-    no weights.
+    hotcoco or pycocotools match detections with objects; only their last step, from matches to precision, is done
+    here, as they have no weights.
     """
     place = {record.image_id: number for number, record in enumerate(records)}
     per_class = []
     for cells in evaluated(found, dataset, records, KINDS[name]):
-        rows = [(place[cell["image_id"]], cell) for cell in cells if cell is not None]
-        per_class.append(_class_ap(rows, weights))
+        per_class.append(_class_ap([(place[cell["image_id"]], cell) for cell in cells], weights))
     values = np.stack(per_class)
     known = ~np.isnan(values)
     mean = np.where(known, values, 0.0).sum(0) / np.maximum(known.sum(0), 1)
@@ -145,11 +144,22 @@ def _class_ap(rows: list[tuple[int, dict]], weights: np.ndarray) -> np.ndarray:
     ignored = np.concatenate([cell["dtIgnore"] for _, cell in rows], axis=1)[:, order].astype(bool)
     drawn = weights[:, picture]  # [B, D]
     found = np.zeros(len(weights))
+    apart = np.arange(len(weights))[:, None] * (objects.max() + 2)  # in one search for all rows, more than is found
+    needed = (_least_found(objects) + apart).ravel()
     for right, wrong in zip(matched & ~ignored, ~matched & ~ignored, strict=True):
         true, false = np.cumsum(drawn * right, axis=1), np.cumsum(drawn * wrong, axis=1)
         precision = true / np.maximum(true + false, np.spacing(1))
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        for row in range(len(weights)):
-            if objects[row]:
-                found[row] += at_recalls(precision[row], true[row] / objects[row]).mean()
+        precision = np.append(precision, np.zeros((len(weights), 1)), axis=1)  # of recalls that are not reached
+        places = np.searchsorted((true + apart).ravel(), needed).reshape(len(weights), -1)
+        places -= true.shape[1] * np.arange(len(weights))[:, None]
+        found += np.take_along_axis(precision, places, axis=1).mean(axis=1)
     return np.where(objects > 0, found / len(matched), np.nan)
+
+
+def _least_found(objects: np.ndarray) -> np.ndarray:
+    """How many of `objects` [B], whole numbers, must be found to reach each of RECALLS in floating point, [B, 101]."""
+    count = np.maximum(objects, 1)[:, None]
+    least = np.ceil(RECALLS * count)
+    least -= (least - 1) / count >= RECALLS
+    return least + (least / count < RECALLS)

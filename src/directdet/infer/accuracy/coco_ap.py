@@ -1,4 +1,4 @@
-"""COCO's average precision, computed by pycocotools, or for boxes by hotcoco, from what is in memory."""
+"""COCO's average precision, computed by hotcoco or, where it cannot do the same, by pycocotools."""
 
 from __future__ import annotations
 
@@ -126,8 +126,7 @@ def score(
 ) -> Scores:
     """The numbers for kind "bbox" or "segm"."""
     records = tuple(records)
-    evaluation = _fast(results, dataset, records) if kind == "bbox" else None
-    evaluation = evaluation or _evaluation(results, dataset, records, kind)
+    evaluation: Any = _fast(results, dataset, records, kind) or _evaluation(results, dataset, records, kind)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
         evaluation.accumulate()
@@ -146,34 +145,46 @@ def score(
 
 def evaluated(
     found: Iterable[tuple[int, Detections]], dataset: Dataset, records: Sequence[Record], kind: Literal["bbox", "segm"]
-) -> list[list[dict[str, Any] | None]]:
-    """pycocotools' matches of objects of any size, by class of the dataset and picture: `COCOeval.evaluateImg`'s.
+) -> list[list[dict[str, Any]]]:
+    """The matches of objects of any size by class of the dataset, as `COCOeval.evaluateImg` of pycocotools gives them
+    for each picture with objects or detections of the class, in the order of the image ids.
 
     Args:
         found: (image id, detections with the dataset's labels), at most one entry per image.
         records: the images that were processed.
     """
+    if kind == "bbox":  # the run lengths of masks take longer than all the rest
+        found = ((image, one.without_masks()) for image, one in found)
     results = [entry for image, one in found for entry in one.to_coco(image, dataset.category_ids)]
-    evaluation = _evaluation(results, dataset, records, kind)
+    evaluation: Any = _fast(results, dataset, records, kind) or _evaluation(results, dataset, records, kind)
     evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
-    images = len(evaluation.params.imgIds)
-    cells = cast("list[dict[str, Any] | None]", evaluation.evalImgs)
-    by_id = {number: cells[start * images :][:images] for start, number in enumerate(evaluation.params.catIds)}
-    return [by_id[number] for number in dataset.category_ids]
+    cells = [cell for cell in evaluation.evalImgs if cell is not None]
+    by_id: dict[int, list[dict[str, Any]]] = {number: [] for number in dataset.category_ids}
+    for cell in sorted(cells, key=lambda cell: cell["image_id"]):
+        by_id[cell["category_id"]].append(cell)
+    return list(by_id.values())
 
 
-def _fast(results: list[dict[str, Any]], dataset: Dataset, records: Sequence[Record]) -> Any:
-    """hotcoco's evaluation of boxes, with pycocotools' interface; None where it cannot do the same.
+def _fast(
+    results: list[dict[str, Any]], dataset: Dataset, records: Sequence[Record], kind: Literal["bbox", "segm"]
+) -> Any:
+    """hotcoco's evaluation, with pycocotools' interface; None where it cannot do the same.
 
-    It cannot ignore objects that are no crowds, as difficult ones are.
+    It cannot ignore objects that are no crowds, as difficult ones are and, for masks, those without one.
     """
-    if hotcoco is None or any(record.difficult.any() for record in records):
+    masks = kind == "segm"
+    if hotcoco is None or any(_ignores(record, masks) for record in records):
         return None
-    truth = _content(dataset, records, _annotations(dataset, records, masks=False))
-    found = _content(dataset, records, _numbered(results, "bbox"))
-    return hotcoco.COCOeval(hotcoco.COCO(truth), hotcoco.COCO(found), "bbox")
+    truth = _content(dataset, records, _annotations(dataset, records, masks))
+    found = _content(dataset, records, _numbered(results, kind))
+    return hotcoco.COCOeval(hotcoco.COCO(truth), hotcoco.COCO(found), kind)
+
+
+def _ignores(record: Record, masks: bool) -> bool:
+    """Whether objects of a picture must be ignored that are no crowd regions."""
+    return bool(record.difficult.any()) or (masks and any(shape is None for shape in record.segmentations))
 
 
 def _evaluation(

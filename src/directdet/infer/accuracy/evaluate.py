@@ -238,13 +238,11 @@ def score_detections(
 
     records = dataset.records if records is None else tuple(records)
     found = list(found)
-    results: list[dict[str, Any]] = []
-    masks = True
-    for image_id, detections in found:
-        results.extend(detections.to_coco(image_id, dataset.category_ids))
-        masks = masks and detections.masks is not None
+    masks = dataset.has_masks and all(detections.masks is not None for _, detections in found)
+    scored = found if masks else ((image_id, detections.without_masks()) for image_id, detections in found)
+    results = [entry for image_id, one in scored for entry in one.to_coco(image_id, dataset.category_ids)]
     bbox = score(results, dataset, records, "bbox")
-    segm = score(results, dataset, records, "segm") if masks and dataset.has_masks else None
+    segm = score(results, dataset, records, "segm") if masks else None
     voc = voc_precision(found, records, len(dataset.classes))
     return Metrics(
         dict(zip(METRIC_NAMES, bbox.twelve, strict=True)),

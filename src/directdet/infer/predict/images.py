@@ -115,6 +115,7 @@ def predict(
         images = without_labelled(images, without)
     if results == "dataset":  # a set of its own, read as training reads it
         labelled, upright = None, pixels.upright
+        toml_string(str(images.root))  # refused before pictures are read
     elif split is None:
         labelled = find_labelled(detector, images, note)
     category_ids = detector.category_ids if labelled is None else labelled.category_ids

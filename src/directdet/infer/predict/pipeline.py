@@ -198,7 +198,7 @@ def _read(source: Iterable[Any], outlet: Channel, result: PipelineResult, live: 
     items = iter(source)
     number = 0
     try:
-        while True:
+        while live or outlet.wait_for_room():
             begin = time.perf_counter()
             try:
                 value = next(items)

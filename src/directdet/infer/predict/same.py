@@ -11,7 +11,7 @@ from pathlib import Path
 
 from directdet.common.errors import UserError
 from directdet.data.image import read_bytes
-from directdet.data.tars.members import split_path
+from directdet.data.inside.paths import split_path
 from directdet.infer.predictor import Predictor
 
 # What of meta.json decides about detections; the rest tells how the artefact was made.
@@ -58,7 +58,7 @@ def origin_of(source: str | Path, pictures: Callable[[], Iterable[tuple[str, Pat
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, or a tar member's; "" for one that cannot be read, which is like no other."""
+    """SHA-256 of a file's bytes, or of a picture inside one; "" for one that cannot be read, which is like no other."""
     try:
         if split_path(path) is not None:
             return hashlib.sha256(read_bytes(path)).hexdigest()

@@ -30,6 +30,7 @@ class Item(Generic[Source]):
         line: the results to be written.
         annotated: the image with its detections drawn, uint8 [h, w, 3] BGR.
         encoded: the same as the bytes of an image file.
+        stream: which of several videos it is of.
     """
 
     source: Source
@@ -39,6 +40,7 @@ class Item(Generic[Source]):
     line: dict[str, Any] = field(default_factory=dict)
     annotated: np.ndarray | None = None
     encoded: bytes | None = None
+    stream: int = 0
 
 
 @dataclass

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
 from directdet.common.errors import UserError
 from directdet.infer.predict.sources import source_kind
-
-# FFmpeg inside OpenCV logs its own lines about files it cannot read; we report each problem in one line with its file.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+from directdet.infer.predict.video_io import capture
+from directdet.infer.predict.video_io.capture import Capture
 
 DEFAULT_RATE = 25.0  # frames per second of a source that does not report its rate
 TRIES = 6  # to reopen a lost stream, with doubling waits: half a minute in total
@@ -28,7 +25,6 @@ _MAX_RATE = {False: 1000.0, True: 120.0}  # by `live`; higher rates, which some 
 _MAX_COUNT = 1e9  # FFmpeg reports larger counts for files of unknown length, e.g. of a killed recording
 _TRIES_AT_A_FRAME = 100_000  # reads in a row that may fail before what is left of a file is given up
 _SHORT = 1.5  # a file ends early if so many times the usual distance of frames is missing
-_OPEN_TIMEOUT, _READ_TIMEOUT = 10_000, 5_000  # milliseconds
 
 
 @dataclass
@@ -54,6 +50,7 @@ class Video:
         warn: called with a one-line message for each problem that was handled.
         open_capture: opens `source`, like `cv2.VideoCapture`; for tests.
         wait: sleeps for a number of seconds; for tests.
+        hardware: decode on a GPU or media engine where there is one (PyAV only).
 
     Attributes:
         name: base name of output files: the video's stem (bytes that are not UTF-8 as %E9), "camera-0", or "stream-"
@@ -65,6 +62,8 @@ class Video:
         pixel_aspect: width of a pixel divided by its height; 1 if unknown.
         broken: frames that could not be read, at the end of a file too if it says how many it has.
         reconnects: how often a lost source came back.
+        start: the time of the first frame in seconds on the file's own clock, once it has been read.
+        decoder: what decodes: "cpu", or the name of a hardware decoder such as "cuda".
 
     Raises:
         UserError: it cannot be opened, or is empty.
@@ -74,12 +73,14 @@ class Video:
         self,
         source: str | Path,
         warn: Callable[[str], None] = lambda line: None,
-        open_capture: Callable[[str], Any] | None = None,
+        open_capture: Callable[[str], Capture] | None = None,
         wait: Callable[[float], None] = time.sleep,
+        hardware: bool = False,
     ) -> None:
         self.source = str(source)
         self.kind = source_kind(source)
-        self._warn, self._open, self._wait = warn, open_capture or _open_capture, wait
+        self._warn, self._wait = warn, wait
+        self._open = open_capture or partial(capture.open_capture, hardware=hardware)
         if self.kind == "video" and not Path(source).is_file():
             raise UserError(f"{source}: not found; check the video's path")
         self._capture = self._open(self.source)
@@ -93,6 +94,8 @@ class Video:
         wide, high = (self._capture.get(key) for key in (cv2.CAP_PROP_SAR_NUM, cv2.CAP_PROP_SAR_DEN))
         self.pixel_aspect = wide / high if wide > 0 and high > 0 else 1.0
         self.broken = self.reconnects = 0
+        self.start = 0.0
+        self.decoder: str = getattr(self._capture, "device", "cpu")
 
     def __str__(self) -> str:
         return f"camera {self.source}" if self.kind == "camera" else self.source
@@ -106,7 +109,7 @@ class Video:
             return f"camera-{Path(self.source).name}"
         return f"stream-{hashlib.sha256(self.source.encode(errors='surrogateescape')).hexdigest()[:8]}"
 
-    def frames(self) -> Iterator[Frame]:
+    def frames(self) -> Generator[Frame, None, None]:
         """Every frame that can be read, in order.
 
         Raises:
@@ -125,6 +128,7 @@ class Video:
                 if good and image is not None:
                     start = time.perf_counter() if start is None else start
                     stamp = time.perf_counter() - start if self.live else clock.read(self._capture, number)
+                    self.start = clock.first
                     yield Frame(number, stamp, image)
                     read += 1
                 number += 1
@@ -182,22 +186,23 @@ class _Stamps:
     """The times of a file's frames in seconds, from the first on.
 
     Attributes:
+        first: the time of the first on the file's own clock.
         end: when the last frame that was read ends, if it lasts as long as the one before it.
         step: the distance of the last two.
     """
 
     def __init__(self, rate: float) -> None:
         self.end, self.step = 0.0, 1 / rate
-        self._rate, self._first, self._last, self._number = rate, 0.0, -1.0, -1
+        self.first, self._rate, self._last, self._number = 0.0, rate, -1.0, -1
 
-    def read(self, capture: Any, number: int) -> float:
+    def read(self, source: Capture, number: int) -> float:
         """The time of the frame just read. Where the file does not say it, the nominal rate does."""
-        stamp = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        stamp = source.get(cv2.CAP_PROP_POS_MSEC) / 1000
         if self._number < 0:
-            self._first, now = stamp if math.isfinite(stamp) else 0.0, number / self._rate
-            self._first -= now
+            self.first, now = stamp if math.isfinite(stamp) else 0.0, number / self._rate
+            self.first -= now
         else:
-            now = stamp - self._first
+            now = stamp - self.first
             if not math.isfinite(now) or now <= self._last:
                 now = self._last + (number - self._number) / self._rate
             self.step = now - self._last
@@ -225,19 +230,3 @@ _CANNOT_OPEN = {
     "camera": "no such camera, or another program is using it",
     "stream": "the stream cannot be opened; check the address, and that its server is running",
 }
-
-
-def _open_capture(source: str) -> Any:
-    kind = source_kind(source)
-    if kind == "camera":
-        return cv2.VideoCapture(int(source) if source.isdecimal() else source)
-    if kind == "video":
-        if _printable(source) == source:
-            return cv2.VideoCapture(source)
-        # OpenCV crashes on such a name; a file that is open needs none.
-        with tempfile.TemporaryDirectory() as folder:
-            link = Path(folder) / f"video{Path(source).suffix}"
-            link.symlink_to(os.path.abspath(source))
-            return cv2.VideoCapture(str(link))
-    limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _OPEN_TIMEOUT, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _READ_TIMEOUT]
-    return cv2.VideoCapture(source, cv2.CAP_FFMPEG, limits)

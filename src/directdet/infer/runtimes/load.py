@@ -38,8 +38,8 @@ def find_model(path: str | Path) -> tuple[str, Path]:
     if (path / META_FILE).is_file():
         return "artefact", path
     # A run of both phases has a folder for each; the later phase gives the detector.
-    phases = [path / name / "checkpoints" for name in ("finetune", "scratch", "pretrain")]
-    for folder in (*phases[:2], path / "checkpoints", phases[2], path):
+    phases = [path / name / "checkpoints" for name in ("finetune", "scratch", "pretrain", "montage")]
+    for folder in (*phases[:2], path / "checkpoints", *phases[2:], path):
         for name in _CHECKPOINTS:
             if (folder / name).is_file():
                 return "checkpoint", folder / name

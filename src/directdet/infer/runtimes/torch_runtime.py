@@ -213,6 +213,11 @@ def load_torch(
     if threads is not None:
         torch.set_num_threads(threads)
     checkpoint = load_checkpoint(path)
+    if checkpoint.get("phase") == "montage":
+        raise UserError(
+            f"{path}: holds a backbone trained by Montage, not a detector; fine-tune one: `directdet train RECIPE "
+            f"--init {path}`"
+        )
     preprocess = Preprocess.from_dict(checkpoint["preprocess"], str(path))
     try:
         model = build_model(checkpoint["model_config"])
