@@ -38,7 +38,7 @@ class Pool(nn.Module):
 
     def forward(self, rois: Tensor, *maps: Tensor) -> Tensor:
         image = torch.zeros(rois.shape[1], dtype=torch.int64)
-        return roi_pool.pool_rois(list(maps), STRIDES, rois[0], image, BINS, self.portable)
+        return roi_pool.pool_rois(roi_pool.pyramid_rows(list(maps), STRIDES), rois[0], image, BINS, self.portable)
 
 
 def make_inputs(count: int, tiny: bool) -> tuple[Tensor, ...]:

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
+from export_helpers import run, write
 from torch import Tensor
 from torchvision.ops import batched_nms
 
@@ -24,25 +24,6 @@ class Keep(torch.nn.Module):
 class Best(torch.nn.Module):
     def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
         return best_first(values, 100)
-
-
-def write(module: torch.nn.Module, inputs: tuple[Tensor, ...], path: Path) -> Path:
-    batch = {0: torch.export.Dim("batch", min=1, max=16)}
-    torch.onnx.export(
-        module.eval(), inputs, str(path), dynamo=True, opset_version=18, dynamic_shapes=tuple([batch] * len(inputs))
-    )
-    return path
-
-
-def run(path: Path, runtime: str, arrays: list[np.ndarray]) -> list[np.ndarray]:
-    if runtime == "onnxruntime":
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        names = [value.name for value in session.get_inputs()]
-        return [np.asarray(value) for value in session.run(None, dict(zip(names, arrays, strict=True)))]
-    openvino = pytest.importorskip("openvino")
-    compiled = openvino.compile_model(openvino.Core().read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    results = compiled(arrays)
-    return [np.array(results[output]) for output in compiled.outputs]
 
 
 def hard_boxes() -> Tensor:

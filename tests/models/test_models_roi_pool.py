@@ -6,7 +6,7 @@ from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from directdet.models.parts import roi_pool
-from directdet.models.parts.roi_pool import level_of, pool_rois
+from directdet.models.parts.roi_pool import level_of, pool_rois, pyramid_rows
 
 STRIDES = [4, 8, 16, 32]
 
@@ -51,8 +51,8 @@ def test_both_forms_equal_torchvision(size: tuple[int, int], bins: int) -> None:
     expected = theirs(features, boxes, bins, size)
     exact = theirs([f.double() for f in features], boxes.double(), bins, size)
     image = torch.arange(2).repeat_interleave(boxes.shape[1])
-    rows = pool_rois(features, STRIDES, boxes.flatten(0, 1), image, bins)
-    portable = pool_rois(features, STRIDES, boxes.flatten(0, 1), image, bins, portable=True)
+    rows = pool_rois(pyramid_rows(features, STRIDES), boxes.flatten(0, 1), image, bins)
+    portable = pool_rois(pyramid_rows(features, STRIDES), boxes.flatten(0, 1), image, bins, portable=True)
     # White noise is the hardest input, with the full effect of rounded coordinates. Hence 2e-5 of the largest value;
     # and our rows are closer to the float64 result than torchvision's.
     for pooled in (rows, portable):
@@ -65,7 +65,7 @@ def test_the_exported_form_gathers_a_few_bins_at_a_time(monkeypatch: pytest.Monk
     size, channels = (128, 128), 8
     features, boxes = pyramid(size, channels=channels), torch.stack([hard_boxes(size, 1), hard_boxes(size, 2)])
     image = torch.arange(2).repeat_interleave(boxes.shape[1])
-    whole = pool_rois(features, STRIDES, boxes.flatten(0, 1), image, 7, portable=True)
+    whole = pool_rois(pyramid_rows(features, STRIDES), boxes.flatten(0, 1), image, 7, portable=True)
     gathered: list[int] = []
     embedding = roi_pool.F.embedding
 
@@ -78,7 +78,7 @@ def test_the_exported_form_gathers_a_few_bins_at_a_time(monkeypatch: pytest.Monk
     for bins_at_a_time in (1000, 300, 49):
         gathered.clear()
         monkeypatch.setattr(roi_pool, "GATHERED", bins_at_a_time * 16 * channels)
-        parts = pool_rois(features, STRIDES, boxes.flatten(0, 1), image, 7, portable=True)
+        parts = pool_rois(pyramid_rows(features, STRIDES), boxes.flatten(0, 1), image, 7, portable=True)
         assert max(gathered) == roi_pool.GATHERED and len(gathered) == -(-40 * 49 // bins_at_a_time)
         assert torch.equal(parts, whole)
 
@@ -96,7 +96,7 @@ def test_all_four_levels_are_met_and_chosen_as_torchvision_does() -> None:
 def test_rows_may_come_in_any_order_of_images() -> None:
     features, boxes = pyramid((128, 128)), hard_boxes((128, 128))
     image = torch.arange(len(boxes)) % 2
-    pooled = pool_rois(features, STRIDES, boxes, image, 7)
+    pooled = pool_rois(pyramid_rows(features, STRIDES), boxes, image, 7)
     for i in range(2):
         expected = theirs([f[i : i + 1] for f in features], boxes[None], 7, (128, 128))
         torch.testing.assert_close(pooled[image == i], expected[image == i], rtol=1e-5, atol=2e-5)
@@ -108,7 +108,9 @@ def test_gradients_of_the_rows_equal_torchvision() -> None:
     ours = [f.requires_grad_() for f in pyramid(size, images=1)]
     reference = [f.detach().clone().requires_grad_() for f in ours]
     weight = torch.randn(len(boxes), 8, 7, 7, generator=torch.Generator().manual_seed(3))
-    (pool_rois(ours, STRIDES, boxes, torch.zeros(len(boxes), dtype=torch.long), 7) * weight).sum().backward()
+    (
+        pool_rois(pyramid_rows(ours, STRIDES), boxes, torch.zeros(len(boxes), dtype=torch.long), 7) * weight
+    ).sum().backward()
     level = level_of(boxes)
     assert set(level.tolist()) == {0, 1, 2}
     for i, (feature, stride) in enumerate(zip(reference, STRIDES, strict=True)):
@@ -122,8 +124,10 @@ def test_half_precision_maps_are_pooled_in_float32_coordinates() -> None:
     features, boxes = pyramid((128, 128), images=1), hard_boxes((128, 128))
     exact = theirs([f.bfloat16().float() for f in features], boxes[None], 7, (128, 128))
     half = [f.bfloat16() for f in features]
-    rows = pool_rois(half, STRIDES, boxes, torch.zeros(len(boxes), dtype=torch.long), 7)
-    portable = pool_rois(half, STRIDES, boxes, torch.zeros(len(boxes), dtype=torch.long), 7, portable=True)
+    rows = pool_rois(pyramid_rows(half, STRIDES), boxes, torch.zeros(len(boxes), dtype=torch.long), 7)
+    portable = pool_rois(
+        pyramid_rows(half, STRIDES), boxes, torch.zeros(len(boxes), dtype=torch.long), 7, portable=True
+    )
     assert rows.dtype == portable.dtype == torch.bfloat16
     torch.testing.assert_close(rows.float(), exact, rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(portable.float(), exact, rtol=1e-2, atol=2e-2)

@@ -1,6 +1,7 @@
 """SSD's network compared with torchvision's with the same weights, and with the papers."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,12 +10,14 @@ from ssd_twin import SIZE, bare_twin, build_twin, conditioned_model, pictures, t
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection import SSD300_VGG16_Weights
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.image_list import ImageList
 
 from directdet.models.build import build_model, deploy_model, describe_model
 from directdet.models.parts.fold import conv_norm_pairs
 from directdet.models.ssd.config import SSDConfig
 from directdet.models.ssd.deploy import SSDDeploy
-from directdet.models.ssd.extras import EXTRAS
+from directdet.models.ssd.extras import EXTRAS, size_after, steps_to_one
 from directdet.models.ssd.network import SSD
 
 # The original SSD, as in torchvision, with few channels.
@@ -96,6 +99,60 @@ def test_priors_grow_with_the_input() -> None:
     assert [f.shape[-1] for f in raw.features] == [40, 20, 10, 5, 3, 1]
     assert len(large.priors) == raw.logits.shape[1] == 6400 + 2400 + 600 + 150 + 36 + 4
     torch.testing.assert_close(large.priors[-40:], small.priors[-40:] * 320 / 300)
+
+
+# SSD512 (Liu et al., section 3.5 and the authors' scripts): maps, shapes at a cell, and the scales of VOC and COCO, in
+# pixels as Caffe's prototxt has them.
+MAPS_512, CELLS_512 = (64, 32, 16, 8, 4, 2, 1), (4, 6, 6, 6, 6, 4, 4)
+SCALES_512 = {
+    "voc": (35.84, 76.8, 153.6, 230.4, 307.2, 384.0, 460.8, 537.6),
+    "coco": (20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8, 542.72),
+}
+
+
+@pytest.mark.parametrize("name", SCALES_512)
+@pytest.mark.parametrize("extras", ["ssd", "residual"])
+def test_at_512_maps_and_priors_are_those_of_ssd512(name: str, extras: str) -> None:
+    with torch.no_grad():
+        model = SSD(replace(ORIGINAL, size=512, priors=name, extras=extras)).eval()
+        raw = model(torch.zeros(1, 3, 512, 512))
+    assert [f.shape[-1] for f in raw.features] == list(MAPS_512)
+    assert model.level_sizes == [s * s * n for s, n in zip(MAPS_512, CELLS_512, strict=True)]
+    assert len(model.priors) == raw.logits.shape[1] == 24_564  # as published
+    assert model.strides == [8, 16, 32, 64, 128, 256, 512]
+    theirs = DefaultBoxGenerator(
+        [[2], [2, 3], [2, 3], [2, 3], [2, 3], [2], [2]],
+        scales=[side / 512 for side in SCALES_512[name]],
+        steps=[8, 16, 32, 64, 128, 256, 512],
+        clip=False,
+    )
+    images = ImageList(torch.zeros(1, 3, 512, 512), [(512, 512)])
+    (expected,) = theirs(images, [torch.zeros(1, 1, side, side) for side in MAPS_512])
+    torch.testing.assert_close(model.priors, expected, rtol=0, atol=2e-4)
+
+
+def test_conv12_of_ssd512_makes_one_cell_of_all_four() -> None:
+    """Channels and kernels of the published extra layers; conv12_2 is 4x4 with a padding of 1."""
+    extras = SSD(replace(ORIGINAL, size=512, width=64)).extras
+    convs = [(b.reduce.conv.out_channels, b.conv.conv.out_channels, b.conv.conv.kernel_size[0]) for b in extras.blocks]
+    assert convs == [(256, 512, 3), (128, 256, 3), (128, 256, 3), (128, 256, 3), (128, 256, 4)]
+    assert [b.conv.conv.stride[0] for b in extras.blocks] == [2, 2, 2, 2, 1]
+    assert extras.blocks[-1].conv.conv.padding == (1, 1)
+    residual = SSD(replace(ORIGINAL, size=512, extras="residual", norm="bn")).eval().extras.blocks[-1]
+    x = torch.randn(1, residual.conv1.conv.in_channels, 2, 2, requires_grad=True)
+    residual(x).abs().sum().backward()
+    assert residual(x).shape[-2:] == (1, 1) and x.grad.abs().sum(1).min() > 0  # no cell is left out
+
+
+def test_every_size_from_193_to_768_ends_in_a_single_cell() -> None:
+    for size in range(1, 1000):
+        for extras, shrunk in (("ssd", (5, 3)), ("residual", (3,))):
+            side = math.ceil(size / 16)
+            steps = steps_to_one(side, shrunk)
+            assert (2 + len(steps) in (6, 7)) == (193 <= size <= 768), (size, extras)
+            for step in steps:
+                side = size_after(side, step)
+            assert side == 1
 
 
 @pytest.mark.parametrize("extras", EXTRAS)
@@ -186,7 +243,12 @@ def test_group_normalisation_leaves_the_single_cell_its_predictions() -> None:
         ({"priors": "kitti"}, r"model\.priors: 'kitti' is not one of voc, coco"),
         ({"norm": "ln"}, r"model\.norm: 'ln' is not one of bn, gn, none"),
         ({"last_map_3x3": True}, r"model\.last_map_3x3: true requires extras=residual, not extras=ssd"),
-        ({"size": 200}, r"model\.size: 200 is too small for extras=ssd"),
+        ({"size": 192}, r"model\.size: 192 would make 5 maps with extras=ssd, .* 6 and 7; give 193 to 768"),
+        ({"size": 769}, r"model\.size: 769 would make 8 maps with extras=ssd, .* 6 and 7; give 193 to 768"),
+        (
+            {"size": 512, "extras": "residual", "last_map_3x3": True},
+            r"model\.last_map_3x3: true needs a map of 3x3, which model\.size=300 and 320 have",
+        ),
         ({"colour": 3}, r"model\.colour: unknown setting"),
     ],
 )

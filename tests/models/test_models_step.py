@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from twin import conditioned_model, smooth_images
 from twin_losses import Keys
 
-from directdet.models.parts import boxes
+from directdet.models.parts import boxes, masks
 from directdet.models.parts.norm import FixedBatchNorm2d, fix_batch_norm
 from directdet.models.parts.targets import RandomKeys, Targets, random_keys
 from directdet.models.two_stage.config import RCNNConfig
@@ -40,7 +40,8 @@ class NoHostWait(TorchDispatchMode):
 
     def __enter__(self):
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(boxes, "can_look", lambda values: False)
+        for module in (boxes, masks):
+            self.patch.setattr(module, "can_look", lambda values: False)
         return super().__enter__()
 
     def __exit__(self, *error):

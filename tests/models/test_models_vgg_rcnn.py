@@ -22,7 +22,7 @@ from directdet.models.backbones.builders import BACKBONES
 from directdet.models.backbones.vgg import vgg16_conv5
 from directdet.models.build import build_model, deploy_model, describe_model
 from directdet.models.parts.fold import Folding, conv_norm_pairs, fold_batch_norm
-from directdet.models.parts.roi_pool import level_of, pool_rois
+from directdet.models.parts.roi_pool import level_of, pool_rois, pyramid_rows
 from directdet.models.parts.targets import Targets
 from directdet.models.two_stage.config import RCNNConfig
 from directdet.models.two_stage.deploy import RCNNDeploy
@@ -180,7 +180,7 @@ def test_pooling_from_one_map_is_roi_align() -> None:
     boxes, image = torch.cat([corners.flatten(1), whole]).repeat(2, 1), torch.arange(2).repeat_interleave(43)
     expected = roi_align(features, torch.cat([image[:, None], boxes], 1), 7, 1 / 16, 2, aligned=False)
     for portable in (False, True):
-        found = pool_rois([features], [16], boxes, image, 7, portable)
+        found = pool_rois(pyramid_rows([features], [16]), boxes, image, 7, portable)
         assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()  # see test_models_roi_pool
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from directdet.common.errors import UsageProblem
-from directdet.export.formats import CALIBRATED
+from directdet.export.formats import CALIBRATED, FORMATS
 from directdet.export.onnx_graph import GraphFacts, write_onnx
 from directdet.export.options import ExportOptions
 from directdet.infer.preprocess import Preprocess
@@ -65,4 +65,5 @@ def write_graph(
     if precision != "fp32":
         samples = torch.from_numpy(np.stack([preprocess(image)[0] for _, image in pictures[:SAMPLES]]))
     canvas = preprocess if options.input == "uint8" else None
-    return write_onnx(model, preprocess.size, options.batch_sizes, path, canvas, precision, samples)
+    loops = FORMATS[options.format].loops
+    return write_onnx(model, preprocess.size, options.batch_sizes, path, canvas, precision, samples, loops)

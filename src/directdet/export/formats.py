@@ -15,19 +15,29 @@ CALIBRATED = "int8"  # the precision that needs pictures
 
 @dataclass(frozen=True)
 class Format:
-    """One format: its model file, the precisions its runtimes have, and whether it is built for named GPUs."""
+    """One format.
+
+    Attributes:
+        file: the model file.
+        precisions: those its runtimes have.
+        capabilities: whether it is built for named GPUs.
+        runs_on: the runtimes that run it.
+        loops: whether masks are computed in a loop, as many as a picture needs; an engine computes all at once, as
+            every turn of a loop would make its GPU wait.
+    """
 
     file: str
     precisions: tuple[str, ...]
     capabilities: bool
     runs_on: str
+    loops: bool
 
 
 FORMATS = {
-    "onnx": Format("model.onnx", ("fp32", "fp16", "int8"), False, "ONNX Runtime, OpenVINO"),
-    "openvino": Format("model.xml", ("fp32", "fp16", "bf16", "int8"), False, "OpenVINO"),
-    "tensorrt": Format("model.engine", PRECISIONS, False, "TensorRT, where built"),
-    "tensorrt-rtx": Format("model.engine", PRECISIONS, True, "TensorRT-RTX"),
+    "onnx": Format("model.onnx", ("fp32", "fp16", "int8"), False, "ONNX Runtime, OpenVINO", True),
+    "openvino": Format("model.xml", ("fp32", "fp16", "bf16", "int8"), False, "OpenVINO", True),
+    "tensorrt": Format("model.engine", PRECISIONS, False, "TensorRT, where built", False),
+    "tensorrt-rtx": Format("model.engine", PRECISIONS, True, "TensorRT-RTX", False),
 }
 
 

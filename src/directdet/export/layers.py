@@ -38,6 +38,7 @@ class Layers:
         labels: each layer node's label, the name of its weights. A layer that runs on several maps is several nodes.
         first, last: labels of the layers with no other layer before or after them.
         sources: the input tensor of each layer node.
+        inside: labels of the layers in a loop's body, which the quantisers do not enter.
     """
 
     input: str
@@ -46,6 +47,7 @@ class Layers:
     first: tuple[str, ...]
     last: tuple[str, ...]
     sources: dict[str, str]
+    inside: tuple[str, ...]
 
     def nodes_of(self, labels: Collection[str]) -> list[str]:
         return [node for node, label in self.labels.items() if label in labels]
@@ -80,7 +82,9 @@ def onnx_layers(model: onnx.ModelProto) -> Layers:
         return Node(node.name, node.op_type, list(node.input), list(node.output), label, on_maps)
 
     inputs = [value.name for value in graph.input if value.name not in constants]
-    return _layers(inputs[0], [read(node) for node in graph.node])
+    bodies = [one.g for node in graph.node if node.op_type == "Loop" for one in node.attribute if one.name == "body"]
+    inside = [read(node) for body in bodies for node in body.node]
+    return _layers(inputs[0], [read(node) for node in graph.node], inside)
 
 
 def openvino_layers(model: Any) -> Layers:
@@ -105,11 +109,14 @@ def openvino_layers(model: Any) -> Layers:
         label = name.removesuffix(".weight") if name else None
         return Node(op.get_friendly_name(), kind, [*map(tensor, values)], [*map(tensor, op.outputs())], label, on_maps)
 
-    return _layers(model.inputs[0].any_name, [read(op) for op in model.get_ordered_ops()])
+    ops = model.get_ordered_ops()
+    bodies = [op.get_function() for op in ops if op.get_type_name() == "Loop"]
+    inside = [read(op) for body in bodies for op in body.get_ordered_ops()]
+    return _layers(model.inputs[0].any_name, [read(op) for op in ops], inside)
 
 
-def _layers(name: str, nodes: list[Node]) -> Layers:
-    """The layers among `nodes`, which are in the order of computation."""
+def _layers(name: str, nodes: list[Node], inside: list[Node]) -> Layers:
+    """The layers among `nodes`, which are in the order of computation, and those `inside` of loops."""
     layers = [node for node in nodes if node.weights is not None]
     behind = _reached(nodes)
     before = _reached([node._replace(inputs=node.outputs, outputs=node.inputs) for node in reversed(nodes)])
@@ -123,6 +130,7 @@ def _layers(name: str, nodes: list[Node]) -> Layers:
         _labels(first),
         _labels(last),
         {node.name: node.inputs[0] for node in layers},
+        _labels(inside),
     )
 
 

@@ -26,8 +26,8 @@ from directdet.models.parts.postprocess import output_names
 OPSET = 18
 INPUT_NAME = "images"
 # A graph without these runs everywhere without a plugin: TensorRT-RTX cannot run NonMaxSuppression, RoiAlign and
-# NonZero, and a normalisation that is not folded costs speed in every runtime. The only control flow is NMS's Loop,
-# which ends before it begins on ordinary pictures.
+# NonZero, and a normalisation that is not folded costs speed in every runtime. The only control flow are NMS's Loop,
+# which ends before it begins on ordinary pictures, and that of masks, where the format has one.
 FORBIDDEN = ("BatchNormalization", "NonMaxSuppression", "RoiAlign", "NonZero", "If")
 FOLD_TOLERANCE = 1e-4  # relative to the largest value of each map
 
@@ -115,6 +115,7 @@ def write_onnx(
     canvas: Preprocess | None = None,
     precision: str = "fp32",
     samples: Tensor | None = None,
+    loops: bool = False,
 ) -> GraphFacts:
     """Write network and post-processing for images of `size` to `path`; no plugin is needed to run the graph.
 
@@ -126,13 +127,14 @@ def write_onnx(
             takes float32 [N, C, H, W], normalised.
         precision: "fp32", "fp16" or "bf16".
         samples: normalised float32 [N, C, H, W] that show which layers meet values too large for a lower precision.
+        loops: see `formats.Format`.
 
     Raises:
         UserError: folding changed the network, or the graph holds something that not every runtime takes.
     """
     least, _, most = (batch, batch, batch) if isinstance(batch, int) else batch
     folded, folding, error = fold(model, size)
-    deployed = deploy_model(folded, size, portable=True).eval()
+    deployed = deploy_model(folded, size, portable=True, loops=loops).eval()
     kept, opset = [], OPSET
     if precision != "fp32":
         from directdet.export.precision import BF16_OPSET, reduce_precision

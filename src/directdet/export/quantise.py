@@ -204,6 +204,7 @@ def _search(
 
     Returns the layers left out with the reasons, and the scores before and after.
     """
+    left_out = left_out | dict.fromkeys(layers.inside, "in a loop, which the quantiser does not enter")
     quantise(left_out)
     if score is None:
         return left_out, None, None

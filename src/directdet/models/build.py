@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from directdet.common.settings import SettingError
 from directdet.models.backbones.names import Kind
 from directdet.models.configs import CONFIGS, make_config
+from directdet.models.montage.loss import montage_losses
+from directdet.models.montage.network import MontageNet
 from directdet.models.parts.fold import Folding, conv_norm_pairs, fold_batch_norm
 from directdet.models.parts.network import Network
 from directdet.models.parts.targets import RandomKeys, Targets, random_keys
@@ -32,7 +34,7 @@ from directdet.models.two_stage.cascade import Cascade
 from directdet.models.two_stage.cascade_deploy import CascadeDeploy
 from directdet.models.two_stage.cascade_loss import cascade_losses
 from directdet.models.two_stage.config import CascadeConfig, RCNNConfig
-from directdet.models.two_stage.deploy import RCNNDeploy
+from directdet.models.two_stage.deploy import RCNNDeploy, TwoStageDeploy
 from directdet.models.two_stage.flat_masks import flatten_mask_predictors
 from directdet.models.two_stage.loss import rcnn_losses
 from directdet.models.two_stage.network import RCNN
@@ -113,16 +115,23 @@ def losses_of(
     model: Network, images: Tensor, targets: Targets, draw: RandomKeys = random_keys
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Run one forward pass over normalised images [N, C, H, W] and compute its losses; see Architecture.losses."""
+    if isinstance(model, MontageNet):
+        return montage_losses(model, model(images), targets)
     return architecture_of(model).losses(model, model(images), targets, draw)
 
 
-def deploy_model(model: Network, size: tuple[int, int], portable: bool = False) -> nn.Module:
+def deploy_model(model: Network, size: tuple[int, int], portable: bool = False, loops: bool = False) -> nn.Module:
     """The deployed form of a network for inputs of `size` (height, width).
+
+    loops: an exported graph computes masks in a loop, as many as a picture needs; see `masks_of_detections`.
 
     Raises:
         ValueError: the network cannot take this size: not multiples of 32 or, for an SSD, not its fixed size.
     """
-    return architecture_of(model).deploy(model, size, portable)
+    deployed = architecture_of(model).deploy(model, size, portable)
+    if isinstance(deployed, TwoStageDeploy):
+        deployed.loops = loops
+    return deployed
 
 
 def fold_model(model: Network) -> Folding:

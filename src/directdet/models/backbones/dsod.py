@@ -165,9 +165,9 @@ def dsod(width: int | None = None, norm: str = "bn") -> DSOD:
 
 
 def dense_extras(
-    in_channels: int, width: int | None = None, norm: str = "bn", last_map_3x3: bool = False
+    in_channels: int, width: int | None = None, norm: str = "bn", last_map_3x3: bool = False, size: int = 19
 ) -> DenseExtras:
-    """DSOD300's four coarser maps, with 512, 256, 256 and 256 channels for a stem of `width` 64.
+    """DSOD300's four coarser maps, with 512, 256, 256 and 256 channels for a stem of `width` 64; as many at any size.
 
     Raises:
         ValueError: last_map_3x3, which DSOD does not have.

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from directdet.models.backbones.backbone import Backbone
 
@@ -59,6 +59,10 @@ class Network(nn.Module):
             raise ValueError(f"this {name} takes {own[0]}x{own[1]} inputs only, not {size[0]}x{size[1]}")
         if own is None and (size[0] % 32 or size[1] % 32):
             raise ValueError(f"height and width must be multiples of 32, not {size[0]} and {size[1]}")
+
+    def from_torchvision(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The state_dict of a classifier of torchvision's by our names, most of which are the same: the backbone's."""
+        return {f"backbone.{name}": value for name, value in (self.backbone.from_torchvision(state) or state).items()}
 
     def part_of(self, name: str) -> str:
         """The part that a tensor of the state_dict belongs to, by name."""

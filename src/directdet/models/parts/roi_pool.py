@@ -10,6 +10,8 @@ serial. In an exported graph it is a Gather and a MatMul, which every runtime su
 They take a few RoIs at a time: the rows of a thousand would be 0.8 GB, those of a few stay in the processor's cache.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,24 +60,45 @@ def _samples(start: Tensor, stop: Tensor, scale: Tensor, limit: Tensor, bins: in
     return torch.where(inside, torch.minimum(raw.clamp(min=0), limit - 1), 0.0), inside
 
 
+@dataclass(frozen=True)
+class PyramidRows:
+    """A pyramid flattened to one row per cell, to pool from several times.
+
+    Attributes:
+        table: [N, cells of all levels, C], the finest level first.
+        shapes: (height, width) of each level.
+        strides: of each level.
+    """
+
+    table: Tensor
+    shapes: list[tuple[int, int]]
+    strides: list[int]
+
+
+def pyramid_rows(features: list[Tensor], strides: list[int]) -> PyramidRows:
+    """Maps [N, C, H, W] of each level, finest first, and their strides, as rows."""
+    count, channels = features[0].shape[:2]
+    table = torch.cat([f.permute(0, 2, 3, 1).reshape(count, -1, channels) for f in features], 1)
+    return PyramidRows(table, [(f.shape[2], f.shape[3]) for f in features], strides)
+
+
 def pool_rois(
-    features: list[Tensor], strides: list[int], rois: Tensor, image: Tensor, bins: int, portable: bool = False
+    rows: PyramidRows, rois: Tensor, image: Tensor, bins: int, portable: bool = False, few: bool = False
 ) -> Tensor:
-    """Pool RoIs [K, 4] (pixels) from maps [N, C, H, W] -> [K, C, bins, bins], channels-last in memory.
+    """Pool RoIs [K, 4] (pixels) from a pyramid -> [K, C, bins, bins], channels-last in memory.
 
     Args:
-        features: maps of each level, finest first.
-        strides: stride of each map.
         image: [K], the index of each RoI's image in the batch.
         bins: cells of the output along each axis.
         portable: use Gather and MatMul instead of EmbeddingBag, which ONNX does not have. There must then be as many
             RoIs of each image, those of the first image first.
+        few: with `portable`, take all of them at a time, as in a loop's body, where tracing takes minutes for a split.
     """
-    count, channels = features[0].shape[:2]
-    table = torch.cat([f.permute(0, 2, 3, 1).reshape(count, -1, channels) for f in features], 1)
-    heights, widths = [f.shape[2] for f in features], [f.shape[3] for f in features]
-    first = [sum(h * w for h, w in zip(heights[:i], widths[:i], strict=True)) for i in range(len(features))]
-    level = level_of(rois, len(features))
+    table, strides = rows.table, rows.strides
+    count, _, channels = table.shape
+    heights, widths = [height for height, _ in rows.shapes], [width for _, width in rows.shapes]
+    first = [sum(h * w for h, w in zip(heights[:i], widths[:i], strict=True)) for i in range(len(strides))]
+    level = level_of(rois, len(strides))
     scale = _by_level(level[:, None], [1.0 / s for s in strides]).to(rois.dtype)
     height, width = _by_level(level[:, None], heights), _by_level(level[:, None], widths)
 
@@ -97,11 +120,12 @@ def pool_rois(
     taps_per_bin = (2 * SAMPLES) ** 2
     table = table.reshape(-1, channels)
     if portable:
-        pooled = _pool_in_turn(table, index.reshape(count, -1, taps_per_bin), weight.reshape(count, -1, taps_per_bin))
+        index, weight = index.reshape(count, -1, taps_per_bin), weight.reshape(count, -1, taps_per_bin)
+        pooled = _weighted_rows(table, index, weight) if few else _pool_in_turn(table, index, weight)
     else:
         index, weight = index.reshape(-1, taps_per_bin), weight.reshape(-1, taps_per_bin)
         pooled = F.embedding_bag(index, table.float(), per_sample_weights=weight.float(), mode="sum")
-    return pooled.reshape(-1, bins, bins, channels).permute(0, 3, 1, 2).to(features[0].dtype)
+    return pooled.reshape(-1, bins, bins, channels).permute(0, 3, 1, 2).to(rows.table.dtype)
 
 
 def _pool_in_turn(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
@@ -111,7 +135,12 @@ def _pool_in_turn(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """
     step = max(1, GATHERED // (index.shape[2] * table.shape[1]))
     parts = [
-        torch.matmul(part[:, :, None].to(table.dtype), F.embedding(rows, table)).squeeze(2)
+        _weighted_rows(table, rows, part)
         for rows, part in zip(index.split(step, 1), weight.split(step, 1), strict=True)
     ]
     return torch.cat(parts, 1)
+
+
+def _weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """`_pool_in_turn` of all bins at a time."""
+    return torch.matmul(weight[:, :, None].to(table.dtype), F.embedding(index, table)).squeeze(2)

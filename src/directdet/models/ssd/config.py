@@ -21,7 +21,8 @@ class SSDConfig:
         head_norm: whether the detection head subnetwork is normalised too: with group normalisation if norm="gn",
             otherwise with batch normalisation.
         extras: extra layers: "ssd" (conv8 to conv11 of the original), "residual" (ScratchDet's blocks) or "dsod".
-        size: side of the square input, in pixels.
+        size: side of the square input, in pixels, 193 to 768. Maps and sizes of priors follow from it: as in
+            SSD300 where the maps are six, as in SSD512 where they are seven.
         priors: the set of prior box sizes, "voc" or "coco".
         last_map_3x3: whether the last map of extras="residual" is 3x3, as in the authors' PyTorch code, instead of 1x1.
         l2_norm: whether conv4_3 is L2-normalised, as in the original SSD; ScratchDet removed this. With extras="dsod",

@@ -17,7 +17,7 @@ class SSDHead(nn.Module):
     section 3.1, and the authors' code).
     """
 
-    def __init__(self, channels: list[int], priors: tuple[int, ...], num_classes: int, norm: str):
+    def __init__(self, channels: list[int], priors: list[int], num_classes: int, norm: str):
         super().__init__()
         self.outputs = num_classes + 1
         levels = list(zip(channels, priors, strict=True))

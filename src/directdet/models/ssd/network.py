@@ -15,14 +15,18 @@ from directdet.models.parts.start import init_xavier
 from directdet.models.ssd.config import SSDConfig
 from directdet.models.ssd.extras import EXTRAS
 from directdet.models.ssd.head import SSDHead
-from directdet.models.ssd.priors import PRIORS_PER_CELL, map_steps, prior_boxes
+from directdet.models.ssd.priors import FIRST_SIDES, map_steps, prior_boxes, priors_per_cell
+
+SMALLEST, LARGEST_SIZE = 193, 768  # pixels: where the map of stride 16 takes four or five steps to a single cell
 
 
 class SSD(Network):
     """Backbone, extra layers, and a head on six maps of 38, 19, 10, 5, 3 and 1 cells a side at 300 pixels.
 
+    The number of maps follows from the size: seven of 64, 32, 16, 8, 4, 2 and 1 cells at 512 pixels.
+
     forward(images [N, 3, size, size], normalised) -> RawMaps with logits [N, A, 1 + classes], class 0 being background,
-    and deltas divided by the variances 0.1, 0.1, 0.2, 0.2; A is 8732 at 300 pixels.
+    and deltas divided by the variances 0.1, 0.1, 0.2, 0.2; A is 8732 at 300 pixels and 24564 at 512.
 
     With live batch normalisation a batch needs at least two images, because the last map is a single cell.
     """
@@ -36,22 +40,24 @@ class SSD(Network):
         self.config = config
         self.backbone = build_backbone(("ssd",), config.backbone, config.width, config.norm, config.in_channels)
         fine, coarse = (self.backbone.channels[level] for level in ("s8", "s16"))
-        self.extras = EXTRAS[config.extras](coarse, config.width, config.norm, config.last_map_3x3)
+        sizes = [-(-config.size // self.backbone.strides[level]) for level in ("s8", "s16")]
+        self.extras = EXTRAS[config.extras](coarse, config.width, config.norm, config.last_map_3x3, sizes[-1])
+        sizes += self.extras.map_sizes(sizes[-1])
+        if min(sizes) < 1 or (config.priors, len(sizes)) not in FIRST_SIDES:
+            raise SettingError(
+                f"model.size: {config.size} would make {sum(side > 0 for side in sizes)} maps with extras="
+                f"{config.extras}, and prior boxes are published for 6 and 7; give {SMALLEST} to {LARGEST_SIZE}"
+            )
+        per_cell = priors_per_cell(len(sizes))
         head_norm = "none" if not config.head_norm else "gn" if config.norm == "gn" else "bn"
         channels = [fine, coarse, *self.extras.channels]
         self.l2_norm = nn.Identity()
         if config.l2_norm:  # of all maps, or of the finest
             norms = [L2Norm(count, config.l2_scale) for count in channels]
             self.l2_norm = nn.ModuleList(norms) if config.extras == "dsod" else norms[0]
-        self.head = SSDHead(channels, PRIORS_PER_CELL, config.num_classes, head_norm)
-        sizes = [-(-config.size // self.backbone.strides[level]) for level in ("s8", "s16")]
-        sizes += self.extras.map_sizes(sizes[-1])
-        if min(sizes) < 1:
-            raise SettingError(
-                f"model.size: {config.size} is too small for extras={config.extras}: a map would be empty"
-            )
+        self.head = SSDHead(channels, per_cell, config.num_classes, head_norm)
         self.strides = map_steps(config.size, sizes)
-        self.level_sizes = [side * side * count for side, count in zip(sizes, PRIORS_PER_CELL, strict=True)]
+        self.level_sizes = [side * side * count for side, count in zip(sizes, per_cell, strict=True)]
         self.register_buffer("priors", prior_boxes(config.priors, config.size, sizes), persistent=False)
         init_xavier(self)
 

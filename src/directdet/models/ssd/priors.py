@@ -5,17 +5,36 @@ import math
 import torch
 from torch import Tensor
 
-REFERENCE = 300  # input size in pixels to which the sides below refer
-# The smallest square of each of the six maps, and the largest of the last (Caffe scripts of SSD and ScratchDet).
-SIDES = {"voc": (30, 60, 111, 162, 213, 264, 315), "coco": (21, 45, 99, 153, 207, 261, 315)}
-RATIOS = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))  # width / height; each also as height / width
-NOMINAL_STEPS = (8, 16, 32, 64)  # pixels between cells; on the two coarsest maps, input size / map size
+# The smallest square of the first map, and of the second, in per cent of the input, for six maps (SSD300) and for seven
+# (SSD512). Between the second's and 90 per cent they grow evenly (Caffe scripts of SSD and ScratchDet).
+FIRST_SIDES = {("voc", 6): (10, 20), ("coco", 6): (7, 15), ("voc", 7): (7, 15), ("coco", 7): (4, 10)}
+LARGEST = 90
+NOMINAL_STEPS = (8, 16, 32, 64)  # pixels between cells; on coarser maps, input size / map size
 
-PRIORS_PER_CELL = tuple(2 + 2 * len(ratios) for ratios in RATIOS)  # 4, 6, 6, 6, 4, 4
+
+def relative_sides(name: str, maps: int) -> list[int]:
+    """The smallest square of each map, and the largest of the last, in per cent of the input.
+
+    Raises:
+        KeyError: such sides are not published for so many maps.
+    """
+    first, second = FIRST_SIDES[name, maps]
+    step = (LARGEST - second) // (maps - 2)
+    return [first, *(second + step * number for number in range(maps))]
+
+
+def ratios_of(maps: int) -> list[tuple[int, ...]]:
+    """Width / height of the shapes of each map; each also as height / width."""
+    return [(2,), *[(2, 3)] * (maps - 3), (2,), (2,)]
+
+
+def priors_per_cell(maps: int) -> list[int]:
+    """Of each map: 4, 6, 6, 6, 4, 4 for six."""
+    return [2 + 2 * len(ratios) for ratios in ratios_of(maps)]
 
 
 def map_steps(size: int, map_sizes: list[int]) -> list[float]:
-    """Pixels between the cells of each of the six maps: 8, 16, 32, 64, 100, 300 at 300 pixels.
+    """Pixels between the cells of each map: 8, 16, 32, 64, 100, 300 at 300 pixels.
 
     If the last map is 3x3, its step is 100: the 300 of the authors' configuration would put most of its cells outside
     the image.
@@ -26,14 +45,15 @@ def map_steps(size: int, map_sizes: list[int]) -> list[float]:
 def prior_boxes(name: str, size: int, map_sizes: list[int]) -> Tensor:
     """Priors [A, 4], xyxy in pixels of a square input of `size`, ordered by map, row, column, shape; not clipped.
 
-    name: a key of SIDES. Shapes are in Caffe's order: the small square of side s, the square of side sqrt(s * next s),
+    name: "voc" or "coco". Shapes are in Caffe's order: the small square of side s, the square of side sqrt(s * next s),
     then for each ratio the wide box followed by the tall one. Sides scale with the input size.
     """
-    sides, boxes = [side * size / REFERENCE for side in SIDES[name]], []
+    sides, boxes = [side * size / 100 for side in relative_sides(name, len(map_sizes))], []
+    ratios_of_maps = ratios_of(len(map_sizes))
     for level, (cells, step) in enumerate(zip(map_sizes, map_steps(size, map_sizes), strict=True)):
         small, large = sides[level : level + 2]
         shapes = [(small, small), (math.sqrt(small * large),) * 2]
-        for ratio in RATIOS[level]:
+        for ratio in ratios_of_maps[level]:
             width, height = small * math.sqrt(ratio), small / math.sqrt(ratio)
             shapes += [(width, height), (height, width)]
         half = torch.tensor(shapes, dtype=torch.float64) / 2

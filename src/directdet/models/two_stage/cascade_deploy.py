@@ -21,15 +21,15 @@ class CascadeDeploy(TwoStageDeploy):
     model: Cascade
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        features, boxes, valid, sizes = self.propose(images)
+        rows, boxes, valid, sizes = self.propose(images)
         stages = []
         for stage in range(STAGES):
-            logits, deltas = self.model.predict_boxes(stage, self.pool(features, boxes, BOX_BINS))
+            logits, deltas = self.model.predict_boxes(stage, self.pool(rows, boxes, BOX_BINS))
             stages.append(logits)
             boxes = refine(stage, boxes, deltas, sizes)
         scores, _, roi, labels = self.best_candidates(_mean(stages), valid)
         boxes, scores, labels = select_detections(self.model.config, take(boxes, roi), scores, labels)
-        return self.outputs(features, boxes, scores, labels)
+        return self.outputs(rows, boxes, scores, labels)
 
     def mask_probabilities(self, pooled: Tensor, labels: Tensor) -> Tensor:
         masks = [torch.sigmoid(self.model.predict_masks(stage, pooled, labels)) for stage in range(STAGES)]

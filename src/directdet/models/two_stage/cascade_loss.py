@@ -37,7 +37,7 @@ def cascade_losses(
     for stage, weight in enumerate(config.stage_loss_weights):
         iou, name = config.stage_positive_ious[stage], stage + 1
         rois = sample_rois(config, boxes, valid, targets, iou, STAGE_WEIGHTS[stage], draw)
-        logits, deltas = model.predict_boxes(stage, model.pool_batch(raw.features, rois.boxes, BOX_BINS))
+        logits, deltas = model.predict_boxes(stage, model.pool_batch(model.rows(raw.features), rois.boxes, BOX_BINS))
         class_loss, regression = class_and_box_loss(logits, deltas, rois, config.smooth_l1_beta)
         losses |= {f"class{name}": weight * class_loss, f"box{name}": weight * regression}
         counts.setdefault("positives", rois.positive.sum())

@@ -4,28 +4,34 @@ import torch
 from torch import Tensor
 
 from directdet.models.parts.boxes import best_first, clip_boxes, decode_boxes, take
-from directdet.models.parts.masks import MASK_SIZE
+from directdet.models.parts.masks import MASK_SIZE, masks_of_detections
 from directdet.models.parts.postprocess import log_odds, pack_detections, select_detections
 from directdet.models.parts.pyramid import AnchoredDeploy
+from directdet.models.parts.roi_pool import PyramidRows
 from directdet.models.two_stage.network import BOX_BINS, BOX_WEIGHTS, MASK_BINS, RCNN
 from directdet.models.two_stage.rpn import SUPPRESSED, propose
 
 
 class TwoStageDeploy(AnchoredDeploy):
-    """Base class of the deployed two-stage detectors."""
+    """Base class of the deployed two-stage detectors.
 
-    def propose(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-        """Features, proposals [N, R, 4], which of them are valid [N, R], and image sizes [N, 2]."""
+    loops: see `masks_of_detections`.
+    """
+
+    loops = False
+
+    def propose(self, images: Tensor) -> tuple[PyramidRows, Tensor, Tensor, Tensor]:
+        """Maps to pool from, proposals [N, R, 4], which of them are valid [N, R], and image sizes [N, 2]."""
         config, raw = self.model.config, self.model(images, self.anchors)
         sizes = self.limit.expand(images.shape[0], -1)
         proposals, valid, _ = propose(
             raw, sizes, config.test_pre_nms, config.test_proposals, config.rpn_nms, single_nms=self.portable
         )
-        return raw.features, proposals, valid, sizes
+        return self.model.rows(raw.features), proposals, valid, sizes
 
-    def pool(self, features: list[Tensor], boxes: Tensor, bins: int) -> Tensor:
+    def pool(self, rows: PyramidRows, boxes: Tensor, bins: int, few: bool = False) -> Tensor:
         """Boxes [N, R, 4] -> [N * R, C, bins, bins]."""
-        return self.model.pool_batch(features, boxes, bins, self.portable)
+        return self.model.pool_batch(rows, boxes, bins, self.portable, few)
 
     def best_candidates(self, logits: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The best (RoI, class) pairs of logits [N * R, 1 + classes], only for RoIs that are `valid` [N, R].
@@ -40,14 +46,17 @@ class TwoStageDeploy(AnchoredDeploy):
         roi = torch.div(index, classes, rounding_mode="floor")
         return torch.sigmoid(odds), index, roi, index - roi * classes
 
-    def outputs(self, features: list[Tensor], boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    def outputs(self, rows: PyramidRows, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         """Detections [N, K] -> num, boxes, scores, labels and, with masks, masks."""
         outputs = pack_detections(boxes, scores, labels)
         if not self.model.config.masks:
             return outputs
-        masks = self.mask_probabilities(self.pool(features, boxes, MASK_BINS), labels.flatten() + 1)
-        masks = masks.reshape(*labels.shape, MASK_SIZE, MASK_SIZE)
-        return (*outputs, masks * (scores > 0)[..., None, None])
+
+        def masks_of(boxes: Tensor, labels: Tensor) -> Tensor:
+            masks = self.mask_probabilities(self.pool(rows, boxes, MASK_BINS, few=self.loops), labels.flatten() + 1)
+            return masks.reshape(*labels.shape, MASK_SIZE, MASK_SIZE)
+
+        return (*outputs, masks_of_detections(masks_of, scores, (boxes, labels), self.loops))
 
     def mask_probabilities(self, pooled: Tensor, labels: Tensor) -> Tensor:
         """Pooled boxes [K, C, 14, 14] and labels [K] (1..classes) -> mask probabilities [K, 28, 28]."""
@@ -60,10 +69,10 @@ class RCNNDeploy(TwoStageDeploy):
     model: RCNN
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        features, proposals, valid, sizes = self.propose(images)
-        logits, deltas = self.model.predict_boxes(self.pool(features, proposals, BOX_BINS))
+        rows, proposals, valid, sizes = self.propose(images)
+        logits, deltas = self.model.predict_boxes(self.pool(rows, proposals, BOX_BINS))
         boxes, scores, labels = self._select(proposals, valid, logits, deltas, sizes)
-        return self.outputs(features, boxes, scores, labels)
+        return self.outputs(rows, boxes, scores, labels)
 
     def _select(
         self, proposals: Tensor, valid: Tensor, logits: Tensor, deltas: Tensor, sizes: Tensor

@@ -11,7 +11,7 @@ from directdet.models.backbones.builders import build_backbone
 from directdet.models.parts.anchors import anchor_shapes
 from directdet.models.parts.masks import MASK_SIZE
 from directdet.models.parts.pyramid import Anchored, RawMaps, flatten_map, norm_layer
-from directdet.models.parts.roi_pool import pool_rois
+from directdet.models.parts.roi_pool import PyramidRows, pool_rois, pyramid_rows
 from directdet.models.parts.start import init_head, init_normal, init_xavier
 from directdet.models.two_stage.config import RCNNConfig, TwoStageConfig
 from directdet.models.two_stage.flat_masks import FlatMaskPredictor
@@ -73,14 +73,16 @@ class TwoStage(Anchored):
     def class_rows(self, name: str) -> tuple[int, int]:
         return 1, 4 if ".bbox_pred." in name else 1
 
-    def pool(self, features: list[Tensor], rois: Tensor, image: Tensor, bins: int, portable: bool = False) -> Tensor:
-        """Pool RoIs [K, 4] (pixels) of images `image` [K] from raw maps -> [K, C, bins, bins]; see pool_rois."""
-        return pool_rois(features[: len(self.roi_strides)], self.roi_strides, rois, image, bins, portable)
+    def rows(self, features: list[Tensor]) -> PyramidRows:
+        """The raw maps from which RoIs are pooled."""
+        return pyramid_rows(features[: len(self.roi_strides)], self.roi_strides)
 
-    def pool_batch(self, features: list[Tensor], boxes: Tensor, bins: int, portable: bool = False) -> Tensor:
+    def pool_batch(
+        self, rows: PyramidRows, boxes: Tensor, bins: int, portable: bool = False, few: bool = False
+    ) -> Tensor:
         """Pool boxes [N, R, 4] (pixels), R of each image -> [N * R, C, bins, bins]; see pool_rois."""
         image = torch.arange(boxes.shape[0], device=boxes.device).repeat_interleave(boxes.shape[1])
-        return self.pool(features, boxes.reshape(-1, 4), image, bins, portable)
+        return pool_rois(rows, boxes.reshape(-1, 4), image, bins, portable, few)
 
 
 def mask_head(config: TwoStageConfig, channels: int) -> MaskRCNNHeads:
@@ -137,6 +139,23 @@ class RCNN(TwoStage):
         if config.masks:
             self.mask_head, self.mask_predictor = mask_head(config, channels), mask_predictor(config)
         init_predictor(self.box_predictor)
+
+    def from_torchvision(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As Network.from_torchvision; and fc6 and fc7 of a single-map VGG-16 are the classifier's first two layers.
+
+        They are exactly these with box_features=4096, as in Faster R-CNN; a smaller head takes evenly spaced outputs.
+        """
+        found = super().from_torchvision(state)
+        taken = [state.get(f"classifier.{layer}.{kind}") for layer in (0, 3) for kind in ("weight", "bias")]
+        if self.config.pyramid or self.config.box_convs or any(value is None for value in taken):
+            return found
+        weight6, bias6, weight7, bias7 = [value for value in taken if value is not None]
+        count = self.config.box_features
+        if weight6.shape[1] != self.channels * BOX_BINS**2 or count > len(bias6):
+            return found
+        chosen = torch.arange(count) * len(bias6) // count
+        found |= {"box_head.fc6.weight": weight6[chosen], "box_head.fc6.bias": bias6[chosen]}
+        return found | {"box_head.fc7.weight": weight7[chosen][:, chosen], "box_head.fc7.bias": bias7[chosen]}
 
     def predict_boxes(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled RoIs [K, C, 7, 7] -> class logits [K, 1 + classes] and deltas [K, 1 + classes, 4], float32."""

@@ -1,0 +1,1 @@
+"""Montage pre-training: a backbone with a dense classifier."""
