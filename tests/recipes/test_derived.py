@@ -27,6 +27,8 @@ def row_of(name: str, phase: Phase) -> tuple[int, float]:
         return 32, {"001": 0.001, "r01": 0.01, "r05": 0.05}[name[-3:]]
     if name.startswith("ssd300_vgg16_") and name != "ssd300_vgg16_slim":  # section 4.1: "batch size 128", Table 1
         return 128, {"001": 0.001, "r01": 0.01, "r05": 0.05}[name[-3:]]
+    if phase.name == "montage":  # Zhou et al., arXiv 2004.12178, section 4.1
+        return 512, 0.8
     if "coco10" in name:  # section 4.8: 0.04 in fine-tuning; section 3.4: 0.08 for 8 images on each of 8 GPUs
         return (64, 0.08) if phase.name == "pretrain" else (16, 0.04)
     if "_voc" in name:
@@ -34,6 +36,7 @@ def row_of(name: str, phase: Phase) -> tuple[int, float]:
     if name == "dsod300_no_bn":  # Table 1: 0.001 is the only rate that trains without BN
         return 128, 0.001
     ours = {"ssd300_vgg16_slim": (16, 0.02), "faster_rcnn_vgg16_scratch": (16, 0.01)}
+    ours |= {"faster_rcnn_vgg16_imagenet": (16, 0.01)}
     return ours.get(name.removesuffix("_no_bn"), (128, 0.05))
 
 

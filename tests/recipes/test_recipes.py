@@ -29,7 +29,7 @@ def test_recipe_is_whole(name):
     recipe = get_recipe(name)
     assert recipe.name == name and recipe.summary
     names = [phase.name for phase in recipe.phases]
-    assert names in (["pretrain", "finetune"], ["scratch"], ["finetune"])
+    assert names in (["pretrain", "finetune"], ["montage", "finetune"], ["scratch"], ["finetune"])
     assert (recipe.init == "imagenet") == (names == ["finetune"])
     if recipe.init == "random":  # nothing is frozen or fixed while it is random
         assert recipe.phases[0].frozen_stages == -1 and recipe.phases[0].norm in ("live", "sync")

@@ -1,7 +1,7 @@
 """Every row of the paper's tables has its recipe, the recipe is what the row says, and what is shown is what it is."""
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from rich.console import Console
@@ -10,13 +10,14 @@ from directdet.front.cli import main
 from directdet.models.build import DETECTORS
 from directdet.recipes import published
 from directdet.recipes.by_name import RECIPES, get_recipe
-from directdet.recipes.derived import evaluation_size, passes_per_epoch
+from directdet.recipes.derived import evaluation_size, images_per_step, passes_per_epoch
 from directdet.recipes.direct.recipes import DIRECT_RECIPES
 from directdet.recipes.published import ApRow
 from directdet.recipes.recipe import PARTS, Phase, Recipe
 from directdet.recipes.show import FROM_DATA, describe_recipe, recipe_groups
 from directdet.recipes.table_rows import TABLES, published_results, rows_of
-from directdet.train.optim import learning_rate
+from directdet.train.montage.stepper import montage_period
+from directdet.train.optim import factor_at, learning_rate
 
 COCO_TRAIN = 117266  # pictures of train2017 with objects
 GPUS = 8  # the server of the direct pre-training paper
@@ -27,7 +28,7 @@ DETECTORS_OF_ROWS = {
     "Cascade R-CNN": ("cascade", "resnet50", False),
     "Mask R-CNN Swin-T": ("rcnn", "swin_t", True),
 }
-LOADED = {"Backbone": 1, "+ FPN": 2, "+ RPN": 3, "+ box head": 4, "+ mask head": 5}
+LOADED = {"Montage (normalised)": 1, "Backbone": 1, "+ FPN": 2, "+ RPN": 3, "+ box head": 4, "+ mask head": 5}
 KEYS = [key for key in TABLES if TABLES[key].published().source.startswith(published.DIRECT)]
 ROWS_WITH_RECIPES = [
     pytest.param(recipe, row, id=f"{key}-{number}")
@@ -46,8 +47,8 @@ def test_every_table_is_there_with_every_row():
     assert len(KEYS) == 11
     rows = [row for table in TABLES.values() for row in rows_of(table)]
     without = [(row.label, row.why_not) for row in rows if row.recipe is None]
-    assert ("Montage (normalised), 1x", "quoted from another paper, not trained") in without
-    assert len([name for key in KEYS for name in TABLES[key].recipes if " " in name]) == 1
+    assert all("quoted" in why or "COCO" in why for _, why in without)
+    assert not [name for key in KEYS for name in TABLES[key].recipes if " " in name]
     assert all((row.recipe in RECIPES) != bool(row.why_not) for row in rows)
 
 
@@ -152,12 +153,30 @@ def test_constants_of_the_other_detectors():
     assert voc.milestones[0] / voc.iterations == 0.75
 
 
+def test_constants_of_montage_pre_training():
+    """Zhou et al., arXiv 2004.12178, section 4.1: 64k steps of 512 montages, the rate from 0.2 to 0.8 and down to 0."""
+    recipe = get_recipe("mask_rcnn_r50_fpn_montage_1x")
+    phase, last = recipe.phases
+    assert (phase.name, phase.iterations, images_per_step(phase, GPUS)) == ("montage", 64_000, 512)
+    rates = [learning_rate(phase, 512) * factor_at(phase, step, 1) for step in (0, 1250, 63_999)]
+    assert rates == pytest.approx([0.2, 0.8, 0.0], abs=1e-8)
+    assert (phase.scale, phase.flip, phase.weight_decay, phase.norm) == ((0.8, 1.5), 0.5, 1e-4, "live")
+    assert montage_period(phase, 1) == 5000  # steps between two measurements of the receptive fields
+    # The row's AP is ImageNet's with Montage's gain added: it differs in what is loaded and in frozen normalisation.
+    imagenet = get_recipe("mask_rcnn_r50_fpn_imagenet_1x")
+    assert (recipe.model, recipe.init) == (imagenet.model, "random")
+    assert replace(last, norm="affine", parts=PARTS) == imagenet.phases[0]
+
+
 @pytest.mark.parametrize("name", DIRECT_RECIPES)
 def test_evaluations_are_few(name):
     """Evaluating COCO takes as long as thousands of steps: about once in one of the paper's epochs."""
     recipe = get_recipe(name)
     images = {"voc": 16551, "coco10": 11827}.get(name.split("fpn_")[-1].split("_")[0], COCO_TRAIN)
     for phase in recipe.phases:
+        if phase.name == "montage":
+            assert not phase.eval_every  # a classifier
+            continue
         epochs = phase.iterations * phase.batch_size * GPUS / images if phase.iterations else phase.epochs
         assert 3 <= epochs / phase.eval_every <= 73
 
@@ -221,7 +240,7 @@ def test_sources_do_not_contradict_the_values(name):
         if found := re.search(r"(\d+) images (?:per|on each)", says["batch_size"]):
             assert phase.batch_size == int(found[1])
         assert ("AdamW" in says["optimizer"]) == (phase.optimizer == "adamw")
-        assert ("ImageNet style" in says["resize"]) == (phase.resize == "direct")
+        assert ("ImageNet style" in says["resize"]) == (phase.resize == "direct" and phase.name != "montage")
         assert not ("alpha" in says["scale"] and phase.resize != "direct")
         if "none" in says["norm_weight_decay"] or "= 0" in says["norm_weight_decay"]:
             assert not phase.norm_weight_decay
@@ -264,7 +283,7 @@ def test_the_command_line_lists_and_shows_every_recipe(capsys, monkeypatch):
         for name in RECIPES:  # whole, to be copied
             assert re.search(rf"│ {name} +│", listed), name
     names = " ".join(line.split("│")[1].strip() for line in listed.splitlines() if line.startswith("│"))
-    assert "(no recipe: quoted from another paper, not trained)" in names
+    assert "(no recipe: no recipe trains on COCO" in names
     for name in ("demo", "cascade_rcnn_r50_fpn", "retinanet_r50_fpn_imagenet_1x", "mask_rcnn_swin_t_fpn"):
         assert main(["recipes", name]) == 0
         assert get_recipe(name).summary in " ".join(capsys.readouterr().out.split())

@@ -6,9 +6,10 @@ import pytest
 from rich.console import Console
 from slim_models import MICRO
 
-from directdet.reproduce.experiments import EXPERIMENTS, Trial
+from directdet.reproduce.experiments import EXPERIMENTS
 from directdet.reproduce.run import ReproduceOptions
 from directdet.reproduce.scales import Scale
+from directdet.reproduce.tables.trials import Trial
 
 DIRECT_NAMES = [name for name in EXPERIMENTS if name.startswith("direct/")]
 

@@ -14,8 +14,9 @@ from directdet.data.dataset import load_dataset
 from directdet.reproduce import budget as planning
 from directdet.reproduce import timing
 from directdet.reproduce.budget import Pace
-from directdet.reproduce.experiments import EXPERIMENTS, SHARED, Trial
+from directdet.reproduce.experiments import EXPERIMENTS
 from directdet.reproduce.run import reproduce
+from directdet.reproduce.tables.trials import SHARED, Trial
 
 SHARED_PACE = Pace(0.9, 1000.0)
 EVALUATION = 1.5  # seconds
@@ -34,16 +35,35 @@ def paces_of(trials: list[Trial]) -> dict[str, dict[str, Pace]]:
     }
 
 
+def check_proportions(trials: list[Trial], steps: planning.Steps) -> None:
+    """Steps are as the lengths of the paper's schedules, rounded down."""
+    pairs = [(steps[t.key][name], length) for t in trials for name, length in t.lengths.items()]
+    least = max(count / length for count, length in pairs)
+    most = min((count + 1) / length for count, length in pairs)
+    assert least < most  # there is a 1x that makes all of them
+    firsts = [steps[trial.key]["pretrain"] for trial in trials if trial.shares_pretrain]
+    assert not firsts or steps[SHARED] == {"pretrain": max(firsts)}
+
+
 @pytest.mark.parametrize("name", DIRECT_NAMES)
 def test_budgets_are_equal_and_kept(name):
     experiment, trials, budget = EXPERIMENTS[name], trials_of(name), 2000.0
     paces, evaluating = paces_of(trials), EVALUATION * len(trials)
-    shared = SHARED_PACE if experiment.equal == "steps" else None
+    shared = SHARED_PACE if any(trial.shares_pretrain for trial in trials) else None
     steps, _ = planning._steps(experiment, trials, budget, paces, shared)
     every = {SHARED: {"pretrain": SHARED_PACE}, **paces}
-    spent = {key: {phase: count * every[key][phase].step for phase, count in row.items()} for key, row in steps.items()}
+    spent = {
+        key: {phase: count * every[key][phase].step for phase, count in row.items() if phase in every[key]}
+        for key, row in steps.items()
+    }
     total = sum(sum(row.values()) for row in spent.values()) + evaluating
     longest = sum(phase.step for row in paces.values() for phase in row.values()) + 0.9
+    if experiment.equal == "schedule":  # a step of 1x for all rows is as long as their lengths
+        unit = sum(float(t.lengths[name]) * paces[t.key][name].step for t in trials for name in paces[t.key])
+        unit += 0.9 * max((float(t.lengths["pretrain"]) for t in trials if t.shares_pretrain), default=0.0)
+        assert budget - unit - longest <= total <= budget
+        check_proportions(trials, steps)
+        return
     assert budget - longest <= total <= budget
     if experiment.equal == "steps":
         assert len({tuple(row.items()) for key, row in steps.items() if key != SHARED}) == 1
@@ -54,13 +74,14 @@ def test_budgets_are_equal_and_kept(name):
     for key, row in spent.items():
         assert each - sum(paces[key][phase].step for phase in row) <= sum(row.values()) <= each
         if len(row) == 2:  # split as P3x + 1x of Table 3: 1.07 of 1.52 days
-            assert row["pretrain"] / each == pytest.approx(1.07 / 1.52, abs=0.02)
+            first = next(iter(row))
+            assert first in ("pretrain", "montage") and row[first] / each == pytest.approx(1.07 / 1.52, abs=0.02)
 
 
 @pytest.mark.parametrize("name", DIRECT_NAMES)
 def test_the_least_budget_is_the_least(name):
     experiment, trials = EXPERIMENTS[name], trials_of(name)
-    shared = SHARED_PACE if experiment.equal == "steps" else None
+    shared = SHARED_PACE if any(trial.shares_pretrain for trial in trials) else None
 
     def fewest(budget: float) -> tuple[int, float]:
         steps, needed = planning._steps(experiment, trials, budget, paces_of(trials), shared)

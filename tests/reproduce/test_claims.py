@@ -10,8 +10,8 @@ from comparison_helpers import printed
 
 from directdet.reproduce.claims import Claim, SeedFigures, claims_table, judge, paired_t, t_below, t_quantile
 from directdet.reproduce.experiments import EXPERIMENTS
-from directdet.reproduce.paper_claims import CLAIMS
 from directdet.reproduce.scales import SCALES
+from directdet.reproduce.tables.paper_claims import CLAIMS
 
 A_OVER_B = Claim("a > b", ("a",), ("b",), "Table 0")
 

@@ -12,9 +12,10 @@ from directdet.data.dataset import load_dataset
 from directdet.recipes.recipe import PARTS
 from directdet.reproduce import budget as planning
 from directdet.reproduce import run as module
-from directdet.reproduce.experiments import EXPERIMENTS, SHARED
+from directdet.reproduce.experiments import EXPERIMENTS
 from directdet.reproduce.run import ReproduceOptions, reproduce
 from directdet.reproduce.scales import SCALES
+from directdet.reproduce.tables.trials import SHARED
 
 
 def test_rows_can_be_chosen():
@@ -84,7 +85,10 @@ def test_the_batch_of_ssd_may_be_given(shapes, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"name": "direct/table3"}, "direct/table3: unknown comparison; choose one of direct/table1, .*direct/table7"),
+        (
+            {"name": "direct/table11"},
+            "table11: unknown comparison; choose one of direct/table1, .*direct/table7",
+        ),
         ({"options": ReproduceOptions(scale="huge")}, "--scale huge: unknown; choose one of smoke, tiny, small"),
     ],
 )

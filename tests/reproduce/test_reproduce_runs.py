@@ -169,3 +169,12 @@ def test_a_loss_that_is_not_finite_ends_its_row_alone(shapes, tmp_path, monkeypa
     assert found.finished and all("diverged" in row for row in found.rows)  # what they share did not come about
     assert not (tmp_path / "b" / "sync").exists()
     draw_comparison(found.to_dict(), tmp_path / "none.png")
+
+
+def test_montage_is_a_row_like_others(shapes, tmp_path, monkeypatch):
+    only(monkeypatch, "direct/montage", "montage")
+    found = reproduce("direct/montage", shapes, tmp_path, micro_options(12.0))
+    assert found.finished
+    (row,) = found.rows
+    assert [phase["name"] for phase in row["phases"]] == ["montage", "finetune"] and row["box_ap"] >= 0
+    check_results(tmp_path, "direct/montage")

@@ -142,7 +142,7 @@ def test_seeds_that_were_planned_apart_are_not_compared(shapes, tmp_path, idle, 
 def test_rows_that_ended_with_some_seeds_only(tmp_path):
     plan = {"experiment": "scratchdet/table1", "scale": "micro", "budget_s": None, "phase_steps": 7, "equal": "steps"}
     plan |= {"device": "cpu", "images": [12, 20]}
-    phases = [{"seconds_per_step": 0.5}]
+    phases = [{"seconds_per_step": 0.5, "seconds": 60.0}]
 
     def done(ap: float, fps: float) -> dict:
         facts = {"box_ap": ap / 2, "box_ap50": ap, "mask_ap": None, "images_per_second": fps, "phases": phases}

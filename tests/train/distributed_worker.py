@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
+from directdet.common.errors import Stopped
 from directdet.front.cli import main
 from directdet.models.parts.norm import sync_batch_norm
 from directdet.recipes.recipe import Recipe
@@ -139,10 +140,10 @@ def train_watched(recipe: Recipe, data: Path, out: Path, options: dict) -> dict:
     return {"losses": losses, "phases": result.phases}
 
 
-def train_double(recipe: Recipe, data: Path, out: Path) -> None:
-    """train() of the pretrain phase in double precision."""
+def train_double(recipe: Recipe, data: Path, out: Path, phase: str = "pretrain") -> None:
+    """train() of a phase in double precision."""
     with double_precision():
-        train(recipe, data, out, phase="pretrain", device="cpu")
+        train(recipe, data, out, phase=phase, device="cpu")
 
 
 def train_interrupted(recipe: Recipe, data: Path, out: Path, rank: int, at: int, log_every: int) -> int:
@@ -161,6 +162,28 @@ def train_interrupted(recipe: Recipe, data: Path, out: Path, rank: int, at: int,
     except KeyboardInterrupt:
         distributed.stop()
         return len(made)
+    raise AssertionError("was not interrupted")
+
+
+def train_interrupted_saving(recipe: Recipe, data: Path, out: Path, rank: int, at: int) -> int:
+    """Train with SIGTERM in process `rank` alone, as step `at` is saved; how many steps this process made."""
+    made, step, save = [], Trainer.step, Trainer.save
+
+    def counted(self: Trainer, batches: list) -> tuple:
+        made.append(self.position.step)
+        return step(self, batches)
+
+    def interrupted(self: Trainer, name: str) -> None:
+        if self.position.step == at and distributed.rank() == rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        save(self, name)
+
+    with patch.object(Trainer, "step", counted), patch.object(Trainer, "save", interrupted):
+        try:
+            train(recipe, data, out, phase="pretrain", device="cpu")
+        except Stopped:
+            distributed.stop()
+            return len(made)
     raise AssertionError("was not interrupted")
 
 
@@ -187,8 +210,8 @@ def gradient_messages(recipe: Recipe, data: Path, out: Path) -> int:
     """Train; how many buckets of gradients went to the other process."""
     sent, wrap = [], distributed.wrap
 
-    def counting(module: nn.Module) -> nn.Module:
-        wrapped = wrap(module)
+    def counting(module: nn.Module, unused: bool) -> nn.Module:
+        wrapped = wrap(module, unused)
         wrapped.register_comm_hook(None, lambda _, bucket: (sent.append(1), allreduce_hook(None, bucket))[1])
         return wrapped
 

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +44,7 @@ from directdet.infer.runtimes.load import load
 from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
 from directdet.recipes.by_name import get_recipe
-from directdet.recipes.recipe import Recipe
+from directdet.recipes.recipe import Phase, Recipe
 from directdet.recipes.settings import apply_settings
 from directdet.train.log import read_log
 from directdet.train.run import train
@@ -193,6 +195,31 @@ def test_two_processes_learn_what_one_with_twice_the_batch_learns(
         assert ours["losses"] == pytest.approx(theirs["losses"], abs=NOISE)
         assert ours["positives"] * 2 == pytest.approx(theirs["positives"])  # the mean over processes
         assert ours["mask_dropped"] == theirs["mask_dropped"] == 0  # else it would depend on who shares the slots
+
+
+def montages(**model: Any) -> Recipe:
+    """The recipe with Montage pre-training alone; the settings of its network are given, or those of recipe()."""
+    settings = {"batch_size": 2, "epochs": 3, "base_lr": 0.1, "base_batch": 16, "workers": 0, "eval_every": 0}
+    phase = Phase(name="montage", resize="direct", size=(64, 64), **settings)
+    return replace(recipe(), phases=(phase,), model=model or recipe().model)
+
+
+def test_two_processes_learn_montages_as_one_with_twice_the_batch(pair: Pair, data: Path, tmp_path: Path) -> None:
+    """Their receptive fields are those of the pictures of both."""
+    pair(train_double, montages(), data, tmp_path / "two", "montage")
+    train_double(montages().with_phase("montage", batch_size=4), data, tmp_path / "one", "montage")
+    ours, theirs = (load_checkpoint(tmp_path / run / "montage" / "checkpoints" / "last.pt") for run in ("two", "one"))
+    assert ours["step"] == theirs["step"] == 9 and "label_weights" in ours["model"]
+    assert_close(ours["model"], theirs["model"])
+
+
+def test_layers_of_maps_that_montage_does_not_take_stay_as_they_are(pair: Pair, data: Path, tmp_path: Path) -> None:
+    """Swin has a normalisation for each map; gradients of all layers are waited for, unless it is said."""
+    pair(train_double, montages(backbone="swin_t", width=32), data, tmp_path / "run", "montage")
+    state = load_checkpoint(tmp_path / "run" / "montage" / "checkpoints" / "last.pt")["model"]
+    norms = {name: value for name, value in state.items() if name.startswith("backbone.norm")}
+    still = {name for name, value in norms.items() if bool((value == float(name.endswith("weight"))).all())}
+    assert len(norms) == 8 and len(still) == 6
 
 
 @pytest.mark.slow

@@ -52,6 +52,8 @@ def tiny_phase(phase: Phase) -> Phase:
         **length,
         **layout,
     }
+    if phase.name == "montage":
+        return replace(phase, **changes, base_lr=phase.base_lr * 2 / phase.base_batch)  # its rate is of 512 pictures
     eval_size = (300, 300) if phase.resize == "warp" else (64, 96)
     return replace(phase, **changes, eval_size=eval_size, eval_fixed=False, eval_every=1_000_000)
 
@@ -93,8 +95,11 @@ def train_and_check(name: str, data: Path, folder: Path) -> None:
     assert [row["name"] for row in result.phases] == [phase.name for phase in get_recipe(name).phases]
     for phase in recipe.phases:
         rows = read_log(folder / "run" / phase.name / "log.jsonl")
-        assert [(row["kind"], row["step"]) for row in rows][-2:] == [("step", 2), ("eval", 2)]
+        evaluated = [] if phase.name == "montage" else [("eval", 2)]  # a classifier has no AP
+        assert [(row["kind"], row["step"]) for row in rows][-1 - len(evaluated) :] == [("step", 2), *evaluated]
         assert all(torch.tensor(list(row["losses"].values())).isfinite().all() for row in rows if row["kind"] == "step")
+        if not evaluated:
+            continue
         assert ("segm" in rows[-1]) == recipe.model.get("masks", recipe.detector in ("rcnn", "rtmdet_ins"))
 
 

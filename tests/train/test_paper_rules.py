@@ -26,6 +26,7 @@ TWO_STAGE_VOC = (
     "faster_rcnn_r50_fpn_voc_imagenet",
     "faster_rcnn_vgg16_scratch",
     "faster_rcnn_vgg16_scratch_no_bn",
+    "faster_rcnn_vgg16_imagenet",
 )
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from directdet.common.errors import Stopped
 from directdet.models.checkpoint import load_checkpoint
+from directdet.train import interrupt as interrupt_module
 from directdet.train import loop
 from directdet.train.interrupt import Interrupt
 from directdet.train.run import train
@@ -54,7 +55,9 @@ def test_a_signal_saves_and_says_so(shapes, tmp_path, number, name, group):
     assert len(lines) == 1 and 0 < step < 600
 
 
-def test_a_second_signal_stops_at_once_and_an_ignored_one_is_let_be():
+def test_a_second_signal_stops_at_once_but_not_a_copy_and_an_ignored_one_is_let_be(monkeypatch):
+    """A scheduler signals torchrun and its processes, and torchrun passes its own signal on to them."""
+    now = time.monotonic()
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         reached = []
@@ -64,10 +67,24 @@ def test_a_second_signal_stops_at_once_and_an_ignored_one_is_let_be():
             signal.raise_signal(signal.SIGTERM)
             reached.append(interrupt.requested)
             signal.raise_signal(signal.SIGTERM)
+            reached.append("after a copy")
+            monkeypatch.setattr(interrupt_module.time, "monotonic", lambda: now + interrupt_module.COPY_SECONDS + 1)
+            signal.raise_signal(signal.SIGTERM)
             reached.append("after the second")
-        assert reached == [True] and caught.value.number == signal.SIGTERM and caught.value.exit_code == 143
+        assert reached == [True, "after a copy"]
+        assert caught.value.number == signal.SIGTERM and caught.value.exit_code == 143
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_ctrl_c_twice_stops_at_once():
+    reached = []
+    with Interrupt() as interrupt, pytest.raises(Stopped), interrupt.deferred():
+        signal.raise_signal(signal.SIGINT)
+        reached.append("after the first")
+        signal.raise_signal(signal.SIGINT)
+        reached.append("after the second")
+    assert reached == ["after the first"]
 
 
 @pytest.mark.parametrize("name", ["best.pt", "last.pt"])

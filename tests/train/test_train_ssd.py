@@ -90,7 +90,8 @@ def last(run: Path) -> Path:
     ("settings", "says"),
     [
         (["model.size=512"], "model.size=512: this network takes images of 512x512 only"),
-        (["size=320", "eval_size=320"], r"model\.size=300: .*--set scratch.size=300 .*eval_size=300$"),
+        (["size=320", "model.size=300"], r"model\.size=300: .*--set scratch.size=300$"),
+        (["size=192"], r"model\.size: 192 would make 5 maps .*; give 193 to 768"),
         (["resize=edges"], "--set scratch.resize=warp"),
         (["resize=direct"], "--set scratch.resize=warp"),
     ],
@@ -101,7 +102,7 @@ def test_pictures_of_another_size_are_refused_before_the_first_step(shapes, slim
 
 
 def test_another_size_is_taken_where_it_is_given_everywhere(shapes, slim, tmp_path):
-    for settings in (["size=320", "model.size=320"], ["size=320", "eval_size=320", "model.size=320"]):
+    for settings in (["size=320"], ["size=320", "model.size=320"], ["size=320", "eval_size=320", "model.size=320"]):
         train(apply_settings(slim, settings), shapes, tmp_path / "run", dry_run=True)
 
 

@@ -113,6 +113,8 @@ def check_together(phase: Phase) -> None:
             f"step; give {near}, or steps of another size with --set {phase.name}.base_batch={phase.batch_size}"
         )
     _check_evaluation(phase)
+    if phase.name == "montage":
+        _check_montage(phase)
     long = max(phase.size)
     if phase.resize == "edges" and max(phase.short_edges, default=0) > long:
         raise SettingError(
@@ -148,6 +150,33 @@ def _check_evaluation(phase: Phase) -> None:
             f"{phase.name}.eval_size: {given} is more than {FAR} times away from {size}; give both, or --set "
             f"{phase.name}.eval_size=none, and it follows"
         )
+
+
+# What a phase of classification has no use for, and the values that leave it out.
+NOT_IN_MONTAGES = {
+    "resize": "direct",
+    "quarter_turns": 0.0,
+    "colour": "none",
+    "ssd_crop": False,
+    "mosaic": 0.0,
+    "mixup": 0.0,
+    "copy_paste": 0.0,
+    "sampling": "uniform",
+    "eval_every": 0,
+}
+
+
+def _check_montage(phase: Phase) -> None:
+    """SettingError for what Montage pre-training cannot do."""
+    for setting, off in NOT_IN_MONTAGES.items():
+        if getattr(phase, setting) != off:
+            raise SettingError(
+                f"{phase.name}.{setting}: {getattr(phase, setting)} is for phases that train a detector, and this one "
+                f"trains a classifier; give --set {phase.name}.{setting}={off}"
+            )
+    if phase.size[0] % 32 or phase.size[0] < 64:
+        near = max(64, round(phase.size[0] / 32) * 32)
+        raise SettingError(f"{phase.name}.size: {phase.size[0]} is not a multiple of 32 of at least 64; give {near}")
 
 
 def _listed(numbers: tuple[int, ...]) -> str:

@@ -24,7 +24,7 @@ from directdet.recipes.derived import check_together, in_proportion
 # pre-training paper. "box" is also the head of a one-stage detector.
 Part: TypeAlias = Literal["backbone", "fpn", "rpn", "box", "mask"]
 PARTS: tuple[Part, ...] = get_args(Part)
-PhaseName: TypeAlias = Literal["pretrain", "finetune", "scratch"]
+PhaseName: TypeAlias = Literal["montage", "pretrain", "finetune", "scratch"]
 Norm: TypeAlias = Literal["live", "sync", "affine", "fixed"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 Schedule: TypeAlias = Literal["steps", "cosine", "flat-cosine"]
@@ -39,10 +39,12 @@ class Phase:
     """One phase of training. Sections and tables are those of the direct pre-training paper.
 
     Attributes:
-        name: "pretrain" or "finetune" (run in this order), or "scratch": one phase from random weights.
+        name: "pretrain" or "finetune" (run in this order), or "scratch": one phase from random weights. "montage":
+            the backbone alone is trained before another phase, on objects cut out of the pictures (arXiv 2004.12178).
         resize: "direct": resize by a factor alpha from `scale`, then crop or pad to `size` (section 3.2); "edges":
             resize to a short and a long edge, `size` = (short, long), and pad to a multiple of 32; "warp": SSD's
-            augmentation, then stretch to exactly `size` regardless of the aspect ratio, in training and evaluation.
+            augmentation, then stretch to exactly `size` regardless of the aspect ratio, in training and evaluation. In
+            "montage", "direct" does this with each object and its region of the picture.
         size: in pixels; see resize.
         scale: the range of alpha, (low, high).
         std: per channel, what pixels are divided by after their mean is subtracted.
@@ -99,6 +101,8 @@ class Phase:
         ema_warmup: steps in which that decay rises to 63 % of its value.
         precision: "fp32", "bf16" (autocast) or "fp16" (autocast with a scaled loss; on a CPU, computed in fp32).
         channels_last: keep images and weights in the channels-last memory format.
+        compiled: train network and losses as one graph of `torch.compile`, if a trial of 20 steps finds it as right as
+            eager PyTorch, and faster.
         workers: processes that read data; no more than there are CPU cores are started.
         eval_size, eval_fixed: like `size`; evaluation resizes by edges, or onto a canvas of exactly this size if
             eval_fixed. eval_size None follows `size`; see derived.evaluation_size.
@@ -160,6 +164,7 @@ class Phase:
     ema_warmup: ZeroOrMore = 2000
     precision: Precision = "fp32"
     channels_last: bool = True
+    compiled: bool = False
     workers: ZeroOrMore = 2
     eval_size: tuple[Pixels, Pixels] | None = None
     eval_fixed: bool = False

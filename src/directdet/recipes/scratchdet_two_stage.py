@@ -1,10 +1,11 @@
-"""ScratchDet's two-stage detector: VGG-16 Faster R-CNN from scratch, with and without BN (section 4.2.1).
+"""ScratchDet's two-stage detector: VGG-16 Faster R-CNN from scratch and pre-trained (section 4.2.1).
 
-The paper gives the two results but no settings, so the settings are those of Faster R-CNN (Ren et al., 2015) and of its
+The paper gives results but no settings, so the settings are those of Faster R-CNN (Ren et al., 2015) and of its
 authors' Python code, except for the schedule.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from directdet.recipes.recipe import Phase, Recipe
@@ -79,6 +80,13 @@ MODEL = {
     "smooth_l1_beta": 1.0,
     "nms": 0.3,
 }
+PRETRAINED_PHASE = replace(VOC_PHASE, name="finetune", frozen_stages=1)
+PRETRAINED_SOURCES = {
+    "finetune.frozen_stages": "Faster R-CNN, section 3.1.3: conv3_1 and up are tuned",
+    "finetune.norm": "not used: the network has no BN",
+    "model.norm": "Faster R-CNN: VGG-16 has no BN",
+    "model.box_features": "Faster R-CNN: fc6 and fc7 of 4096, from the ImageNet weights too; ours: no dropout",
+}
 # Normalisation of the backbone, and what the paper says about it.
 VARIANTS = {
     "faster_rcnn_vgg16_scratch": ("bn", "with BN (in the paper: 67.2 mAP; pre-trained: 73.2)"),
@@ -95,3 +103,13 @@ TWO_STAGE_RECIPES: dict[str, Callable[[], Recipe]] = {
     )
     for name, (norm, words) in VARIANTS.items()
 }
+_PRETRAINED = "faster_rcnn_vgg16_imagenet"
+TWO_STAGE_RECIPES[_PRETRAINED] = partial(
+    Recipe,
+    _PRETRAINED,
+    "Faster R-CNN VGG-16 from ImageNet on VOC 2007 + 2012 (in the paper: 73.2 mAP)",
+    (PRETRAINED_PHASE,),
+    model={**MODEL, "norm": "none"},
+    init="imagenet",
+    sources={**{key.replace("scratch.", "finetune."): text for key, text in SOURCES.items()}, **PRETRAINED_SOURCES},
+)

@@ -18,7 +18,8 @@ def apply_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     """The recipe with `settings` applied, each "key=value".
 
     A key is "FIELD" (a field of Phase, set in every phase), "PHASE.FIELD" (set in one phase), "init", "data_fraction",
-    or "model.FIELD" (a field of the detector's configuration). The dataclasses check the values themselves.
+    or "model.FIELD" (a field of the detector's configuration). The dataclasses check the values themselves. An SSD is
+    of one size: "size" sets that of its network too, unless "model.size" is given.
 
     Raises:
         SettingError: an unknown key, or a value that is not allowed; the message suggests the nearest valid one.
@@ -46,6 +47,9 @@ def apply_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
                 phases[phase][name] = parse(key, text, field_types(Phase)[name])
         else:
             check_key(f"--set {key}", where, ["model", *names])
+    sizes = {changes["size"] for changes in phases.values() if "size" in changes}
+    if recipe.detector == "ssd" and len(sizes) == 1 and model.get("size") == recipe.model.get("size"):
+        model["size"] = next(iter(sizes))[0]
     try:
         for name, changes in phases.items():
             recipe = recipe.with_phase(name, **changes)

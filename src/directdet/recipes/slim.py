@@ -69,6 +69,38 @@ def mask_rcnn_r18_slim() -> Recipe:
     )
 
 
+def mask_rcnn_r18_slim_montage() -> Recipe:
+    """mask_rcnn_r18_slim with Montage pre-training of its backbone in place of the first phase."""
+    slim = mask_rcnn_r18_slim()
+    phase = Phase(
+        name="montage",
+        resize="direct",
+        size=(224, 224),
+        scale=(0.8, 1.5),
+        batch_size=16,
+        epochs=50,
+        base_lr=0.8,
+        base_batch=512,
+        schedule="cosine",
+        final_lr=0.0,
+        warmup_iterations=100,
+        warmup_factor=0.25,
+        clip_norm=10.0,
+        eval_every=0,
+    )
+    return replace(
+        slim,
+        name="mask_rcnn_r18_slim_montage",
+        summary="mask_rcnn_r18_slim, its backbone pre-trained by Montage instead of direct pre-training",
+        phases=(phase, slim.phase("finetune")),
+        sources={
+            "model": SLIM_SOURCES["model"],
+            "montage": "Zhou et al. (arXiv 2004.12178), scaled down by us for small datasets on CPUs",
+            "finetune": SLIM_SOURCES["finetune"],
+        },
+    )
+
+
 def retinanet_r18_slim() -> Recipe:
     """The two phases of mask_rcnn_r18_slim for a one-stage detector."""
     slim = mask_rcnn_r18_slim()
@@ -131,6 +163,7 @@ def demo() -> Recipe:
 
 SLIM_RECIPES: dict[str, Callable[[], Recipe]] = {
     "mask_rcnn_r18_slim": mask_rcnn_r18_slim,
+    "mask_rcnn_r18_slim_montage": mask_rcnn_r18_slim_montage,
     "retinanet_r18_slim": retinanet_r18_slim,
     "ssd300_vgg16_slim": ssd300_vgg16_slim,
     "demo": demo,

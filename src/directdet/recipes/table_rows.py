@@ -57,9 +57,8 @@ TABLES = {
         "Direct pre-training, Table 3",
         published.direct_table3,
         (
-            f"{_R50}_imagenet_1x",
-            "quoted from another paper, not trained",
-            *_r50("", "_p2x_1x", "_imagenet_2x", "_scratch_sync_6x", "_scratch_gn_6x", "_p3x_1x", "_p4x_1x"),
+            *_r50("_imagenet_1x", "_montage_1x", "", "_p2x_1x", "_imagenet_2x", "_scratch_sync_6x", "_scratch_gn_6x"),
+            *_r50("_p3x_1x", "_p4x_1x"),
         ),
     ),
     "direct/table4": TrainedTable(
@@ -124,7 +123,7 @@ TABLES = {
             "dsod300_no_bn",
             "faster_rcnn_vgg16_scratch",
             "faster_rcnn_vgg16_scratch_no_bn",
-            "quoted from another paper, not trained",
+            "faster_rcnn_vgg16_imagenet",
         ),
     ),
     "scratchdet/figure5": TrainedTable(

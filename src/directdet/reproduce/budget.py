@@ -4,8 +4,9 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from directdet.infer.accuracy.evaluate import detect
 from directdet.infer.runtimes.torch_runtime import TorchPredictor
 from directdet.models.build import build_model
 from directdet.recipes.recipe import Phase, Recipe
-from directdet.reproduce.experiments import SHARED, Experiment, Trial
+from directdet.reproduce.tables.trials import SHARED, Experiment, Trial
 from directdet.reproduce.timing import timed_steps
 from directdet.train.loop import Trainer
-from directdet.train.prepare import apply_norm, load_weights
+from directdet.train.prepare import apply_norm, load_weights, network_of
 
 PRETRAIN_SHARE = 0.7  # of a row's time, as in P3x + 1x (direct pre-training, Table 3)
 SHARED_SHARE = 0.4  # of the whole time, for a pre-training that all rows share
@@ -52,7 +53,7 @@ class Setup:
         train, val: its splits.
         out: folder of the comparison.
         device, seed: as in train.run.train.
-        imagenet: "imagenet" or a file with a backbone's weights, for the rows that start from them; None for none.
+        imagenet: "imagenet", or files with a backbone's weights each, for the rows that start from them.
     """
 
     data: str | Path
@@ -61,7 +62,7 @@ class Setup:
     out: Path
     device: torch.device
     seed: int
-    imagenet: str | None
+    imagenet: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def make_plan(asked: dict[str, Any], experiment: Experiment, trials: list[Trial]
         return plan
     running = _startable(trials, setup)
     if asked["phase_steps"]:
-        found = {"steps": _fixed_steps(running, asked["phase_steps"])}
+        found = {"steps": _fixed_steps(experiment, running, asked["phase_steps"])}
     else:
         found = _measured_steps(experiment, running, asked["budget_s"], setup)
     plan = {**asked, "equal": experiment.equal, **found}
@@ -147,11 +148,10 @@ def _startable(trials: list[Trial], setup: Setup) -> list[Trial]:
     running, errors = [], []
     for trial in trials:
         if trial.needs_imagenet:
-            if setup.imagenet is None:
+            if not setup.imagenet:
                 continue
-            model = {"detector": trial.recipe.detector, "num_classes": len(setup.train.classes), **trial.recipe.model}
             try:
-                load_weights(build_model(model), setup.imagenet, setup.train.classes)
+                weights_of(trial, setup)
             except UserError as error:
                 errors.append(error)
                 continue
@@ -161,14 +161,44 @@ def _startable(trials: list[Trial], setup: Setup) -> list[Trial]:
     return running
 
 
-def _fixed_steps(trials: list[Trial], count: int) -> Steps:
-    """`count` steps for every phase of every row, and for the pre-training that rows share."""
+def weights_of(trial: Trial, setup: Setup) -> str:
+    """The first of the ImageNet weights given that fit the network of a row.
+
+    Raises:
+        UserError: none does; says why the first does not.
+    """
+    errors = []
+    for source in setup.imagenet:
+        model = {"detector": trial.recipe.detector, "num_classes": len(setup.train.classes), **trial.recipe.model}
+        try:
+            load_weights(build_model(model), source, setup.train.classes)
+        except UserError as error:
+            errors.append(error)
+        else:
+            return source
+    raise errors[0]
+
+
+def _fixed_steps(experiment: Experiment, trials: list[Trial], count: int) -> Steps:
+    """`count` steps for every phase of every row, and for the pre-training that rows share; or for 1x."""
+    if experiment.equal == "schedule":
+        return _scheduled(trials, Fraction(count))
     steps: Steps = {}
     for trial in trials:
         steps[trial.key] = {phase.name: count for phase in trial.recipe.phases}
         if trial.shares_pretrain:
             steps[SHARED] = {"pretrain": steps[trial.key].pop("pretrain")}
     return steps
+
+
+def _scheduled(trials: list[Trial], steps_of_1x: Fraction) -> Steps:
+    """Steps in the paper's proportions; rows that share a pre-training each have as many of it as they start after."""
+    steps: Steps = {
+        trial.key: {name: max(1, int(length * steps_of_1x)) for name, length in trial.lengths.items()}
+        for trial in trials
+    }
+    shared = [steps[trial.key]["pretrain"] for trial in trials if trial.shares_pretrain]
+    return steps | ({SHARED: {"pretrain": max(shared)}} if shared else {})
 
 
 def _steps(
@@ -180,13 +210,28 @@ def _steps(
     """
     evaluating = sum(list(row.values())[-1].evaluation for row in paces.values())
     training = budget - evaluating
-    if experiment.equal == "time":
+    if experiment.equal == "schedule":
+        steps, needed = _paper_schedules(trials, training, paces, shared)
+    elif experiment.equal == "time":
         steps, needed = _equal_times(trials, training, paces)
     elif shared is None:
         steps, needed = _equal_steps(trials, training, paces)
     else:
         steps, needed = _equal_steps_after(shared, trials, training, paces)
     return steps, needed + evaluating
+
+
+def _paper_schedules(trials: list[Trial], training: float, paces: Paces, shared: Pace | None) -> tuple[Steps, float]:
+    """As many steps of 1x as the time is enough for, for rows that keep the paper's schedules."""
+    lengths = [(trial, name, length) for trial in trials for name, length in trial.lengths.items()]
+    firsts = [length for trial, name, length in lengths if trial.shares_pretrain and name == "pretrain"]
+    own = [(trial, name, length) for trial, name, length in lengths if name in paces[trial.key]]
+    seconds = sum(float(length) * paces[trial.key][name].step for trial, name, length in own)
+    if shared is not None:
+        seconds += float(max(firsts)) * shared.step
+    steps = _scheduled(trials, Fraction(max(0, int(training / seconds))))
+    shortest = min(length for _, _, length in lengths)
+    return steps, math.ceil(FEWEST_STEPS / shortest) * seconds
 
 
 def _equal_times(trials: list[Trial], training: float, paces: Paces) -> tuple[Steps, float]:
@@ -225,12 +270,14 @@ def seconds_of_steps(recipe: Recipe, phase: Phase, dataset: Dataset, val: Datase
     This process reads the data here; in training, the phase's workers share that work.
     """
     torch.manual_seed(0)
-    model = build_model({"detector": recipe.detector, "num_classes": len(dataset.classes), **recipe.model})
+    model = network_of(recipe, phase, len(dataset.classes))
     apply_norm(model, phase, trained=False, known=False)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(model.to(device), replace(phase, workers=0), dataset, None, Path(folder), recipe.name, 0)
         readers = max(1, min(phase.workers, usable_cores()))
         times = [step + read / readers for read, step in timed_steps(trainer, 1 + TIMED_STEPS)]
+        if phase.name == "montage":  # no detector
+            return Pace(statistics.median(times[1:] or times), 0.0)
         detector = TorchPredictor.from_model(
             model.eval(), trainer.preprocess, dataset.classes, dataset.category_ids, device
         )

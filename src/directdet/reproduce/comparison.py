@@ -18,8 +18,10 @@ from directdet.common.terminal import plain
 from directdet.infer.machine import hardware, versions
 from directdet.reproduce.claims import Measure, SeedFigures, Verdict, claims_table, judge
 from directdet.reproduce.draws import read_draws
-from directdet.reproduce.experiments import EXPERIMENTS, SHARED, Trial
-from directdet.reproduce.paper_claims import CLAIMS
+from directdet.reproduce.experiments import EXPERIMENTS
+from directdet.reproduce.pretraining import start_of
+from directdet.reproduce.tables.paper_claims import CLAIMS
+from directdet.reproduce.tables.trials import SHARED, Trial
 from directdet.train.log import read_results
 
 DIVERGED = "diverged.json"  # in a row's folder, if its loss did not stay finite
@@ -42,8 +44,8 @@ class Comparison:
     Attributes:
         out: its folder.
         plan: the content of plan.json.
-        rows: in the experiment's order: "key", "label", "paper", and once a row is done its figures, or "skipped" or
-            "diverged".
+        rows: in the experiment's order: "key", "label", "paper", of a figure "curve" and "x", and once a row is done
+            its figures, or "skipped" or "diverged".
         finished: whether every row is done.
     """
 
@@ -70,7 +72,7 @@ class Comparison:
         table.add_column("in the paper")
         for row in self.rows:
             table.add_row(plain(row["label"]), *_cells(row, experiment.metric), paper_words(row["paper"]))
-        notes = [f"{CAUTION} Every row gets equal {experiment.equal}."]
+        notes = [f"{CAUTION} {equal_words(self.plan)}"]
         notes += remarks(self.rows, self.finished)
         judged = verdicts([self])
         return Group(table, *notes, *([claims_table(judged, 1)] if judged else []))
@@ -78,6 +80,23 @@ class Comparison:
     def write(self) -> None:
         """Write OUT/results.json."""
         write_results(self.out, self.to_dict())
+
+
+def equal_words(plan: Mapping[str, Any]) -> str:
+    """What the rows of a comparison get the same of, as a sentence."""
+    equal = EXPERIMENTS[plan["experiment"]].equal
+    return "Every row keeps the paper's schedule." if equal == "schedule" else f"Every row gets equal {equal}."
+
+
+def steps_words(plan: Mapping[str, Any]) -> str:
+    """What --steps gave the rows."""
+    of = "of 1x" if EXPERIMENTS[plan["experiment"]].equal == "schedule" else "a phase"
+    return f"{plan['phase_steps']} steps {of}"
+
+
+def minutes(row: Row) -> float:
+    """That a row trained, its pre-training included."""
+    return sum(phase["seconds"] for phase in row["phases"]) / 60
 
 
 def write_results(out: Path, content: dict[str, Any]) -> None:
@@ -90,7 +109,7 @@ def write_results(out: Path, content: dict[str, Any]) -> None:
 def remarks(rows: Sequence[Row], finished: bool) -> list[str]:
     """What is to be known about the rows of a table."""
     notes = []
-    if any(row["key"] == "sync" for row in rows):
+    if any("sync" in row["key"] for row in rows):
         notes.append("One process: SyncBN has no other process to synchronise with, so its row is live BN.")
     return [*notes, *([] if finished else ["Not finished: run the same command again to continue."])]
 
@@ -147,9 +166,14 @@ def is_done(row: Row) -> bool:
 
 def _read_row(out: Path, plan: dict[str, Any], trial: Trial) -> Row:
     row: Row = {"key": trial.key, "label": trial.label, "paper": trial.paper}
+    if trial.curve:
+        row |= {"curve": trial.curve, "x": trial.x}
     if trial.key not in plan["steps"]:
         return {**row, "skipped": f"needs ImageNet weights of {trial.recipe.model['backbone']}: --imagenet FILE"}
-    ends = [out / key / DIVERGED for key in ((SHARED, trial.key) if trial.shares_pretrain else (trial.key,))]
+    steps = plan["steps"][trial.key]
+    kept = "pretrain" in steps and start_of(out, plan["steps"], trial.key).is_file()  # it got as far as this row needs
+    waits = trial.shares_pretrain and not kept
+    ends = [out / key / DIVERGED for key in ((SHARED, trial.key) if waits else (trial.key,))]
     if end := next(filter(Path.is_file, ends), None):
         return {**row, "diverged": read_json(end, _DivergedFile, "remove it to train the row again")[1].after_step}
     names = [phase.name for phase in trial.recipe.phases]
@@ -161,14 +185,14 @@ def _read_row(out: Path, plan: dict[str, Any], trial: Trial) -> Row:
         row |= {"box_ap": last["bbox"]["AP"], "box_ap50": last["bbox"]["AP50"]}
         row |= {"mask_ap": segm["AP"] if segm else None, "bbox": last["bbox"], "segm": segm}
         row |= {"voc": last.get("voc"), "images_per_second": last.get("images_per_second")}
-        row["phases"] = [_phase_facts(name, log) for name, log in zip(names, logs, strict=True)]
+        row["phases"] = [_phase_facts(name, log, steps.get(name)) for name, log in zip(names, logs, strict=True)]
         row["recipe"] = asdict(trial.recipe)
     return row
 
 
-def _phase_facts(name: str, log: list[dict[str, Any]]) -> dict[str, Any]:
-    """Steps, seconds and memory of a phase from its log."""
-    steps = [entry for entry in log if entry["kind"] == "step"]
+def _phase_facts(name: str, log: list[dict[str, Any]], until: int | None = None) -> dict[str, Any]:
+    """Steps, seconds and memory of a phase from its log, of its first steps where it went on for other rows."""
+    steps = [entry for entry in log if entry["kind"] == "step" and entry["step"] <= (until or entry["step"])]
     before = [0, *(entry["step"] for entry in steps)]
     seconds = sum(
         entry["seconds_per_step"] * (entry["step"] - first) for first, entry in zip(before, steps, strict=False)
@@ -191,12 +215,11 @@ def _cells(row: Row, metric: str) -> list[str]:
     mask = "-" if row["mask_ap"] is None else f"{100 * row['mask_ap']:.1f}"
     steps = "+".join(str(phase["steps"]) for phase in row["phases"])
     pace = " + ".join(f"{phase['seconds_per_step']:.3f}" for phase in row["phases"])
-    minutes = sum(phase["seconds"] for phase in row["phases"]) / 60
     found = [f"{100 * row['box_ap']:.1f}", f"{100 * row['box_ap50']:.1f}", mask]
     if metric == "voc":
         loss = row["phases"][-1]["last_loss"]
         found = [f"{100 * row['voc']['mAP_11point']:.1f}", f"{row['images_per_second']:.1f}", f"{loss:.2f}"]
-    return [*found, steps, pace, f"{minutes:.1f}"]
+    return [*found, steps, pace, f"{minutes(row):.1f}"]
 
 
 def paper_words(paper: Mapping[str, float | None] | None) -> str:

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from directdet.common.files import write_bytes_atomic
+from directdet.reproduce.comparison import steps_words
 
 _OURS, _PAPER = "#1f6f8b", "#b9c3c9"
 
@@ -35,16 +36,23 @@ def draw_comparison(result: dict[str, Any], path: Path) -> None:
     places = range(len(rows))
     spreads = [_spread(row, voc) for row in rows]
     _bars(here, places, [_reached(row, voc) for row in rows], _OURS, spreads if any(spreads) else None)
-    length = f"{plan['budget_s'] / 60:.0f} min" if plan["budget_s"] else f"{plan['phase_steps']} steps"
-    times = f"{len(result['seeds'])} x " if "seeds" in result else ""
-    here.set_title(f"here ({plan['scale']}, {times}{length}, {plan['device']})", fontsize=10)
+    here.set_title(f"here ({size_words(result)})", fontsize=10)
     _bars(there, places, [_printed(row["paper"] or {}, "map" if voc else "box_ap") for row in rows], _PAPER)
     there.set_title(f"in the paper ({'VOC' if voc else 'COCO'})", fontsize=10)
     here.set_yticks(list(places), labels)
     here.set_ylim(len(rows) - 0.5, -0.5)  # from the top down, and the same height where a row has no bar
-    figure.suptitle(f"{plan['experiment']}: {'VOC mAP' if voc else 'box AP'}, equal {plan['equal']}", fontsize=11)
+    same = "the paper's schedules" if plan["equal"] == "schedule" else f"equal {plan['equal']}"
+    figure.suptitle(f"{plan['experiment']}: {'VOC mAP' if voc else 'box AP'}, {same}", fontsize=11)
     figure.supxlabel("compare rows with each other, not the two panels", fontsize=9)
-    write_bytes_atomic(path, _png(figure))
+    write_bytes_atomic(path, png(figure))
+
+
+def size_words(result: dict[str, Any]) -> str:
+    """The scale of a comparison, how long it was and what it ran on."""
+    plan = result["plan"]
+    length = f"{plan['budget_s'] / 60:.0f} min" if plan["budget_s"] else steps_words(plan)
+    times = f"{len(result['seeds'])} x " if "seeds" in result else ""
+    return f"{plan['scale']}, {times}{length}, {plan['device']}"
 
 
 def _reached(row: dict[str, Any], voc: bool) -> float:
@@ -79,7 +87,8 @@ def _bars(
     axes.set_xlim(left=0)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure as the content of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")
     return buffer.getvalue()

@@ -7,6 +7,7 @@ stopped continues as the same comparison. Results are written after every row.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from directdet.infer.accuracy.evaluate import Evaluation, detect
 from directdet.infer.detections import Detections
 from directdet.infer.runtimes.torch_runtime import load_torch
 from directdet.recipes.recipe import Recipe
-from directdet.reproduce.budget import Setup, make_plan
+from directdet.reproduce.budget import Setup, make_plan, weights_of
 from directdet.reproduce.comparison import DIVERGED, Comparison, is_done, read_comparison
 from directdet.reproduce.draws import DRAWS_FILE, write_draws
-from directdet.reproduce.experiments import EXPERIMENTS, SHARED, Experiment, Trial
+from directdet.reproduce.experiments import EXPERIMENTS, TIMED
+from directdet.reproduce.pretraining import LAST, keep, lengths_of, start_of
 from directdet.reproduce.scales import Scale, choose_scale
+from directdet.reproduce.tables.trials import DROPS, SHARED, Experiment, Trial
 from directdet.reproduce.time_limit import StopAfter, TimeIsUp
 from directdet.train.data import load_splits
 from directdet.train.log import read_log
@@ -38,10 +41,11 @@ class ReproduceOptions:
         budget: seconds of training and evaluation for the whole comparison.
         scale: a key of SCALES; None is "medium" on a GPU and "small" on a CPU.
         device, seed: as in train.run.train.
-        imagenet: "imagenet" or a file with a backbone's weights, for the rows that start from them; without it, these
-            rows are left out.
+        imagenet: "imagenet", or files with a backbone's weights each, for the rows that start from them: each takes
+            the first that fits. Without one that does, these rows are left out.
         rows: keys of the rows to run, where there is no time for all; none means all.
-        steps: of every phase of every row, instead of a budget; only for comparisons whose rows make equal steps.
+        steps: of every phase of every row, instead of a budget, or of 1x where rows keep the paper's schedules; not
+            for comparisons whose rows get equal time.
         ssd_batch: images per step of SSD, instead of the scale's; the learning rates stay the same.
     """
 
@@ -49,7 +53,7 @@ class ReproduceOptions:
     scale: str | None = None
     device: str = "auto"
     seed: int = 0
-    imagenet: str | None = None
+    imagenet: str | Sequence[str] = ()
     rows: Sequence[str] = ()
     steps: int | None = None
     ssd_batch: int | None = None
@@ -74,10 +78,10 @@ def reproduce(
     """
     options, out = options or ReproduceOptions(), Path(out)
     if name not in EXPERIMENTS:
-        raise UsageProblem(f"{name}: unknown comparison; choose one of {', '.join((*EXPERIMENTS, 'direct/table7'))}")
+        raise UsageProblem(f"{name}: unknown comparison; choose one of {', '.join((*EXPERIMENTS, *TIMED))}")
     experiment, place = EXPERIMENTS[name], choose_device(options.device)
     scale = choose_scale(options.scale, place.type == "cuda")
-    if options.steps and experiment.equal != "steps":
+    if options.steps and experiment.equal == "time":
         raise UsageProblem(
             f"--steps {options.steps}: the rows of {name} get equal {experiment.equal}, not steps; give a --budget"
         )
@@ -89,8 +93,10 @@ def reproduce(
     train_set, val = load_splits(data)
     if val is None:
         raise UserError(f"{data}: has no val split to measure AP on; add one")
-    setup = Setup(data, train_set, val, out, place, options.seed, options.imagenet)
+    imagenet = (options.imagenet,) if isinstance(options.imagenet, str) else tuple(options.imagenet)
+    setup = Setup(data, train_set, val, out, place, options.seed, imagenet)
     trials = _chosen(_trials(experiment, scale, train_set), options.rows)
+    _check_batches(trials, setup)
     started = time.perf_counter()
     plan = make_plan(_asked(name, scale.name, options, setup, trials), experiment, trials, setup)
     left = None if time_limit is None else time_limit - (time.perf_counter() - started)
@@ -125,7 +131,7 @@ def _asked(name: str, scale: str, options: ReproduceOptions, setup: Setup, trial
         "phase_steps": options.steps,
         "data": str(setup.data),
         "images": [len(setup.train), len(setup.val)],
-        "imagenet": options.imagenet,
+        "imagenet": list(setup.imagenet) if len(setup.imagenet) > 1 else next(iter(setup.imagenet), None),
         "rows": [trial.key for trial in trials],
     }
 
@@ -152,13 +158,27 @@ def _chosen(trials: list[Trial], rows: Sequence[str]) -> list[Trial]:
     return [trial for trial in trials if not rows or trial.key in rows]
 
 
-def _with_steps(recipe: Recipe, steps: dict[str, int]) -> Recipe:
+def _check_batches(trials: list[Trial], setup: Setup) -> None:
+    """UserError if a row has too few pictures for a batch, before the hours that the rows before it take."""
+    for trial in trials:
+        images = int(len(setup.train) * trial.recipe.data_fraction)
+        most = max(phase.batch_size for phase in trial.recipe.phases)
+        if images < most:
+            of = f" of the {len(setup.train)}" if images < len(setup.train) else ""
+            raise UserError(
+                f"{setup.data}: train: {trial.key} takes batches of {most}, and has {images}{of} images; leave the row "
+                "out with --rows, or give more data"
+            )
+
+
+def _with_steps(recipe: Recipe, steps: dict[str, int], drops: Sequence[Fraction] = DROPS) -> Recipe:
     """The recipe with the lengths of its phases set; milestones and warm-up in proportion."""
     for phase in recipe.phases:
         number = steps[phase.name]
-        drops = () if phase.name == "pretrain" else (number * 2 // 3, number * 11 // 12)
+        places = dict.fromkeys(int(number * drop) for drop in drops)
+        at = () if phase.name in ("pretrain", "montage") else tuple(place for place in places if place)
         warmup = min(phase.warmup_iterations, number // 10)
-        recipe = recipe.with_phase(phase.name, iterations=number, milestones=drops, warmup_iterations=warmup)
+        recipe = recipe.with_phase(phase.name, iterations=number, milestones=at, warmup_iterations=warmup)
     return recipe
 
 
@@ -170,24 +190,33 @@ def _found_again(trial: Trial, setup: Setup) -> Sequence[tuple[int, Detections]]
 
 def _run_trial(trial: Trial, plan: dict[str, Any], setup: Setup) -> Evaluation | None:
     """Train what is left to do for a row; its evaluation, if this call made one."""
-    steps = dict(plan["steps"][trial.key])
+    steps = plan["steps"]
     if trial.shares_pretrain:
-        steps["pretrain"] = plan["steps"][SHARED]["pretrain"]
         return _run_shared(trial, steps, setup)
-    recipe, init = _with_steps(trial.recipe, steps), setup.imagenet if trial.needs_imagenet else None
+    recipe = _with_steps(trial.recipe, steps[trial.key], trial.drops)
+    init = weights_of(trial, setup) if trial.needs_imagenet else None
     if init is not None and init != IMAGENET:  # a file takes the place of the recipe's own start
         recipe = replace(recipe, init="random")
     return _train(recipe, setup, trial.key, init=init)
 
 
-def _run_shared(trial: Trial, steps: dict[str, int], setup: Setup) -> Evaluation | None:
-    """Train a row that starts from the pre-training that all rows share, after that pre-training if need be."""
-    first = _with_steps(replace(trial.recipe, phases=trial.recipe.phases[:1]), steps)
-    _train(first, setup, SHARED, phase="pretrain")
-    if (setup.out / SHARED / DIVERGED).is_file():
-        return None
-    start = setup.out / SHARED / "pretrain" / "checkpoints" / "last.pt"
-    recipe = _with_steps(trial.recipe, steps)
+def _run_shared(trial: Trial, steps: dict[str, dict[str, int]], setup: Setup) -> Evaluation | None:
+    """Train a row that starts from the pre-training that rows share, after as much of that as it takes."""
+    start = start_of(setup.out, steps, trial.key)
+    lengths = lengths_of(steps)
+    own = steps[trial.key].get("pretrain", lengths[-1])
+    for number in lengths[: lengths.index(own) + 1]:
+        target = start if number == own else start.with_name(f"step{number}.pt")
+        if target.name != LAST.name and target.is_file():
+            continue
+        first = _with_steps(replace(trial.recipe, phases=trial.recipe.phases[:1]), {"pretrain": lengths[0]})
+        first = first.with_phase("pretrain", iterations=number)  # the warm-up is that of the shortest
+        _train(first, setup, SHARED, phase="pretrain")
+        if (setup.out / SHARED / DIVERGED).is_file():
+            return None
+        keep(setup.out, target)
+    own_steps = {"pretrain": own, **steps[trial.key]}
+    recipe = _with_steps(trial.recipe, own_steps, trial.drops)
     return _train(recipe, setup, trial.key, init=start, phase=recipe.phases[-1].name)
 
 

@@ -1,6 +1,6 @@
 """How small a comparison is: its image sizes, networks and batches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from directdet.common.errors import UsageProblem
@@ -18,6 +18,7 @@ class Scale:
         base_lr, base_batch, clip_norm, precision, workers: as in Phase.
         ssd_width: channels of SSD's stem; None for the full width. SSD's input is always 300x300.
         ssd_batch: images per step of SSD.
+        vgg_rcnn: of VGG-16 Faster R-CNN, the settings that differ from the paper's; its width is ssd_width.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Scale:
     workers: int = 2
     ssd_width: int | None = None
     ssd_batch: int = 128
+    vgg_rcnn: dict[str, Any] = field(default_factory=dict)
 
     def length(self, paper: int) -> int:
         """A length of the paper in pixels, scaled; at least 64."""
@@ -68,11 +70,14 @@ SMOKE_MODELS = {
     "retinanet": {"backbone": "resnet18", "width": 8, "fpn_channels": 16, "head_convs": 1, "candidates": 100},
     "swin": {**_TINIEST, "backbone": "swin_t", "width": 32, "box_convs": 1},
 }
+_NEAR_ANCHORS = {"anchor_scales": (2.0, 4.0, 8.0)}  # for pictures of a third of the size and less
+_SLIM_VGG = {"box_features": 256, **{k: v for k, v in _FEW_ROIS.items() if k != "mask_slots"}, **_NEAR_ANCHORS}
+_TINIEST_VGG = {**_SLIM_VGG, "box_features": 16, "train_proposals": 32, "test_proposals": 32, "roi_samples": 16}
 SCALES = {
     # Takes seconds and learns nothing: only to check that a comparison runs.
-    "smoke": Scale("smoke", (64, 96), 0.15, SMOKE_MODELS, ssd_width=8, ssd_batch=2),
-    "tiny": Scale("tiny", (160, 224), 0.28, SLIM_MODELS, ssd_width=8, ssd_batch=8),
-    "small": Scale("small", (320, 448), 0.5, SLIM_MODELS, ssd_width=16, ssd_batch=16),
+    "smoke": Scale("smoke", (64, 96), 0.15, SMOKE_MODELS, ssd_width=8, ssd_batch=2, vgg_rcnn=_TINIEST_VGG),
+    "tiny": Scale("tiny", (160, 224), 0.28, SLIM_MODELS, ssd_width=8, ssd_batch=8, vgg_rcnn=_SLIM_VGG),
+    "small": Scale("small", (320, 448), 0.5, SLIM_MODELS, ssd_width=16, ssd_batch=16, vgg_rcnn=_SLIM_VGG),
     # For a GPU and images of about 360 pixels.
     "medium": Scale("medium", (288, 384), 0.5, R50_MODELS, base_batch=16, precision="bf16", workers=12),
     "paper": Scale("paper", (800, 1333), 1.0, R50_MODELS, base_batch=16, clip_norm=None, workers=4),

@@ -14,7 +14,18 @@ from directdet.common.errors import UserError
 from directdet.common.files import write_json_atomic
 from directdet.common.terminal import plain, terminal
 from directdet.reproduce.claims import Verdict, claims_table
-from directdet.reproduce.comparison import CAUTION, Comparison, Row, paper_words, remarks, verdicts, write_results
+from directdet.reproduce.comparison import (
+    CAUTION,
+    Comparison,
+    Row,
+    equal_words,
+    minutes,
+    paper_words,
+    remarks,
+    steps_words,
+    verdicts,
+    write_results,
+)
 from directdet.reproduce.experiments import EXPERIMENTS
 from directdet.reproduce.run import ReproduceOptions, reproduce
 
@@ -48,7 +59,7 @@ class SeedsComparison:
         return [self._mean(rows) for rows in by_key]
 
     def _mean(self, rows: list[Row]) -> Row:
-        row: Row = {name: rows[0][name] for name in ("key", "label", "paper")}
+        row: Row = {name: rows[0][name] for name in ("key", "label", "paper", "curve", "x") if name in rows[0]}
         ended = {seed: one for seed, one in zip(self.seeds, rows, strict=False) if "box_ap" in one}
         row |= {"seeds": list(ended), "by_seed": {str(seed): one for seed, one in zip(self.seeds, rows, strict=False)}}
         if not ended:
@@ -94,9 +105,9 @@ class SeedsComparison:
         for row in self.rows():
             cells = [_cell(row, name) for name in shown]
             table.add_row(plain(row["label"]), *cells, str(len(row["seeds"])), paper_words(row["paper"]))
-        length = f"{plan['budget_s'] / 60:.1f} minutes" if plan["budget_s"] else f"{plan['phase_steps']} steps a phase"
+        length = f"{plan['budget_s'] / 60:.1f} minutes" if plan["budget_s"] else steps_words(plan)
         notes = [
-            f"{CAUTION} Every row gets equal {experiment.equal}; {length} for each seed.",
+            f"{CAUTION} {equal_words(plan)} {length} for each seed.",
             "Means over the seeds, -+ their sample standard deviation.",
             *remarks(self.parts[0].rows, self.finished),
         ]
@@ -109,6 +120,7 @@ class SeedsComparison:
 
 
 _FIGURES: dict[str, Callable[[Row], float | None]] = {
+    "minutes": minutes,
     "box_ap": lambda row: row["box_ap"],
     "box_ap50": lambda row: row["box_ap50"],
     "mask_ap": lambda row: row["mask_ap"],

@@ -26,8 +26,8 @@ from directdet.infer.runtimes.torch_runtime import TorchPredictor
 from directdet.models.build import build_model
 from directdet.recipes.published import direct_table7
 from directdet.recipes.recipe import Phase
-from directdet.reproduce.experiments import finetune, pretrain, scratch
 from directdet.reproduce.scales import Scale, choose_scale
+from directdet.reproduce.tables.direct import finetune, pretrain, scratch
 from directdet.train.data import load_splits
 from directdet.train.loop import Trainer
 from directdet.train.prepare import apply_norm

@@ -106,6 +106,8 @@ def _images(trainer: Trainer) -> str:
 def _evaluation(trainer: Trainer) -> str:
     """The size of evaluation, where it comes from, and how often it is."""
     phase, (height, width) = trainer.phase, evaluation_size(trainer.phase)
+    if phase.name == "montage":
+        return "none: a classifier is trained, for its backbone"
     text = f"a canvas of {height}x{width}" if trainer.preprocess.fixed else f"edges {(height, width)}"
     text += " (follows size)" if phase.eval_size is None else ""
     if trainer.val is None or not phase.eval_every:

@@ -11,6 +11,8 @@ from directdet.data.augment.steps import Colour, Flip, Resize, Resized, Step, Tu
 from directdet.data.augment.transforms import EdgesTransform, PretrainTransform
 from directdet.data.dataset import check_same_classes, find_splits, load_dataset
 from directdet.data.loader import BatchLoader, Transform, make_loader
+from directdet.data.montage.assemble import Montage
+from directdet.data.montage.crops import cut_crops
 from directdet.data.padding import Padding
 from directdet.data.pixels.format import MEAN, RGB, STD, PixelFormat
 from directdet.data.records import Dataset
@@ -101,11 +103,12 @@ def _resize_of(phase: Phase, flip: float, pixels: PixelFormat) -> Resize:
 
 
 def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pin_memory: bool) -> BatchLoader:
-    """This process's share of the training batches of a phase.
+    """This process's share of the training batches of a phase; in "montage", a pass has a montage for every image.
 
     Raises:
         UserError: the dataset does not fill one batch, or lacks masks that the augmentation needs.
     """
+    montage, masks = phase.name == "montage", masks and phase.name != "montage"
     transform = transform_of(phase, dataset.pixels)
     if isinstance(transform, Compose) and transform.needs_masks and not dataset.has_masks:
         raise UserError(
@@ -120,9 +123,17 @@ def make_phase_loader(phase: Phase, dataset: Dataset, masks: bool, seed: int, pi
         raise UserError(
             f"{dataset.root}: {dataset.split}: {images} images do not fill one batch of {batch}; give {mend}"
         )
+    said = ""
+    if montage:
+        crops = cut_crops(drawn(dataset, sampling)[0], len(dataset.classes), seed, phase.skip_difficult)
+        if not len(crops):
+            raise UserError(f"{dataset.root}: {dataset.split}: no object to cut out; check-data tells more")
+        transform, said = Montage(crops, phase.size[0], phase.scale, phase.flip, dataset.pixels), crops.in_words()
     padding = Padding(divisor=1 if phase.resize == "warp" else 32, masks=masks)
     workers = min(phase.workers, usable_cores())
-    return make_loader(dataset, transform, sampling, padding, workers=workers, pin_memory=pin_memory)
+    loader = make_loader(dataset, transform, sampling, padding, workers=workers, pin_memory=pin_memory)
+    loader.drawing = loader.drawing or said
+    return loader
 
 
 def images_per_pass(phase: Phase, dataset: Dataset) -> int:
@@ -131,7 +142,9 @@ def images_per_pass(phase: Phase, dataset: Dataset) -> int:
 
 
 def _trained_on(phase: Phase, dataset: Dataset) -> Dataset:
-    return dataset.without_difficult() if phase.skip_difficult else dataset
+    # In montages, a difficult object that is left out is no background either, so its place is needed.
+    leave_out = phase.skip_difficult and phase.name != "montage"
+    return dataset.without_difficult() if leave_out else dataset
 
 
 def _sampling(phase: Phase, seed: int) -> Sampling:

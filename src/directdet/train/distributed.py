@@ -91,15 +91,21 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def wrap(module: nn.Module) -> nn.Module:
-    """The module with gradients averaged over all processes; each process keeps its own buffers, as in mmdet."""
+def wrap(module: nn.Module, unused: bool = False) -> nn.Module:
+    """The module with gradients averaged over all processes; each process keeps its own buffers, as in mmdet.
+
+    Args:
+        unused: there may be parameters that no loss depends on.
+    """
     if world_size() == 1:
         return module
     device = next(module.parameters()).device
     devices = [device.index] if device.type == "cuda" else None
     with warnings.catch_warnings():  # newer releases of torch have another name for it, older ones do not yet
         warnings.simplefilter("ignore", FutureWarning)
-        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+        return DistributedDataParallel(
+            module, device_ids=devices, broadcast_buffers=False, find_unused_parameters=unused
+        )
 
 
 def mean(values: Tensor) -> Tensor:

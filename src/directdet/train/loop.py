@@ -27,10 +27,11 @@ from directdet.train.continuing import Course, check_continues, check_longer, is
 from directdet.train.data import make_phase_loader, phase_preprocess
 from directdet.train.interrupt import Interrupt
 from directdet.train.log import RunLog, evaluation_row, step_row
+from directdet.train.montage.stepper import stepper_of
 from directdet.train.objects import count_objects
 from directdet.train.optim import learning_rate
 from directdet.train.prepare import check_sizes, safe_format
-from directdet.train.step import Batch, Losses, Stepper, is_out_of_memory
+from directdet.train.step import Batch, Losses, is_out_of_memory
 from directdet.train.watch.callbacks import EvaluationNumbers, Outcome, PhaseEnd, PhaseFacts, StepNumbers, Watchers
 from directdet.train.watch.display import Display
 
@@ -110,7 +111,7 @@ class Trainer:
         self.steps = min(whole, phase.max_steps or sys.maxsize)
         self.rate = learning_rate(phase, self.images_per_step)
         self.preprocess = phase_preprocess(phase, train.pixels)
-        self.stepper = Stepper(model, phase, self.preprocess, self.rate, seed)
+        self.stepper = stepper_of(model)(model, phase, self.preprocess, self.rate, seed)
         self.position = Position()
         self.evaluation: Evaluation | None = None  # the last one, of the main process
         self._saved, self._saving = -math.inf, 0.0  # when last.pt was written, and how long that took
@@ -171,6 +172,7 @@ class Trainer:
                 self._one_pass(log, interrupt)
                 if interrupt.requested or self._saving_is_due():
                     self.save("last.pt")
+                interrupt.agree(self.device)
 
     @property
     def finished(self) -> bool:
@@ -243,8 +245,7 @@ class Trainer:
                 seconds = (time.perf_counter() - started) / since
                 self._report(log, loss, means, seconds, data_seconds / since)
                 totals, since, data_seconds, started = None, 0, 0.0, time.perf_counter()
-                if distributed.any_of(interrupt.requested, self.device):  # not assigned: a signal may come meanwhile
-                    interrupt.requested = last = True
+                last = interrupt.agree(self.device) or last
                 if time.perf_counter() - max(self._saved, begun) > CHECKPOINT_SECONDS:
                     self.save("last.pt")
             if last:
@@ -366,6 +367,7 @@ class Trainer:
                 "stopped_early": self.finished and self.position.step < self.steps,
                 "seed": self.seed,
                 "images_per_step": self.images_per_step,
+                "compiled": self.stepper.compiled,
             },
         )
         if name == "last.pt":
@@ -392,6 +394,7 @@ class Trainer:
         check_continues(path, checkpoint, course)
         with matching(path):
             self.stepper.load_state(checkpoint)
+            self.stepper.compile(checkpoint.get("compiled", False) and self.phase.compiled)
             self.position = Position(
                 checkpoint["step"], checkpoint["best"], checkpoint["evaluated"], checkpoint.get("waited", 0)
             )

@@ -44,16 +44,16 @@ def measured_pace(trainer: Trainer) -> Pace:
 def _step(trainer: Trainer) -> float:
     """Seconds of a step."""
     trainer.model.train()
-    groups, seconds = _groups(trainer), list[float]()
+    groups, seconds = groups_of_batches(trainer), list[float]()
     for _ in range(STEPS):
         begun = time.perf_counter()
         trainer.step(next(groups))
-        _wait(trainer.device)
+        wait(trainer.device)
         seconds.append(time.perf_counter() - begun)
     return sum(seconds[1:]) / (STEPS - 1)
 
 
-def _groups(trainer: Trainer) -> Iterator[list[Batch]]:
+def groups_of_batches(trainer: Trainer) -> Iterator[list[Batch]]:
     """The batches of one step after the other; a small dataset needs several passes."""
     for number in itertools.count():
         trainer.loader.set_epoch(number, 0)
@@ -70,11 +70,12 @@ def _evaluation(trainer: Trainer, val: Dataset) -> float:
     for record in itertools.islice(itertools.cycle(val.records), PICTURES):
         begun = time.perf_counter()
         list(detect(detector, val, [record]))
-        _wait(trainer.device)
+        wait(trainer.device)
         seconds.append(time.perf_counter() - begun)
     return sum(seconds[1:]) / (PICTURES - 1)
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

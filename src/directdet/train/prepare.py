@@ -1,4 +1,4 @@
-"""Preparing a model for a phase: input size, weights, batch normalisation, frozen stages."""
+"""Preparing a model for a phase: network, input size, weights, batch normalisation, frozen stages."""
 
 import itertools
 import zipfile
@@ -12,15 +12,18 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from directdet.common.errors import UserError
+from directdet.common.errors import UsageProblem, UserError
 from directdet.common.terminal import TITLE
+from directdet.data.montage.assemble import regions
 from directdet.models.archive import check_archive, overlapping_tensor
+from directdet.models.build import build_model
 from directdet.models.carried import carried, common_classes
 from directdet.models.checkpoint import CheckpointError, load_checkpoint
+from directdet.models.montage.network import MontageNet
 from directdet.models.parts.network import Network
 from directdet.models.parts.norm import FixedBatchNorm2d, fix_batch_norm, has_statistics, sync_batch_norm
 from directdet.recipes.derived import accumulated, evaluation_size
-from directdet.recipes.recipe import PARTS, Part, Phase
+from directdet.recipes.recipe import PARTS, Part, Phase, Recipe
 from directdet.train import distributed
 
 # Below this, a batch normalisation's statistics are too noisy to train with (ScratchDet issue 8, mmdetection 1468).
@@ -58,6 +61,22 @@ class Loaded:
             counts = ", ".join(f"{reasons.count(why)} {why}" for why in dict.fromkeys(reasons))
             table.add_row(part, str(taken), str(len(reasons)), counts)
         return table
+
+
+def network_of(recipe: Recipe, phase: Phase, classes: int) -> Network:
+    """A recipe's network for a number of classes, or, in "montage", its backbone with a classifier.
+
+    Raises:
+        UsageProblem: the settings of the network do not go together.
+    """
+    try:
+        detector = build_model({"detector": recipe.detector, "num_classes": classes, **recipe.model})
+    except ValueError as error:  # settings that are valid alone, but not together
+        raise UsageProblem(f"{recipe.name}: model: {error}") from None
+    if phase.name != "montage":
+        return detector
+    side = phase.size[0]
+    return MontageNet(detector.config, detector.backbone, torch.from_numpy(regions(side)), side)
 
 
 def load_weights(
@@ -155,7 +174,7 @@ def _backbone_file(path: Path, model: Network) -> dict[str, Tensor] | None:
         or not all(isinstance(value, Tensor) and not overlapping_tensor(value) for value in state.values())
     ):
         return None
-    return _by_our_names(model, state)
+    return model.from_torchvision(state)
 
 
 def _imagenet(model: Network) -> tuple[dict[str, Tensor], None]:
@@ -183,12 +202,7 @@ def _imagenet(model: Network) -> tuple[dict[str, Tensor], None]:
             f"--init {IMAGENET}: {weights.url} could not be fetched ({error}); download it elsewhere and give the file "
             "with --init FILE"
         ) from None
-    return _by_our_names(model, state), None
-
-
-def _by_our_names(model: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A torchvision backbone's state by our names; most names are the same."""
-    return {f"backbone.{name}": value for name, value in (model.backbone.from_torchvision(state) or state).items()}
+    return model.from_torchvision(state), None
 
 
 def check_sizes(model: Network, phase: Phase) -> None:

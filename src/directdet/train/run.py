@@ -14,12 +14,13 @@ from directdet.common.errors import UsageProblem, UserError
 from directdet.common.files import require_writable, write_json_atomic
 from directdet.common.folder_lock import hold_folder
 from directdet.common.terminal import plain, terminal
+from directdet.common.urls import url_of
 from directdet.data.digest import describe_content
 from directdet.data.pixels.format import RGB
 from directdet.data.records import Dataset
 from directdet.infer.accuracy.evaluate import Evaluation, Metrics
 from directdet.infer.runtimes.load import find_model
-from directdet.models.build import DETECTORS, build_model
+from directdet.models.build import DETECTORS
 from directdet.models.checkpoint import load_checkpoint
 from directdet.models.parts.network import Network
 from directdet.recipes.derived import accumulated
@@ -27,12 +28,13 @@ from directdet.recipes.recipe import Phase, Recipe
 from directdet.train import distributed
 from directdet.train.averages.statistics import estimate_statistics
 from directdet.train.banner import banner, describe_schedule, describe_start
+from directdet.train.compiled.trial import choose_form
 from directdet.train.continuing import describe_longer, is_longer
 from directdet.train.data import load_splits
 from directdet.train.loop import Trainer
 from directdet.train.measuring import measured_pace
 from directdet.train.objects import fitted
-from directdet.train.prepare import IMAGENET, apply_norm, load_weights
+from directdet.train.prepare import IMAGENET, apply_norm, load_weights, network_of
 from directdet.train.processes.agreement import Meeting, facts_of, meeting
 from directdet.train.run_file import begun, check_same_run, loggers_of, started_from, stored_phase
 from directdet.train.watch.callbacks import Callback, Watchers
@@ -96,7 +98,7 @@ class _Run:
         """What run.json keeps, so that a run is resumed as the same run."""
         facts = {
             "recipe": asdict(self.recipe),
-            "data": str(Path(self.data).absolute()),
+            "data": url_of(self.data) or str(Path(self.data).absolute()),
             "seed": self.seed,
             "phase": self.phase,
             "log": list(self.log),
@@ -107,13 +109,9 @@ class _Run:
             facts["pixels"] = asdict(self.dataset.pixels)
         return {**facts, "classes": list(self.dataset.classes), "images": len(self.dataset), "content": content}
 
-    def network(self) -> Network:
-        """The recipe's network for the classes of the data; UsageProblem if its settings do not go together."""
-        recipe = self.recipe
-        try:
-            return build_model({"detector": recipe.detector, "num_classes": len(self.dataset.classes), **recipe.model})
-        except ValueError as error:  # settings that are valid alone, but not together
-            raise UsageProblem(f"{recipe.name}: model: {error}") from None
+    def network(self, phase: Phase) -> Network:
+        """The network of a phase for the classes of the data; see network_of."""
+        return network_of(self.recipe, phase, len(self.dataset.classes))
 
     def trainer(self, model: Network, phase: Phase) -> Trainer:
         """What trains `model` in this phase."""
@@ -143,7 +141,7 @@ def train(
         phase: one of the recipe's phases; None runs all of them, each from the last checkpoint of the one before.
         init: what the first phase starts from: a run folder (its best.pt, else last.pt, of the last phase), a
             checkpoint, a file with a torchvision backbone, "imagenet" or "random". None takes the recipe's own start; a
-            finetune phase that runs alone starts from OUT/pretrain.
+            phase that runs alone starts from the one before it in OUT, a finetune phase by default from OUT/pretrain.
         resume: continue from OUT/PHASE/checkpoints/last.pt; finished phases are left as they are. A phase that was
             killed before its first checkpoint starts again as it did. A phase may be longer than it was, where its
             steps so far would have had the same learning rate; see continuing.py.
@@ -205,7 +203,7 @@ def _train(
         log = (loggers_of(out) if resume else None) or DEFAULT
     watching = [*(() if dry_run else build_loggers(log)), *callbacks]
     require_writable(out, folder=True)
-    if resume and not any(begun(out / name) for name in (*(p.name for p in chosen), "pretrain")):
+    if resume and not any(begun(out / name) for name in (*(p.name for p in recipe.phases), "pretrain")):
         names = " or ".join(p.name for p in chosen)
         raise UserError(f"{out}: --resume finds no run there (none of {names}); leave --resume out to start one")
     dataset, val = load_splits(data, recipe.data_fraction)
@@ -218,7 +216,7 @@ def _train(
     for later in chosen[1:]:
         _check_later(run, later)
     if met is not None:
-        names = dict.fromkeys(("pretrain", *(p.name for p in chosen)))
+        names = dict.fromkeys(("pretrain", *(p.name for p in recipe.phases)))
         files = [Path(init)] if init not in (None, "random", IMAGENET) else []
         files += [out / name / "checkpoints" / "last.pt" for name in names]
         asked = [*(p.name for p in chosen), *(["--resume"] if resume else [])]
@@ -255,7 +253,7 @@ def _check_weights(recipe: Recipe, dataset: Dataset) -> None:
 
 def _check_later(run: _Run, phase: Phase) -> None:
     """UserError for settings that a later phase cannot run with, before the hours that the phases before it take."""
-    model = run.network()
+    model = run.network(phase)
     # Of weights that are not trained yet, only this is known: whether the backbone's will be loaded.
     apply_norm(model, phase, trained=False, known="backbone" not in phase.parts)
     run.trainer(model, phase)
@@ -269,8 +267,8 @@ def _train_phases(run: _Run, chosen: list[Phase], init: str | Path | None) -> Ru
         start = init = before
     expected = 0.0
     for phase in chosen:
-        if start == "random" and init is None and phase.name == "finetune":
-            start = _pretrained(run.out) or start
+        if start == "random" and init is None and (before := _before(run.recipe, phase)):
+            start = _pretrained(run.out, before) or start
         entry, evaluation = _train_phase(run, phase, start, planned=run.dry_run and bool(done))
         done.append(entry)
         expected += entry.pop("expected", 0.0)
@@ -280,15 +278,21 @@ def _train_phases(run: _Run, chosen: list[Phase], init: str | Path | None) -> Ru
     return RunResult(run.out, done if distributed.is_main() else [], evaluation, run.data)
 
 
-def _pretrained(out: Path) -> Path | None:
-    """The last checkpoint of the run's pretrain phase, if there is one; UserError if the phase is not finished."""
-    path = out / "pretrain" / "checkpoints" / "last.pt"
+def _before(recipe: Recipe, phase: Phase) -> str:
+    """The name of the phase whose weights a phase starts from; empty for one that is the first."""
+    number = recipe.phases.index(phase)
+    return recipe.phases[number - 1].name if number else "pretrain" if phase.name == "finetune" else ""
+
+
+def _pretrained(out: Path, name: str) -> Path | None:
+    """The last checkpoint of the run's phase of that name, if there is one; UserError if it is not finished."""
+    path = out / name / "checkpoints" / "last.pt"
     if not path.is_file():
         return None
     found = load_checkpoint(path)
     if found["step"] < found["steps"] and not found.get("stopped_early"):
         raise UserError(
-            f"{path}: the pretrain phase stopped at step {found['step']} of {found['steps']}; finish it with --resume, "
+            f"{path}: the {name} phase stopped at step {found['step']} of {found['steps']}; finish it with --resume, "
             "or start from it as it is with --init"
         )
     return path
@@ -304,7 +308,7 @@ def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> t
     if last.exists() and not run.resume and not run.dry_run:
         raise UserError(f"{folder}: already holds a run; continue it with --resume, or choose another --out")
     torch.manual_seed(run.seed)
-    model = run.network()
+    model = run.network(phase)
     resumed = run.resume and last.is_file()
     loaded = None
     before = stored_phase(folder) if run.resume else None
@@ -326,7 +330,9 @@ def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> t
     if longer is not None:
         _check_last(run, phase, trainer)
     if distributed.is_main():
-        words = "the weights at the end of the pretrain phase" if planned else describe_start(loaded, start)
+        words = describe_start(loaded, start)
+        if planned:
+            words = f"the weights at the end of the {_before(run.recipe, phase)} phase"
         terminal().print(banner(trainer, f"{words}; resumed at step {trainer.position.step}" if resumed else words))
         if loaded is not None and not resumed:
             terminal().print(loaded.table())
@@ -339,12 +345,17 @@ def _train_phase(run: _Run, phase: Phase, start: str | Path, planned: bool) -> t
     if run.dry_run:
         pace = measured_pace(trainer)
         if distributed.is_main():
-            terminal().print(f"{phase.name}: {pace.words(trainer.position.step)} (measured)")
+            how = f"(measured{', not compiled' * phase.compiled})"
+            terminal().print(f"{phase.name}: {pace.words(trainer.position.step)} {how}")
         return {**result, "expected": pace.rest(trainer.position.step) or 0.0}, None
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         facts = {"init": str(last if resumed else start), "torch": torch.__version__}
         write_json_atomic(folder / "run.json", {**run.settings, **facts, "processes": distributed.world_size()})
+    if phase.compiled and not resumed:
+        verdict = choose_form(trainer)
+        if distributed.is_main():
+            terminal().print(plain(f"{phase.name}: {'not ' * (not verdict.compiled)}compiled: {verdict.words}"))
     started = time.perf_counter()
     metrics = trainer.run(resumed)
     if metrics is not None and distributed.is_main():

@@ -1,7 +1,8 @@
 """One optimisation step: from batches of the loader to updated weights."""
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +48,13 @@ class Criterion(nn.Module):
         device = next(model.parameters()).device
         self.register_buffer("mean", torch.tensor(preprocess.mean, device=device), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess.std, device=device), persistent=False)
+        self.compute: Callable[[Tensor, Targets], Losses] = self.eager
 
     def forward(self, images: Tensor, targets: Targets) -> Losses:
+        return self.compute(images, targets)
+
+    def eager(self, images: Tensor, targets: Targets) -> Losses:
+        """What `compute` may be a compiled form of."""
         pixels = normalise(images, targets.sizes, self.mean, self.std)
         if self.phase.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -65,13 +71,27 @@ class Stepper:
         seed: with the step's number, what random sampling starts from.
     """
 
+    unused = False  # whether there may be parameters that no loss depends on
+    shares_counts = True  # whether the losses of a step's batches are divided by the counts of all
+
     def __init__(self, model: Network, phase: Phase, preprocess: Preprocess, rate: float, seed: int):
         self.model, self.phase, self.rate, self.seed = model, phase, rate, seed
         self.device = next(model.parameters()).device
         self.optimizer = build_optimizer(model, phase, rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=phase.precision == "fp16")
         self.average = None if phase.ema is None else WeightAverage(model, phase.ema, phase.ema_warmup)
-        self.criterion = distributed.wrap(Criterion(model, phase, preprocess))
+        self._own = Criterion(model, phase, preprocess)
+        self.criterion = distributed.wrap(self._own, self.unused)
+        self.compiled = False
+
+    def compile(self, wanted: bool = True) -> None:
+        """Compute network and losses as one graph from now on, made once for each shape of a batch; or eagerly again.
+
+        Random numbers are those of eager PyTorch, so that sampling is the same.
+        """
+        self.compiled, eager = wanted, self._own.eager
+        options: dict[str, str | int | bool | Callable[..., Any]] = {"fallback_random": True}
+        self._own.compute = torch.compile(eager, fullgraph=True, dynamic=False, options=options) if wanted else eager
 
     @property
     def deployed(self) -> Network:
@@ -91,7 +111,7 @@ class Stepper:
             group["lr"] = self.rate * group.get("rate_factor", 1.0) * factor_at(self.phase, number, steps_per_epoch)
         self.optimizer.zero_grad(set_to_none=True)
         seen: list[Losses] = []
-        divisors = self._whole_step(batches, number) if len(batches) > 1 else None
+        divisors = self._whole_step(batches, number) if self.shares_counts and len(batches) > 1 else None
         for index, batch in enumerate(batches):
             whole = contextlib.nullcontext() if divisors is None else whole_step_counts(divisors)
             with self._unsynchronised(index < len(batches) - 1), whole:
@@ -113,6 +133,8 @@ class Stepper:
         """The losses and counts of a batch, seeded by its number."""
         torch.manual_seed(self.seed * 1_000_003 + number)
         images, targets = batch
+        if self.compiled:
+            targets = with_fixed_rows(targets)
         moved = Targets(**{name: value.to(self.device, non_blocking=True) for name, value in targets.items()})
         return self.criterion(images.to(self.device, non_blocking=True), moved)
 
@@ -167,6 +189,19 @@ def total(values: Iterable[Tensor]) -> Tensor:
 
 def _means(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: total(one[name] for one in batches) / len(batches) for name in batches[0]}
+
+
+def with_fixed_rows(targets: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Targets with 8, 16, 32, ... rows of objects, the further ones padding, so that few graphs serve all batches."""
+    rows = targets["valid"].shape[1]
+    wanted = max(8, 1 << (rows - 1).bit_length())
+    of_images = ("sizes", "padded")
+    return {name: value if name in of_images else _padded_rows(value, wanted - rows) for name, value in targets.items()}
+
+
+def _padded_rows(value: Tensor, rows: int) -> Tensor:
+    """[N, G, ...] -> [N, G + rows, ...], zeros behind."""
+    return torch.cat([value, value.new_zeros(value.shape[0], rows, *value.shape[2:])], dim=1)
 
 
 def normalise(images: Tensor, sizes: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from directdet.recipes.direct.sources import IMAGENET_SOURCES, SCRATCH_SOURCES, SOURCES
+from directdet.recipes.direct.sources import IMAGENET_SOURCES, MONTAGE_SOURCES, SCRATCH_SOURCES, SOURCES
 from directdet.recipes.recipe import Init, Norm, Phase, Recipe
 
 
@@ -49,6 +49,28 @@ def finetune(times: int = 1, **changes: Any) -> Phase:
     return replace(phase, **changes)
 
 
+def montage() -> Phase:
+    """Montage pre-training of the backbone alone: Zhou et al., ECCV 2020 (arXiv 2004.12178)."""
+    return Phase(
+        name="montage",
+        resize="direct",
+        size=(224, 224),
+        scale=(0.8, 1.5),
+        skip_difficult=True,
+        batch_size=64,
+        iterations=64_000,
+        base_lr=0.8,
+        base_batch=512,
+        fixed_batch=True,
+        schedule="cosine",
+        final_lr=0.0,
+        warmup_iterations=1250,
+        warmup_factor=0.25,
+        workers=4,
+        eval_every=0,
+    )
+
+
 MULTI_SCALE = (640, 672, 704, 736, 768, 800)
 # Epochs and milestones of the baselines from scratch, by the name of the schedule (3 is 3x).
 SCRATCH_SCHEDULES = {3: (36, (28, 34)), 4: (48, (40, 46)), 6: (73, (65, 71))}
@@ -80,6 +102,9 @@ def direct_recipe(
     own = dict(SOURCES)
     if phases[0].name == "scratch":
         own |= SCRATCH_SOURCES
+    if phases[0].name == "montage":
+        own |= MONTAGE_SOURCES
+        model = {"box_convs": 0, **model} if detector == "rcnn" else model
     if init == "imagenet":
         own |= IMAGENET_SOURCES
         model = {"box_convs": 0, **model} if detector == "rcnn" else model

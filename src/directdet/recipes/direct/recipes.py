@@ -19,6 +19,7 @@ from directdet.recipes.direct.phases import (
     baseline,
     direct_recipe,
     finetune,
+    montage,
     pretrain,
     scratch,
 )
@@ -71,6 +72,7 @@ def _mask_rcnn() -> dict[str, Callable[[], Recipe]]:
         "_p3x_1x_b4_320": grid(4, 320),
         "_p3x_1x_b4_640": grid(4, 640),
         "_stitcher": Variant(two.format("P1x in Stitcher style", "1x"), (stitched, finetune())),
+        "_montage_1x": Variant("Montage pre-training, fine-tuning 1x", (montage(), finetune(parts=PARTS[:1]))),
         "_imagenet_1x": Variant("from ImageNet, 1x", (baseline(),), "imagenet"),
         "_imagenet_1x_4conv1fc": Variant(
             "from ImageNet, 1x, with the box head of the other rows of Table 7",

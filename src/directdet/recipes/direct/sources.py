@@ -68,4 +68,34 @@ IMAGENET_SOURCES = {
     "finetune.parts": "ImageNet weights are the backbone's only",
     "model.box_convs": "the published baselines have mmdet's two-layer head; model.box_convs=4 for 4conv1fc",
 }
+# In addition, where the first phase is "montage": Zhou et al., ECCV 2020 (arXiv 2004.12178).
+MONTAGE_SOURCES = {
+    "montage.resize": "Zhou et al., section 3.2: samples are padded or cropped to their region, never stretched",
+    "montage.size": "Zhou et al., section 3.2: 224x224, which they compare with; 64k batches of 512 then are about a "
+    "quarter of 100 epochs of ImageNet, the cost that they give",
+    "montage.scale": "Zhou et al., section 4.1: samples are resized by 0.8 to 1.5",
+    "montage.flip": "Zhou et al., section 4.1: samples are mirrored with probability 0.5",
+    "montage.batch_size": "Zhou et al., section 4.1: 512 montages on 8 GPUs, 64 on each",
+    "montage.base_batch": "Zhou et al., section 4.1: 512 montages",
+    "montage.fixed_batch": "the length is given in iterations: each takes as many montages on any number of GPUs",
+    "montage.iterations": "Zhou et al., section 4.1: 64k",
+    "montage.epochs": "the length is given in iterations",
+    "montage.base_lr": "Zhou et al., section 4.1: 0.8 for 512 images",
+    "montage.schedule": "Zhou et al., section 4.1: cosine",
+    "montage.final_lr": "Zhou et al., section 4.1: down to 0",
+    "montage.warmup_iterations": "Zhou et al., section 4.1: 1250 iterations",
+    "montage.warmup_factor": "Zhou et al., section 4.1: from 0.2 to 0.8",
+    "montage.weight_decay": "Zhou et al., section 4.1: 1e-4",
+    "montage.momentum": "ours: Zhou et al. do not give it",
+    "montage.optimizer": "ours: Zhou et al. do not name it",
+    "montage.norm": "ours: statistics of the montages on one GPU",
+    "montage.eval_every": "a classifier has no AP",
+    "montage.skip_difficult": "ours: as in fine-tuning",
+    "finetune.norm": "Zhou et al., section 4.1: batch normalisation is frozen in fine-tuning",
+    "finetune.frozen_stages": "as in the ImageNet row: Zhou et al. fine-tune both with the same settings",
+    "finetune.epochs": "Table 3: 1x (Zhou et al.: 13 epochs)",
+    "finetune.milestones": "mmdet's 1x schedule, as in the ImageNet row (Zhou et al.: after epochs 9 and 12)",
+    "finetune.parts": "Zhou et al., section 3: the backbone is what is pre-trained",
+    "model.box_convs": "as in the ImageNet row, to whose AP Montage's gain was added: mmdet's two-layer head",
+}
 SHORT_EDGES = "section 4.5: short edge of 640 to 800 in steps of 32"

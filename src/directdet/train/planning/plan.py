@@ -125,6 +125,8 @@ def plan(
     """
     workload = workload or Workload()
     grid = _possible(phase, grid or Grid(), workload.gpus)
+    if phase.name == "montage":
+        raise UsageProblem("montage: trains a classifier; choose a recipe with direct pre-training to plan")
     if phase.resize != "direct":
         raise UsageProblem(
             f"{phase.name}: resize={phase.resize}; only phases with resize=direct have a length to plan; choose a "

@@ -1,4 +1,4 @@
-"""What the papers' comparisons are to show: plain data beside the rows in experiments.py."""
+"""What the papers' comparisons are to show: plain data beside the rows."""
 
 from directdet.reproduce.claims import Claim
 
@@ -18,6 +18,8 @@ _TABLE1_CLAIMS = (
     _more("direct > scratch (BN)", "direct_448_b8", "scratch_bn", "Table 1: 41.5 and 36.1"),
 )
 _TABLE2_CLAIMS = (
+    _more("ImageNet: affine > fixed", "imagenet_affine", "imagenet_fixed", "Table 2: 39.2 and 38.7"),
+    _more("fixed: direct > ImageNet", "fixed", "imagenet_fixed", "Table 2: 40.4 and 38.7"),
     _more("fixed > affine", "fixed", "affine", "Table 2: 40.4 and 37.8"),
     _more("fixed > SyncBN", "fixed", "sync", "Table 2: 40.4 and 37.9"),
     _more("affine is no worse than SyncBN", "affine", "sync", "Table 2: 37.8 and 37.9", _NOT_WORSE),
@@ -60,6 +62,47 @@ _BN_CLAIMS = (  # each at its best learning rate
     _more("BN in head > no BN", "head_*", "none_*", "Table 1: 75.6 and 67.6"),
     _more("BN in backbone > BN in head", "backbone_*", "head_*", "Table 1: 78.0 and 75.6"),
     _more("BN in both is no worse than in backbone", "both_*", "backbone_*", "Table 1: 78.7 and 78.0", _NOT_WORSE),
+    _more("BN in both, scratch > ImageNet without", "both_*", "imagenet_none_*", "Table 1: 78.7 and 77.1"),
+    _more("BN in both > no BN, from ImageNet", "imagenet_both_*", "imagenet_none_*", "Table 1: 78.2 and 77.1"),
+)
+
+
+_MAIN_CLAIMS = (
+    _more("direct P1x > ImageNet, both 1x", "p1x_1x", "imagenet_1x", "Table 3: 40.0 and 38.2"),
+    _more("direct P3x + 1x > ImageNet 2x", "p3x_1x", "imagenet_2x", "Table 3: 41.5 and 39.2"),
+    _more("direct P3x + 1x > scratch (SyncBN) 6x", "p3x_1x", "scratch_sync_6x", "Table 3: 41.5 and 39.6"),
+    _more("direct P3x + 1x > scratch (GN) 6x", "p3x_1x", "scratch_gn_6x", "Table 3: 41.5 and 41.1"),
+    _more("P2x > P1x", "p2x_1x", "p1x_1x", "Table 3: 41.0 and 40.0"),
+    _more("P3x > P2x", "p3x_1x", "p2x_1x", "Table 3: 41.5 and 41.0"),
+    _more("P4x is no worse than P3x", "p4x_1x", "p3x_1x", "Table 3: 41.7 and 41.5", _NOT_WORSE),
+)
+_SCHEDULE_CLAIMS = (
+    _more("P2x > P1x, then 1x", "p2x_1x", "p1x_1x", "Table 4: 41.0 and 40.0"),
+    _more("P3x > P2x, then 1x", "p3x_1x", "p2x_1x", "Table 4: 41.5 and 41.0"),
+    _more("P4x is no worse than P3x, then 1x", "p4x_1x", "p3x_1x", "Table 4: 41.7 and 41.5", _NOT_WORSE),
+    _more("after P1x: 2x > 1x", "p1x_2x", "p1x_1x", "Table 4: 40.4 and 40.0"),
+    _more("after P3x: 1x > 2x", "p3x_1x", "p3x_2x", "Table 4: 41.5 and 41.0"),
+)
+_LENGTH_CLAIMS = (
+    _more("after P1x: 24 epochs > 12", "p1x_24epochs", "p1x_12epochs", "Table 4: 40.4 and 40.0"),
+    _more("after P3x: 12 epochs > 24", "p3x_12epochs", "p3x_24epochs", "Table 4: 41.5 and 41.0"),
+    _more("12 epochs: P3x > P1x", "p3x_12epochs", "p1x_12epochs", "Table 4: 41.5 and 40.0"),
+)
+_MULTI_SCALE_CLAIMS = (
+    _more("direct: multi-scale > single", "p1x_2x_ms", "p1x_2x", "Table 6: 41.0 and 40.4"),
+    _more("ImageNet: multi-scale > single", "imagenet_2x_ms", "imagenet_2x", "Table 6: 40.2 and 39.2"),
+    _more("multi-scale: direct > ImageNet", "p1x_2x_ms", "imagenet_2x_ms", "Table 6: 41.0 and 40.2"),
+    _more("direct > scratch (SyncBN) 3x multi-scale", "p1x_1x", "scratch_sync_3x_ms", "Table 6: 40.0 and 36.0"),
+)
+_LESS_DATA_CLAIMS = (
+    _more("1/10 of the data: direct > ImageNet", "coco10_direct", "coco10_imagenet", "Table 9: 23.2 and 22.1"),
+    _more("VOC's setting: ImageNet > direct", "voc_imagenet", "voc_direct", "Table 9: 79.47 and 72.01"),
+)
+_GRID_CLAIMS = _TABLE1_CLAIMS[:4]  # those of its settings
+_SECTION_4_CLAIMS = (
+    _more("DSOD: with BN > without", "dsod300", "dsod300_no_bn", "section 4.2.1: 77.7 and 71.5"),
+    _more("Faster R-CNN: ImageNet > scratch", "vgg16_imagenet", "vgg16_bn", "section 4.2.1: 73.2 and 67.2"),
+    _more("Root-ResNet-34 > ResNet-18-A", "root_resnet34", "resnet18_a", "section 4.2.2: 80.4 and 75.3"),
 )
 
 
@@ -85,12 +128,31 @@ _LAYER_CLAIMS = (
 )
 
 # By comparison, as in experiments.EXPERIMENTS.
+_MONTAGE_CLAIMS = (
+    _more("direct > Montage, equal time", "direct", "montage", "Table 3: 41.5 and 38.4"),
+    _more("Montage > scratch (BN), equal time", "montage", "scratch_bn", "Tables 3 and 1: 38.4 and 36.1"),
+)
 CLAIMS = {
     "direct/table1": _TABLE1_CLAIMS,
     "direct/table2": _TABLE2_CLAIMS,
+    "direct/table3": _MAIN_CLAIMS,
+    "direct/table4": _SCHEDULE_CLAIMS,
     "direct/table5": _TABLE5_CLAIMS,
+    "direct/table6": _MULTI_SCALE_CLAIMS,
     "direct/table8": _TABLE8_CLAIMS,
+    "direct/table9": _LESS_DATA_CLAIMS,
+    "direct/table10": (
+        _more("direct P2x + 1x > 640 with SyncBN, 3x", "p2x_1x", "dropblock_sync_3x", "Table 10: 41.0 and 39.8"),
+    ),
+    "direct/section3.2": (
+        _more("ImageNet style > Stitcher style", "imagenet_style", "stitcher_style", "section 3.2: 40.0 and 39.4"),
+    ),
+    "direct/figure1b": _MAIN_CLAIMS,
+    "direct/figure2": _GRID_CLAIMS,
+    "direct/figure4": _LENGTH_CLAIMS,
     "direct/scratch": _SCRATCH_CLAIMS,
+    "direct/montage": _MONTAGE_CLAIMS,
     "scratchdet/table1": _BN_CLAIMS,
     "scratchdet/table2": _LAYER_CLAIMS,
+    "scratchdet/section4": _SECTION_4_CLAIMS,
 }

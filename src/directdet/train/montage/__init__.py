@@ -1,0 +1,1 @@
+"""Montage pre-training: a classifier of cells, for its backbone."""
