@@ -39,7 +39,7 @@ class Part:
 
 
 ROWS = {
-    "recipe": Part("the recipe: two phases, BN fixed in the second"),
+    "recipe": Part("the recipe: two phases, BN fixed in the second, scale jitter of 0.5 to 2.0"),
     "live": Part("BN live in fine-tuning, too", ("finetune.norm=live",)),
     "precise": Part("BN's statistics estimated anew before they are fixed", ("finetune.precise_bn=120",)),
     "one_phase": Part(
@@ -50,6 +50,7 @@ ROWS = {
     "jitter": Part("no scale jitter", ("scale=1.0,1.0",)),
     "narrow": Part("scale jitter of 0.8 to 1.2, as in direct pre-training", ("scale=0.8,1.2",)),
     "colour": Part("no change of colours", ("colour=none",)),
+    "fp32": Part("all of the arithmetic in fp32, not bf16", ("precision=fp32",)),
 }
 
 

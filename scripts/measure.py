@@ -3,6 +3,7 @@
 import argparse
 import importlib.metadata
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 from directdet.infer.machine import hardware
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARIES = ("torch", "torchvision", "onnxruntime-gpu", "openvino", "numpy")
+LIBRARIES = ("torch", "torchvision", "onnxruntime-gpu", "openvino", "av", "opencv-python", "numpy")
 
 
 def milliseconds(run: Callable[[], object], count: int, warmup: int) -> dict[str, float]:
@@ -41,10 +42,14 @@ def quantiles(times: list[float]) -> dict[str, float]:
     }
 
 
-def in_process(script: str, cell: str, *arguments: str) -> dict:
-    """Run one cell in its own process: two runtimes' thread pools in one process slow each other down."""
+def in_process(script: str, cell: str, *arguments: str, source: Path | None = None) -> dict:
+    """Run one cell in its own process: two runtimes' thread pools in one process slow each other down.
+
+    `source`: the folder that directdet is imported from, if it is another one.
+    """
     command = [sys.executable, script, "--cell", cell, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = os.environ if source is None else {**os.environ, "PYTHONPATH": str(source.absolute())}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"{cell} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -62,11 +67,13 @@ def measured_on(libraries: Sequence[str] = LIBRARIES) -> dict:
     return {"date": date.today().isoformat(), "command": command, "hardware": hardware(), "versions": versions}
 
 
-def write_results(name: str, settings: dict, rows: dict[str, dict], folder: Path | None = None) -> Path:
+def write_results(
+    name: str, settings: dict, rows: dict[str, dict], folder: Path | None = None, libraries: Sequence[str] = LIBRARIES
+) -> Path:
     """Write the figures with what they were measured on, in results/ or `folder`."""
     path = (folder or ROOT / "results") / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    content = {**measured_on(), "settings": settings, "rows": rows}
+    content = {**measured_on(libraries), "settings": settings, "rows": rows}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path
 

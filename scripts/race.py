@@ -233,7 +233,9 @@ def race(given: argparse.Namespace, rows: dict[str, Any], path: Path) -> None:
         raise SystemExit(f"{given.data}: has no val split to score on")
     for seed in given.seeds:
         for name in given.contestants:
-            key = f"{given.data.name}/{given.minutes:g} min/{name}/seed {seed}"
+            changed = [] if "/" in name else [one for one in given.set if not one.startswith("precision=")]
+            label = ", ".join([name, *changed])
+            key = f"{given.data.name}/{given.minutes:g} min/{label}/seed {seed}"
             if key in rows:
                 continue
             out = (given.out / key.replace("/", "_").replace(" ", "_")).resolve()
@@ -243,7 +245,7 @@ def race(given: argparse.Namespace, rows: dict[str, Any], path: Path) -> None:
             else:
                 row = ours(name, given, seed, out)
             row["milliseconds"] = time_graph(row["graph"])
-            row |= {"data": given.data.name, "minutes": given.minutes, "contestant": name, "seed": seed}
+            row |= {"data": given.data.name, "minutes": given.minutes, "contestant": label, "seed": seed}
             row["images"] = [len(train_set), len(val)]
             row["settings"] = [] if "/" in name else given.set
             rows[key] = row

@@ -97,7 +97,8 @@ def prepare(folder: Path, chosen: list[Cell], given: argparse.Namespace) -> dict
         size = speed_models.SUBJECTS[cell.model].size
         if cell.variant not in macs:
             network = network_of(load_torch(checkpoint, device="cpu"))
-            macs[cell.variant] = speed_models.write_layers(network, size, folder / f"{cell.variant}_layers.onnx")
+            layers = folder / f"{cell.variant}_layers.onnx"
+            macs[cell.variant] = speed_models.write_layers(network, size, layers, mask_slots(checkpoint))
         artefact = artefact_of(folder, cell)
         if cell.runtime in (BASE, "torch") or cell.name in ready or artefact.exists():
             continue
@@ -108,6 +109,16 @@ def prepare(folder: Path, chosen: list[Cell], given: argparse.Namespace) -> dict
         if cell.precision != "int8" and not result.verification.passed:
             raise SystemExit(f"{cell.name}: the artefact is not the model: its speed would mean nothing")
     return macs
+
+
+def mask_slots(checkpoint: Path) -> int:
+    """How many detections of the picture a graph computes masks of: as many as there are, AT_A_TIME in a turn."""
+    from directdet.infer.runtimes.load import load
+    from directdet.models.parts.masks import AT_A_TIME
+
+    detector = load(checkpoint, device="cpu")
+    found = int(detector.run(detector.prepare([picture()])[0])[0][0, 0])
+    return max(1, -(-found // AT_A_TIME)) * AT_A_TIME
 
 
 def artefact_of(folder: Path, cell: Cell) -> Path:

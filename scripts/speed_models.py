@@ -138,7 +138,7 @@ class Layers(nn.Module):
 
     def forward(self, images: Tensor, *pooled: Tensor) -> tuple[Tensor, ...]:
         raw = self.model(images)
-        found: tuple[Tensor, ...] = (raw.logits, raw.deltas)
+        found: tuple[Tensor, ...] = (raw.logits, raw.distances if isinstance(self.model, RTMDet) else raw.deltas)
         if isinstance(self.model, RCNN):
             found += self.model.predict_boxes(pooled[0])
             if len(pooled) > 1:
@@ -146,14 +146,14 @@ class Layers(nn.Module):
         return found
 
 
-def layer_inputs(model: nn.Module, size: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Random inputs of `Layers` for one image."""
+def layer_inputs(model: nn.Module, size: tuple[int, int], slots: int | None = None) -> tuple[Tensor, ...]:
+    """Random inputs of `Layers` for one image; slots: pooled boxes of the mask head, None: as many as can be found."""
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(0))
     inputs: tuple[Tensor, ...] = (draw(1, 3, *size),)
     if isinstance(model, RCNN):
         config = model.config
         inputs += (draw(config.test_proposals, model.channels, BOX_BINS, BOX_BINS),)
-        inputs += (draw(config.detections, model.channels, MASK_BINS, MASK_BINS),) if config.masks else ()
+        inputs += (draw(slots or config.detections, model.channels, MASK_BINS, MASK_BINS),) if config.masks else ()
     return inputs
 
 
@@ -166,11 +166,14 @@ def count_macs(layers: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     return counter.get_total_flops() // 2
 
 
-def write_layers(model: Network, size: tuple[int, int], path: Path) -> int:
-    """`Layers` with batch normalisation folded as ONNX; returns its multiply-accumulate operations for one image."""
+def write_layers(model: Network, size: tuple[int, int], path: Path, slots: int | None = None) -> int:
+    """`Layers` with batch normalisation folded as ONNX; returns its multiply-accumulate operations for one image.
+
+    slots: see `layer_inputs`.
+    """
     from directdet.export.onnx_graph import OPSET, fold
 
-    layers, inputs = Layers(fold(model, size)[0]).eval(), layer_inputs(model, size)
+    layers, inputs = Layers(fold(model, size)[0]).eval(), layer_inputs(model, size, slots)
     names = ["images", "boxes", "masks"][: len(inputs)]
     with torch.no_grad():
         torch.onnx.export(

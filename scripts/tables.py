@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import tables_export
+import tables_full_size
 import tables_papers
 import tables_realtime
 import tables_speed
@@ -31,12 +32,13 @@ from tables_cells import TableError, find, written
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = {**tables_training.TABLES, **tables_speed.TABLES, **tables_papers.TABLES}
-TABLES |= {**tables_export.TABLES, **tables_realtime.TABLES}
+TABLES |= {**tables_export.TABLES, **tables_realtime.TABLES, **tables_full_size.TABLES}
 FIGURES = {**tables_speed.FIGURES, **tables_papers.FIGURES}
 TEMPLATE, PAGE, README = "docs/results.md.in", "docs/results.md", "README.md"
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
 NOTE = f"<!-- Written by scripts/tables.py from {TEMPLATE} and results/*.json: change those, not this file. -->\n\n"
-LIBRARIES = ("torch", "torchvision", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt_rtx", "tensorrt-rtx")
+LIBRARIES = ("torch", "torchvision", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt_rtx", "tensorrt-rtx", "av")
+LIBRARIES += ("hotcoco", "pycocotools")
 
 
 class Results:

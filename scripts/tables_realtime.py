@@ -60,15 +60,16 @@ def deployed_rows(content: Any) -> list[Row]:
 
 
 def ablation_rows(content: Any) -> list[Row]:
-    """A row for each part of the recipe, in the script's order: means over its seeds, and what it changes."""
+    """A row for each part of the recipe, in the script's order: means over its seeds, and what it changes of those."""
     groups: dict[str, list[Row]] = {}
     for row in content["rows"].values():
         groups.setdefault(row["part"], []).append(row)
-    base = statistics.fmean(row["AP"] for row in groups["recipe"])
+    base = {row["seed"]: row["AP"] for row in groups["recipe"]}
     rows = []
     for found in groups.values():
         means = {name: statistics.fmean(row[name] for row in found) for name in ("AP", "AP50", "AP75")}
-        rows.append({**means, "label": found[0]["label"], "more": means["AP"] - base, "seeds": len(found)})
+        more = statistics.fmean(row["AP"] - base[row["seed"]] for row in found)
+        rows.append({**means, "label": found[0]["label"], "more": more, "seeds": len(found)})
     return rows
 
 

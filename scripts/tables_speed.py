@@ -44,7 +44,29 @@ LOADERS = {
     "directdet": "directdet",
     "decode": "OpenCV's decoding alone",
 }
+SCORING = {
+    "boxes, pycocotools": "AP of boxes, pycocotools",
+    "boxes, hotcoco": "AP of boxes, hotcoco",
+    "masks, pycocotools": "AP of masks, pycocotools",
+    "masks, hotcoco": "AP of masks, hotcoco",
+    "run lengths": "masks of 28x28 cells to run lengths of the picture",
+    "report": "what a report shows beside AP",
+    "comparison": "two models compared, boxes, 100 draws",
+}
 WORKERS = {"worker, before": "before, forked", "worker, fork": "forked", "worker, spawn": "spawned"}
+
+
+SMALL = {"torch": "PyTorch, eager", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+
+
+def small_rows(content: Any) -> list[Row]:
+    """A row for each detector and runtime of scripts/speed_small.py."""
+    rows = []
+    for name, row in content["rows"].items():
+        detector, _, rest = name.partition("/")
+        runtime, _, slots = rest.partition(", ")
+        rows.append({**row, "label": f"{detector}, {SMALL[runtime]}{', masks of all slots' if slots else ''}"})
+    return rows
 
 
 def speed(file: str, model: str, title: str, labels: dict[str, str], masks: bool = False) -> Table:
@@ -107,6 +129,11 @@ def prepare_ms(content: Any) -> str:
     return f"{min(times):.1f} to {max(times):.1f}"
 
 
+def report_by_ap(content: Any) -> str:
+    """How many times as long as hotcoco's AP of boxes the figures of a report take."""
+    return f"{find(content, 'rows/report/seconds') / find(content, 'rows/boxes, hotcoco/seconds'):.1f}"
+
+
 def annotation_rows(workers: bool) -> Callable[[Any], list[Row]]:
     """The rows of scripts/annotations_size.py that are of a loader's workers, or the others."""
     labels = WORKERS if workers else OPENINGS
@@ -153,6 +180,16 @@ TABLES = {
             "times torchvision's (PIL)": cell_if_any("ratio", ".2f"),
         },
     ),
+    "accuracy_speed": Table(
+        ("accuracy_speed",),
+        labelled(SCORING),
+        {
+            "180,000 detections": LABEL,
+            "seconds": cell("seconds", ".1f"),
+            "memory it adds, MB": cell("added_mb", ".0f"),
+            "largest difference of a number": cell_if_any("largest_difference", "g"),
+        },
+    ),
     "benchmark_h200": Table(
         ("benchmark_ssd300_h200",),
         labelled(
@@ -176,6 +213,17 @@ TABLES = {
                 for kind in ("onnx", "openvino", "tensorrt-rtx")
                 for precision in ("fp32", "fp16")
             },
+        },
+    ),
+    "speed_small": Table(
+        ("speed_small_cpu",),
+        small_rows,
+        {
+            "one thread, fp32": LABEL,
+            "ms": cell("ms", ".1f"),
+            "times eager PyTorch": cell("to_torch", ".2f"),
+            "times it with all slots": cell("to_torch_all", ".2f"),
+            "post-processing": cell_if_any("postprocessing", "share"),
         },
     ),
     "speed_ssd300": speed("speed_ssd300_cpu", "ssd300", "SSD300 VGG-16", ONE_STAGE),
@@ -212,6 +260,25 @@ TABLES = {
             "one step after another": cell("one_after_another/fps", ".1f"),
             "pipelined": cell("pipelined/fps", ".1f"),
             "of the network alone": cell("pipelined/share", "share"),
+        },
+    ),
+    "video_libraries": Table(
+        ("video_one-by-one-person-detection_rtmdet_nano_cpu",),
+        labelled(
+            {
+                "device_alone": "the network alone",
+                "one_after_another": "one step after another",
+                "pipelined": "pipelined, PyAV",
+                "pipelined_opencv": "pipelined, OpenCV",
+                "before": "pipelined, before PyAV: through a pipe and an AVI file",
+            }
+        ),
+        {
+            "": LABEL,
+            "fps": cell("fps", ".1f"),
+            "of the network alone": cell("share", "share"),
+            "processor time a frame, ms": cell("cpu_ms", ".1f"),
+            "of which the network": cell("cpu_share", "share"),
         },
     ),
     "roi_pool": Table(
@@ -277,6 +344,7 @@ TABLES = {
 
 # Figures of the prose that are made of more than one figure of a file, or in another unit.
 FIGURES: dict[str, tuple[str, Figure]] = {
+    "report_by_ap": ("accuracy_speed", report_by_ap),
     "unmatched_fp32": ("export_matrix", unmatched("fp32")),
     "unmatched_fp16": ("export_matrix", unmatched("fp16")),
     "fewest_counted": ("export_matrix", fewest_counted),

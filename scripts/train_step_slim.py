@@ -1,4 +1,4 @@
-"""A training step of the small recipes on one core of a CPU, by memory format and precision.
+"""A training step of the small recipes on one core of a CPU, by memory format and precision, eager and compiled.
 
 The first phase of each recipe, on its own batches of a made dataset: forward and backward pass and the optimiser,
 without reading. The forms take turns in one process, from the same weights and on the same batches; ratios are of steps
@@ -38,6 +38,8 @@ FORMS = {
     BASE: {"channels_last": True, "precision": "fp32"},
     "bf16": {"channels_last": False, "precision": "bf16"},
     "channels last, bf16": {"channels_last": True, "precision": "bf16"},
+    "compiled, channels last, fp32": {"channels_last": True, "precision": "fp32", "compiled": True},
+    "compiled, channels last, bf16": {"channels_last": True, "precision": "bf16", "compiled": True},
 }
 STEPS, BATCHES = 20, 4
 
@@ -60,7 +62,9 @@ def in_form(model: Network, phase: Phase, form: str) -> Stepper:
     phase = safe_format(own, replace(phase, **FORMS[form]))
     if phase.channels_last:
         own.to(memory_format=torch.channels_last)
-    return Stepper(own, phase, phase_preprocess(phase, RGB), learning_rate(phase, phase.batch_size), 0)
+    stepper = Stepper(own, phase, phase_preprocess(phase, RGB), learning_rate(phase, phase.batch_size), 0)
+    stepper.compile(phase.compiled)
+    return stepper
 
 
 def measure(name: str, data: Path, images: int, turns: int) -> dict[str, dict]:

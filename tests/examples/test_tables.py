@@ -1,6 +1,7 @@
 """scripts/tables.py: docs/results.md and the README's table say what results/*.json say, and nothing else."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -171,5 +172,5 @@ def test_a_missing_figure_is_told_not_left_empty(tables, copy, capsys):
 
 def test_pictures_are_where_the_page_says():
     page = (ROOT / "docs" / "results.md").read_text()
-    pictures = [part.split(")")[0] for part in page.split("](")[1:]]
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page)
     assert pictures and all((ROOT / "docs" / name).is_file() for name in pictures)
