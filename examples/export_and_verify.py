@@ -19,11 +19,9 @@ from directdet.recipes.by_name import get_recipe
 from directdet.recipes.settings import apply_settings
 from directdet.train.run import train
 
-# What `directdet demo` trains, slimmer and shorter. `directdet recipes demo` shows every setting that there is.
+# What `directdet demo` trains, smaller and shorter. `directdet recipes demo` shows every setting that there is.
 SETTINGS = """
-model.width=16 model.fpn_channels=32 model.box_features=128 model.mask_channels=32
-model.train_proposals=64 model.roi_samples=24 warmup_iterations=10 workers=0
-size=96,96 epochs=10 eval_every=0 eval_size=128,128
+size=96,96 epochs=10 warmup_iterations=10 eval_every=0 eval_size=128,128 workers=0
 """
 
 

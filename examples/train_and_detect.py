@@ -15,19 +15,13 @@ from directdet import Detector, evaluate, load_dataset, train
 from directdet.data.synthetic import make_synthetic
 from directdet.infer.draw import draw
 
-# What `directdet demo` trains, slimmer and shorter. `directdet recipes demo` shows every setting that there is.
+# What `directdet demo` trains, smaller and shorter. `directdet recipes demo` shows every setting that there is.
 SETTINGS = {
-    "model.width": 16,
-    "model.fpn_channels": 32,
-    "model.box_features": 128,
-    "model.mask_channels": 32,
-    "model.train_proposals": 64,
-    "model.roi_samples": 24,
     "pretrain.size": (96, 96),
-    "pretrain.epochs": 14,
+    "pretrain.epochs": 24,
     "pretrain.eval_every": 0,
     "finetune.size": (128, 128),
-    "finetune.epochs": 2,
+    "finetune.epochs": 4,
     "eval_size": (128, 128),
     "warmup_iterations": 10,
     "workers": 0,

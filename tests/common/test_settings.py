@@ -124,7 +124,7 @@ def test_it_is_a_wrong_use_and_a_wrong_value():
     """The command line exits with code 2; and `except ValueError` works, as usual in Python."""
     assert issubclass(SettingError, UsageProblem) and issubclass(SettingError, ValueError)
     with pytest.raises(SettingError, match="phase: 'fine' is not one of pretrain, finetune; did you mean 'finetune'"):
-        get_recipe("demo").phase("fine")
+        get_recipe("mask_rcnn_r18_slim").phase("fine")
     with pytest.raises(SettingError, match=r"detector: 'rcn' is not one of .*did you mean 'rcnn'"):
         replace(RECIPE, detector="rcn")
     with pytest.raises(SettingError, match=r"model\.nms: 7 is not between 0 and 1; the nearest is 1"):

@@ -20,7 +20,7 @@ def command(data, out, *more):
     for phase, size in (("pretrain", "64,64"), ("finetune", "64,96")):
         once = {"batch_size": 4, "epochs": 1, "workers": 0, "eval_every": 1, "size": size, "eval_size": "64,64"}
         settings += [f"{phase}.{name}={value}" for name, value in once.items()]
-    start = ["train", "demo", "--data", str(data), "--out", str(out), "--device", "cpu"]
+    start = ["train", "mask_rcnn_r18_slim", "--data", str(data), "--out", str(out), "--device", "cpu"]
     return [*start, *(word for one in settings for word in ("--set", one)), *more]
 
 
@@ -41,7 +41,7 @@ def test_a_run_ends_with_its_page(shapes, tmp_path, capsys, monkeypatch):
         assert words in text
     told = json.loads((out / "report.json").read_text())
     rows = [json.loads(line) for line in (out / "finetune" / "log.jsonl").read_text().splitlines()]
-    assert told["bbox"] == rows[-1]["bbox"] and told["recipe"] == "demo"
+    assert told["bbox"] == rows[-1]["bbox"] and told["recipe"] == "mask_rcnn_r18_slim"
     # Resumed when it is at its end, it makes no evaluation, and the page stays.
     before = (out / "report.html").read_bytes()
     assert main(command(shapes, out, "--resume")) == 0

@@ -130,7 +130,7 @@ def test_pre_training_keeps_its_steps_whatever_the_batch(batch):
         ("mask_rcnn_r50_fpn", ["finetune.size=480,800"], "finetune", (480, 800)),
         ("faster_rcnn_vgg16_scratch", ["size=480,800"], "scratch", (480, 800)),
         ("ssd300_resnet18", ["size=512", "model.size=512"], "scratch", (512, 512)),
-        ("demo", ["finetune.size=256"], "finetune", (256, 256)),
+        ("mask_rcnn_r18_slim", ["finetune.size=256"], "finetune", (256, 256)),
     ],
 )
 def test_evaluation_follows_the_size_of_training(recipe, settings, phase, wanted):

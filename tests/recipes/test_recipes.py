@@ -87,7 +87,7 @@ def test_published_parameter_count():
 
 
 def test_settings_reach_one_phase_or_both():
-    recipe = get_recipe("demo")
+    recipe = get_recipe("mask_rcnn_r18_slim")
     changed = apply_settings(
         recipe, ["batch_size=3", "finetune.size=320,512", "pretrain.size=96", "model.width=16", "clip_norm=none"]
     )
@@ -95,7 +95,7 @@ def test_settings_reach_one_phase_or_both():
     assert (changed.phase("pretrain").size, changed.phase("finetune").size) == ((96, 96), (320, 512))
     assert changed.model["width"] == 16 and changed.phase("pretrain").clip_norm is None
     assert apply_settings(recipe, ["milestones=2,3"]).phase("finetune").milestones == (2, 3)
-    assert recipe == get_recipe("demo")
+    assert recipe == get_recipe("mask_rcnn_r18_slim")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_settings_reach_one_phase_or_both():
 )
 def test_wrong_settings(setting, says):
     with pytest.raises(UsageProblem, match=says) as caught:
-        apply_settings(get_recipe("demo"), [setting])
+        apply_settings(get_recipe("mask_rcnn_r18_slim"), [setting])
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
 
 
@@ -151,7 +151,7 @@ def test_what_warping_does_already(setting):
 
 def test_patience_needs_evaluations():
     with pytest.raises(UsageProblem, match="patience: 3 needs evaluations; give eval_every of at least 1"):
-        apply_settings(get_recipe("demo"), ["pretrain.patience=3", "pretrain.eval_every=0"])
+        apply_settings(get_recipe("mask_rcnn_r18_slim"), ["pretrain.patience=3", "pretrain.eval_every=0"])
 
 
 def test_unknown_recipe_names_the_nearest():

@@ -27,7 +27,7 @@ TINY_MODEL = {
 
 
 def make_tiny() -> Recipe:
-    recipe = get_recipe("demo")
+    recipe = get_recipe("mask_rcnn_r18_slim")
     common = {"batch_size": 4, "epochs": 2, "workers": 0, "warmup_iterations": 2, "eval_size": (64, 64)}
     recipe = recipe.with_phase("pretrain", size=(64, 64), eval_every=1, **common)
     recipe = recipe.with_phase("finetune", size=(64, 96), eval_every=2, **common)

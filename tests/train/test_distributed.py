@@ -56,7 +56,7 @@ NOISE = 1e-10
 
 def recipe(*settings: str) -> Recipe:
     """The tiny recipe with group normalisation, and with `settings`."""
-    return apply_settings(get_recipe("demo"), (*SETTINGS, *settings))
+    return apply_settings(get_recipe("mask_rcnn_r18_slim"), (*SETTINGS, *settings))
 
 
 def doubled(*settings: str) -> Recipe:
@@ -157,7 +157,7 @@ def worker(fault: str, at: int, folder: Path, data: Path, out: Path) -> list[str
 
 def command_line(data: Path, out: Path) -> list[str | Path]:
     settings = [word for setting in SETTINGS for word in ("--set", setting)]
-    return ["train", "demo", "--data", data, "--out", out, "--phase", "pretrain", "--device", "cpu", *settings]
+    return ["train", "mask_rcnn_r18_slim", "--data", data, "--out", out, "--phase", "pretrain", "--device", "cpu", *settings]
 
 
 @pytest.fixture(scope="module")

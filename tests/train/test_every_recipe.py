@@ -1,7 +1,6 @@
 """Every recipe runs: two iterations of each phase and an evaluation, at tiny size, on real file formats."""
 
-import subprocess
-import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,31 +85,27 @@ def backbone_file(recipe: Recipe, folder: Path) -> Path:
     return path
 
 
-def train_and_check(name: str, data: Path, folder: Path) -> None:
-    """Two iterations of each phase and an evaluation, with a log that says so."""
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_iterations_and_an_evaluation(name, shapes, tmp_path, one_thread):
+    """With a log that says so."""
     recipe = tiny_recipe(get_recipe(name))
-    init = backbone_file(recipe, folder) if recipe.init == "imagenet" else None
-    result = train(recipe, data, folder / "run", init=init)
+    init = backbone_file(recipe, tmp_path) if recipe.init == "imagenet" else None
+    result = train(recipe, shapes, tmp_path / "run", init=init)
     assert [row["name"] for row in result.phases] == [phase.name for phase in get_recipe(name).phases]
     for phase in recipe.phases:
-        rows = read_log(folder / "run" / phase.name / "log.jsonl")
+        rows = read_log(tmp_path / "run" / phase.name / "log.jsonl")
         evaluated = [] if phase.name == "montage" else [("eval", 2)]  # a classifier has no AP
         assert [(row["kind"], row["step"]) for row in rows][-1 - len(evaluated) :] == [("step", 2), *evaluated]
         assert all(torch.tensor(list(row["losses"].values())).isfinite().all() for row in rows if row["kind"] == "step")
         if not evaluated:
             continue
         assert ("segm" in rows[-1]) == recipe.model.get("masks", recipe.detector in ("rcnn", "rtmdet_ins"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
-def test_two_iterations_and_an_evaluation(name, shapes, tmp_path):
-    """Each in a process of its own, as users run them."""
-    command = [sys.executable, __file__, name, str(shapes), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-if __name__ == "__main__":
-    train_and_check(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

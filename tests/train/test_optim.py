@@ -25,7 +25,7 @@ def test_schedule():
 def test_cosine_is_torchs(schedule, begin):
     """Against torch's own schedulers: a linear warm-up, then flat, then a cosine to 5 % of the rate."""
     settings = {"schedule": schedule, "milestones": (1,), "warmup_iterations": 20, "warmup_factor": 1e-5}
-    phase = replace(get_recipe("demo").phase("pretrain"), **settings, epochs=12)
+    phase = replace(get_recipe("mask_rcnn_r18_slim").phase("pretrain"), **settings, epochs=12)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     warm = lr_scheduler.LinearLR(optimizer, 1e-5, total_iters=20)
     flat = lr_scheduler.ConstantLR(optimizer, 1.0, total_iters=1)

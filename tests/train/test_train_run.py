@@ -44,7 +44,7 @@ def test_both_phases(shapes, tiny, tmp_path):
     assert steps[-1]["step"] == 6 and set(steps[-1]["losses"]) == {"rpn_class", "rpn_box", "class", "box", "mask"}
     evaluations = [row for row in rows if row["kind"] == "eval"]
     assert [row["epoch"] for row in evaluations] == [1, 2] and "AP50" in evaluations[0]["segm"]
-    assert json.loads((tmp_path / "run" / "pretrain" / "run.json").read_text())["recipe"]["name"] == "demo"
+    assert json.loads((tmp_path / "run" / "pretrain" / "run.json").read_text())["recipe"]["name"] == "mask_rcnn_r18_slim"
     assert not list((tmp_path / "run").rglob("*.part"))
     assert load(tmp_path / "run").classes  # the run folder is a MODEL
 

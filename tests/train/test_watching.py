@@ -272,7 +272,7 @@ def test_mlflow_goes_on_in_the_same_run(shapes, tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", fake)
     interrupted_then_resumed(tiny, shapes, tmp_path / "run", monkeypatch, "mlflow")
     assert fake.runs == ["run0", "run0"] and fake.ended == ["KILLED", "FINISHED"]
-    assert fake.params["run0"]["recipe"] == "demo" and fake.params["run0"]["batch_size"] == 4
+    assert fake.params["run0"]["recipe"] == "mask_rcnn_r18_slim" and fake.params["run0"]["batch_size"] == 4
     assert [step for step, row in fake.rows if "loss/step" in row] == [3, 5, 6]
     assert [step for step, row in fake.rows if "bbox/AP" in row] == [3, 6]
 

@@ -41,7 +41,7 @@ _PICTURES, _SCORE = 8, 0.5  # of the gallery: how many, and the lowest score of 
 # Fewer than the benchmark's own 300 after 50, so that the demo ends in minutes; the page says how many there were.
 _ITERATIONS, _WARMUP = 100, 20
 _INTRO = (
-    "A Mask R-CNN was trained from random weights on a synthetic dataset: direct pre-training at low resolution with "
+    "An RTMDet-Ins was trained from random weights on a synthetic dataset: direct pre-training at low resolution with "
     "live batch normalisation, then fine-tuning at higher resolution with batch normalisation fixed. It was exported "
     "to ONNX, compared with PyTorch image by image, and timed."
 )

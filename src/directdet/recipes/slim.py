@@ -148,23 +148,9 @@ def ssd300_vgg16_slim() -> Recipe:
     )
 
 
-def demo() -> Recipe:
-    """What `directdet demo` trains; takes minutes on two CPU cores."""
-    slim = mask_rcnn_r18_slim()
-    recipe = slim.with_phase("pretrain", size=(128, 128), epochs=12, eval_size=(192, 192), eval_every=4)
-    recipe = recipe.with_phase("finetune", size=(192, 192), epochs=4, milestones=(3,), eval_every=2)
-    return replace(
-        recipe,
-        name="demo",
-        summary="what `directdet demo` trains: a slim Mask R-CNN on a synthetic dataset, in minutes",
-        model={**slim.model, "anchor_scale": 6.0, "train_proposals": 128, "roi_samples": 48, "mask_slots": 12},
-    )
-
-
 SLIM_RECIPES: dict[str, Callable[[], Recipe]] = {
     "mask_rcnn_r18_slim": mask_rcnn_r18_slim,
     "mask_rcnn_r18_slim_montage": mask_rcnn_r18_slim_montage,
     "retinanet_r18_slim": retinanet_r18_slim,
     "ssd300_vgg16_slim": ssd300_vgg16_slim,
-    "demo": demo,
 }

@@ -149,8 +149,8 @@ class CentreDeploy(nn.Module):
 
 
 def centre_plain() -> Recipe:
-    """Direct pre-training and fine-tuning of the plain detector, with the demo's schedule."""
-    base = get_recipe("demo")
+    """Direct pre-training and fine-tuning of the plain detector, with the schedule of the slim recipes."""
+    base = get_recipe("mask_rcnn_r18_slim")
     return replace(base, name="centre_plain", summary="a detector of my own", detector="centre", model={"width": 8})
 
 
