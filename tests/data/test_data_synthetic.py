@@ -41,6 +41,14 @@ def test_boxes_areas_and_masks_are_those_of_the_visible_parts(synthetic):
             assert (covered > 1).sum() <= 0.01 * covered.size  # visible parts share but the pixels of their outlines
 
 
+def test_shapes_are_as_many_and_as_small_as_asked_for(tmp_path):
+    data = load_dataset(make_synthetic(tmp_path, 8, 1, (200, 200), shapes=(5, 6), radius=(0.04, 0.06)), "train")
+    objects = [record.boxes[~record.crowd] for record in data.records[:-1]]
+    assert {len(boxes) for boxes in objects} == {5, 6}
+    sides = np.concatenate([boxes[:, 2:] - boxes[:, :2] for boxes in objects])
+    assert 16 < sides.max() <= 2 * 0.06 * 200 + 1
+
+
 def test_small_sets_and_bad_sizes(tmp_path):
     root = make_synthetic(tmp_path, 1, 2, size=(64, 64))
     assert len(load_dataset(root, "train").records[0].boxes) > 0

@@ -11,6 +11,9 @@ import click
 import pytest
 
 from directdet.front.cli import JOB, add_verbs, directdet, main
+from directdet.reproduce.experiments import EXPERIMENTS, TIMED
+from directdet.reproduce.scales import SCALES
+from directdet.reproduce.timing import variants
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,6 +57,16 @@ def test_imports_work(page):
     for block in re.findall(r"^ *```python[^\n]*\n(.*?)^ *```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
         for line in re.findall(r"^from directdet.*$", block, re.MULTILINE):
             exec(line, {})
+
+
+def test_the_page_of_the_papers_lists_every_comparison():
+    """Their names, and how many rows each has."""
+    page = (ROOT / "docs" / "papers.md").read_text("utf-8")
+    listed = re.findall(r"^\| `((?:direct|scratchdet)/[^`]+)` \|.*\| (\d+) \|$", page, re.MULTILINE)
+    rows = {name: len(one.trials(SCALES["tiny"])) for name, one in EXPERIMENTS.items()}
+    assert list(TIMED) == ["direct/table7"]
+    rows["direct/table7"] = len(variants(SCALES["tiny"]))
+    assert len(listed) == len(rows) and {name: int(count) for name, count in listed} == rows
 
 
 def test_what_directdet_alone_prints_is_taken(capsys):

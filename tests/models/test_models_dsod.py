@@ -1,6 +1,7 @@
 """DSOD: its layer table, its published size, torchvision's dense blocks with the same weights, export, gradients."""
 
 import copy
+import math
 from pathlib import Path
 
 import numpy as np
@@ -146,12 +147,13 @@ def test_trunk_and_extras_are_chained_as_in_the_authors_code() -> None:
         close(ours, x)
 
 
-@pytest.mark.parametrize("size", [19, 20, 32, 64])
+@pytest.mark.parametrize("size", [9, 13, 16, 17, 19, 20, 32, 64])
 @torch.no_grad()
 def test_map_sizes_are_those_of_the_maps(size: int) -> None:
-    extras = DenseExtras(8, [4, 4, 4, 4], nn.BatchNorm2d).eval()
+    extras = DenseExtras(8, [4, 4, 4, 4], nn.BatchNorm2d, size).eval()
     assert extras.map_sizes(size) == [value.shape[3] for value in extras(torch.zeros(1, 8, size, size))]
-    assert extras.map_sizes(16)[-1] == 0  # 8, 4, 2: too small for an unpadded 3x3
+    assert extras.map_sizes(size)[-1] == max(1, (math.ceil(size / 8) - 1) // 2)
+    assert DenseExtras(8, [4, 4, 4, 4], None, 8).map_sizes(8)[-1] == 0  # 4, 2, 1: nothing to halve
 
 
 def test_extras_refuse_what_they_have_not() -> None:

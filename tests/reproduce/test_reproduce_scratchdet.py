@@ -4,6 +4,7 @@ import json
 
 import cv2
 import pytest
+import torch
 from comparison_helpers import micro_options, only, printed
 from scratchdet_tables import RATES, TABLE1, TABLE2
 
@@ -15,6 +16,7 @@ from directdet.reproduce.run import reproduce
 from directdet.reproduce.scales import SCALES
 from directdet.train.loop import Trainer
 from directdet.train.optim import learning_rate
+from directdet.train.prepare import check_sizes, network_of
 
 
 def test_trials_of_scratchdet1_are_the_rows_that_start_from_scratch():
@@ -35,10 +37,24 @@ def test_trials_of_scratchdet2_are_the_roots():
     for trial, name, (*_, fps, figure) in zip(trials, TABLES["scratchdet/table2"].recipes, TABLE2, strict=True):
         whole = get_recipe(name)
         assert trial.paper == {"map": figure, "fps": fps}
-        assert trial.recipe.model == {**whole.model, "width": None}
+        assert trial.recipe.model == {**whole.model, "size": 300, "width": None}
         (phase,), (wanted,) = trial.recipe.phases, whole.phases
         assert learning_rate(phase, phase.batch_size) == 0.05 and phase.batch_size == 128
         assert (phase.std, phase.weight_decay, phase.resize) == (wanted.std, wanted.weight_decay, "warp")
+
+
+@pytest.mark.parametrize("name", ["scratchdet/table1", "scratchdet/table2", "scratchdet/section4"])
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_networks_of_every_scale_take_the_size_of_its_pictures(name, scale):
+    side = {"smoke": 193, "tiny": 208}.get(scale, 300)
+    for trial in EXPERIMENTS[name].trials(SCALES[scale]):
+        if trial.recipe.detector == "ssd":
+            with torch.device("meta"):
+                model = network_of(trial.recipe, trial.recipe.phases[0], 3)
+                maps = model(torch.empty(2, 3, side, side))
+            check_sizes(model, trial.recipe.phases[0])
+            assert model.input_size() == (side, side) and len(maps.level_sizes) == 6
+            assert maps.logits.shape[1] == len(maps.anchors) == sum(maps.level_sizes)
 
 
 @pytest.mark.slow

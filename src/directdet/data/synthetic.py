@@ -40,6 +40,8 @@ def make_synthetic(
     size: tuple[int, int] = (160, 200),
     seed: int = 0,
     sensor: str | None = None,
+    shapes: tuple[int, int] = (2, 6),
+    radius: tuple[float, float] = (0.09, 0.26),
 ) -> Path:
     """Write a dataset of ``images_train`` + ``images_val`` images into ``root``; returns ``root``.
 
@@ -49,6 +51,8 @@ def make_synthetic(
 
     ``sensor``: one of pixels.made.SENSORS; the shapes are then in what no 8-bit RGB picture shows, and there is no
     dataset.toml yet that says so. None: ordinary colour pictures.
+    ``shapes`` (fewest, most) of an image that has any; ``radius`` (smallest, largest) of the circle around a shape, as
+    a share of the image's shorter side.
 
     Raises ValueError for sizes under 64 pixels, and UserError if ``root`` cannot be written.
     """
@@ -62,14 +66,15 @@ def make_synthetic(
             rng = np.random.default_rng([seed, number, index])
             width, height = (int(side) for side in rng.integers(size[0], size[1] + 1, 2))
             first, last = index == 0 and count > 1, index == count - 1 and count > 1
-            scene = _draw_scene(rng, height, width, shapes=0 if last else int(rng.integers(2, 7)), crowd=first)
+            drawn = 0 if last else int(rng.integers(shapes[0], shapes[1] + 1))
+            scene = _draw_scene(rng, height, width, drawn, radius, crowd=first)
             image_id = (number + 1) * 100000 + index + 1
             ending, encoded = ".jpg", b""
             if sensor is None:
                 encoded = cv2.imencode(ending, scene.image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
             else:
-                shapes = [*scene.masks, *([] if scene.crowd is None else [scene.crowd])]
-                ending, encoded = sensor_file(sensor, (height, width), shapes, rng)
+                masks = [*scene.masks, *([] if scene.crowd is None else [scene.crowd])]
+                ending, encoded = sensor_file(sensor, (height, width), masks, rng)
             file_name = f"{image_id:012d}{ending}"
             write_bytes_atomic(root / f"{split}2017" / file_name, encoded)
             images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
@@ -88,7 +93,9 @@ def make_synthetic(
     return root
 
 
-def _draw_scene(rng: np.random.Generator, height: int, width: int, shapes: int, crowd: bool) -> _Scene:
+def _draw_scene(
+    rng: np.random.Generator, height: int, width: int, shapes: int, radii: tuple[float, float], crowd: bool
+) -> _Scene:
     scene = _Scene(_background(rng, height, width), [], [], np.zeros((height, width), bool) if crowd else None)
     if scene.crowd is not None:
         _draw_crowd(scene, rng)
@@ -97,7 +104,7 @@ def _draw_scene(rng: np.random.Generator, height: int, width: int, shapes: int, 
         if len(scene.labels) == shapes:
             break
         label = int(rng.integers(len(CLASSES)))
-        radius = float(rng.uniform(0.09, 0.26) * min(height, width))
+        radius = float(rng.uniform(*radii) * min(height, width))
         centre = (float(rng.uniform(0, width)), float(rng.uniform(0, height)))
         angle = float(rng.uniform(0, 2 * math.pi))
         mask = _fill(_outline(label, centre, radius, angle), height, width)

@@ -16,7 +16,8 @@ class Scale:
         factor: what the paper's pre-training lengths are multiplied by, then rounded to a multiple of 32.
         models: for each detector, the settings that differ from the paper's.
         base_lr, base_batch, clip_norm, precision, workers: as in Phase.
-        ssd_width: channels of SSD's stem; None for the full width. SSD's input is always 300x300.
+        ssd_size: side of SSD's square input, in pixels.
+        ssd_width: channels of SSD's stem; None for the full width.
         ssd_batch: images per step of SSD.
         vgg_rcnn: of VGG-16 Faster R-CNN, the settings that differ from the paper's; its width is ssd_width.
     """
@@ -30,6 +31,7 @@ class Scale:
     clip_norm: float | None = 10.0
     precision: Precision = "fp32"
     workers: int = 2
+    ssd_size: int = 300
     ssd_width: int | None = None
     ssd_batch: int = 128
     vgg_rcnn: dict[str, Any] = field(default_factory=dict)
@@ -75,8 +77,10 @@ _SLIM_VGG = {"box_features": 256, **{k: v for k, v in _FEW_ROIS.items() if k != 
 _TINIEST_VGG = {**_SLIM_VGG, "box_features": 16, "train_proposals": 32, "test_proposals": 32, "roi_samples": 16}
 SCALES = {
     # Takes seconds and learns nothing: only to check that a comparison runs.
-    "smoke": Scale("smoke", (64, 96), 0.15, SMOKE_MODELS, ssd_width=8, ssd_batch=2, vgg_rcnn=_TINIEST_VGG),
-    "tiny": Scale("tiny", (160, 224), 0.28, SLIM_MODELS, ssd_width=8, ssd_batch=8, vgg_rcnn=_SLIM_VGG),
+    "smoke": Scale(
+        "smoke", (64, 96), 0.15, SMOKE_MODELS, ssd_size=193, ssd_width=8, ssd_batch=2, vgg_rcnn=_TINIEST_VGG
+    ),
+    "tiny": Scale("tiny", (160, 224), 0.28, SLIM_MODELS, ssd_size=208, ssd_width=8, ssd_batch=8, vgg_rcnn=_SLIM_VGG),
     "small": Scale("small", (320, 448), 0.5, SLIM_MODELS, ssd_width=16, ssd_batch=16, vgg_rcnn=_SLIM_VGG),
     # For a GPU and images of about 360 pixels.
     "medium": Scale("medium", (288, 384), 0.5, R50_MODELS, base_batch=16, precision="bf16", workers=12),

@@ -14,7 +14,7 @@ brackets) are raw convolution outputs and contain negative values. All pooling l
 
 The last map: halving 3x3 gives 2x2, which is what the authors' layers produce, although their comments, their priors
 (step 300) and ScratchDet (section 3.2) say 1x1. Here the last layer has no padding and covers all of the 3x3,
-which gives 1x1.
+which gives 1x1. Of 2x2 (inputs of 193 to 256 pixels), padding leaves one cell, and it is padded.
 """
 
 import torch
@@ -129,13 +129,18 @@ class DenseExtras(ExtraLayers):
     Half of each map's channels are learned from the previous map (1x1, then 3x3 with stride 2); the other half are that
     map, max-pooled to half its size and projected by a 1x1. `channels` lists the channels of each map;
     map_sizes(19) is [10, 5, 3, 1].
+
+    `size` is the side of the map that they continue. The last layer is padded where the map before is 2x2.
     """
 
-    def __init__(self, in_channels: int, halves: list[int], norm: Norm | None):
+    def __init__(self, in_channels: int, halves: list[int], norm: Norm | None, size: int = 19):
         super().__init__()
         self.channels = [2 * half for half in halves]
         inputs = [in_channels, *self.channels[:-1]]
-        paddings = [1] * (len(halves) - 1) + [0]
+        for _ in halves[:-1]:
+            size = -(-size // 2)
+        self.pads_last = size == 2
+        paddings = [1] * (len(halves) - 1) + [int(self.pads_last)]
         self.learned = nn.ModuleList(
             DenseLayer(count, half, half, norm, stride=2, padding=padding)
             for count, half, padding in zip(inputs, halves, paddings, strict=True)
@@ -145,7 +150,8 @@ class DenseExtras(ExtraLayers):
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = []
         for number, (learned, down) in enumerate(zip(self.learned, self.down, strict=True), 1):
-            pooled = F.max_pool2d(x, 3, stride=2) if number == len(self.down) else max_pool_2x2(x)
+            covers = number == len(self.down) and not self.pads_last
+            pooled = F.max_pool2d(x, 3, stride=2) if covers else max_pool_2x2(x)
             x = torch.cat([learned(x), down(pooled)], 1)
             maps.append(x)
         return maps
@@ -156,7 +162,7 @@ class DenseExtras(ExtraLayers):
         for _ in self.channels[:-1]:
             size = -(-size // 2)
             sizes.append(size)
-        return [*sizes, (size - 3) // 2 + 1]
+        return [*sizes, 1 if self.pads_last else (size - 3) // 2 + 1]
 
 
 def dsod(width: int | None = None, norm: str = "bn") -> DSOD:
@@ -174,4 +180,4 @@ def dense_extras(
     """
     if last_map_3x3:
         raise ValueError('last_map_3x3 requires extras="residual"')
-    return DenseExtras(in_channels, [scaled(half, width) for half in (256, 128, 128, 128)], NORMS[norm])
+    return DenseExtras(in_channels, [scaled(half, width) for half in (256, 128, 128, 128)], NORMS[norm], size)

@@ -15,6 +15,7 @@ from directdet.reproduce.tables.trials import AT_THE_END, Trial
 def _ssd(scale: Scale, rate: float, **model: Any) -> Recipe:
     phase = replace(
         VOC_PHASE,
+        size=(scale.ssd_size, scale.ssd_size),
         batch_size=scale.ssd_batch,
         base_batch=scale.ssd_batch,
         base_lr=rate,
@@ -23,7 +24,7 @@ def _ssd(scale: Scale, rate: float, **model: Any) -> Recipe:
         workers=scale.workers,
         eval_every=AT_THE_END,
     )
-    return Recipe("reproduce", "", (phase,), "ssd", {"width": scale.ssd_width, **model})
+    return Recipe("reproduce", "", (phase,), "ssd", {**model, "size": scale.ssd_size, "width": scale.ssd_width})
 
 
 def _from_imagenet(recipe: Recipe) -> Recipe:
