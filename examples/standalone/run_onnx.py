@@ -2,7 +2,8 @@
 
     python run_onnx.py ARTEFACT PICTURE [--score 0.3] [--out FOUND.png]
 
-Prints one JSON line for each detection. It can be copied into any project: nothing here imports directdet.
+Prints one JSON line for each detection. Without --score it keeps the scores that the export found best, or 0.3. It can
+be copied into any project: nothing here imports directdet.
 """
 
 import argparse
@@ -26,6 +27,13 @@ def load(folder: Path) -> tuple[dict[str, Any], onnxruntime.InferenceSession]:
     if hashlib.sha256(model.read_bytes()).hexdigest() != meta["files"][meta["file"]]:
         raise SystemExit(f"{model}: not the file that meta.json belongs to")
     return meta, onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+
+
+def least_scores(meta: dict[str, Any], score: float | None) -> list[float]:
+    """By label, the least score to keep: `score`, or else what the export found best, which may differ by class."""
+    best = meta.get("suggested_score", {"score": 0.3})
+    own = best.get("per_class", {})
+    return [own.get(name, best["score"]) if score is None else score for name in meta["classes"]]
 
 
 def prepare(picture: np.ndarray, meta: dict[str, Any]) -> tuple[np.ndarray, float, float]:
@@ -56,9 +64,9 @@ def prepare(picture: np.ndarray, meta: dict[str, Any]) -> tuple[np.ndarray, floa
 
 
 def decode(
-    outputs: list[np.ndarray], size: tuple[int, int], scale_x: float, scale_y: float, least: float
+    outputs: list[np.ndarray], size: tuple[int, int], scale_x: float, scale_y: float, least: list[float]
 ) -> list[dict[str, Any]]:
-    """The detections of the batch's first picture, of `size` (height, width), with a score of `least` or more.
+    """The detections of the batch's first picture, of `size` (height, width), with a score of `least[label]` or more.
 
     Each has label, score, box (x0, y0, x1, y1 in the picture's pixels) and, where the model has masks, (x, y, mask):
     a bool mask and the place of its top left corner in the picture.
@@ -69,7 +77,7 @@ def decode(
     for row in range(int(num[0])):  # rows from num on are empty
         predicted = boxes[row] / np.array([scale_x, scale_y] * 2, np.float32)
         box = np.clip(predicted, 0, np.array([width, height] * 2, np.float32))
-        if scores[row] < least or box[2] <= box[0] or box[3] <= box[1]:  # the latter lie in the padding
+        if scores[row] < least[labels[row]] or box[2] <= box[0] or box[3] <= box[1]:  # the latter lie in the padding
             continue
         one = {"label": int(labels[row]), "score": float(scores[row]), "box": [float(value) for value in box]}
         if len(outputs) == 5:
@@ -103,7 +111,7 @@ def taps(low: float, high: float, limit: int, cells: int) -> tuple[int, np.ndarr
 
 
 def detect(
-    meta: dict[str, Any], session: onnxruntime.InferenceSession, picture: np.ndarray, least: float
+    meta: dict[str, Any], session: onnxruntime.InferenceSession, picture: np.ndarray, least: list[float]
 ) -> list[dict[str, Any]]:
     """The detections of one picture, uint8 [h, w, 3] BGR as OpenCV reads it; see `decode`."""
     image, scale_x, scale_y = prepare(picture, meta)
@@ -131,14 +139,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Detect objects in a picture with an exported model.")
     parser.add_argument("artefact", type=Path, help="folder of `directdet export`")
     parser.add_argument("picture", type=Path)
-    parser.add_argument("--score", type=float, default=0.3, help="leave out what is below")
+    parser.add_argument("--score", type=float, help="leave out what is below; default: what suits, by the export")
     parser.add_argument("--out", type=Path, help="write the picture with what was found")
     given = parser.parse_args()
     meta, session = load(given.artefact)
     picture = cv2.imread(str(given.picture), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if picture is None:
         raise SystemExit(f"{given.picture}: not a picture that OpenCV reads")
-    found = detect(meta, session, picture, given.score)
+    found = detect(meta, session, picture, least_scores(meta, given.score))
     for one in found:
         line = {"class": meta["classes"][one["label"]], "score": round(one["score"], 4)}
         line["box"] = [round(value, 2) for value in one["box"]]

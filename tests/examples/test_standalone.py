@@ -98,7 +98,8 @@ def test_known_detections(tmp_path, dtype, batch, size):
     """Of a made-up graph, in batches too; a box that lies in the padding is left out."""
     folder = write_artefact(tmp_path / "artefact", batch, dtype=dtype)
     image = fixture_image(*size)
-    found = run_onnx.detect(*run_onnx.load(folder), image, 0.0)
+    meta, session = run_onnx.load(folder)
+    found = run_onnx.detect(meta, session, image, run_onnx.least_scores(meta, 0.0))
     assert_same(found, load(folder, device="cpu")(image))
     assert len(found) == (1 if size in PADDING else 2)
 
@@ -132,7 +133,8 @@ def test_an_exported_model(exported, dtype):
     detector = load(exported / dtype, device="cpu")
     for height, width in ODD_SIZES[:4]:
         image = picture(height, width)
-        assert_same(run_onnx.detect(meta, session, image, LEAST), detector(image).above(LEAST))
+        found = run_onnx.detect(meta, session, image, run_onnx.least_scores(meta, LEAST))
+        assert_same(found, detector(image).above(LEAST))
 
 
 @pytest.mark.slow

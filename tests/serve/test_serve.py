@@ -130,6 +130,35 @@ def test_the_score_that_the_artefact_suggests_is_the_default(tmp_path):
             assert len(json.loads(ask(number, "POST", f"/detect{query}", picture())[2])["detections"]) == count
 
 
+def test_each_class_is_kept_from_the_score_that_the_artefact_suggests(tmp_path):
+    """A person of 0.9 and a dog of 0.6, for whom the artefact says 0.95 and 0.5."""
+    artefact = write_artefact(tmp_path / "artefact")
+    meta = json.loads((artefact / "meta.json").read_text())
+    meta["suggested_score"] = {"score": 0.3, "per_class": {"person": 0.95, "dog": 0.5}}
+    (artefact / "meta.json").write_text(json.dumps(meta))
+    content = picture()
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), 1)
+    with server(artefact) as (number, _):
+        for query, kept in (
+            ("", ["dog"]),
+            ("?classes=person", []),
+            ("?score=0.7", ["person"]),
+            ("?score=0", ["person", "dog"]),
+        ):
+            told = json.loads(ask(number, "POST", f"/detect{query}", content)[2])["detections"]
+            assert [one["class"] for one in told] == kept
+        drawn = cv2.imdecode(np.frombuffer(ask(number, "POST", "/draw", content)[2], np.uint8), 1).astype(int)
+        expected = Detector(artefact, device="cpu")(image, classes=["dog"]).draw(image)
+        assert np.abs(drawn - expected).mean() < np.abs(drawn - image).mean()
+        assert counters(number)["directdet_detections_total"] == 1 + 0 + 1 + 2 + 1
+        page = ask(number, "GET", "/")[2].decode()
+        assert "scores of at least 0.95 (person), 0.3 (traffic light), 0.5 (dog); another with ?score=" in page
+    with server(artefact, "--score", "0.7") as (number, _):
+        told = json.loads(ask(number, "POST", "/detect", content)[2])["detections"]
+        assert [one["class"] for one in told] == ["person"]
+        assert "scores of at least 0.7; another" in ask(number, "GET", "/")[2].decode()
+
+
 @pytest.mark.parametrize("upload", [lambda content: (content,), form])
 def test_a_drawn_picture(artefact, port, upload):
     content = picture()
@@ -195,6 +224,9 @@ def test_the_form_obeys_no_name(artefact):
     page = form_page(detector, 0.3)
     assert "\\ud800 half" in page.encode().decode() and "\u202e" not in page  # what UTF-8 cannot write is an escape
     assert "<script" not in page and "&lt;script&gt;" in page and "c26 and 3 more" in page
+    detector.classes = detector.classes[:3]
+    page = form_page(detector, (0.25, 0.5, 0.75))
+    assert "0.25 (&lt;script&gt;" in page and "<script" not in page and "\u202e" not in page and page.encode()
 
 
 def test_the_name_of_a_class_may_be_what_utf_8_cannot_write(tmp_path):

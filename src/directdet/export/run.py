@@ -287,6 +287,8 @@ def report(result: ExportResult) -> None:
         if not one.passed:
             console.print(one.table())
     console.print(result.verification.table())
+    if "per_class" in (result.verification.suggested or {}):
+        console.print(f"F1 is better with a score threshold for each class: suggested_score in {META_FILE}")
     nodes = sum(graph.operators.values())
     console.print(f"{graph.folded} batch normalisations folded (largest relative change {graph.fold_error:.1e})")
     if graph.unfolded:

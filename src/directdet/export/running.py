@@ -40,7 +40,7 @@ def running(meta: dict[str, Any]) -> list[str]:
         "## Run it in C++",
         "",
         "`run_onnx.cpp` needs ONNX Runtime, OpenCV and nlohmann-json. `ONNXRUNTIME_ROOT` is the folder of an ONNX "
-        "Runtime release.",
+        "Runtime release. Without a score the program keeps those that the export found best, or from 0.3 on.",
         "",
         "```sh",
         "cmake -S . -B build -DCMAKE_BUILD_TYPE=Release -DONNXRUNTIME_ROOT=/path/to/onnxruntime",

@@ -15,6 +15,7 @@ from directdet.front.api import FilePath, run_training
 from directdet.front.run_data import data_of
 
 if TYPE_CHECKING:
+    from directdet.infer.predictor import Predictor
     from directdet.train.run import RunResult
 
 LABELS, RUN = "pseudo-labels", "run"  # folders of a round
@@ -24,11 +25,28 @@ _FIX = "restore it, or remove it to go on without its check of model and score"
 
 @dataclass(frozen=True)
 class _Round:
-    """What is read of the file: the score from which detections are kept, the model's name, a digest of its content."""
+    """What is read of the file: the score from which detections are kept, the model's name, a digest of its content.
+
+    per_class: the score of each class, where the model has such; `score` is then that of the others.
+    """
 
     score: float
     model: str
     digest: str
+    per_class: tuple[float, ...] = ()
+
+    @property
+    def least(self) -> float | tuple[float, ...]:
+        return self.per_class or self.score
+
+
+def _round_of(detector: Predictor, model: Path, score: float | None) -> _Round:
+    """What a round of a model is, with the `score` that is asked for or else the model's own."""
+    from directdet.infer.predict.same import model_digest
+
+    own = detector.usual_scores if score is None else score
+    least = detector.usual_score if score is None else score
+    return _Round(least, str(model), model_digest(detector), own if isinstance(own, tuple) else ())
 
 
 def self_train(
@@ -130,41 +148,47 @@ def _label(
     from directdet.infer.accuracy.evaluate import match_classes, require_format
     from directdet.infer.predict.images import predict
     from directdet.infer.predict.options import PredictOptions
-    from directdet.infer.predict.same import model_digest
     from directdet.infer.runtimes.load import load
 
     detector = load(model, device=device)
     labelled = load_dataset(data, "train")
     match_classes(detector, labelled)
     require_format(detector, labelled)
-    least = detector.usual_score if score is None else score
+    made = _round_of(detector, model, score)
     command = ["directdet", "infer", str(model), str(pictures), "--format", "dataset", "--no-pictures"]
     labels = out / LABELS
-    command += ["--without", str(data), "--score", f"{least:g}", "--out", str(labels)]
+    command += ["--without", str(data), "--out", str(labels)]
+    command += [] if made.per_class else ["--score", f"{made.score:g}"]  # those of the classes are infer's own default
     say(f"1 of 2: {shlex.join(command)}")
     with hold_folder(labels, "self-train"):
-        options = PredictOptions(least, pictures=False, results="dataset")
+        options = PredictOptions(made.least, pictures=False, results="dataset")
         summary = predict(detector, str(pictures), labels, options, without=data, resume=resume)
-        write_json_atomic(out / ROUND, asdict(_Round(least, str(model), model_digest(detector))))
+        write_json_atomic(out / ROUND, asdict(made))
     say(f"{summary.n_detections} pseudo-labels in {summary.n_images - summary.n_empty} of {summary.n_images} pictures")
     if not summary.n_detections:
-        raise UserError(f"{labels}: no score reaches {least:g}; give a lower --score, and --resume")
+        least = options.selection(detector).words(detector.classes)
+        raise UserError(f"{labels}: no score reaches {least}; give a lower --score, and --resume")
 
 
 def _check_round(out: Path, model: Path, score: float | None, device: str) -> None:
     """UserError if the pseudo-labels in `out` are of another model or score; older rounds do not say."""
     from directdet.common.json_files import read_json
-    from directdet.infer.predict.same import model_digest
+    from directdet.infer.predict.options import Selection
     from directdet.infer.runtimes.load import load
 
     path = out / ROUND
     if not path.is_file():
         return
     before, detector = read_json(path, _Round, _FIX)[1], load(model, device=device)
-    least = detector.usual_score if score is None else score
-    what = f"score was {before.score:g}, now {least:g}" if before.score != least else ""
-    if before.digest != model_digest(detector):
+    now = _round_of(detector, model, score)
+    what = ""
+    if before.digest != now.digest:
         what = f"model was {before.model}, now {model}, or another version of it"
+    elif len(before.per_class) not in (0, len(detector.classes)):
+        raise UserError(f"{path}: per_class: {len(before.per_class)} of {len(detector.classes)} numbers; {_FIX}")
+    elif before.least != now.least:
+        was, least = (Selection(one.least).words(detector.classes) for one in (before, now))
+        what = f"score was {was}, now {least}"
     if what:
         raise UserError(
             f"{path}: the pseudo-labels were made otherwise: {what}; resume with the same, or give another --out"

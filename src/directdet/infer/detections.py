@@ -165,9 +165,11 @@ class Detections:
 
         return to_html(self)
 
-    def above(self, score: float, labels: Sequence[int] | None = None) -> Detections:
-        """The detections with at least `score` and, if `labels` are given, with one of these labels."""
-        keep = self.scores >= score
+    def above(self, score: float | Sequence[float], labels: Sequence[int] | None = None) -> Detections:
+        """The detections with at least `score`, one for all or one for each label, and, if `labels` are given, with one
+        of these labels."""
+        least = np.asarray(score, np.float32)
+        keep = self.scores >= (least[self.labels] if least.ndim else least)
         if labels is not None:
             keep &= np.isin(self.labels, labels)
         return self[keep]

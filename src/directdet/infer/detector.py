@@ -51,14 +51,19 @@ class Detector(Predictor):
 
     @overload
     def __call__(
-        self, image: PictureLike, *, score: float = 0.0, classes: Sequence[str] | None = None, order: Order = "bgr"
+        self,
+        image: PictureLike,
+        *,
+        score: float | Sequence[float] = 0.0,
+        classes: Sequence[str] | None = None,
+        order: Order = "bgr",
     ) -> Detections: ...
     @overload
     def __call__(
         self,
         image: list[Any] | tuple[Any, ...],
         *,
-        score: float = 0.0,
+        score: float | Sequence[float] = 0.0,
         classes: Sequence[str] | None = None,
         order: Order = "bgr",
     ) -> list[Detections]: ...
@@ -67,7 +72,7 @@ class Detector(Predictor):
         self,
         image: Iterable[PictureLike],
         *,
-        score: float = 0.0,
+        score: float | Sequence[float] = 0.0,
         classes: Sequence[str] | None = None,
         order: Order = "bgr",
     ) -> Iterator[Detections]: ...
@@ -75,7 +80,7 @@ class Detector(Predictor):
         self,
         image: PictureLike | Iterable[PictureLike],
         *,
-        score: float = 0.0,
+        score: float | Sequence[float] = 0.0,
         classes: Sequence[str] | None = None,
         order: Order = "bgr",
     ) -> Detections | list[Detections] | Iterator[Detections]:
@@ -87,7 +92,8 @@ class Detector(Predictor):
                 gives an iterator, which reads as many pictures ahead as the network takes in a batch. Photos in files
                 are turned as a viewer shows them, and boxes are in the pixels of the turned photo; pixels of PIL and of
                 arrays are taken as they are.
-            score: leave out what has a lower score. A model has a threshold of its own, below which it returns nothing.
+            score: leave out what has a lower score; one for all classes, or one for each. What the export found best is
+                `usual_scores`. A model has a threshold of its own, below which it returns nothing.
             classes: names of the only classes to return; None: all.
             order: of the channels of an array, "bgr" as OpenCV reads it or "rgb".
 

@@ -18,6 +18,10 @@ from directdet.infer.preprocess import Placement, Preprocess
 USUAL_SCORE = 0.3  # the least score to keep where nothing says what suits the model
 
 
+def _is_score(value: Any) -> bool:
+    return is_number(value) and 0 <= value <= 1
+
+
 class Backend(Protocol):
     """One loaded network.
 
@@ -67,14 +71,27 @@ class Predictor:
     @property
     def suggested_score(self) -> float | None:
         """The least score to keep that the export found best; None where it found none."""
-        suggested = self.meta.get("suggested_score")
-        score = suggested.get("score") if isinstance(suggested, dict) else None
-        return float(score) if is_number(score) and 0 <= score <= 1 else None
+        score = self._suggested("score")
+        return float(score) if _is_score(score) else None
 
     @property
     def usual_score(self) -> float:
         """The least score to keep unless another is asked for: the suggested one, else `USUAL_SCORE`."""
         return USUAL_SCORE if self.suggested_score is None else self.suggested_score
+
+    @property
+    def usual_scores(self) -> float | tuple[float, ...]:
+        """`usual_score`, or one for each class where the export found that better: as a `score`, what to keep unless
+        another is asked for."""
+        own = self._suggested("per_class")
+        scores = own if isinstance(own, dict) and self.suggested_score is not None else {}
+        scores = {name: float(score) for name, score in scores.items() if name in self.classes and _is_score(score)}
+        return tuple(scores.get(name, self.usual_score) for name in self.classes) if scores else self.usual_score
+
+    def _suggested(self, name: str) -> Any:
+        """A value of meta.json's suggested_score, unchecked; None without."""
+        suggested = self.meta.get("suggested_score")
+        return suggested.get(name) if isinstance(suggested, dict) else None
 
     @property
     def runtime(self) -> str:

@@ -143,6 +143,13 @@ def _threshold(analysis: Analysis) -> str:
             f"Of all detections together, F1 is highest at scores of at least {analysis.threshold:.3f} (the dashed "
             "line). A lower threshold finds more and is wrong more often; which is worse depends on the use."
         )
+    own = analysis.class_scores
+    if own is not None:
+        before, after = (" and ".join(map(_percent, values)) for values in (own.common_f1, own.f1))
+        note += (
+            f" A threshold for each class {'is better' if own.help else 'does not help'}: fitted on each half of the "
+            f"pictures, F1 on the other half is {before} % with one for all, {after} % with one for each class."
+        )
     caption = "F1, precision and recall by score threshold, all classes together, at IoU 0.5."
     return small_print(note) + charts([(score_chart(analysis), caption)])
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Annotated, Any
 
 import cv2
@@ -59,7 +59,7 @@ def batch_size(detector: Predictor, options: ServeOptions) -> int:
 def make_app(detector: Predictor, options: ServeOptions) -> fastapi.FastAPI:
     """The application around a loaded detector; it starts and ends the thread that runs it."""
     metrics, state = Metrics(), _State(options.queue)
-    usual_score = detector.usual_score if options.score is None else options.score
+    usual = detector.usual_scores if options.score is None else options.score
 
     @contextlib.asynccontextmanager
     async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[None]:
@@ -95,7 +95,7 @@ def make_app(detector: Predictor, options: ServeOptions) -> fastapi.FastAPI:
 
     async def answer(request: Request, score: float | None, classes: str | None) -> tuple[np.ndarray, Detections]:
         """The picture of a request and what was found in it."""
-        keep = _selection(detector, usual_score if score is None else score, classes)
+        keep = _selection(detector, usual if score is None else score, classes)
         with state.place():
             content = await _upload(request, options)
             image = await run_in_threadpool(_decode, content, options, pixels)
@@ -138,7 +138,7 @@ def make_app(detector: Predictor, options: ServeOptions) -> fastapi.FastAPI:
     @app.get("/", response_class=HTMLResponse)
     async def page() -> str:
         """A form to try it with."""
-        return form_page(detector, usual_score)
+        return form_page(detector, usual)
 
     return app
 
@@ -174,7 +174,7 @@ class _State:
         return self.batches
 
 
-def _selection(detector: Predictor, score: float, classes: str | None) -> Selection:
+def _selection(detector: Predictor, score: float | Sequence[float], classes: str | None) -> Selection:
     names = None if classes is None else [name.strip() for name in classes.split(",")]
     try:
         return PredictOptions(score, names).selection(detector)

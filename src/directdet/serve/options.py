@@ -22,7 +22,7 @@ class ServeOptions:
         max_pixels: height x width of one picture; a larger one gets 413 before it is decoded.
         upload_seconds: within which a picture has to arrive; a slower one gets 408.
         score: detections below it are left out, unless a request asks for another; None: the model's own, see
-            `Predictor.usual_score`.
+            `Predictor.usual_scores`.
 
     Raises:
         SettingError: a number out of range.

@@ -2,7 +2,8 @@
 //
 //     run_onnx ARTEFACT PICTURE [SCORE [FOUND.png]]
 //
-// Prints one JSON line for each detection, and can draw them into a copy of the picture.
+// Prints one JSON line for each detection, and can draw them into a copy of the picture. SCORE is the least to keep;
+// without it, what the export found best, which may differ by class, or 0.3.
 
 #include <onnxruntime_cxx_api.h>
 
@@ -126,8 +127,19 @@ void paste(const float* mask, int side, const float* predicted, const cv::Size& 
         }
 }
 
-// The detections of the batch's first picture with a score of `least` or more, best first.
-std::vector<Detection> decode(std::vector<Ort::Value>& outputs, const cv::Size& size, const Prepared& input, float least) {
+// By label, the least score to keep where none is asked for: what the export found best, or 0.3.
+std::vector<float> usual_scores(const json& meta) {
+    const json found = meta.value("suggested_score", json::object());
+    const float common = found.value("score", 0.3f);
+    const json own = found.value("per_class", json::object());
+    std::vector<float> scores;
+    for (const json& name : meta["classes"]) scores.push_back(own.value(name.get<std::string>(), common));
+    return scores;
+}
+
+// The detections of the batch's first picture with a score of `least[label]` or more, best first.
+std::vector<Detection> decode(
+    std::vector<Ort::Value>& outputs, const cv::Size& size, const Prepared& input, const std::vector<float>& least) {
     const int count = outputs[0].GetTensorMutableData<int32_t>()[0];  // rows from here on are empty
     const float* boxes = outputs[1].GetTensorMutableData<float>();
     const float* scores = outputs[2].GetTensorMutableData<float>();
@@ -143,7 +155,7 @@ std::vector<Detection> decode(std::vector<Ort::Value>& outputs, const cv::Size& 
             found.box[side] = std::clamp(predicted[side], 0.0f, limit);
         }
         const bool in_padding = found.box[2] <= found.box[0] || found.box[3] <= found.box[1];
-        if (found.score < least || in_padding) continue;
+        if (found.score < least[found.label] || in_padding) continue;
         if (outputs.size() == 5) {
             const int side = int(outputs[4].GetTensorTypeAndShapeInfo().GetShape()[2]);
             paste(outputs[4].GetTensorMutableData<float>() + size_t(row) * side * side, side, predicted, size, found);
@@ -153,7 +165,8 @@ std::vector<Detection> decode(std::vector<Ort::Value>& outputs, const cv::Size& 
     return all;
 }
 
-std::vector<Detection> detect(Ort::Session& session, const json& meta, const cv::Mat& picture, float least) {
+std::vector<Detection> detect(
+    Ort::Session& session, const json& meta, const cv::Mat& picture, const std::vector<float>& least) {
     Prepared input = prepare(picture, meta);
     const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     const bool bytes = meta["input"]["dtype"] == "uint8";
@@ -203,7 +216,9 @@ int main(int count, char** arguments) try {
     Ort::Env environment(ORT_LOGGING_LEVEL_WARNING, "run_onnx");
     const std::filesystem::path model = folder / meta["file"].get<std::string>();
     Ort::Session session(environment, model.c_str(), Ort::SessionOptions{});
-    const auto all = detect(session, meta, picture, count > 3 ? std::stof(arguments[3]) : 0.3f);
+    std::vector<float> least = usual_scores(meta);
+    if (count > 3) std::fill(least.begin(), least.end(), std::stof(arguments[3]));
+    const auto all = detect(session, meta, picture, least);
     for (const auto& one : all) {
         json line = {{"class", meta["classes"][one.label]}, {"score", one.score}, {"box", one.box}};
         if (!one.mask.empty()) line["mask_pixels"] = cv::countNonZero(one.mask);

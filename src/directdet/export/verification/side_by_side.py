@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -27,9 +28,9 @@ from directdet.export.verification.verify import (
     verify,
 )
 from directdet.infer.accuracy.ap_difference import Found, average_precisions, spread_of_difference
+from directdet.infer.accuracy.class_scores import suggested_score
 from directdet.infer.accuracy.evaluate import detect
 from directdet.infer.accuracy.matches import match
-from directdet.infer.accuracy.score_curves import score_curve
 from directdet.infer.predictor import Predictor
 from directdet.infer.runtimes.load import load
 from directdet.infer.runtimes.names import RUNTIMES
@@ -65,8 +66,8 @@ class SideBySide:
         ap_images: images it was measured on.
         batch: images of a timed run.
         notes: what else to know about it, a line each.
-        suggested: the score threshold with the best F1 of the first runtime's detections on those images, with what it
-            gives (see `ScoreCurve.suggestion`); None: nothing was found, or no AP was measured.
+        suggested: the score thresholds that suit the first runtime's detections on those images, see `suggested_score`;
+            None: nothing was found, or no AP was measured.
     """
 
     runtimes: tuple[Verification, ...]
@@ -75,7 +76,7 @@ class SideBySide:
     ap_images: int
     batch: int
     notes: tuple[str, ...] = ()
-    suggested: dict[str, float] | None = None
+    suggested: dict[str, Any] | None = None
 
     @property
     def passed(self) -> bool:
@@ -207,7 +208,8 @@ def compare_runtimes(
         if scored:
             theirs = detect(candidate, scored, records, progress=True)
             one = with_ap(one, own, own_found, theirs, scored, records)
-            suggested = suggested or score_curve(match(theirs, records), len(scored.classes)).suggestion
+            ids = [record.image_id for record in records]
+            suggested = suggested or suggested_score(match(theirs, records), scored.classes, ids)
         found.append(replace(one, latency_ms=_milliseconds(candidate, candidate.prepare(sample)[0])))
         del candidate  # so that two runtimes' copies of the weights are not in memory together
         gc.collect()

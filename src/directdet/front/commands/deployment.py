@@ -206,9 +206,11 @@ def _with_score(options: PredictOptions, score: float | None, detector: Predicto
     """The options with the score that is asked for, or else the detector's own, which is told."""
     if score is None:
         options.selection(detector)  # classes that the model has not are told alone
-        score = detector.usual_score
+        options = replace(options, score=detector.usual_scores)
         source = "the default" if detector.suggested_score is None else "of the best F1 when it was exported"
-        say(f"scores of at least {score:g} are kept ({source}); --score changes it")
+        least = options.selection(detector).words(detector.classes)
+        say(f"scores of at least {least} are kept ({source}); --score changes it")
+        return options
     return replace(options, score=score)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from directdet.data.records import Dataset, Record
 from directdet.infer.accuracy.ap_difference import Found
+from directdet.infer.accuracy.class_scores import ClassScores, class_scores
 from directdet.infer.accuracy.confusion import confusion_matrix
 from directdet.infer.accuracy.error_types import BACKGROUND, CLASS, NEAR, ErrorType, error_types, kinds, missed
 from directdet.infer.accuracy.matches import Matches, match
@@ -62,6 +63,7 @@ class Analysis:
         matches, kind: the matches, and the kind of each detection (`error_types.kinds`).
         threshold: the score with the best F1, or `FALLBACK` if nothing is found at any; `suggested` says which.
         overall, per_class: curves by score.
+        class_scores: what thresholds of the classes gain, or None.
         precision: [C, 101], by recall; -1 for a class without objects.
         confusion: [C + 1, C + 1] at the threshold.
         errors: at the threshold, with what they cost.
@@ -78,6 +80,7 @@ class Analysis:
     suggested: bool
     overall: ScoreCurve
     per_class: list[ScoreCurve]
+    class_scores: ClassScores | None
     precision: np.ndarray
     confusion: np.ndarray
     errors: list[ErrorType]
@@ -100,6 +103,7 @@ class Analysis:
         return {
             "suggested": self.overall.suggestion,
             "suggested_per_class": dict(zip(names, (curve.suggestion for curve in self.per_class), strict=True)),
+            "class_scores": self.class_scores and self.class_scores.to_dict(),
             "confusion": self.confusion.tolist(),
             "errors": [asdict(one) for one in self.errors],
             "calibration": {"error": self.calibration_error, "bins": [asdict(one) for one in self.bins]},
@@ -138,6 +142,7 @@ def analyse(found: Found, dataset: Dataset, records: Sequence[Record] | None = N
         suggested=overall.threshold is not None,
         overall=overall,
         per_class=[score_curve(matches, classes, label) for label in range(classes)],
+        class_scores=class_scores(matches, classes, [record.image_id for record in records]),
         precision=precision_by_recall(matches, classes),
         confusion=confusion_matrix(matches, classes, threshold),
         errors=error_types(matches, classes, threshold),

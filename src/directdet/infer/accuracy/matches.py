@@ -69,6 +69,14 @@ class Matches:
         """Objects of each class that count, int64 [C]."""
         return np.bincount(self.object_label[self.object_counts], minlength=classes)
 
+    def of(self, pictures: np.ndarray) -> Matches:
+        """What is in some of the pictures, bool [N] by their place among the records."""
+        rows, objects = pictures[self.picture], pictures[self.object_picture]
+        number = np.append(np.cumsum(objects) - 1, -1)  # of each object that stays; -1, for none, is the last
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        left = {name: value[objects if name.startswith("object_") else rows] for name, value in values.items()}
+        return Matches(**left | {name: number[left[name]] for name in ("target", "same_object", "other_object")})
+
     def taken(self, rows: np.ndarray) -> np.ndarray:
         """Whether each object was found by one of the detections `rows` (bool [D]), bool [G].
 

@@ -24,7 +24,7 @@ from directdet.infer.detections import Detections
 from directdet.infer.draw import draw
 from directdet.infer.predict.journal import PART_FILE, Journal, PredictSummary
 from directdet.infer.predict.labelled import Labelled, find_labelled, labelled_split, without_labelled
-from directdet.infer.predict.options import PredictOptions
+from directdet.infer.predict.options import PredictOptions, Selection
 from directdet.infer.predict.own_files import OwnFiles
 from directdet.infer.predict.pipeline import run_pipeline
 from directdet.infer.predict.progress import progress_bar
@@ -132,7 +132,8 @@ def predict(
     is_new = not out.exists()
     if images.left_out:
         note(f"{source}: left out: {images.left_out}")
-    settings = {"model": model_digest(detector), "score": options.score, "pictures": options.pictures}
+    score = np.asarray(options.score).tolist()  # as JSON gives it back: a number or a list
+    settings = {"model": model_digest(detector), "score": score, "pictures": options.pictures}
     settings |= {"classes": None if options.classes is None else sorted(options.classes), "upright": upright}
     settings |= {"ids": None if labelled is None else labelled.digest}
     if isinstance(detector, TiledDetector):
@@ -188,15 +189,15 @@ def predict(
             own.started(name, made_from)
         journal.publish(summary.results_file, results, coco_categories(detector) if labelled is None else None)
         if results == "dataset":
-            write_text_atomic(out / DESCRIPTION, _description(detector, images.root, options.score))
+            write_text_atomic(out / DESCRIPTION, _description(detector, images.root, selection))
             if summary.n_empty:
                 note(f"{summary.n_empty} images are not in it: nothing was found in them, which does not say much")
         for name in files:
             own.written(name, made_from)
         if labelled is not None:
             note(f"the results have the image and category ids of {labelled.name}")
-            if options.score > 0:
-                note(f"scores below {options.score:g} are left out: for AP, detect with --score 0")
+            if np.max(options.score) > 0:
+                note(f"scores below {selection.words(detector.classes)} are left out: for AP, detect with --score 0")
     elif not done:
         journal.remove(folder_too=is_new)
     else:
@@ -231,11 +232,11 @@ def _read(
         yield Item(source, picture.image, line=about)
 
 
-def _description(detector: Predictor, root: Path, score: float) -> str:
+def _description(detector: Predictor, root: Path, selection: Selection) -> str:
     """The dataset.toml of pseudo-labels whose pictures are in `root`."""
     pixels = detector.preprocess.pixels
     about = json.dumps(str(detector.source))[1:-1]  # a comment holds no control characters
-    lines = [f"# objects that {about} found, with scores of at least {score:g}", "[train]"]
+    lines = [f"# objects that {about} found, with scores of at least {selection.words(detector.classes)}", "[train]"]
     lines += [f"images = {toml_string(str(root))}", f'annotations = "{RESULTS_FILES["dataset"]}"']
     return "\n".join([*lines, *(pixels.toml_lines() if not pixels.is_rgb or pixels.upright else ()), ""])
 

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
+
 from directdet.common.errors import UsageProblem, UserError
+from directdet.common.text import shown
 from directdet.infer.detections import Detections
 from directdet.infer.predictor import Predictor
 
 ResultsFormat = Literal["coco", "jsonl", "dataset"]
+_NAMED = 5  # classes whose scores are told one by one
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class PredictOptions:
     """Settings that `predict` and `predict_video` share.
 
     Attributes:
-        score: detections with a lower score are left out.
+        score: detections with a lower score are left out; one for all classes, or one for each of the detector's.
         classes: names of the only classes to detect, at least one; None: all.
         batch: images per batch; None: what the network takes, or 1. Live video always has 1.
         pictures: also write the annotated images or video.
@@ -32,7 +36,7 @@ class PredictOptions:
         UsageProblem: a value is out of range or not known.
     """
 
-    score: float = 0.0
+    score: float | Sequence[float] = 0.0
     classes: Sequence[str] | None = None
     batch: int | None = None
     pictures: bool = True
@@ -40,8 +44,9 @@ class PredictOptions:
     results: ResultsFormat | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.score <= 1:
-            raise UsageProblem(f"score: {self.score}; give a number from 0 to 1")
+        for score in np.atleast_1d(self.score).tolist():
+            if not 0 <= score <= 1:
+                raise UsageProblem(f"score: {score}; give a number from 0 to 1")
         if self.batch is not None and self.batch < 1:
             raise UsageProblem(f"batch: {self.batch}; give at least 1")
         if isinstance(self.classes, str):
@@ -55,8 +60,11 @@ class PredictOptions:
         """The detections of this detector to keep.
 
         Raises:
-            UsageProblem: the detector has no class of this name.
+            UsageProblem: the detector has no class of this name, or not as many classes as there are scores.
         """
+        count = len(detector.classes)
+        if np.ndim(self.score) and np.size(self.score) != count:
+            raise UsageProblem(f"score: {np.size(self.score)} numbers for {count} classes; give one, or {count}")
         if self.classes is None:
             return Selection(self.score)
         labels = []
@@ -86,10 +94,22 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class Selection:
-    """Keeps the detections with at least ``score`` and, unless it is None, one of the ``labels``."""
+    """Keeps the detections with at least ``score``, one for all or one for each label, and, unless it is None, one of
+    the ``labels``."""
 
-    score: float = 0.0
+    score: float | Sequence[float] = 0.0
     labels: tuple[int, ...] | None = None
 
     def __call__(self, found: Detections) -> Detections:
         return found.above(self.score, self.labels)
+
+    def words(self, classes: Sequence[str]) -> str:
+        """The score as text, the classes of these names: "0.3", or "0.4 (cat), 0.7 (dog)"."""
+        scores = np.atleast_1d(self.score)
+        if not np.ndim(self.score):
+            return f"{scores[0]:g}"
+        labels = range(len(classes)) if self.labels is None else self.labels
+        if len(labels) > _NAMED:
+            chosen = scores[list(labels)]
+            return f"{chosen.min():g} to {chosen.max():g}, one for each class"
+        return ", ".join(f"{scores[label]:g} ({shown(classes[label])})" for label in labels)
