@@ -226,7 +226,7 @@ def test_layers_of_maps_that_montage_does_not_take_stay_as_they_are(pair: Pair, 
 def test_only_the_main_process_speaks_and_writes(whole: tuple[Path, int, str, str]) -> None:
     run, code, out, err = whole
     assert code == 0, err
-    assert out.count("demo: pretrain") == out.count("pretrain: best box AP") == 1
+    assert out.count("mask_rcnn_r18_slim: pretrain") == out.count("pretrain: best box AP") == 1
     assert "2 on each of 2 devices" in out and "Warning" not in err and "error" not in err
     assert [row["step"] for row in rows_of(run, "step")] == [3, 6, 9]
     assert len(list((run / "pretrain" / "tensorboard").iterdir())) == 1

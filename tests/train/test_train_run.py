@@ -293,7 +293,7 @@ def test_training_on_a_gpu(shapes, tiny, tmp_path):
 def test_learns_a_small_set(shapes, tiny, tmp_path):
     """From random weights to a dozen pictures known by heart: the whole of training works, or it could not."""
     model = {**tiny.model, "width": 16, "fpn_channels": 32, "box_features": 64, "roi_samples": 32, "anchor_scale": 4.0}
-    settings = ["pretrain.epochs=100", "pretrain.scale=1,1", "pretrain.eval_every=100", "pretrain.base_lr=0.04"]
+    settings = ["pretrain.epochs=100", "pretrain.scale=1,1", "pretrain.eval_every=100", "pretrain.flip=0"]
     recipe = apply_settings(replace(tiny, model=model), settings)
     both = recipe.with_phase("pretrain", eval_size=(64, 64))
     train_only = tmp_path / "data"
@@ -304,7 +304,7 @@ def test_learns_a_small_set(shapes, tiny, tmp_path):
         (train_only / f"{split}2017").symlink_to(shapes / "train2017")
     result = train(both, train_only, tmp_path / "run", phase="pretrain")
     row = [r for r in read_log(tmp_path / "run" / "pretrain" / "log.jsonl") if r["kind"] == "eval"][-1]
-    assert row["bbox"]["AP50"] > 0.8, row["bbox"]
+    assert row["bbox"]["AP50"] > 0.9, row["bbox"]
     assert result.phases[0]["best_ap"] == row["bbox"]["AP"]
     assert isinstance(load(tmp_path / "run").backend.model, nn.Module)
 
@@ -377,7 +377,7 @@ def test_out_of_memory_is_one_line_with_the_way_out(shapes, tiny, tmp_path, monk
         return run_out() if self.position.step == 4 else step(self, batches)
 
     monkeypatch.setattr(Trainer, "step", greedy)
-    says = r"memory ran out at step 5 with batch_size 4.*--set pretrain.batch_size=2.*`directdet plan demo`.*last.pt"
+    says = r"memory ran out at step 5 with batch_size 4.*--set pretrain.batch_size=2.*`directdet plan mask_rcnn_r18_slim`.*last.pt"
     with pytest.raises(UserError, match=says) as caught:
         train(tiny, shapes, tmp_path / "run", phase="pretrain")
     assert "\n" not in str(caught.value)
