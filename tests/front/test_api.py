@@ -149,9 +149,10 @@ def test_the_whole_chain_in_python(shapes, tmp_path, capsys):
     settings = {f"model.{name}": value for name, value in {**MODEL, **FEW}.items()}
     settings |= {"batch_size": 4, "epochs": 1, "workers": 0, "eval_every": 1, "eval_size": (64, 64)}
     settings |= {"pretrain.size": (64, 64), "finetune.size": (64, 96)}
-    plan = directdet.train("mask_rcnn_r18_slim", data=shapes, out=tmp_path / "run", device="cpu", dry_run=True, **settings)
+    name = "mask_rcnn_r18_slim"
+    plan = directdet.train(name, data=shapes, out=tmp_path / "run", device="cpu", dry_run=True, **settings)
     assert plan.best is None and not (tmp_path / "run").exists()
-    run = directdet.train("mask_rcnn_r18_slim", data=shapes, out=tmp_path / "run", device="cpu", **settings)
+    run = directdet.train(name, data=shapes, out=tmp_path / "run", device="cpu", **settings)
     assert run.best == tmp_path / "run" / "finetune" / "checkpoints" / "best.pt"
     assert run.report == tmp_path / "run" / "report.html" and run.report.is_file() and run.data == str(shapes)
     capsys.readouterr()
@@ -161,7 +162,7 @@ def test_the_whole_chain_in_python(shapes, tmp_path, capsys):
     shown = []
     found = directdet.evaluate(run.out, data=shapes, device="cpu", report=tmp_path / "page", show=shown.append)
     assert shown == [found.metrics] and found.report == tmp_path / "page" / "report.html"
-    assert run.metrics is not None and found.model["recipe"] == "mask_rcnn_r18_slim"
+    assert run.metrics is not None and found.model["recipe"] == name
     assert main(["eval", str(run.out), "--data", str(shapes), "--device", "cpu"]) == 0
     assert f"{100 * found.metrics.voc['mAP_area']:.1f}" in capsys.readouterr().out
 

@@ -157,7 +157,8 @@ def worker(fault: str, at: int, folder: Path, data: Path, out: Path) -> list[str
 
 def command_line(data: Path, out: Path) -> list[str | Path]:
     settings = [word for setting in SETTINGS for word in ("--set", setting)]
-    return ["train", "mask_rcnn_r18_slim", "--data", data, "--out", out, "--phase", "pretrain", "--device", "cpu", *settings]
+    start = ["train", "mask_rcnn_r18_slim", "--data", data, "--out", out]
+    return [*start, "--phase", "pretrain", "--device", "cpu", *settings]
 
 
 @pytest.fixture(scope="module")

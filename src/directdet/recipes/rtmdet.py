@@ -112,7 +112,8 @@ def phases(size: str) -> tuple[Phase, Phase]:
 def demo() -> Recipe:
     """What `directdet demo` trains: RTMDet-Ins-nano in minutes on two CPU cores."""
     nano = rtmdet_ins("nano")
-    changes: dict[str, Any] = {"batch_size": 8, "base_batch": 8, "scale": (0.8, 1.2), "mosaic": 0.0, "mixup": 0.0, "ema_warmup": 200}
+    changes: dict[str, Any] = {"batch_size": 8, "base_batch": 8, "scale": (0.8, 1.2), "ema_warmup": 200}
+    changes |= {"mosaic": 0.0, "mixup": 0.0}
     nano = nano.with_phase("pretrain", size=(128, 128), eval_size=(192, 192), epochs=20, eval_every=10, **changes)
     nano = nano.with_phase("finetune", size=(192, 192), epochs=6, eval_every=3, **changes)
     return replace(
