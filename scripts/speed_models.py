@@ -19,7 +19,8 @@ from directdet.models.parts.network import Network
 from directdet.models.retinanet.config import RetinaNetConfig
 from directdet.models.retinanet.network import RetinaNet
 from directdet.models.rtmdet.config import RTMDetConfig
-from directdet.models.rtmdet.network import RTMDet
+from directdet.models.rtmdet.network import PointNetwork, RTMDet
+from directdet.models.rtmdet_ins.network import RTMDetIns
 from directdet.models.ssd.config import SSDConfig
 from directdet.models.ssd.network import SSD
 from directdet.models.two_stage.config import RCNNConfig
@@ -138,7 +139,10 @@ class Layers(nn.Module):
 
     def forward(self, images: Tensor, *pooled: Tensor) -> tuple[Tensor, ...]:
         raw = self.model(images)
-        found: tuple[Tensor, ...] = (raw.logits, raw.distances if isinstance(self.model, RTMDet) else raw.deltas)
+        is_point = isinstance(self.model, PointNetwork)
+        found: tuple[Tensor, ...] = (raw.logits, raw.distances if is_point else raw.deltas)
+        if isinstance(self.model, RTMDetIns):
+            found += (raw.kernels, raw.prototypes)
         if isinstance(self.model, RCNN):
             found += self.model.predict_boxes(pooled[0])
             if len(pooled) > 1:

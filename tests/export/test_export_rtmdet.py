@@ -51,6 +51,12 @@ def exported(checkpoint: Path) -> ExportResult:
     return export(checkpoint, checkpoint.parent / "artefact", ExportOptions(batch=(1, 2, 4)))
 
 
+def test_masks_are_computed_in_a_loop_of_their_own(model: Network, exported: ExportResult) -> None:
+    """Beside the loop of NMS."""
+    loops = count_operators(onnx.load(exported.artefact / "model.onnx"))["Loop"]
+    assert loops == (2 if model.config.masks else 1)
+
+
 def test_it_passes_with_every_normalisation_folded(model: Network, exported: ExportResult) -> None:
     assert exported.verification.passed
     assert sum(c.counted for c in exported.verification.runtimes[0].comparisons) > 20

@@ -22,8 +22,8 @@ class Format:
         precisions: those its runtimes have.
         capabilities: whether it is built for named GPUs.
         runs_on: the runtimes that run it.
-        loops: whether masks are computed in a loop, as many as a picture needs; an engine computes all at once, as
-            every turn of a loop would make its GPU wait.
+        loops: whether masks are computed, and SSD's candidates compared, in a loop, as many as a picture needs; an
+            engine computes all at once, as every turn of a loop would make its GPU wait.
     """
 
     file: str

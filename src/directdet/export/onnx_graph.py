@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import io
 import json
 import logging
@@ -27,7 +28,7 @@ OPSET = 18
 INPUT_NAME = "images"
 # A graph without these runs everywhere without a plugin: TensorRT-RTX cannot run NonMaxSuppression, RoiAlign and
 # NonZero, and a normalisation that is not folded costs speed in every runtime. The only control flow are NMS's Loop,
-# which ends before it begins on ordinary pictures, and that of masks, where the format has one.
+# which ends before it begins on ordinary pictures, and those of masks and of SSD's rounds, where the format has them.
 FORBIDDEN = ("BatchNormalization", "NonMaxSuppression", "RoiAlign", "NonZero", "If")
 FOLD_TOLERANCE = 1e-4  # relative to the largest value of each map
 
@@ -84,8 +85,9 @@ class CanvasInput(nn.Module):
             planes = planes.index_select(1, self.rgb)
         values = (planes - self.mean) * self.factor
         if self.padded:
-            distance = (planes - self.padding).abs().amax(1, keepdim=True)  # grey levels, whole numbers
-            values = torch.where(distance > 0, values, 0.0)
+            # Whole grey levels, so the product is exact. ONNX Runtime is slow at a maximum over channels and at Where.
+            levels = [(plane - grey).abs() for plane, grey in zip(planes.split(1, 1), self.padding, strict=True)]
+            values = values * functools.reduce(torch.maximum, levels).clamp(max=1)
         return self.deployed(values)
 
 

@@ -123,13 +123,14 @@ def losses_of(
 def deploy_model(model: Network, size: tuple[int, int], portable: bool = False, loops: bool = False) -> nn.Module:
     """The deployed form of a network for inputs of `size` (height, width).
 
-    loops: an exported graph computes masks in a loop, as many as a picture needs; see `masks_of_detections`.
+    loops: an exported graph computes masks, and compares SSD's candidates, in a loop, as many as a picture needs; see
+        `masks_of_detections` and ssd.deploy.select_in_rounds.
 
     Raises:
         ValueError: the network cannot take this size: not multiples of 32 or, for an SSD, not its fixed size.
     """
     deployed = architecture_of(model).deploy(model, size, portable)
-    if isinstance(deployed, TwoStageDeploy):
+    if isinstance(deployed, (TwoStageDeploy, RTMDetInsDeploy, SSDDeploy)):
         deployed.loops = loops
     return deployed
 

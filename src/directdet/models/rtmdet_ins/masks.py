@@ -60,8 +60,9 @@ def mask_logits(prototypes: Tensor, stride: int, kernels: Tensor, points: Tensor
     values = _interpolate(prototypes, row, column)  # [N, K, 8, P * P]
     w1, w2, w3, b1, b2, b3 = kernels.split(SIZES, -1)
     w1, w2, w3 = w1.unflatten(-1, (HIDDEN, INPUTS)), w2.unflatten(-1, (HIDDEN, HIDDEN)), w3.unsqueeze(-2)
-    unit = REACH * points[..., 2:]
-    way_x, way_y = (points[..., :1] - column * stride) / unit, (points[..., 1:2] - row * stride) / unit  # [N, K, P]
+    unit = REACH * points[..., 2, None]
+    way_x = (points[..., 0, None] - column * stride) / unit  # [N, K, P]
+    way_y = (points[..., 1, None] - row * stride) / unit
     along_x = w1[..., 0, None] * way_x[..., None, :] + b1[..., None]  # [N, K, 8, P]
     along_y = w1[..., 1, None] * way_y[..., None, :]
     affine = (along_y[..., :, None] + along_x[..., None, :]).flatten(-2)  # [N, K, 8, P * P]
