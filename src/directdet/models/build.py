@@ -34,7 +34,7 @@ from directdet.models.two_stage.cascade import Cascade
 from directdet.models.two_stage.cascade_deploy import CascadeDeploy
 from directdet.models.two_stage.cascade_loss import cascade_losses
 from directdet.models.two_stage.config import CascadeConfig, RCNNConfig
-from directdet.models.two_stage.deploy import RCNNDeploy, TwoStageDeploy
+from directdet.models.two_stage.deploy import RCNNDeploy
 from directdet.models.two_stage.flat_masks import flatten_mask_predictors
 from directdet.models.two_stage.loss import rcnn_losses
 from directdet.models.two_stage.network import RCNN
@@ -130,7 +130,7 @@ def deploy_model(model: Network, size: tuple[int, int], portable: bool = False, 
         ValueError: the network cannot take this size: not multiples of 32 or, for an SSD, not its fixed size.
     """
     deployed = architecture_of(model).deploy(model, size, portable)
-    if isinstance(deployed, (TwoStageDeploy, RTMDetInsDeploy, SSDDeploy)):
+    if hasattr(deployed, "loops"):  # the work of some follows the number of detections
         deployed.loops = loops
     return deployed
 
