@@ -14,6 +14,7 @@ from directdet.models.montage.loss import montage_losses
 from directdet.models.montage.network import MontageNet
 from directdet.models.parts.fold import Folding, conv_norm_pairs, fold_batch_norm
 from directdet.models.parts.network import Network
+from directdet.models.parts.postprocess import Looping
 from directdet.models.parts.targets import RandomKeys, Targets, random_keys
 from directdet.models.retinanet.config import RetinaNetConfig
 from directdet.models.retinanet.deploy import RetinaNetDeploy
@@ -130,7 +131,7 @@ def deploy_model(model: Network, size: tuple[int, int], portable: bool = False, 
         ValueError: the network cannot take this size: not multiples of 32 or, for an SSD, not its fixed size.
     """
     deployed = architecture_of(model).deploy(model, size, portable)
-    if hasattr(deployed, "loops"):  # the work of some follows the number of detections
+    if isinstance(deployed, Looping):
         deployed.loops = loops
     return deployed
 

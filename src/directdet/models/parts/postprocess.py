@@ -16,12 +16,22 @@ With K = config.detections (or the number of candidates, if smaller), the output
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from directdet.models.parts.boxes import best_first, is_larger_than, nms_mask, take
 
 MIN_SIDE = 1e-2  # pixels; smaller detections are dropped, as in torchvision
 OUTPUTS = ("num", "boxes", "scores", "labels", "masks")
+
+
+class Looping(nn.Module):
+    """A deployed form with work that follows the number of detections.
+
+    Attributes:
+        loops: its exported graph does that work in a loop, not for as many detections as there is room for.
+    """
+
+    loops = False
 
 
 class HasThresholds(Protocol):

@@ -5,13 +5,13 @@ from torch import Tensor
 
 from directdet.models.parts.boxes import take
 from directdet.models.parts.masks import MASK_SIZE, masks_of_detections
-from directdet.models.parts.postprocess import pack_detections, select_rows
+from directdet.models.parts.postprocess import Looping, pack_detections, select_rows
 from directdet.models.rtmdet.deploy import PointDeploy
 from directdet.models.rtmdet_ins.masks import grid, mask_logits
 from directdet.models.rtmdet_ins.network import RTMDetIns
 
 
-class RTMDetInsDeploy(PointDeploy):
+class RTMDetInsDeploy(Looping, PointDeploy):
     """forward(images [N, 3, H, W]) -> num, boxes, scores, labels, masks; see postprocess.
 
     Masks are computed after NMS, for the detections that are left, at 28x28 points of each box. loops: see
@@ -19,7 +19,6 @@ class RTMDetInsDeploy(PointDeploy):
     """
 
     model: RTMDetIns
-    loops = False
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         raw = self.model(images, self.points)

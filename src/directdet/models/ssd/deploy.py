@@ -1,10 +1,10 @@
 """The deployed form of SSD; see postprocess."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from directdet.models.parts.boxes import areas, best_first, clip_boxes, decode_boxes, pairwise_intersection, take
-from directdet.models.parts.postprocess import best_pairs, log_odds, pack_detections, select_detections
+from directdet.models.parts.postprocess import Looping, best_pairs, log_odds, pack_detections, select_detections
 from directdet.models.ssd.config import SSDConfig
 from directdet.models.ssd.loss import DELTA_WEIGHTS
 from directdet.models.ssd.network import SSD
@@ -14,14 +14,13 @@ ROUNDS = 3  # of NMS
 AT_A_TIME = 40  # detections that candidates are compared with together where a graph loops, to stay in the cache
 
 
-class SSDDeploy(nn.Module):
+class SSDDeploy(Looping):
     """forward(images [N, 3, size, size]) -> num, boxes, scores, labels; see postprocess.
 
     All its operations are available in every runtime, so `portable` makes no difference. loops: see select_in_rounds.
     """
 
     limit: Tensor
-    loops = False
 
     def __init__(self, model: SSD, size: tuple[int, int], portable: bool = False):
         super().__init__()

@@ -5,20 +5,18 @@ from torch import Tensor
 
 from directdet.models.parts.boxes import best_first, clip_boxes, decode_boxes, take
 from directdet.models.parts.masks import MASK_SIZE, masks_of_detections
-from directdet.models.parts.postprocess import log_odds, pack_detections, select_detections
+from directdet.models.parts.postprocess import Looping, log_odds, pack_detections, select_detections
 from directdet.models.parts.pyramid import AnchoredDeploy
 from directdet.models.parts.roi_pool import PyramidRows
 from directdet.models.two_stage.network import BOX_BINS, BOX_WEIGHTS, MASK_BINS, RCNN
 from directdet.models.two_stage.rpn import SUPPRESSED, propose
 
 
-class TwoStageDeploy(AnchoredDeploy):
+class TwoStageDeploy(Looping, AnchoredDeploy):
     """Base class of the deployed two-stage detectors.
 
     loops: see `masks_of_detections`.
     """
-
-    loops = False
 
     def propose(self, images: Tensor) -> tuple[PyramidRows, Tensor, Tensor, Tensor]:
         """Maps to pool from, proposals [N, R, 4], which of them are valid [N, R], and image sizes [N, 2]."""
