@@ -6,7 +6,7 @@
 
 The text stands in docs/results.md.in, with these placeholders:
 
-    {{ table: NAME }}                 a table of tables_training.py, tables_speed.py or tables_papers.py
+    {{ table: NAME }}                 a table of one of the tables_*.py
     {{ measured: FILE }}              when and on what the figures of results/FILE.json were measured
     {{ value: FILE/PATH | FORMAT }}   a single figure; tables_cells.py has the formats
     {{ figure: NAME }}                a figure of the prose that several of a file make up, see FIGURES
@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import tables_claims
 import tables_export
 import tables_full_size
 import tables_papers
@@ -32,7 +33,7 @@ from tables_cells import TableError, find, written
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = {**tables_training.TABLES, **tables_speed.TABLES, **tables_papers.TABLES}
-TABLES |= {**tables_export.TABLES, **tables_realtime.TABLES, **tables_full_size.TABLES}
+TABLES |= {**tables_export.TABLES, **tables_realtime.TABLES, **tables_full_size.TABLES, **tables_claims.TABLES}
 FIGURES = {**tables_speed.FIGURES, **tables_papers.FIGURES}
 TEMPLATE, PAGE, README = "docs/results.md.in", "docs/results.md", "README.md"
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from tables_cells import Cell, Row, Table, written
 
-COMPARISONS = ("direct_scratch", "direct_table2", "direct_table5")
+COMPARISONS = ("direct_table2", "direct_table5")
 
 
 def spread(name: str) -> Cell:
