@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from tables_cells import Cell, Row, Table, written
+from tables_cells import Cell, Row, Table, cell, written
 
 COMPARISONS = ("direct_table2", "direct_table5")
 
@@ -23,36 +23,14 @@ def judged(content: Any) -> list[Row]:
     return [claim for claim in content["claims"] if claim["mean"] is not None]
 
 
-TABLES = {
-    f"{kind}_{name}": table
-    for name in COMPARISONS
-    for kind, table in (
-        (
-            "seeds",
-            Table(
-                (f"seeds_{name}",),
-                lambda content: content["rows"],
-                {
-                    "three seeds": lambda row: row["label"],
-                    "box AP": spread("box_ap"),
-                    "mask AP": spread("mask_ap"),
-                },
-            ),
-        ),
-        (
-            "claims",
-            Table(
-                (f"seeds_{name}",),
-                judged,
-                {
-                    "claim": lambda row: row["text"],
-                    "verdict": lambda row: row["verdict"],
-                    "points of AP": points("mean"),
-                    "95 %, seeds": points("over_seeds"),
-                    "95 %, pictures": points("over_pictures"),
-                    "in the paper": lambda row: row["source"],
-                },
-            ),
-        ),
-    )
+ROWS = {"three seeds": cell("label"), "box AP": spread("box_ap"), "mask AP": spread("mask_ap")}
+CLAIMS = {
+    "claim": cell("text"),
+    "verdict": cell("verdict"),
+    "points of AP": points("mean"),
+    "95 %, seeds": points("over_seeds"),
+    "95 %, pictures": points("over_pictures"),
+    "in the paper": cell("source"),
 }
+TABLES = {f"seeds_{name}": Table((f"seeds_{name}",), lambda content: content["rows"], ROWS) for name in COMPARISONS}
+TABLES |= {f"claims_{name}": Table((f"seeds_{name}",), judged, CLAIMS) for name in COMPARISONS}

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from directdet.recipes.direct.phases import montage
 from directdet.recipes.recipe import Phase, Recipe
 from directdet.recipes.scratchdet import VOC_PHASE
 
@@ -72,21 +73,16 @@ def mask_rcnn_r18_slim() -> Recipe:
 def mask_rcnn_r18_slim_montage() -> Recipe:
     """mask_rcnn_r18_slim with Montage pre-training of its backbone in place of the first phase."""
     slim = mask_rcnn_r18_slim()
-    phase = Phase(
-        name="montage",
-        resize="direct",
-        size=(224, 224),
-        scale=(0.8, 1.5),
+    phase = replace(
+        montage(),
+        skip_difficult=False,
         batch_size=16,
+        iterations=None,
         epochs=50,
-        base_lr=0.8,
-        base_batch=512,
-        schedule="cosine",
-        final_lr=0.0,
+        fixed_batch=False,
         warmup_iterations=100,
-        warmup_factor=0.25,
         clip_norm=10.0,
-        eval_every=0,
+        workers=2,
     )
     return replace(
         slim,

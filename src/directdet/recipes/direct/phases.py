@@ -104,10 +104,10 @@ def direct_recipe(
         own |= SCRATCH_SOURCES
     if phases[0].name == "montage":
         own |= MONTAGE_SOURCES
-        model = {"box_convs": 0, **model} if detector == "rcnn" else model
     if init == "imagenet":
         own |= IMAGENET_SOURCES
-        model = {"box_convs": 0, **model} if detector == "rcnn" else model
+    if detector == "rcnn" and (init == "imagenet" or phases[0].name == "montage"):  # only the backbone is pre-trained
+        model = {"box_convs": 0, **model}
     kept = {p.name for p in phases} | {"model"}
     own = {k: v for k, v in (own | (sources or {})).items() if "." not in k or k.partition(".")[0] in kept}
     return Recipe(name, summary, phases, detector, model, init, data_fraction, own)
