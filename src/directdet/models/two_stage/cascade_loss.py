@@ -34,15 +34,16 @@ def cascade_losses(
     losses = rpn_losses(config, raw, targets, draw)
     boxes, valid, undecided = training_proposals(config, raw, targets)
     counts: dict[str, Tensor] = {"nms_undecided": undecided}
+    rows = model.rows(raw.features)
     for stage, weight in enumerate(config.stage_loss_weights):
         iou, name = config.stage_positive_ious[stage], stage + 1
         rois = sample_rois(config, boxes, valid, targets, iou, STAGE_WEIGHTS[stage], draw)
-        logits, deltas = model.predict_boxes(stage, model.pool_batch(model.rows(raw.features), rois.boxes, BOX_BINS))
+        logits, deltas = model.predict_boxes(stage, model.pool_batch(rows, rois.boxes, BOX_BINS))
         class_loss, regression = class_and_box_loss(logits, deltas, rois, config.smooth_l1_beta)
         losses |= {f"class{name}": weight * class_loss, f"box{name}": weight * regression}
         counts.setdefault("positives", rois.positive.sum())
         if config.masks:
-            mask, dropped = sampled_mask_loss(model, raw, targets, rois, draw, partial(model.predict_masks, stage))
+            mask, dropped = sampled_mask_loss(model, rows, targets, rois, draw, partial(model.predict_masks, stage))
             losses[f"mask{name}"] = weight * mask
             counts["mask_dropped"] = counts.get("mask_dropped", 0) + dropped
         # No gradient flows through the boxes of the next stage.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from directdet.models.parts.boxes import box_loss, encode_boxes, take
 from directdet.models.parts.pyramid import RawMaps
-from directdet.models.parts.roi_pool import pool_rois
+from directdet.models.parts.roi_pool import PyramidRows, pool_rois
 from directdet.models.parts.targets import (
     RandomKeys,
     Targets,
@@ -67,12 +67,15 @@ def rcnn_losses(
     losses = rpn_losses(config, raw, targets, draw)
     boxes, valid, undecided = training_proposals(config, raw, targets)
     rois = sample_rois(config, boxes, valid, targets, config.roi_positive_iou, BOX_WEIGHTS, draw)
-    logits, deltas = model.predict_boxes(model.pool_batch(model.rows(raw.features), rois.boxes, BOX_BINS))
+    rows = model.rows(raw.features)
+    logits, deltas = model.predict_boxes(model.pool_batch(rows, rois.boxes, BOX_BINS))
     deltas = take(deltas, rois.labels.reshape(-1, 1)).squeeze(1)  # the deltas of each RoI's class
     losses["class"], losses["box"] = class_and_box_loss(logits, deltas, rois, config.smooth_l1_beta)
     counts = {"positives": rois.positive.sum(), "nms_undecided": undecided}
     if config.masks:
-        losses["mask"], counts["mask_dropped"] = sampled_mask_loss(model, raw, targets, rois, draw, model.predict_masks)
+        losses["mask"], counts["mask_dropped"] = sampled_mask_loss(
+            model, rows, targets, rois, draw, model.predict_masks
+        )
     return losses, counts
 
 
@@ -128,7 +131,7 @@ def class_and_box_loss(logits: Tensor, deltas: Tensor, rois: SampledRois, beta: 
 
 def sampled_mask_loss(
     model: TwoStage,
-    raw: RawMaps,
+    rows: PyramidRows,
     targets: Targets,
     rois: SampledRois,
     draw: RandomKeys,
@@ -139,5 +142,5 @@ def sampled_mask_loss(
     predict_masks: pooled RoIs [M, C, 14, 14] and labels [M] -> logits [M, 28, 28].
     """
     slots = pack_masks(model.config, targets, rois.boxes, rois.labels, rois.positive, rois.objects, draw)
-    pooled = pool_rois(model.rows(raw.features), slots.rois, slots.image, MASK_BINS)
+    pooled = pool_rois(rows, slots.rois, slots.image, MASK_BINS)
     return mask_loss(predict_masks(pooled, slots.labels), slots), slots.dropped
