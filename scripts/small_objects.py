@@ -15,7 +15,7 @@ from directdet.data.synthetic import make_synthetic
 
 SIDE = 208  # pixels, of the pictures
 TRAIN, VAL = 1000, 200  # pictures
-SHAPES = (4, 10)  # of a picture
+SHAPES = (10, 20)  # of a picture
 RADIUS = (0.04, 0.08)  # share of the side
 
 

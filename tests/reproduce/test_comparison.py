@@ -22,7 +22,7 @@ def test_facts_of_a_phase_come_from_its_log():
 
 
 def test_the_table_shows_what_is_there():
-    plan = {"experiment": "direct/scratch", "scale": "micro", "seed": 3}
+    plan = {"experiment": "direct/scratch", "metric": "coco", "scale": "micro", "seed": 3}
     phases = [{"steps": 70, "seconds_per_step": 0.5, "seconds": 35.0, "last_loss": 1.0}]
     phases += [{"steps": 30, "seconds_per_step": 1.25, "seconds": 37.0, "last_loss": 1.0}]
     done = {"box_ap": 0.1234, "box_ap50": 0.25, "mask_ap": None, "phases": phases}

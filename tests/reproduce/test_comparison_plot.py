@@ -10,7 +10,14 @@ from directdet.reproduce.comparison_plot import draw_comparison
 
 
 def drawn(rows: list[dict], path: Path):
-    plan = {"experiment": "direct/scratch", "scale": "micro", "seed": 0, "budget_s": 90.0, "device": "cpu"}
+    plan = {
+        "experiment": "direct/scratch",
+        "metric": "coco",
+        "scale": "micro",
+        "seed": 0,
+        "budget_s": 90.0,
+        "device": "cpu",
+    }
     draw_comparison(Comparison(path.parent, {**plan, "equal": "time"}, rows, True).to_dict(), path)
     return cv2.imread(str(path)) if path.exists() else None
 

@@ -80,7 +80,7 @@ def test_a_row_that_is_not_finite_is_nan_and_the_others_go_on(shapes, tmp_path, 
     assert lost["paper"] == {"map": None} and "voc" not in lost
     for row in others:
         assert 0 <= row["voc"]["mAP_11point"] <= 1 and row["images_per_second"] > 0
-    assert json.loads((tmp_path / "results.json").read_text())["metric"] == "voc"
+    assert json.loads((tmp_path / "results.json").read_text())["plan"]["metric"] == "voc"
     lines = printed(found.table()).splitlines()
     cells = {row["key"]: next(line for line in lines if row["label"] in line).split("│") for row in found.rows}
     assert cells["none_lr05"][2].strip() == "NaN" and cells["none_lr05"][-2].strip() == "mAP NaN"

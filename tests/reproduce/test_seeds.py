@@ -60,6 +60,18 @@ def test_voc_comparisons_are_judged_by_voc(shapes, tmp_path):
     for row in found.rows:
         assert read_draws(tmp_path / row["key"])[0][0] == pytest.approx(row["voc"]["mAP_11point"], abs=1e-12)
     assert [one["text"] for one in found.to_dict()["claims"]] == ["BN in head > no BN"]
+    with pytest.raises(UserError, match=r"plan.json: metric: was 'voc'"):
+        reproduce("scratchdet/table1", shapes, tmp_path, replace(options, scale="smoke", metric="coco"))
+
+
+def test_or_by_coco_where_asked(shapes, tmp_path):
+    options = micro_options(rows=["head_lr001"], steps=2, metric="coco")
+    found = reproduce("scratchdet/table1", shapes, tmp_path, replace(options, scale="smoke"))
+    (row,) = found.rows
+    assert read_draws(tmp_path / row["key"])[0][0] == pytest.approx(row["box_ap"], abs=1e-12)
+    assert "box AP" in printed(found.table()) and "mAP 71" in printed(found.table())
+    draw_comparison(found.to_dict(), tmp_path / "rows.png")
+    assert cv2.imread(str(tmp_path / "rows.png")).std() > 5
 
 
 @pytest.mark.parametrize("metric", ["coco", "voc"])
@@ -140,7 +152,14 @@ def test_seeds_that_were_planned_apart_are_not_compared(shapes, tmp_path, idle, 
 
 
 def test_rows_that_ended_with_some_seeds_only(tmp_path):
-    plan = {"experiment": "scratchdet/table1", "scale": "micro", "budget_s": None, "phase_steps": 7, "equal": "steps"}
+    plan = {
+        "experiment": "scratchdet/table1",
+        "metric": "voc",
+        "scale": "micro",
+        "budget_s": None,
+        "phase_steps": 7,
+        "equal": "steps",
+    }
     plan |= {"device": "cpu", "images": [12, 20]}
     phases = [{"seconds_per_step": 0.5, "seconds": 60.0}]
 

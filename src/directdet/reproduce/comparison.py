@@ -56,8 +56,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        metric = EXPERIMENTS[self.plan["experiment"]].metric
-        content = {"caution": CAUTION, "finished": self.finished, "metric": metric, "plan": self.plan}
+        content = {"caution": CAUTION, "finished": self.finished, "plan": self.plan}
         return {**content, "rows": self.rows, "claims": [one.to_dict() for one in verdicts([self])]}
 
     def table(self) -> Group:
@@ -66,12 +65,12 @@ class Comparison:
         about = f"{self.plan['experiment']}: {experiment.title}; scale {self.plan['scale']}, seed {self.plan['seed']}"
         table = Table(title=about, title_justify="left")
         table.add_column("")
-        measured = ("box AP", "AP50", "mask AP") if experiment.metric == "coco" else ("mAP", "fps", "loss")
+        measured = ("box AP", "AP50", "mask AP") if self.plan["metric"] == "coco" else ("mAP", "fps", "loss")
         for name in (*measured, "steps", "s/step", "min"):
             table.add_column(name, justify="right")
         table.add_column("in the paper")
         for row in self.rows:
-            table.add_row(plain(row["label"]), *_cells(row, experiment.metric), paper_words(row["paper"]))
+            table.add_row(plain(row["label"]), *_cells(row, self.plan["metric"]), paper_words(row["paper"]))
         notes = [f"{CAUTION} {equal_words(self.plan)}"]
         notes += remarks(self.rows, self.finished)
         judged = verdicts([self])
@@ -127,7 +126,7 @@ def verdicts(comparisons: Sequence[Comparison]) -> list[Verdict]:
 
 
 def _figures(comparison: Comparison) -> SeedFigures:
-    voc = EXPERIMENTS[comparison.plan["experiment"]].metric == "voc"
+    voc = comparison.plan["metric"] == "voc"
     ended = [row for row in comparison.rows if "box_ap" in row]
     drawn = {row["key"]: read_draws(comparison.out / row["key"]) for row in ended}
     return SeedFigures(

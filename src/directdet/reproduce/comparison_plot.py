@@ -27,8 +27,8 @@ def draw_comparison(result: dict[str, Any], path: Path) -> None:
     rows = [row for row in result["rows"] if "box_ap" in row or "diverged" in row]
     if not rows:
         return
-    voc = result["metric"] == "voc"
     plan = result["plan"]
+    voc = plan["metric"] == "voc"
     figure = Figure(figsize=(9.0, 1.4 + 0.5 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     here, there = figure.subplots(1, 2, sharey=True)
@@ -37,8 +37,9 @@ def draw_comparison(result: dict[str, Any], path: Path) -> None:
     spreads = [_spread(row, voc) for row in rows]
     _bars(here, places, [_reached(row, voc) for row in rows], _OURS, spreads if any(spreads) else None)
     here.set_title(f"here ({size_words(result)})", fontsize=10)
-    _bars(there, places, [_printed(row["paper"] or {}, "map" if voc else "box_ap") for row in rows], _PAPER)
-    there.set_title(f"in the paper ({'VOC' if voc else 'COCO'})", fontsize=10)
+    of_voc = any("map" in (row["paper"] or {}) for row in rows)
+    _bars(there, places, [_printed(row["paper"] or {}, "map" if of_voc else "box_ap") for row in rows], _PAPER)
+    there.set_title(f"in the paper ({'VOC' if of_voc else 'COCO'})", fontsize=10)
     here.set_yticks(list(places), labels)
     here.set_ylim(len(rows) - 0.5, -0.5)  # from the top down, and the same height where a row has no bar
     same = "the paper's schedules" if plan["equal"] == "schedule" else f"equal {plan['equal']}"

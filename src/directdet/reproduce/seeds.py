@@ -85,8 +85,7 @@ class SeedsComparison:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         plan = {name: value for name, value in self.parts[0].plan.items() if name != "seed"}
-        metric = EXPERIMENTS[plan["experiment"]].metric
-        content = {"caution": CAUTION, "finished": self.finished, "metric": metric, "seeds": list(self.seeds)}
+        content = {"caution": CAUTION, "finished": self.finished, "seeds": list(self.seeds)}
         return {**content, "plan": plan, "rows": self.rows(), "claims": [one.to_dict() for one in self.verdicts()]}
 
     def table(self) -> Group:
@@ -96,7 +95,7 @@ class SeedsComparison:
         about = f"{plan['experiment']}: {experiment.title}; scale {plan['scale']}, seeds {_words(self.seeds)}"
         table = Table(title=about, title_justify="left")
         table.add_column("")
-        shown = ("box_ap", "mask_ap") if experiment.metric == "coco" else ("map",)
+        shown = ("box_ap", "mask_ap") if plan["metric"] == "coco" else ("map",)
         shown = (*shown, "images_per_second", "seconds_per_step")
         for name in shown:
             table.add_column(_HEADINGS[name], justify="right")

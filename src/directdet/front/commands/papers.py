@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -52,6 +53,9 @@ class _Reproduce(click.Command):
     metavar="FILE",
     help="Weights for the ImageNet rows, or imagenet to fetch them; once for each backbone.",
 )
+@click.option(
+    "--metric", type=click.Choice(["coco", "voc"]), help="COCO's AP, or VOC's 11-point mAP.  [default: the paper's]"
+)
 @click.option("--time-limit", type=Minutes(), help="Stop after this time; the same command continues.")
 @click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="How many, from --seed on.")
 @torch_device_option
@@ -66,6 +70,7 @@ def reproduce(
     ssd_batch: int | None,
     rows: tuple[str, ...],
     imagenet: tuple[str, ...],
+    metric: Literal["coco", "voc"] | None,
     time_limit: float | None,
     seeds: int,
     device: str,
@@ -102,7 +107,7 @@ def reproduce(
     from directdet.reproduce.run import ReproduceOptions, reproduce
     from directdet.reproduce.seeds import reproduce_seeds
 
-    options = ReproduceOptions(budget, scale, device, seed, imagenet, rows, steps, ssd_batch)
+    options = ReproduceOptions(budget, scale, device, seed, imagenet, rows, steps, ssd_batch, metric)
     with hold_folder(out, "reproduce"):
         if seeds == 1:
             found = reproduce(comparison, data, out, options, time_limit)

@@ -12,6 +12,7 @@ SHARED = "shared"  # folder of the pre-training that rows of a comparison share
 AT_THE_END = 1_000_000  # epochs between evaluations: more than there are
 DROPS = (Fraction(2, 3), Fraction(11, 12))
 Equal = Literal["time", "steps", "schedule"]
+Metric = Literal["coco", "voc"]  # COCO's AP, VOC's mAP by the 11-point rule
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Experiment:
         equal: what all rows get the same of: "time" or "steps"; with "schedule", as long a 1x schedule, of which each
             takes as many as in the paper.
         trials: makes the rows, for a Scale.
-        metric: "coco" is COCO's AP, "voc" VOC's mAP by the 11-point rule.
+        metric: what the paper measures.
         axis: of a figure, the title of its x axis; empty for a table.
     """
 
@@ -60,5 +61,5 @@ class Experiment:
     table: str
     equal: Equal
     trials: Callable[[Scale], list[Trial]] = field(repr=False)
-    metric: Literal["coco", "voc"] = "coco"
+    metric: Metric = "coco"
     axis: str = ""
