@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from directdet.front.api import benchmark, evaluate, export, train
     from directdet.infer.detections import Detections
     from directdet.infer.detector import Detector
+    from directdet.infer.scaled import ScaledDetector
     from directdet.infer.tiled import TiledDetector
 else:
     # Sub-packages of one docstring each, which importing any of their modules would import anyway.
@@ -22,6 +23,7 @@ else:
 __all__ = [
     "Detections",
     "Detector",
+    "ScaledDetector",
     "TiledDetector",
     "UserError",
     "__version__",
@@ -37,6 +39,7 @@ __version__ = "0.2.0"
 _PLACES = {
     "Detections": "directdet.infer.detections",
     "Detector": "directdet.infer.detector",
+    "ScaledDetector": "directdet.infer.scaled",
     "TiledDetector": "directdet.infer.tiled",
     "UserError": "directdet.common.errors",
     "benchmark": "directdet.front.api",

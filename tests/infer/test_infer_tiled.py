@@ -12,11 +12,12 @@ from directdet.common.errors import UsageProblem
 from directdet.data.pixels.tiles import tiles
 from directdet.front.cli import main
 from directdet.infer.detections import Detections
+from directdet.infer.merge import merged
 from directdet.infer.network_input import NetworkInput
 from directdet.infer.predictor import Predictor
 from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes.load import load
-from directdet.infer.tiled import TiledDetector, merged
+from directdet.infer.tiled import TiledDetector
 
 SIDE, LEAST = 64, 3  # of the canvas; pixels of it below which an object is not seen
 

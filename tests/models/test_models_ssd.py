@@ -6,7 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ssd_twin import SIZE, bare_twin, build_twin, conditioned_model, pictures, twin_maps, twin_priors
+from ssd_twin import (
+    RATIOS,
+    SCALES,
+    SIZE,
+    STEPS,
+    bare_twin,
+    build_twin,
+    conditioned_model,
+    pictures,
+    twin_maps,
+    twin_priors,
+)
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection import SSD300_VGG16_Weights
@@ -55,6 +66,35 @@ def test_raw_maps_equal_torchvision(conditioned: SSD, kind: str) -> None:
 def test_raw_maps_of_the_published_width() -> None:
     torch.manual_seed(0)
     same_maps(SSD(SSDConfig(20, norm="none", head_norm=False, l2_norm=True)).eval(), pictures(1, 7))
+
+
+@pytest.mark.parametrize("size", [257, 361])
+def test_at_another_size_it_is_torchvisions_on_larger_pictures(conditioned: SSD, size: int) -> None:
+    """Multi-scale testing: the same layers and weights, and priors of the same pixels at the other grid."""
+    other, twin = conditioned.at_size((size, size)), build_twin(conditioned)
+    images = torch.nn.functional.interpolate(pictures(2, 7), size=(size, size))
+    with torch.no_grad():
+        raw = other(images)
+        features = list(twin.backbone(images).values())
+        outputs = twin.head(features)
+    sides = [feature.shape[-1] for feature in features]
+    assert [feature.shape for feature in raw.features] == [feature.shape for feature in features]
+    for ours, theirs in ((raw.logits, outputs["cls_logits"]), (raw.deltas, outputs["bbox_regression"])):
+        assert (ours - theirs).abs().max() <= RELATIVE * theirs.abs().max()
+    scales = [scale * 300 / size for scale in SCALES["voc"]]
+    steps = [*STEPS[:4], *(size / side for side in sides[4:])]
+    maker = DefaultBoxGenerator(RATIOS, scales=scales, steps=steps, clip=False)
+    expected = maker(ImageList(images, [(size, size)]), features)[0]
+    torch.testing.assert_close(raw.anchors, expected, rtol=0, atol=1e-3)
+    assert sum(raw.level_sizes) == len(raw.anchors)
+    assert conditioned.input_size() == SIZE and len(conditioned.priors) == 8732  # it is as it was
+    assert conditioned.at_size(SIZE)(pictures(1, 3)).logits.equal(conditioned(pictures(1, 3)).logits)
+
+
+@pytest.mark.parametrize("size", [(300, 320), (100, 100)])
+def test_it_has_no_such_size(conditioned: SSD, size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"not {size[0]}x{size[1]}"):
+        conditioned.at_size(size)
 
 
 def counted(config: SSDConfig) -> tuple[int, float]:

@@ -207,6 +207,8 @@ def evaluate(
     report: FilePath | None = None,
     tiles: int | None = None,
     overlap: float | None = None,
+    scales: Sequence[float] | None = None,
+    flip: bool = False,
     runtime: str = "auto",
     device: str | int = "auto",
     threads: int | None = None,
@@ -223,6 +225,8 @@ def evaluate(
         results: write the detections into this file, as the list of results that pycocotools' `loadRes` takes.
         report: write report.html and report.json into this folder: where the model errs, and how.
         tiles, overlap: detect larger pictures in tiles of this side as well, see `TiledDetector`; None: only whole.
+        scales, flip: detect at each of these scales, and in the mirrored picture, see `ScaledDetector`; the same of
+            `against`.
         runtime, device, threads, precision: as `Detector` takes them.
         progress: show a bar, in a terminal.
         show: called with the numbers as soon as they are there, before `against` and `report`.
@@ -234,7 +238,7 @@ def evaluate(
     from directdet.data.dataset import load_dataset
     from directdet.infer.accuracy.evaluate import examine
     from directdet.infer.runtimes.load import load, model_kind
-    from directdet.infer.tiled import in_tiles
+    from directdet.infer.scaled import with_looks
 
     data = data or data_of(Path(model))
     if data is None:
@@ -246,8 +250,8 @@ def evaluate(
     if against is not None:
         model_kind(Path(against))  # a mistyped path is reported now, not after the evaluation
     loading = (runtime, _device(device, "gpu"), threads, precision)
-    dataset = load_dataset(data, split)
-    detector = in_tiles(load(Path(model), *loading), tiles, overlap)
+    dataset, looks = load_dataset(data, split), (tiles, overlap, scales, flip)
+    detector = with_looks(load(Path(model), *loading), *looks)
     written = None if results is None else Path(results)
     evaluation = examine(detector, dataset, progress, results=written, keep_masks=against is not None)
     show(evaluation.metrics)
@@ -255,7 +259,7 @@ def evaluate(
     if against is not None:
         from directdet.infer.accuracy.ap_difference import compare
 
-        other = examine(in_tiles(load(Path(against), *loading), tiles, overlap), dataset, progress, keep_masks=True)
+        other = examine(with_looks(load(Path(against), *loading), *looks), dataset, progress, keep_masks=True)
         differences = compare(evaluation.found, other.found, dataset, evaluation.records)
         comparison = " ".join(f"{difference.words(str(model), str(against))}." for difference in differences)
     if report is not None:

@@ -71,6 +71,21 @@ class Numbers(click.ParamType):
         return numbers
 
 
+class Scales(click.ParamType):
+    """Positive numbers, as 0.8,1,1.2."""
+
+    name = "X,X,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """A tuple from "0.8,1,1.2"."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 0.8,1,1.2", param, ctx)
+
+
 class Names(click.ParamType):
     """Names, as person,car; an empty one is refused, since it mostly comes from a variable that is not set."""
 
@@ -160,6 +175,10 @@ tiles_option = click.option(
 overlap_option = click.option(
     "--overlap", type=Number(0, 0.9), help="Of neighbouring tiles, a share of their side.  [default: 0.25]"
 )
+scales_option = click.option(
+    "--scales", type=Scales(), help="Detect at these scales of MODEL's size and put together; a run or checkpoint."
+)
+flip_option = click.option("--flip", is_flag=True, help="Detect in mirrored pictures, too.")
 score_option = click.option(
     "--score", type=Number(0, 1), help="Leave out lower scores.  [default: what its export found best, or 0.3]"
 )

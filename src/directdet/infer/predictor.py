@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -43,6 +43,15 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
+class AnySizeBackend(Backend, Protocol):
+    """A network that is not built for one size of its input."""
+
+    def at_size(self, size: tuple[int, int]) -> Backend:
+        """The network with the same weights for inputs of `size` (height, width); ValueError if it takes no such."""
+        ...
+
+
 class Predictor:
     """A network with its preprocessing and class names: images in, `Detections` out."""
 
@@ -67,6 +76,24 @@ class Predictor:
                 f"{source}: the network takes {canvas[0]}x{canvas[1]} pixels (H x W), but its preprocessing gives "
                 f"{preprocess.size[0]}x{preprocess.size[1]}; export again"
             )
+
+    def at_scale(self, scale: float) -> Predictor:
+        """This detector, of the same weights, with pictures `scale` times as large on its canvas; itself at scale 1.
+
+        Raises:
+            UserError: the network takes one size, or none such.
+        """
+        if scale == 1:
+            return self
+        if not isinstance(self.backend, AnySizeBackend):
+            raise UserError(f"{self.source}: scale {scale:g}: this model takes one size; give the run or a checkpoint")
+        preprocess, backend = self.preprocess.at_scale(scale), self.backend
+        if preprocess.fixed:
+            try:
+                backend = self.backend.at_size(preprocess.size)
+            except ValueError as error:
+                raise UserError(f"{self.source}: scale {scale:g}: {error}") from None
+        return Predictor(backend, preprocess, self.classes, self.category_ids, self.source, self.meta)
 
     @property
     def suggested_score(self) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -119,6 +119,12 @@ class Preprocess:
         else:
             new_height, new_width = fit_size(height, width, short=min(self.size), long=max(self.size))
         return Placement(new_width / width, new_height / height, new_height, new_width, height, width)
+
+    def at_scale(self, scale: float) -> Preprocess:
+        """The same for pictures `scale` times as large; a canvas with padding has multiples of 32, as networks want."""
+        step = self.divisor if self.fixed and not self.warp else 1
+        height, width = (max(step, int(edge * scale / step + 0.5) * step) for edge in self.size)
+        return replace(self, size=(height, width))
 
     def canvas(self, placement: Placement) -> tuple[int, int]:
         """(H, W) of the network's input for this placement."""

@@ -15,10 +15,12 @@ from directdet.front.options import (
     code_option,
     data_option,
     device_option,
+    flip_option,
     overlap_option,
     precision_option,
     print_failures,
     runtime_option,
+    scales_option,
     split_option,
     threads_option,
     tiles_option,
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 @click.option("--results", type=PATH, metavar="FILE", help="Write the detections as COCO results.")
 @tiles_option
 @overlap_option
+@scales_option
+@flip_option
 @runtime_option
 @device_option
 @threads_option

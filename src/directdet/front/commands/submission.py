@@ -11,9 +11,11 @@ from directdet.front.options import (
     code_option,
     data_option,
     device_option,
+    flip_option,
     overlap_option,
     precision_option,
     runtime_option,
+    scales_option,
     threads_option,
     tiles_option,
 )
@@ -36,6 +38,8 @@ from directdet.front.say import say
 )
 @tiles_option
 @overlap_option
+@scales_option
+@flip_option
 @runtime_option
 @device_option
 @threads_option
@@ -51,6 +55,8 @@ def submit(
     competition: str,
     tiles: int | None,
     overlap: float | None,
+    scales: tuple[float, ...] | None,
+    flip: bool,
     runtime: str,
     device: str,
     threads: int | None,
@@ -68,11 +74,11 @@ def submit(
     from directdet.infer.accuracy.evaluate import detections_of
     from directdet.infer.accuracy.submission import coco_file, write_coco, write_voc
     from directdet.infer.runtimes.load import load
-    from directdet.infer.tiled import in_tiles
+    from directdet.infer.scaled import with_looks
 
     require_writable(out, folder=True)
     split = split or {"coco": "test-dev", "voc": "test"}[to]
-    detector = in_tiles(load(model, runtime, device, threads, precision), tiles, overlap)
+    detector = with_looks(load(model, runtime, device, threads, precision), tiles, overlap, scales, flip)
     if to == "coco":
         file = coco_file(out, split, name or model.resolve().name)
         dataset = read_coco_test(data, split)

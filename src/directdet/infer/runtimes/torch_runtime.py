@@ -80,6 +80,14 @@ class TorchBackend:
             "versions": {"torch": torch.__version__, **({"cuda": torch.version.cuda} if gpu else {})},
         }
 
+    def at_size(self, size: tuple[int, int]) -> TorchBackend:
+        """A backend of the network for inputs of `size`, this one where it takes any; ValueError as of `at_size`."""
+        model = self.model.at_size(size)
+        if model is self.model:
+            return self
+        how = self._precision, self.info["threads"], self._compiled, self._captured
+        return TorchBackend(model, str(self._device), *how)
+
     def _deploy(self, size: tuple[int, int]) -> Deployed:
         """The deployed form for one canvas size."""
         if size not in self._deployed:

@@ -51,6 +51,15 @@ class Network(nn.Module):
         """The only input size (height, width) that the network accepts; None: any multiples of 32."""
         return None
 
+    def at_size(self, size: tuple[int, int]) -> "Network":
+        """This network, with these weights, for inputs of `size` (height, width): itself, where it takes any.
+
+        Raises:
+            ValueError: it can take no such size.
+        """
+        self.check_size(size)
+        return self
+
     def check_size(self, size: tuple[int, int]) -> None:
         """Raise ValueError, stating the accepted sizes, unless the network accepts images of `size` (height, width)."""
         own = self.input_size()

@@ -4,6 +4,7 @@ Zhu et al., "ScratchDet: Training Single-Shot Object Detectors from Scratch", an
 Predictor"; ScratchDet changes the normalisation, backbones and extra layers of SSD.
 """
 
+import torch
 from torch import Tensor, nn
 
 from directdet.common.settings import SettingError
@@ -48,7 +49,7 @@ class SSD(Network):
                 f"model.size: {config.size} would make {sum(side > 0 for side in sizes)} maps with extras="
                 f"{config.extras}, and prior boxes are published for 6 and 7; give {SMALLEST} to {LARGEST_SIZE}"
             )
-        per_cell = priors_per_cell(len(sizes))
+        per_cell = self.per_cell = priors_per_cell(len(sizes))
         head_norm = "none" if not config.head_norm else "gn" if config.norm == "gn" else "bn"
         channels = [fine, coarse, *self.extras.channels]
         self.l2_norm = nn.Identity()
@@ -56,10 +57,33 @@ class SSD(Network):
             norms = [L2Norm(count, config.l2_scale) for count in channels]
             self.l2_norm = nn.ModuleList(norms) if config.extras == "dsod" else norms[0]
         self.head = SSDHead(channels, per_cell, config.num_classes, head_norm)
-        self.strides = map_steps(config.size, sizes)
-        self.level_sizes = [side * side * count for side, count in zip(sizes, per_cell, strict=True)]
-        self.register_buffer("priors", prior_boxes(config.priors, config.size, sizes), persistent=False)
+        self.register_buffer("priors", torch.empty(0), persistent=False)
+        self._lay_priors(config.size, sizes)
         init_xavier(self)
+
+    def _lay_priors(self, size: int, sizes: list[int]) -> None:
+        """Priors for an input of `size` and maps of these sides, of as many pixels as at the size of training."""
+        self.size, self.strides = size, map_steps(size, sizes)
+        self.level_sizes = [side * side * count for side, count in zip(sizes, self.per_cell, strict=True)]
+        priors = prior_boxes(self.config.priors, size, sizes, self.config.size)
+        self.priors = priors.to(self.priors.device)
+
+    def at_size(self, size: tuple[int, int]) -> Network:
+        """The same layers on another square input: the maps have more cells or fewer, the priors as many pixels.
+
+        Raises:
+            ValueError: the input is not square, or so small that no cell is left of a map.
+        """
+        sizes = [-(-size[0] // self.backbone.strides[level]) for level in ("s8", "s16")]
+        sizes += self.extras.map_sizes(sizes[-1])
+        if size[0] != size[1] or min(sizes) < 1:
+            raise ValueError(f"an SSD takes squares, of pixels enough for {len(sizes)} maps; not {size[0]}x{size[1]}")
+        other = SSD(self.config)
+        for name, module in self.named_children():
+            setattr(other, name, module)
+        other.priors = self.priors
+        other._lay_priors(size[0], sizes)
+        return other.train(self.training)
 
     def forward(self, images: Tensor, anchors: Tensor | None = None) -> RawMaps:
         self.check_size((images.shape[2], images.shape[3]))
@@ -82,4 +106,4 @@ class SSD(Network):
         return 1, 1
 
     def input_size(self) -> tuple[int, int]:
-        return self.config.size, self.config.size
+        return self.size, self.size

@@ -42,13 +42,13 @@ def map_steps(size: int, map_sizes: list[int]) -> list[float]:
     return [*NOMINAL_STEPS, *(size / side for side in map_sizes[len(NOMINAL_STEPS) :])]
 
 
-def prior_boxes(name: str, size: int, map_sizes: list[int]) -> Tensor:
+def prior_boxes(name: str, size: int, map_sizes: list[int], scaled_to: int | None = None) -> Tensor:
     """Priors [A, 4], xyxy in pixels of a square input of `size`, ordered by map, row, column, shape; not clipped.
 
     name: "voc" or "coco". Shapes are in Caffe's order: the small square of side s, the square of side sqrt(s * next s),
-    then for each ratio the wide box followed by the tall one. Sides scale with the input size.
+    then for each ratio the wide box followed by the tall one. Sides scale with the input size, or with `scaled_to`.
     """
-    sides, boxes = [side * size / 100 for side in relative_sides(name, len(map_sizes))], []
+    sides, boxes = [side * (scaled_to or size) / 100 for side in relative_sides(name, len(map_sizes))], []
     ratios_of_maps = ratios_of(len(map_sizes))
     for level, (cells, step) in enumerate(zip(map_sizes, map_steps(size, map_sizes), strict=True)):
         small, large = sides[level : level + 2]
