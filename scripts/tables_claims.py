@@ -5,32 +5,58 @@ from typing import Any
 import numpy as np
 from tables_cells import Cell, Row, Table, cell, written
 
-COMPARISONS = ("direct_table2", "direct_table5")
+
+def spread(name: str, how: str = "percent") -> Cell:
+    """A column of means over the seeds, with the sample standard deviations."""
+    return lambda row: f"{written(row[name], how)} -+ {written(row['spread'][name], how)}"
 
 
-def spread(name: str) -> Cell:
-    """A column of percentages over the seeds: the mean, and the sample standard deviation."""
-    return lambda row: f"{written(row[name], 'percent')} -+ {written(row['spread'][name], 'percent')}"
+def difference(name: str) -> Cell:
+    """A column of differences, or of the ends of an interval: points of AP, or of times a ratio."""
+
+    def text(row: Row) -> str:
+        if row[name] is None:
+            return ""
+        values = np.atleast_1d(row[name])
+        if row["measure"] == "AP":
+            return " to ".join(f"{100 * value:+.1f}" for value in values)
+        return " to ".join(f"x {np.exp(value):.2f}" for value in values)
+
+    return text
 
 
-def points(name: str) -> Cell:
-    """A column of differences of AP, or of the ends of an interval."""
-    return lambda row: " to ".join(f"{100 * value:+.1f}" for value in np.atleast_1d(row[name]))
+def judged(*contents: Any) -> list[Row]:
+    """The claims of all comparisons whose rows were trained."""
+    return [
+        {**claim, "comparison": content["plan"]["experiment"]}
+        for content in contents
+        for claim in content["claims"]
+        if claim["mean"] is not None
+    ]
 
 
-def judged(content: Any) -> list[Row]:
-    """The claims whose rows were trained."""
-    return [claim for claim in content["claims"] if claim["mean"] is not None]
-
-
-ROWS = {"three seeds": cell("label"), "box AP": spread("box_ap"), "mask AP": spread("mask_ap")}
+LABEL = {"three seeds": cell("label")}
+WITH_MASKS = {**LABEL, "box AP": spread("box_ap"), "mask AP": spread("mask_ap")}
+PACE = {"fps": spread("images_per_second", ".1f"), "s a step": spread("seconds_per_step", ".2f")}
+SSD = {**LABEL, "mAP": spread("map"), "box AP": spread("box_ap"), **PACE}
 CLAIMS = {
+    "comparison": cell("comparison"),
     "claim": cell("text"),
     "verdict": cell("verdict"),
-    "points of AP": points("mean"),
-    "95 %, seeds": points("over_seeds"),
-    "95 %, pictures": points("over_pictures"),
+    "difference": difference("mean"),
+    "95 %, seeds": difference("over_seeds"),
+    "95 %, pictures": difference("over_pictures"),
     "in the paper": cell("source"),
 }
-TABLES = {f"seeds_{name}": Table((f"seeds_{name}",), lambda content: content["rows"], ROWS) for name in COMPARISONS}
-TABLES |= {f"claims_{name}": Table((f"seeds_{name}",), judged, CLAIMS) for name in COMPARISONS}
+COMPARISONS = {
+    "direct_table2": WITH_MASKS,
+    "direct_table5": WITH_MASKS,
+    "direct_scratch": {**WITH_MASKS, **PACE},
+    "scratchdet_table1": SSD,
+    "scratchdet_table2": SSD,
+}
+TABLES = {
+    f"seeds_{name}": Table((f"seeds_{name}",), lambda content: content["rows"], columns)
+    for name, columns in COMPARISONS.items()
+}
+TABLES["claims"] = Table(tuple(f"seeds_{name}" for name in COMPARISONS), judged, CLAIMS)

@@ -129,6 +129,18 @@ TABLES = {
             "AP50": cell("AP50", ".1f"),
         },
     ),
+    "multi_scale": Table(
+        ("multi_scale",),
+        lambda content: list(content["rows"].values()),
+        {
+            "model": cell("model"),
+            "each picture": cell("look"),
+            "box AP": cell("AP", "percent"),
+            "AP50": cell("AP50", "percent"),
+            "mask AP": cell("mask_ap", "percent"),
+            "ms a picture": lambda row: f"{1000 * row['seconds']:.0f}",
+        },
+    ),
     "ablation": Table(
         ("ablation",),
         ablation_rows,
