@@ -30,7 +30,7 @@ def kept(name: str) -> dict:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["direct_scratch", "direct_table2", "scratchdet_table1", "scratchdet_table2"])
+@pytest.mark.parametrize("name", ["direct_table2_h200", "scratchdet_table1", "scratchdet_table1_h200"])
 def test_a_comparison(name):
     found = kept(f"reproduce_{name}")
     text = narrow(Comparison(Path(), found["plan"], found["rows"], found["finished"]).table())

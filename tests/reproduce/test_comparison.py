@@ -38,11 +38,12 @@ def test_the_table_shows_what_is_there():
     assert cells == [
         ["first", "12.3", "25.0", "-", "70+30", "0.500 + 1.250", "1.2", "box 41.5, mask 37.0, 1.52 days"],
         ["second", "12.3", "25.0", "5.0", "70+30", "0.500 + 1.250", "1.2", "-"],
-        ["third", "(needs weights)", "", "", "", "", "", "-"],
+        ["third", "skipped", "", "", "", "", "", "-"],
         ["fourth", "NaN", "", "after step 17", "", "", "", "-"],
         ["fifth", "to come", "", "", "", "", "", "-"],
     ]
     assert "scale micro, seed 3" in text and module.CAUTION in text and "Every row gets equal time." in text
+    assert "Skipped: needs weights." in text
     assert "Not finished: run the same command again to continue." in text
     assert "Not finished" not in printed(module.Comparison(Path(), plan, rows, finished=True).table())
     assert "SyncBN" not in text

@@ -125,9 +125,10 @@ def judge(claim: Claim, seeds: Sequence[SeedFigures]) -> Verdict:
     """
     keys = list(seeds[0].states)
     concerned = {key for name in (*claim.more, *claim.less) for key in matching(name, keys)}
-    for state in ("to come", "skipped"):
-        if left := [f"{key} (seed {one.seed})" for one in seeds for key in concerned if one.states[key] == state]:
-            return Verdict(claim, "to come" if state == "to come" else "not shown", f"{state}: {min(left)}")
+    if any(one.states[key] == "skipped" for one in seeds for key in concerned):
+        return Verdict(claim, "not shown", "rows were skipped")
+    if left := [f"{key} (seed {one.seed})" for one in seeds for key in concerned if one.states[key] == "to come"]:
+        return Verdict(claim, "to come", f"to come: {min(left)}")
     sides = tuple(tuple(_best(name, claim.measure, keys, seeds) for name in side) for side in (claim.more, claim.less))
     more, less = sides
     for name in (*more, *less):

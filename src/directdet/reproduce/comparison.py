@@ -107,7 +107,7 @@ def write_results(out: Path, content: dict[str, Any]) -> None:
 
 def remarks(rows: Sequence[Row], finished: bool) -> list[str]:
     """What is to be known about the rows of a table."""
-    notes = []
+    notes = [f"Skipped: {reason}." for reason in sorted({row["skipped"] for row in rows if "skipped" in row})]
     if any("sync" in row["key"] for row in rows):
         notes.append("One process: SyncBN has no other process to synchronise with, so its row is live BN.")
     return [*notes, *([] if finished else ["Not finished: run the same command again to continue."])]
@@ -206,7 +206,7 @@ def _phase_facts(name: str, log: list[dict[str, Any]], until: int | None = None)
 
 def _cells(row: Row, metric: str) -> list[str]:
     if "skipped" in row:
-        return [f"({row['skipped']})", *[""] * 5]
+        return ["skipped", *[""] * 5]
     if "diverged" in row:
         return ["NaN", "", f"after step {row['diverged']}", *[""] * 3]
     if "box_ap" not in row:
