@@ -1,6 +1,8 @@
-"""What multi-scale testing gives: AP and time of a model at one scale, mirrored, at several scales, and both.
+"""What multi-scale testing gives: AP and time of a model at one scale, mirrored as well, and at two scales.
 
-python scripts/multi_scale.py NAME MODEL --data DATA      # adds to results/multi_scale.json
+    python scripts/multi_scale.py NAME MODEL --data DATA      # adds to results/multi_scale.json
+
+Scales are relative to the size that the model is made for.
 """
 
 from __future__ import annotations
@@ -21,9 +23,7 @@ from directdet.infer.scaled import ScaledDetector
 LOOKS = {
     "once": ((1.0,), False),
     "and mirrored": ((1.0,), True),
-    "at 1 and 1.25": ((1.0, 1.25), False),
     "at 1 and 1.25, and mirrored": ((1.0, 1.25), True),
-    "at 1, 1.25 and 1.5, and mirrored": ((1.0, 1.25, 1.5), True),
 }
 
 

@@ -6,7 +6,6 @@ from typing import Any
 from tables_cells import Cell, Figure, Row, Table, cell, find, labelled, written
 from tables_training import LABEL, steps
 
-PAPER_SCHEDULES = {"direct": "P3x + 1x", "scratch_bn": "4x", "scratch_gn": "6x"}
 TABLE2 = labelled({"affine": "affine", "sync": "SyncBN (one process: live BN of 2 images)", "fixed": "fixed"})
 TABLE2_COLUMNS = {
     "BN in fine-tuning (Table 2)": LABEL,
@@ -31,11 +30,6 @@ def voc_map(rate: str) -> Cell:
     return lambda row: (
         "loss not finite" if "diverged" in row[rate] else written(row[rate]["voc"]["mAP_11point"], "percent")
     )
-
-
-def training_minutes(row: Row) -> str:
-    """Minutes of all phases."""
-    return f"{sum(phase['seconds'] for phase in row['phases']) / 60:.1f}"
 
 
 def table7_rows(content: Any) -> list[Row]:
@@ -98,26 +92,6 @@ def milliseconds(path: str) -> Figure:
 
 
 TABLES = {
-    "direct_scratch": Table(
-        ("reproduce_direct_scratch",),
-        labelled(
-            {
-                "direct": "direct pre-training, then fixed BN",
-                "scratch_bn": "from scratch at full size, BN",
-                "scratch_gn": "from scratch at full size, GN",
-            }
-        ),
-        {
-            "from scratch against direct pre-training": LABEL,
-            "steps": steps,
-            "minutes": training_minutes,
-            "box AP": cell("box_ap", "percent"),
-            "AP50": cell("box_ap50", "percent"),
-            "mask AP": cell("mask_ap", "percent"),
-            "the paper's box AP": lambda row: f"{row['paper']['box_ap']} ({PAPER_SCHEDULES[row['key']]})",
-        },
-    ),
-    "direct_table2": Table(("reproduce_direct_table2",), TABLE2, TABLE2_COLUMNS),
     "direct_table2_gpu": Table(("reproduce_direct_table2_h200",), TABLE2, TABLE2_COLUMNS),
     "scratchdet_table1": Table(
         ("reproduce_scratchdet_table1",),
@@ -142,16 +116,6 @@ TABLES = {
             "s/step": cell("phases/0/seconds_per_step", ".2f"),
             "loss of the last steps": cell("phases/0/last_loss", ".1f"),
             "mAP": cell("voc/mAP_11point", "fine percent"),
-            "the paper's mAP": cell("paper/map", ".1f"),
-        },
-    ),
-    "scratchdet_table2": Table(
-        ("reproduce_scratchdet_table2",),
-        labelled({"resnet18": "ResNet-18", "resnet18_b": "ResNet-18-B", "root_resnet18": "Root-ResNet-18"}),
-        {
-            "ScratchDet's Table 2, trained": LABEL,
-            "steps": steps,
-            "mAP": cell("voc/mAP_11point", "percent"),
             "the paper's mAP": cell("paper/map", ".1f"),
         },
     ),
