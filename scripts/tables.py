@@ -103,7 +103,8 @@ def measured(results: Results, name: str) -> str:
 
 def machine(hardware: dict[str, Any]) -> str:
     """A machine in words."""
-    cpu = f"{hardware['cores_usable']} cores of {hardware['cpu']}"
+    cores = hardware["cores_usable"]
+    cpu = f"{cores} core{'s' if cores != 1 else ''} of {hardware['cpu']}"
     return f"{hardware['gpu']['name']}, {cpu}" if hardware["gpu"] else f"{cpu}, no GPU"
 
 
