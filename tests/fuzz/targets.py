@@ -316,7 +316,7 @@ def _comparisons(folder: Path) -> Iterator[Target]:
     experiment = EXPERIMENTS["direct/table2"]
     trials = experiment.trials(SCALES["smoke"])
     asked = {"experiment": "direct/table2", "scale": "smoke", "seed": 0, "phase_steps": 3, "budget_s": None}
-    asked["images"] = [len(one) for one in sets]
+    asked |= {"metric": "coco", "images": [len(one) for one in sets]}
     plan = make_plan(asked, experiment, trials, setup)
     path = folder / "plan.json"
 

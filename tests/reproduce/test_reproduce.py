@@ -114,7 +114,7 @@ def test_imagenet_rows_wait_for_weights(shapes, tmp_path, paced, idle):
     skipped = {row["key"]: row["skipped"] for row in found.rows if "skipped" in row}
     assert skipped == {"imagenet": "needs ImageNet weights of resnet18: --imagenet FILE"}
     assert "imagenet" not in found.plan["steps"] and len(found.plan["steps"]) == 6
-    assert "(needs ImageNet weights of resnet18: --imagenet FILE)" in printed(found.table())
+    assert "Skipped: needs ImageNet weights of resnet18: --imagenet FILE." in printed(found.table())
     file = str(backbone_file(tmp_path / "r18.pth"))
     found = reproduce("direct/table1", shapes, tmp_path / "b", micro_options(700.0, imagenet=file))
     assert not [row for row in found.rows if "skipped" in row] and "imagenet" in found.plan["steps"]
