@@ -91,6 +91,15 @@ def test_at_another_size_it_is_torchvisions_on_larger_pictures(conditioned: SSD,
     assert conditioned.at_size(SIZE)(pictures(1, 3)).logits.equal(conditioned(pictures(1, 3)).logits)
 
 
+def test_another_size_leaves_the_modes_of_the_shared_layers() -> None:
+    model = SSD(SSDConfig(3, width=8))
+    model.train().backbone.eval()  # as of layers whose normalisation is fixed
+    other = model.at_size((320, 320))
+    assert other.training and other.head is model.head and other.head.training
+    assert not any(module.training for module in model.backbone.modules())
+    assert other.priors.device == model.priors.device and model.input_size() == SIZE
+
+
 @pytest.mark.parametrize("size", [(300, 320), (100, 100)])
 def test_it_has_no_such_size(conditioned: SSD, size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=f"not {size[0]}x{size[1]}"):

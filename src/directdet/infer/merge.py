@@ -26,7 +26,7 @@ def joined(found: Sequence[Detections]) -> Detections:
 
 
 def merged(found: Detections, cut: np.ndarray, nms: float, slack: float = 0.0) -> Detections:
-    """One detection an object, of those of all tiles in pixels of the picture; the highest scores first.
+    """One detection an object, of those of all looks in pixels of the picture; the highest scores first.
 
     Whole boxes suppress each other as in NMS, by score. A cut box gives way to a box of its class that covers most of
     it, the largest of the cut ones last; that box then has the higher of both scores, since the tile saw more than the

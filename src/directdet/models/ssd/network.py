@@ -41,9 +41,9 @@ class SSD(Network):
         self.config = config
         self.backbone = build_backbone(("ssd",), config.backbone, config.width, config.norm, config.in_channels)
         fine, coarse = (self.backbone.channels[level] for level in ("s8", "s16"))
-        sizes = [-(-config.size // self.backbone.strides[level]) for level in ("s8", "s16")]
-        self.extras = EXTRAS[config.extras](coarse, config.width, config.norm, config.last_map_3x3, sizes[-1])
-        sizes += self.extras.map_sizes(sizes[-1])
+        coarsest = -(-config.size // self.backbone.strides["s16"])
+        self.extras = EXTRAS[config.extras](coarse, config.width, config.norm, config.last_map_3x3, coarsest)
+        sizes = self._map_sizes(config.size)
         if min(sizes) < 1 or (config.priors, len(sizes)) not in FIRST_SIDES:
             raise SettingError(
                 f"model.size: {config.size} would make {sum(side > 0 for side in sizes)} maps with extras="
@@ -61,6 +61,11 @@ class SSD(Network):
         self._lay_priors(config.size, sizes)
         init_xavier(self)
 
+    def _map_sizes(self, size: int) -> list[int]:
+        """Sides of all maps of an input of `size`; below 1 where no cell is left."""
+        sizes = [-(-size // self.backbone.strides[level]) for level in ("s8", "s16")]
+        return sizes + self.extras.map_sizes(sizes[-1])
+
     def _lay_priors(self, size: int, sizes: list[int]) -> None:
         """Priors for an input of `size` and maps of these sides, of as many pixels as at the size of training."""
         self.size, self.strides = size, map_steps(size, sizes)
@@ -74,16 +79,17 @@ class SSD(Network):
         Raises:
             ValueError: the input is not square, or so small that no cell is left of a map.
         """
-        sizes = [-(-size[0] // self.backbone.strides[level]) for level in ("s8", "s16")]
-        sizes += self.extras.map_sizes(sizes[-1])
+        sizes = self._map_sizes(size[0])
         if size[0] != size[1] or min(sizes) < 1:
             raise ValueError(f"an SSD takes squares, of pixels enough for {len(sizes)} maps; not {size[0]}x{size[1]}")
-        other = SSD(self.config)
+        with torch.device("meta"):  # its own layers are not used
+            other = SSD(self.config)
         for name, module in self.named_children():
             setattr(other, name, module)
         other.priors = self.priors
         other._lay_priors(size[0], sizes)
-        return other.train(self.training)
+        other.training = self.training  # and not train(), which would reach into the shared layers
+        return other
 
     def forward(self, images: Tensor, anchors: Tensor | None = None) -> RawMaps:
         self.check_size((images.shape[2], images.shape[3]))
