@@ -85,7 +85,8 @@ def test_a_worker_that_fails_or_dies_is_one_line(dataset, what, says):
     started = time.perf_counter()
     with pytest.raises(WorkerError, match=says) as caught:
         list(make_loader(dataset, fails_in(what), Sampling(4), workers=2))
-    assert "\n" not in str(caught.value) and time.perf_counter() - started < 20
+    # Torch looks for dead workers every five seconds, and may first end those of an earlier test.
+    assert "\n" not in str(caught.value) and time.perf_counter() - started < 45
     assert signal.getsignal(signal.SIGCHLD) == handler  # nothing is raised in the middle of a step
 
 

@@ -27,7 +27,7 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _HEADER_BYTES = 1 << 16
 _FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 LARGE = 1 << 26  # pixels, 67 million
-_JPEG_START, _JPEG_END = 0xD8, 0xD9
+_JPEG_START, _JPEG_SCAN, _JPEG_END = 0xD8, 0xDA, 0xD9
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 # This module reports broken files in one line; OpenCV's own log lines would only repeat that without the file name.
@@ -240,7 +240,8 @@ def _jpeg_is_truncated(content: bytes) -> bool:
         if found is None:
             return True
         marker, position = content[found.end() - 1], found.end()
-        if marker == _JPEG_END:
+        # Most files end with the mark; behind the start of the picture no thumbnail follows that could end with one.
+        if marker == _JPEG_END or (marker == _JPEG_SCAN and content.endswith(b"\xff\xd9")):
             return False
         if marker in (_JPEG_START, 0x01):  # markers without a length
             continue

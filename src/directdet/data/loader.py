@@ -354,7 +354,7 @@ class _Collate:
         # Torch computes with uint8 and float32, but hardly with uint16.
         kind = np.uint8 if self.pixels.dtype == "uint8" else np.float32
         images = np.empty((count, self.pixels.channels, height, width), kind)
-        images[:] = np.array(self.pixels.padding, kind)[:, None, None]
+        padding = np.array(self.pixels.padding, kind)[:, None, None]
         boxes = np.zeros((count, rows, 4), np.float32)
         labels = np.zeros((count, rows), np.int64)
         valid = np.zeros((count, rows), bool)
@@ -362,6 +362,8 @@ class _Collate:
         masks = np.zeros((count, rows, self.mask_size, self.mask_size) if self.masks else 0, np.uint8)
         for index, (sample, sample_masks) in enumerate(pairs):
             image_height, image_width = sample.image.shape[:2]
+            if (image_height, image_width) != (height, width):
+                images[index] = padding
             put_planes(sample.image, images[index, :, :image_height, :image_width])
             objects = len(sample.boxes)
             boxes[index, :objects] = sample.boxes

@@ -65,8 +65,10 @@ def with_image(sample: Sample, image: np.ndarray, scale: tuple[float, float], sh
 def hflip(sample: Sample) -> Sample:
     """Mirror the image left and right; padding stays at the right."""
     height, width = sample.size
-    image = sample.image.copy()
-    image[:height, :width] = planewise(sample.image[:height, :width], lambda one: cv2.flip(one, 1))
+    image = planewise(sample.image[:height, :width], lambda one: cv2.flip(one, 1))
+    if sample.image.shape[:2] != sample.size:
+        image, visible = sample.image.copy(), image
+        image[:height, :width] = visible
     boxes = sample.boxes.copy()
     boxes[:, 0], boxes[:, 2] = width - sample.boxes[:, 2], width - sample.boxes[:, 0]
     shapes = sample.segmentations
