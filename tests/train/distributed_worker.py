@@ -1,4 +1,4 @@
-"""The processes of test_train_distributed.py: two that wait for calls (Pair), and as a script what torchrun starts."""
+"""The processes of tests of several: those that wait for calls (Team), and as a script what torchrun starts."""
 
 from __future__ import annotations
 
@@ -55,26 +55,27 @@ SETTINGS = (
     "base_lr=0.1",
     "warmup_iterations=2",
     "workers=0",
+    "precision=fp32",
 )
-PROCESSES = 2
 PATIENCE = 300.0  # seconds: far more than anything here takes, so that a hang ends as a failure
 
 
-class Pair:
-    """Two processes with the environment that torchrun would give them. They import torch once, for many calls."""
+class Team:
+    """Processes with the environment that torchrun would give them. They import torch once, for many calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int = 2) -> None:
         context = multiprocessing.get_context("spawn")
-        pipes = [context.Pipe() for _ in range(PROCESSES)]
+        pipes = [context.Pipe() for _ in range(count)]
         self._ends = [ours for ours, _ in pipes]
         self._processes = [
-            context.Process(target=_serve, args=(theirs, rank), daemon=True) for rank, (_, theirs) in enumerate(pipes)
+            context.Process(target=_serve, args=(theirs, rank, count), daemon=True)
+            for rank, (_, theirs) in enumerate(pipes)
         ]
         for process in self._processes:
             process.start()
 
     def __call__(self, function: Callable, *arguments: Any) -> list:
-        """function(*arguments) in both processes at once; its results, in order of the ranks."""
+        """function(*arguments) in all processes at once; its results, in order of the ranks."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -98,16 +99,16 @@ class Pair:
             process.join()
 
 
-def _serve(end: Connection, rank: int) -> None:
+def _serve(end: Connection, rank: int, count: int) -> None:
     torch.set_num_threads(1)
     while True:
         port, function, arguments = end.recv()
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(PROCESSES))
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count))
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         try:
             end.send((False, function(*arguments)))
         except BaseException:
-            distributed.stop()  # so that the other one does not wait for this one
+            distributed.stop()  # so that the others do not wait for this one
             end.send((True, traceback.format_exc()))
 
 

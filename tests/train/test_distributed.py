@@ -20,7 +20,7 @@ import torch
 from distributed_worker import (
     PATIENCE,
     SETTINGS,
-    Pair,
+    Team,
     double_precision,
     gradient_messages,
     synchronised_norm,
@@ -77,8 +77,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pair() -> Iterator[Pair]:
-    processes = Pair()
+def pair() -> Iterator[Team]:
+    processes = Team()
     yield processes
     processes.close()
 
@@ -179,7 +179,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, i
     ids=["group norm", "accumulated", "synchronised norm"],
 )
 def test_two_processes_learn_what_one_with_twice_the_batch_learns(
-    pair: Pair, data: Path, tmp_path: Path, settings: tuple[str, ...], alone: tuple[str, ...]
+    pair: Team, data: Path, tmp_path: Path, settings: tuple[str, ...], alone: tuple[str, ...]
 ) -> None:
     objects = objects_by_rank(data, recipe(*settings), passes=3)
     assert ((objects == 0).sum(1) == 1).any()  # in some step one process has no objects and the other has
@@ -205,7 +205,7 @@ def montages(**model: Any) -> Recipe:
     return replace(recipe(), phases=(phase,), model=model or recipe().model)
 
 
-def test_two_processes_learn_montages_as_one_with_twice_the_batch(pair: Pair, data: Path, tmp_path: Path) -> None:
+def test_two_processes_learn_montages_as_one_with_twice_the_batch(pair: Team, data: Path, tmp_path: Path) -> None:
     """Their receptive fields are those of the pictures of both."""
     pair(train_double, montages(), data, tmp_path / "two", "montage")
     train_double(montages().with_phase("montage", batch_size=4), data, tmp_path / "one", "montage")
@@ -214,7 +214,7 @@ def test_two_processes_learn_montages_as_one_with_twice_the_batch(pair: Pair, da
     assert_close(ours["model"], theirs["model"])
 
 
-def test_layers_of_maps_that_montage_does_not_take_stay_as_they_are(pair: Pair, data: Path, tmp_path: Path) -> None:
+def test_layers_of_maps_that_montage_does_not_take_stay_as_they_are(pair: Team, data: Path, tmp_path: Path) -> None:
     """Swin has a normalisation for each map; gradients of all layers are waited for, unless it is said."""
     pair(train_double, montages(backbone="swin_t", width=32), data, tmp_path / "run", "montage")
     state = load_checkpoint(tmp_path / "run" / "montage" / "checkpoints" / "last.pt")["model"]
@@ -238,7 +238,7 @@ def test_only_the_main_process_speaks_and_writes(whole: tuple[Path, int, str, st
 
 @pytest.mark.slow
 def test_a_lost_process_ends_the_run_which_then_goes_on(
-    whole: tuple[Path, int, str, str], pair: Pair, data: Path, tmp_path: Path
+    whole: tuple[Path, int, str, str], pair: Team, data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     code, _, err = finish(torchrun(*worker("die", 4, tmp_path, data, out)))
@@ -255,7 +255,7 @@ def test_a_lost_process_ends_the_run_which_then_goes_on(
 
 @pytest.mark.slow
 def test_ctrl_c_stops_all_processes_at_the_same_step(
-    whole: tuple[Path, int, str, str], pair: Pair, data: Path, tmp_path: Path
+    whole: tuple[Path, int, str, str], pair: Team, data: Path, tmp_path: Path
 ) -> None:
     """torchrun's processes are in sessions of their own: a terminal's Ctrl-C reaches it alone, and it passes it on."""
     out = tmp_path / "run"
@@ -279,7 +279,7 @@ def test_ctrl_c_stops_all_processes_at_the_same_step(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_ctrl_c_in_one_process_stops_both(pair: Pair, data: Path, tmp_path: Path, rank: int) -> None:
+def test_ctrl_c_in_one_process_stops_both(pair: Team, data: Path, tmp_path: Path, rank: int) -> None:
     """They agree about it where they log, here in the middle of a pass of three steps."""
     assert pair(train_interrupted, recipe(), data, tmp_path / "run", rank, 3, 5) == [5, 5]
     assert checkpoint_of(tmp_path / "run")["step"] == 5
@@ -308,7 +308,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, d
 
 
 @pytest.mark.slow
-def test_a_process_without_objects_neither_hangs_nor_spoils_the_other(pair: Pair, data: Path, tmp_path: Path) -> None:
+def test_a_process_without_objects_neither_hangs_nor_spoils_the_other(pair: Team, data: Path, tmp_path: Path) -> None:
     settings = ("batch_size=1", "epochs=1")
     objects = objects_by_rank(data, recipe(*settings), passes=1)
     empty = {tuple(row) for row in objects == 0}
@@ -325,7 +325,7 @@ def test_a_process_without_objects_neither_hangs_nor_spoils_the_other(pair: Pair
 
 @pytest.mark.slow
 @pytest.mark.parametrize("offset", [0.0, 100.0])
-def test_synchronised_norm_is_batch_norm_of_all_batches_together(pair: Pair, offset: float) -> None:
+def test_synchronised_norm_is_batch_norm_of_all_batches_together(pair: Team, offset: float) -> None:
     """Also with batches of different sizes and contents, and where a mean is large beside its deviation."""
     generator = torch.Generator().manual_seed(0)
     reference = nn.Sequential(nn.BatchNorm2d(6))
@@ -360,7 +360,7 @@ def test_synchronised_norm_is_batch_norm_of_all_batches_together(pair: Pair, off
 
 
 @pytest.mark.slow
-def test_each_picture_is_evaluated_once_with_the_main_statistics(pair: Pair, data: Path, tmp_path: Path) -> None:
+def test_each_picture_is_evaluated_once_with_the_main_statistics(pair: Team, data: Path, tmp_path: Path) -> None:
     out, settings = (
         tmp_path / "run",
         ("model.norm=bn", "eval_every=3", "model.score_threshold=0", "model.anchor_scale=4"),
@@ -379,7 +379,7 @@ def test_each_picture_is_evaluated_once_with_the_main_statistics(pair: Pair, dat
 
 
 @pytest.mark.slow
-def test_gradients_are_sent_once_a_step_however_many_batches_it_has(pair: Pair, data: Path, tmp_path: Path) -> None:
+def test_gradients_are_sent_once_a_step_however_many_batches_it_has(pair: Team, data: Path, tmp_path: Path) -> None:
     short = ("batch_size=1", "max_steps=2")
     once = pair(gradient_messages, recipe(*short), data, tmp_path / "once")
     assert pair(gradient_messages, recipe(*short, "accumulate=3"), data, tmp_path / "thrice") == once

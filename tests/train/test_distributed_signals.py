@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from distributed_worker import PATIENCE, Pair, train_interrupted_saving
+from distributed_worker import PATIENCE, Team, train_interrupted_saving
 from test_distributed import checkpoint_of, command_line, finish, recipe, rows_of, torchrun
 
 from directdet.data.synthetic import make_synthetic
@@ -22,8 +22,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pair() -> Iterator[Pair]:
-    processes = Pair()
+def pair() -> Iterator[Team]:
+    processes = Team()
     yield processes
     processes.close()
 
@@ -65,7 +65,7 @@ def test_a_scheduler_that_signals_every_process_has_the_run_saved(data: Path, tm
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_while_one_process_saves_stops_both_at_that_step(
-    pair: Pair, data: Path, tmp_path: Path, rank: int
+    pair: Team, data: Path, tmp_path: Path, rank: int
 ) -> None:
     assert pair(train_interrupted_saving, recipe(), data, tmp_path / "run", rank, 3) == [3, 3]
     assert checkpoint_of(tmp_path / "run")["step"] == 3
