@@ -5,8 +5,9 @@
 Each detector in PyTorch, ONNX Runtime and OpenVINO, fp32, a thread each; the network with its post-processing, without
 preparing the picture. All take turns on the first val pictures, and processor time is counted, so that other work on
 the machine slows all of them alike. With masks, every one also computes the masks of all slots, as all did before masks
-followed the detections. Post-processing is what an artefact takes beyond its layers alone (`speed_models.Layers`),
-which get as many pooled boxes as it computes masks.
+followed the detections, and, as `export --score 0.3` has it, those of detections with such a score alone.
+Post-processing is what an artefact takes beyond its layers alone (`speed_models.Layers`), which get as many pooled
+boxes as it computes masks.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -36,11 +39,14 @@ from directdet.infer.runtimes.load import find_model
 from directdet.infer.runtimes.torch_runtime import load_torch
 from directdet.models.build import deploy_model
 from directdet.models.parts import masks
+from directdet.models.parts.network import Network
 
 # A batch: normalised, as PyTorch takes it, and as pixels, as an artefact does.
 Batch = tuple[np.ndarray, np.ndarray]
 Run = Callable[[Batch], Any]
 RUNTIMES = ("onnxruntime", "openvino")
+SCORE = 0.3
+FORMS = ("", ", all", ", sure")  # as it is exported; with the masks of all slots; with SCORE
 
 
 def graph_run(path: Path, runtime: str) -> Run:
@@ -66,6 +72,17 @@ def all_slots() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def only_sure(model: Network) -> Iterator[None]:
+    """The network with SCORE as its threshold."""
+    config = model.config
+    model.config = replace(config, score_threshold=SCORE)
+    try:
+        yield
+    finally:
+        model.config = config
+
+
 def measure(run: Path, data: Path, count: int, rounds: int, folder: Path) -> dict[str, dict]:
     """A row for PyTorch and each runtime: milliseconds and, of all in turns, ratios to PyTorch and shares."""
     trained = load_torch(find_model(run)[1], device="cpu")
@@ -79,38 +96,40 @@ def measure(run: Path, data: Path, count: int, rounds: int, folder: Path) -> dic
         with torch.inference_mode():
             return eager(torch.from_numpy(batch[0]))
 
-    def torch_all(batch: Batch) -> Any:
-        with all_slots():
-            return torch_run(batch)
+    runs, found, slots = {}, {}, {}
+    for form in FORMS if has_masks else FORMS[:1]:
+        around = {"": contextlib.nullcontext, ", all": all_slots, ", sure": lambda: only_sure(model)}[form]
 
-    found = [int(torch_run(batch)[0]) for batch in batches]
-    room, step = model.config.detections, masks.AT_A_TIME
-    slots = min(room, max(1, -(-round(statistics.median(found)) // step)) * step) if has_masks else 0
-    runs: dict[str, Run] = {"torch": torch_run}
-    if has_masks:
-        runs["torch, all"] = torch_all
-    for prefix in ("", "all_") if has_masks else ("",):
-        graph, layers = folder / f"{prefix}graph.onnx", folder / f"{prefix}layers.onnx"
-        if not graph.exists():
-            write_onnx(model, preprocess.size, 1, graph, preprocess, loops=not prefix)
-        if not layers.exists():
-            write_layers(model, preprocess.size, layers, None if prefix else slots)
-    for name in RUNTIMES:
-        for suffix, prefix in (("", ""), (", all", "all_")) if has_masks else (("", ""),):
-            graph = folder / f"{prefix}graph.onnx"
-            layers = layers_alone(folder / f"{prefix}layers.onnx", name, "fp32", 1)
-            runs[name + suffix] = graph_run(graph, name)
-            runs[f"{name}{suffix}, layers"] = lambda batch, layers=layers: layers()
+        def torch_form(batch: Batch, around: Callable[[], AbstractContextManager] = around) -> Any:
+            with around():
+                return torch_run(batch)
+
+        runs[f"torch{form}"] = torch_form
+        found[form] = [int(torch_form(batch)[0]) for batch in batches]
+        room, step = model.config.detections, masks.AT_A_TIME
+        blocks = max(1, -(-round(statistics.median(found[form])) // step))
+        slots[form] = 0 if not has_masks else room if form == ", all" else min(room, blocks * step)
+        graph, layers = (folder / f"{form.lstrip(', ')}{kind}.onnx" for kind in ("graph", "layers"))
+        with around():
+            if not graph.exists():
+                write_onnx(model, preprocess.size, 1, graph, preprocess, loops=form != ", all")
+            if not layers.exists():
+                write_layers(model, preprocess.size, layers, None if form == ", all" else slots[form])
+        for name in RUNTIMES:
+            alone = layers_alone(layers, name, "fp32", 1)
+            runs[name + form] = graph_run(graph, name)
+            runs[f"{name}{form}, layers"] = lambda batch, alone=alone: alone()
     take_turns(runs, batches, 1)  # warm-up
     times = take_turns(runs, batches, rounds)
     rows = {}
-    for name in [name for name in runs if not name.endswith("layers")]:
-        suffix = ", all" if name.endswith(", all") else ""
-        row: dict[str, Any] = {"ms": times[name], "to_torch": times[f"torch{suffix}"] / times[name]}
-        row["to_torch_all"] = times["torch, all"] / times[name] if has_masks else row["to_torch"]
-        if f"{name}, layers" in runs:
-            row["postprocessing"] = 1 - times[f"{name}, layers"] / times[name]
-        rows[name] = row | {"detections": found, "mask_slots": room if suffix else slots}
+    for form in found:
+        for runtime in ("torch", *RUNTIMES):
+            name = runtime + form
+            row: dict[str, Any] = {"ms": times[name], "to_torch": times[f"torch{form}"] / times[name]}
+            row["to_torch_all"] = times["torch, all"] / times[name] if has_masks else row["to_torch"]
+            if runtime != "torch":
+                row["postprocessing"] = 1 - times[f"{name}, layers"] / times[name]
+            rows[name] = row | {"detections": found[form], "mask_slots": slots[form]}
     return rows
 
 

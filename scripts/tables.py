@@ -34,7 +34,7 @@ from tables_cells import TableError, find, written
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = {**tables_training.TABLES, **tables_speed.TABLES, **tables_papers.TABLES}
 TABLES |= {**tables_export.TABLES, **tables_realtime.TABLES, **tables_full_size.TABLES, **tables_claims.TABLES}
-FIGURES = {**tables_speed.FIGURES, **tables_papers.FIGURES}
+FIGURES = {**tables_speed.FIGURES, **tables_training.FIGURES, **tables_papers.FIGURES}
 TEMPLATE, PAGE, README = "docs/results.md.in", "docs/results.md", "README.md"
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
 NOTE = f"<!-- Written by scripts/tables.py from {TEMPLATE} and results/*.json: change those, not this file. -->\n\n"

@@ -64,8 +64,9 @@ def small_rows(content: Any) -> list[Row]:
     rows = []
     for name, row in content["rows"].items():
         detector, _, rest = name.partition("/")
-        runtime, _, slots = rest.partition(", ")
-        rows.append({**row, "label": f"{detector}, {SMALL[runtime]}{', masks of all slots' if slots else ''}"})
+        runtime, _, form = rest.partition(", ")
+        words = {"": "", "all": ", masks of all slots", "sure": ", scores from 0.3 on"}[form]
+        rows.append({**row, "label": f"{detector}, {SMALL[runtime]}{words}"})
     return rows
 
 

@@ -3,7 +3,7 @@
 from statistics import fmean
 from typing import Any
 
-from tables_cells import Cell, Row, Table, cell, cell_if_any, find, labelled, minutes, written
+from tables_cells import Cell, Figure, Row, Table, cell, cell_if_any, find, labelled, minutes, written
 
 LABEL = cell("label")
 PENN_FUDAN_GPU = labelled(
@@ -70,6 +70,25 @@ def headline_rows(gpu: Any, cpu: Any, race: Any) -> list[Row]:
     return [*rows, slim, {**nano, "time": minutes(fmean(row["seconds"] for row in seeds))}]
 
 
+def precision_rows(content: Any) -> list[Row]:
+    """A row for each model's boxes and masks, and one for the boxes of all."""
+    kinds = {"box_ap": "boxes", "mask_ap": "masks"}
+    rows = []
+    for name, row in content["rows"].items():
+        model, kind = name.split("/")
+        low, high = row["difference"] - row["reach"], row["difference"] + row["reach"]
+        label = "all of them, boxes" if model == "all" else f"`{model}`, {kinds[kind]}"
+        rows.append({**row, "label": label, "interval": f"{100 * low:+.1f} to {100 * high:+.1f}"})
+    return rows
+
+
+def precision_loss(content: Any) -> str:
+    """The points of box AP that bf16 costs at most, with 95 % confidence, over all pairs of runs."""
+    row = content["rows"]["all/box_ap"]
+    return f"{100 * (row['reach'] - row['difference']):.1f}"
+
+
+FIGURES: dict[str, tuple[str, Figure]] = {"precision_loss": ("precision", precision_loss)}
 TABLES = {
     "headline": Table(
         ("penn_fudan_h200", "penn_fudan_cpu", "race"),
@@ -104,6 +123,19 @@ TABLES = {
             "box AP50": cell("bbox/AP50", "percent"),
             "mask AP": cell("segm/AP", "percent"),
             "mask AP50": cell("segm/AP50", "percent"),
+        },
+    ),
+    "precision": Table(
+        ("precision",),
+        precision_rows,
+        {
+            "trained": LABEL,
+            "on": cell_if_any("data"),
+            "AP, fp32": cell_if_any("fp32", "percent"),
+            "AP, bf16": cell_if_any("bf16", "percent"),
+            "difference": lambda row: f"{100 * row['difference']:+.1f}",
+            "95 % of the seeds": cell("interval"),
+            "pairs of runs": cell("pairs"),
         },
     ),
     "self_training": Table(

@@ -29,6 +29,7 @@ TINY_MODEL = {
 def make_tiny() -> Recipe:
     recipe = get_recipe("mask_rcnn_r18_slim")
     common = {"batch_size": 4, "epochs": 2, "workers": 0, "warmup_iterations": 2, "eval_size": (64, 64)}
+    common |= {"precision": "fp32"}  # the same numbers on every machine
     recipe = recipe.with_phase("pretrain", size=(64, 64), eval_every=1, **common)
     recipe = recipe.with_phase("finetune", size=(64, 96), eval_every=2, **common)
     return replace(recipe, model=TINY_MODEL)

@@ -26,7 +26,7 @@ Part: TypeAlias = Literal["backbone", "fpn", "rpn", "box", "mask"]
 PARTS: tuple[Part, ...] = get_args(Part)
 PhaseName: TypeAlias = Literal["montage", "pretrain", "finetune", "scratch"]
 Norm: TypeAlias = Literal["live", "sync", "affine", "fixed"]
-Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
 Schedule: TypeAlias = Literal["steps", "cosine", "flat-cosine"]
 BestBy: TypeAlias = Literal["AP", "mAP_11point", "mAP_area"]
 Draw: TypeAlias = Literal["uniform", "repeat_factor", "class_balanced"]
@@ -99,7 +99,8 @@ class Phase:
         ema: decay of the moving average of the weights, which is evaluated, exported and handed to the next phase in
             place of the last weights; None keeps none.
         ema_warmup: steps in which that decay rises to 63 % of its value.
-        precision: "fp32", "bf16" (autocast) or "fp16" (autocast with a scaled loss; on a CPU, computed in fp32).
+        precision: "fp32", "bf16" (autocast) or "fp16" (autocast with a scaled loss; on a CPU, computed in fp32). "auto"
+            is bf16 on devices that compute in it, and fp32 on others; a run is of one of them to its end.
         channels_last: keep images and weights in the channels-last memory format.
         compiled: train network and losses as one graph of `torch.compile`, if a trial of 20 steps finds it as right as
             eager PyTorch, and faster.

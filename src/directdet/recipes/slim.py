@@ -29,6 +29,7 @@ def mask_rcnn_r18_slim() -> Recipe:
         warmup_iterations=100,
         warmup_factor=0.01,
         clip_norm=10.0,
+        precision="auto",
         eval_fixed=True,
         eval_every=25,
     )

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from directdet.common.errors import UsageProblem, UserError
 from directdet.common.terminal import TITLE
 from directdet.data.montage.assemble import regions
+from directdet.data.records import Dataset
 from directdet.models.archive import check_archive, overlapping_tensor
-from directdet.models.build import build_model
+from directdet.models.build import DETECTORS, build_model
 from directdet.models.carried import carried, common_classes
 from directdet.models.checkpoint import CheckpointError, load_checkpoint
 from directdet.models.montage.network import MontageNet
@@ -224,6 +225,39 @@ def check_sizes(model: Network, phase: Phase) -> None:
             model.check_size(phase.size)
         except ValueError as error:
             raise UserError(f"{phase.name}.size: {error}") from None
+
+
+def settled(recipe: Recipe, dataset: Dataset, device: torch.device) -> Recipe:
+    """The recipe with what is left to the data and the device: the network's channels, and precision="auto".
+
+    Raises:
+        UserError: a number of channels was asked for that the data does not have, or objects have scores and the losses
+            of the recipe's detector do not look at them.
+    """
+    known = DETECTORS.get(recipe.detector)
+    if known is not None and not known.weights and dataset.has_weights:
+        raise UserError(
+            f"{dataset.root}: {dataset.split}: some objects have a score, by which the losses of {recipe.detector} are "
+            "not weighed; remove score from the annotations, or give its Architecture weights=True once they are"
+        )
+    channels, asked = dataset.pixels.channels, recipe.model.get("in_channels")
+    if asked not in (None, channels):
+        raise UserError(f"model.in_channels: {asked}, but {dataset.root} has {channels}; leave it out")
+    if channels != 3:
+        recipe = replace(recipe, model={**recipe.model, "in_channels": channels})
+    return replace(recipe, phases=tuple(with_precision(phase, device) for phase in recipe.phases))
+
+
+def with_precision(phase: Phase, device: torch.device) -> Phase:
+    """The phase with precision="auto" settled: bf16 on a device that computes in it, fp32 on others."""
+    if phase.precision != "auto":
+        return phase
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not say
+        fast = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return replace(phase, precision="bf16" if fast else "fp32")
 
 
 def safe_format(model: nn.Module, phase: Phase) -> Phase:

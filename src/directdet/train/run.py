@@ -20,7 +20,6 @@ from directdet.data.pixels.format import RGB
 from directdet.data.records import Dataset
 from directdet.infer.accuracy.evaluate import Evaluation, Metrics
 from directdet.infer.runtimes.load import find_model
-from directdet.models.build import DETECTORS
 from directdet.models.checkpoint import load_checkpoint
 from directdet.models.parts.network import Network
 from directdet.recipes.derived import accumulated
@@ -34,9 +33,9 @@ from directdet.train.data import load_splits
 from directdet.train.loop import Trainer
 from directdet.train.measuring import measured_pace
 from directdet.train.objects import fitted
-from directdet.train.prepare import IMAGENET, apply_norm, load_weights, network_of
+from directdet.train.prepare import IMAGENET, apply_norm, load_weights, network_of, settled
 from directdet.train.processes.agreement import Meeting, facts_of, meeting
-from directdet.train.run_file import begun, check_same_run, loggers_of, started_from, stored_phase
+from directdet.train.run_file import begun, check_same_run, loggers_of, settled_before, started_from, stored_phase
 from directdet.train.watch.callbacks import Callback, Watchers
 from directdet.train.watch.display import Display
 from directdet.train.watch.loggers import DEFAULT, build_loggers
@@ -207,10 +206,8 @@ def _train(
         names = " or ".join(p.name for p in chosen)
         raise UserError(f"{out}: --resume finds no run there (none of {names}); leave --resume out to start one")
     dataset, val = load_splits(data, recipe.data_fraction)
-    recipe, why = fitted(recipe, dataset)
-    recipe = _for_channels(recipe, dataset)
-    _check_weights(recipe, dataset)
-    recipe = replace(recipe, given=())  # a run is the same however its settings came about
+    recipe, why = fitted(settled_before(recipe, out) if resume else recipe, dataset)
+    recipe = replace(settled(recipe, dataset, place), given=())  # a run is the same however its settings came about
     chosen = [p for p in recipe.phases if phase in (None, p.name)]
     run = _Run(recipe, str(data), dataset, val, out, place, seed, resume, dry_run, phase, tuple(log))
     for later in chosen[1:]:
@@ -231,24 +228,6 @@ def _train(
         result = _train_phases(run, chosen, init)
     distributed.stop()  # not after an error: other processes may wait for this one, and on GPUs it would wait for them
     return result
-
-
-def _for_channels(recipe: Recipe, dataset: Dataset) -> Recipe:
-    """The recipe with a network for the channels of the data; UserError where another number was asked for."""
-    channels, asked = dataset.pixels.channels, recipe.model.get("in_channels")
-    if asked not in (None, channels):
-        raise UserError(f"model.in_channels: {asked}, but {dataset.root} has {channels}; leave it out")
-    return recipe if channels == 3 else replace(recipe, model={**recipe.model, "in_channels": channels})
-
-
-def _check_weights(recipe: Recipe, dataset: Dataset) -> None:
-    """UserError if objects have scores and the losses of the recipe's detector do not look at them."""
-    known = DETECTORS.get(recipe.detector)
-    if known is not None and not known.weights and dataset.has_weights:
-        raise UserError(
-            f"{dataset.root}: {dataset.split}: some objects have a score, by which the losses of {recipe.detector} are "
-            "not weighed; remove score from the annotations, or give its Architecture weights=True once they are"
-        )
 
 
 def _check_later(run: _Run, phase: Phase) -> None:

@@ -78,6 +78,17 @@ def stored_phase(folder: Path) -> Phase | None:
     return next((phase for phase in phases if phase.name == folder.name), None)
 
 
+def settled_before(recipe: Recipe, out: Path) -> Recipe:
+    """The recipe with precision="auto" as the run in `out` settled it, on whichever machine that was."""
+    if not any((out / name / NAME).is_file() for name in ORDER):
+        return recipe
+    had = {phase.name: phase.precision for phase in stored_run(out).recipe.phases}
+    asked = [phase.name for phase in recipe.phases if phase.precision == "auto"]
+    for name in asked:
+        recipe = recipe.with_phase(name, precision=had.get(name, "auto"))
+    return recipe
+
+
 def longer_settings(recipe: Recipe, out: Path, settings: Sequence[str], epochs: int | None) -> list[str]:
     """The --set of a run that goes on: those given, `epochs` of the phase that it is in, and the milestones of phases
     that are made longer, which stay where they were once the phase has begun.

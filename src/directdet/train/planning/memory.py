@@ -25,7 +25,7 @@ from directdet.models.parts.network import Network
 from directdet.recipes.derived import accumulated
 from directdet.recipes.recipe import Phase
 from directdet.train.ledger import Ledger
-from directdet.train.prepare import apply_norm
+from directdet.train.prepare import apply_norm, with_precision
 from directdet.train.step import Batch, Stepper
 
 OBJECTS = 96  # rows of the padded targets of the fullest batch: the fullest image of COCO has 93 objects
@@ -79,7 +79,8 @@ def step_cost(
     Raises:
         UsageProblem: there is no such network.
     """
-    if phase.precision == "fp16":  # bf16 takes the same memory, and its step reads no value
+    # fp16 takes the memory of bf16, and its step reads a value; "auto" is bf16 on the GPUs of this decade.
+    if phase.precision in ("fp16", "auto"):
         phase = replace(phase, precision="bf16")
     times = min(accumulated(replace(phase, batch_size=batch), processes), 2)  # a third batch is like the second
     phase = replace(phase, batch_size=batch, accumulate=times, fixed_batch=False)
@@ -181,7 +182,7 @@ def measure(
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     others = torch.cuda.memory_allocated()  # what this process holds anyway
-    phase = replace(phase, batch_size=batch)
+    phase = with_precision(replace(phase, batch_size=batch), torch.device("cuda"))
     times = accumulated(phase, processes)
     try:
         model = build_model(model_config)

@@ -15,7 +15,8 @@ PAPER_DAYS = {row.method: row.pretrain_cost_days for row in direct_table3().rows
 PARTS_SHOWN = 10
 NOT_COUNTED = (
     "Not in the memory: the CUDA context, workspaces of cuDNN and cuBLAS, fragmentation of the allocator; leave some "
-    "hundred MB free. Not in the FLOPs (2 for a multiplication and addition): pooling of RoIs, elementwise work."
+    "hundred MB free. precision=auto counts as bf16. Not in the FLOPs (2 for a multiplication and addition): pooling "
+    "of RoIs, elementwise work."
 )
 RULE = (
     "Rule (our own, since accuracy is not known beforehand): of the settings that fit, the largest "
