@@ -56,6 +56,15 @@ SCORING = {
 WORKERS = {"worker, before": "before, forked", "worker, fork": "forked", "worker, spawn": "spawned"}
 
 
+_LAST = "channels last"
+SLIM_FORMS = (
+    "fp32",
+    f"{_LAST}, fp32",
+    "bf16",
+    f"{_LAST}, bf16",
+    f"compiled, {_LAST}, fp32",
+    f"compiled, {_LAST}, bf16",
+)
 SMALL = {"torch": "PyTorch, eager", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
@@ -310,7 +319,7 @@ TABLES = {
             {
                 f"{recipe}, {form}": f"`{recipe}`, {form}"
                 for recipe in ("mask_rcnn_r18_slim", "retinanet_r18_slim", "rtmdet_nano")
-                for form in ("fp32", "channels last, fp32", "bf16", "channels last, bf16")
+                for form in SLIM_FORMS
             }
         ),
         {
