@@ -131,7 +131,7 @@ def compared(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
                 means = {precision: fmean(values) for precision, values in found.items()}
                 rows[f"{name}/{kind}"] = {**means, **_difference(apart), "data": model.data}
                 differences += apart if kind == "box_ap" else []
-    return rows | {"all/box_ap": _difference(differences)}
+    return rows | ({"all/box_ap": _difference(differences)} if differences else {})
 
 
 def _difference(found: list[float]) -> dict[str, float]:

@@ -126,6 +126,12 @@ def unmatched(precision: str) -> Figure:
     return text
 
 
+def small_detections(content: Any) -> str:
+    """The least and the most detections of a picture of the demo: 45 to 69."""
+    found = content["rows"]["demo/torch"]["detections"]
+    return f"{min(found)} to {max(found)}"
+
+
 def coco_mini_counted(content: Any) -> str:
     """Detections that count, and the matched ones among them where they are not all."""
     pictures = find(content, "verification/pictures")
@@ -354,6 +360,7 @@ TABLES = {
 
 # Figures of the prose that are made of more than one figure of a file, or in another unit.
 FIGURES: dict[str, tuple[str, Figure]] = {
+    "small_detections": ("speed_small_cpu", small_detections),
     "report_by_ap": ("accuracy_speed", report_by_ap),
     "unmatched_fp32": ("export_matrix", unmatched("fp32")),
     "unmatched_fp16": ("export_matrix", unmatched("fp16")),

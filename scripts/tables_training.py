@@ -134,7 +134,7 @@ TABLES = {
             "AP, fp32": cell_if_any("fp32", "percent"),
             "AP, bf16": cell_if_any("bf16", "percent"),
             "difference": lambda row: f"{100 * row['difference']:+.1f}",
-            "95 % of the seeds": cell("interval"),
+            "95 % interval": cell("interval"),
             "pairs of runs": cell("pairs"),
         },
     ),

@@ -240,7 +240,7 @@ def _jpeg_is_truncated(content: bytes) -> bool:
         if found is None:
             return True
         marker, position = content[found.end() - 1], found.end()
-        # Most files end with the mark; behind the start of the picture no thumbnail follows that could end with one.
+        # Most files end with the mark, and what is behind the start of the picture is no thumbnail that ends with one.
         if marker == _JPEG_END or (marker == _JPEG_SCAN and content.endswith(b"\xff\xd9")):
             return False
         if marker in (_JPEG_START, 0x01):  # markers without a length

@@ -40,7 +40,7 @@ SOURCES = {
     "final_lr": f"{_PAPER}: 5 %",
     "ema": f"{_PAPER}: 0.9998",
     "ema_warmup": f"{_PAPER}: as in its code",
-    "precision": "ours: bf16 where the device computes in it, which costs no AP that can be seen (docs/results.md)",
+    "precision": "ours: bf16 where the device computes in it; what it costs in AP is in docs/results.md",
     "colour": f"{_PAPER}: hue, saturation and value",
     "pretrain.mosaic": f"{_PAPER}: the first stage, on every image; none on little data",
     "pretrain.mixup": f"{_PAPER}: on every image; half of them for tiny; none on little data",

@@ -30,7 +30,7 @@ from directdet.train.log import RunLog, evaluation_row, step_row
 from directdet.train.montage.stepper import stepper_of
 from directdet.train.objects import count_objects
 from directdet.train.optim import learning_rate
-from directdet.train.prepare import check_sizes, safe_format
+from directdet.train.prepare import check_sizes, safe_format, with_precision
 from directdet.train.step import Batch, Losses, is_out_of_memory
 from directdet.train.watch.callbacks import EvaluationNumbers, Outcome, PhaseEnd, PhaseFacts, StepNumbers, Watchers
 from directdet.train.watch.display import Display
@@ -87,7 +87,7 @@ class Trainer:
         display: Display | None = None,
     ):
         check_sizes(model, phase)
-        phase = safe_format(model, phase)
+        phase = safe_format(model, with_precision(phase, next(model.parameters()).device))
         self.model, self.phase, self.train, self.val = model, phase, train, val
         self.folder, self.recipe, self.seed = folder, recipe, seed
         self.watchers, self.display = watchers or Watchers(), display

@@ -253,7 +253,7 @@ def with_precision(phase: Phase, device: torch.device) -> Phase:
     if phase.precision != "auto":
         return phase
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)  # from Ampere on
     else:
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not say
         fast = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))

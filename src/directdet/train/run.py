@@ -206,7 +206,7 @@ def _train(
         names = " or ".join(p.name for p in chosen)
         raise UserError(f"{out}: --resume finds no run there (none of {names}); leave --resume out to start one")
     dataset, val = load_splits(data, recipe.data_fraction)
-    recipe, why = fitted(settled_before(recipe, out) if resume else recipe, dataset)
+    recipe, why = fitted(settled_before(recipe, out), dataset)
     recipe = replace(settled(recipe, dataset, place), given=())  # a run is the same however its settings came about
     chosen = [p for p in recipe.phases if phase in (None, p.name)]
     run = _Run(recipe, str(data), dataset, val, out, place, seed, resume, dry_run, phase, tuple(log))

@@ -80,10 +80,10 @@ def stored_phase(folder: Path) -> Phase | None:
 
 def settled_before(recipe: Recipe, out: Path) -> Recipe:
     """The recipe with precision="auto" as the run in `out` settled it, on whichever machine that was."""
-    if not any((out / name / NAME).is_file() for name in ORDER):
+    asked = [phase.name for phase in recipe.phases if phase.precision == "auto"]
+    if not asked or not any((out / name / NAME).is_file() for name in ORDER):
         return recipe
     had = {phase.name: phase.precision for phase in stored_run(out).recipe.phases}
-    asked = [phase.name for phase in recipe.phases if phase.precision == "auto"]
     for name in asked:
         recipe = recipe.with_phase(name, precision=had.get(name, "auto"))
     return recipe

@@ -18,7 +18,7 @@ from directdet.train.optim import build_optimizer, factor_at
 
 Batch = tuple[Tensor, dict[str, Tensor]]
 Losses = tuple[dict[str, Tensor], dict[str, Tensor]]
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def reduced_precision(model: Network, phase: Phase, device: torch.device, width: int) -> torch.dtype | None:
@@ -30,7 +30,7 @@ def reduced_precision(model: Network, phase: Phase, device: torch.device, width:
     """
     if device.type == "cpu" and (phase.precision == "fp16" or width <= model.narrowest):
         return None
-    return AUTOCAST.get(phase.precision)
+    return AUTOCAST[phase.precision]
 
 
 class Criterion(nn.Module):

@@ -79,7 +79,7 @@ def step_cost(
     Raises:
         UsageProblem: there is no such network.
     """
-    # fp16 takes the memory of bf16, and its step reads a value; "auto" is bf16 on the GPUs of this decade.
+    # fp16 takes the memory of bf16, but its step reads a value, and here there are none; "auto" is bf16 from Ampere on.
     if phase.precision in ("fp16", "auto"):
         phase = replace(phase, precision="bf16")
     times = min(accumulated(replace(phase, batch_size=batch), processes), 2)  # a third batch is like the second
