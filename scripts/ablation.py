@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import ROOT, measured_on
+from measure import ROOT, measured_on, run_once, train_once
 
 from directdet.common.files import write_json_atomic
 
@@ -56,21 +53,10 @@ ROWS = {
 
 def train_row(given: argparse.Namespace) -> None:
     """One row, in this process; prints its figures as JSON."""
-    import torch
-
-    from directdet.front.api import run_training
-
-    torch.set_num_threads(1)
     part, seed = ROWS[given.rows[0]], given.seeds[0]
     out = given.work / f"{given.rows[0]}-{seed}"
-    begun = any(out.glob("*/run.json"))
-    result = run_training(
-        RECIPE, given.data, out, (*COMMON, *part.settings), part.phase, None, resume=begun, epochs=None, device="cpu",
-        seed=seed, dry_run=False, log=("none",), warn=print,
-    )  # fmt: skip
-    assert result.metrics is not None  # the data has a val split
-    figures = {name: 100 * result.metrics.bbox[name] for name in ("AP", "AP50", "AP75")}
-    seconds = sum(phase["seconds"] for phase in result.phases)
+    metrics, seconds = train_once(RECIPE, given.data, out, (*COMMON, *part.settings), seed, part.phase)
+    figures = {name: 100 * metrics.bbox[name] for name in ("AP", "AP50", "AP75")}
     write_json_atomic(given.work / f"{out.name}.json", {**figures, "seconds": seconds})
 
 
@@ -89,15 +75,8 @@ def main() -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     for seed in given.seeds:
         for name in given.rows:
-            if (given.work / f"{name}-{seed}.json").is_file():
-                continue
             words = ["--one", "--data", given.data, "--rows", name, "--seeds", seed, "--work", given.work]
-            with (given.work / f"{name}-{seed}.log").open("w", encoding="utf-8") as log:
-                subprocess.run(
-                    [sys.executable, __file__, *map(str, words)], check=True, stdout=log, stderr=subprocess.STDOUT,
-                    env={**os.environ, "OMP_NUM_THREADS": "1"},
-                )  # fmt: skip
-            print(f"{name}, seed {seed}: {(given.work / f'{name}-{seed}.json').read_text('utf-8').strip()}", flush=True)
+            run_once(__file__, f"{name}-{seed}", given.work, *words)
     rows: dict[str, Any] = {}
     for name, part in ROWS.items():
         for file in sorted(given.work.glob(f"{name}-*.json")):

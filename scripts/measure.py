@@ -11,8 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from directdet.infer.machine import hardware
+
+if TYPE_CHECKING:
+    from directdet.infer.accuracy.evaluate import Metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "torchvision", "onnxruntime-gpu", "openvino", "av", "opencv-python", "numpy")
@@ -53,6 +57,41 @@ def in_process(script: str, cell: str, *arguments: str, source: Path | None = No
     if done.returncode:
         raise SystemExit(f"{cell} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_once(script: str, name: str, folder: Path, *arguments: object) -> None:
+    """Run a script in a process and on a thread of its own, unless folder/NAME.json is there, which it is to write.
+
+    What it says is kept in folder/NAME.log.
+    """
+    file = folder / f"{name}.json"
+    if file.is_file():
+        return
+    command = [sys.executable, script, *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with file.with_suffix(".log").open("w", encoding="utf-8") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    print(f"{name}: {file.read_text('utf-8').strip()}", flush=True)
+
+
+def train_once(
+    recipe: str, data: Path, out: Path, settings: Sequence[str], seed: int, phase: str | None = None
+) -> "tuple[Metrics, float]":
+    """Train on one thread of the CPU; the last evaluation, and the seconds of all phases.
+
+    A run that was broken off goes on. The data has a val split.
+    """
+    import torch
+
+    from directdet.front.api import run_training
+
+    torch.set_num_threads(1)
+    result = run_training(
+        recipe, data, out, settings, phase, None, resume=any(out.glob("*/run.json")), epochs=None, device="cpu",
+        seed=seed, dry_run=False, log=("none",), warn=print,
+    )  # fmt: skip
+    assert result.metrics is not None
+    return result.metrics, sum(one["seconds"] for one in result.phases)
 
 
 def measured_on(libraries: Sequence[str] = LIBRARIES) -> dict:

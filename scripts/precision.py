@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from measure import ROOT, measured_on
+from measure import ROOT, measured_on, run_once, train_once
 
 from directdet.common.files import write_json_atomic
 from directdet.data.synthetic import make_synthetic
@@ -58,27 +55,12 @@ MODELS = {
 
 def train(given: argparse.Namespace, name: str, precision: str, seed: int) -> None:
     """One run, in this process; its figures are written beside it."""
-    import torch
-
-    from directdet.front.api import run_training
-
-    torch.set_num_threads(1)
     model, out = MODELS[name], given.work / f"{name}-{precision}-{seed}"
     data = given.data if model.data == "penn-fudan" else given.work / "shapes"
     settings = (f"precision={precision}", "workers=0", "eval_every=1000", *model.settings)
-    result = run_training(
-        model.recipe, data, out, settings, None, None, resume=any(out.glob("*/run.json")), epochs=None, device="cpu",
-        seed=seed, dry_run=False, log=("none",), warn=print,
-    )  # fmt: skip
-    assert result.metrics is not None
-    masks = result.metrics.segm
-    write_json_atomic(
-        given.work / f"{out.name}.json",
-        {
-            "box_ap": result.metrics.bbox["AP"],
-            "mask_ap": None if masks is None else masks["AP"],
-        },
-    )
+    metrics, _ = train_once(model.recipe, data, out, settings, seed)
+    figures = {"box_ap": metrics.bbox["AP"], "mask_ap": metrics.segm and metrics.segm["AP"]}
+    write_json_atomic(given.work / f"{out.name}.json", figures)
 
 
 def main() -> None:
@@ -100,16 +82,8 @@ def main() -> None:
     for seed in given.seeds:
         for name in given.models:
             for precision in PRECISIONS:
-                run = f"{name}-{precision}-{seed}"
-                if (given.work / f"{run}.json").is_file():
-                    continue
                 words = ["--data", given.data, "--work", given.work, "--one", name, precision, seed]
-                with (given.work / f"{run}.log").open("w", encoding="utf-8") as log:
-                    subprocess.run(
-                        [sys.executable, __file__, *map(str, words)], check=True, stdout=log, stderr=subprocess.STDOUT,
-                        env={**os.environ, "OMP_NUM_THREADS": "1"},
-                    )  # fmt: skip
-                print(f"{run}: {(given.work / f'{run}.json').read_text('utf-8').strip()}", flush=True)
+                run_once(__file__, f"{name}-{precision}-{seed}", given.work, *words)
     runs = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(given.work.glob("*-*-*.json"))}
     facts = {**measured_on(), "command": "python scripts/precision.py --data PENN_FUDAN"}
     settings = {"models": {name: [model.recipe, *model.settings] for name, model in MODELS.items()}}

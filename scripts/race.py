@@ -143,14 +143,13 @@ def run_recipe(given: argparse.Namespace) -> None:
     from directdet.recipes.settings import apply_settings
     from directdet.reproduce.budget import seconds_of_steps
     from directdet.train.objects import fitted
-    from directdet.train.prepare import settled
     from directdet.train.run import train
 
     began = time.perf_counter()
     recipe = apply_settings(get_recipe(given.recipe), list(given.set))
     train_set, val = load_splits(given.data)
     assert val is not None
-    recipe = settled(fitted(recipe, train_set)[0], train_set, torch.device(given.device))
+    recipe, _ = fitted(recipe, train_set)
     needed = evaluating = 0.0
     for phase in recipe.phases:
         pace = seconds_of_steps(recipe, phase, train_set, val, torch.device(given.device))

@@ -56,15 +56,6 @@ SCORING = {
 WORKERS = {"worker, before": "before, forked", "worker, fork": "forked", "worker, spawn": "spawned"}
 
 
-_LAST = "channels last"
-SLIM_FORMS = (
-    "fp32",
-    f"{_LAST}, fp32",
-    "bf16",
-    f"{_LAST}, bf16",
-    f"compiled, {_LAST}, fp32",
-    f"compiled, {_LAST}, bf16",
-)
 SMALL = {"torch": "PyTorch, eager", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
@@ -76,6 +67,15 @@ def small_rows(content: Any) -> list[Row]:
         runtime, _, form = rest.partition(", ")
         words = {"": "", "all": ", masks of all slots", "sure": ", scores from 0.3 on"}[form]
         rows.append({**row, "label": f"{detector}, {SMALL[runtime]}{words}"})
+    return rows
+
+
+def slim_rows(content: Any) -> list[Row]:
+    """A row for each recipe and form of scripts/train_step_slim.py."""
+    rows = []
+    for name, row in content["rows"].items():
+        recipe, _, form = name.partition(", ")
+        rows.append({**row, "label": f"`{recipe}`, {form}"})
     return rows
 
 
@@ -321,13 +321,7 @@ TABLES = {
     ),
     "train_step_slim": Table(
         ("train_step_slim_cpu",),
-        labelled(
-            {
-                f"{recipe}, {form}": f"`{recipe}`, {form}"
-                for recipe in ("mask_rcnn_r18_slim", "retinanet_r18_slim", "rtmdet_nano")
-                for form in SLIM_FORMS
-            }
-        ),
+        slim_rows,
         {
             "a step": LABEL,
             "ms": cell("median_ms", ".0f"),

@@ -4,6 +4,7 @@ from statistics import fmean
 from typing import Any
 
 from tables_cells import Cell, Figure, Row, Table, cell, cell_if_any, find, labelled, minutes, written
+from tables_claims import difference
 
 LABEL = cell("label")
 PENN_FUDAN_GPU = labelled(
@@ -76,9 +77,9 @@ def precision_rows(content: Any) -> list[Row]:
     rows = []
     for name, row in content["rows"].items():
         model, kind = name.split("/")
-        low, high = row["difference"] - row["reach"], row["difference"] + row["reach"]
+        interval = row["difference"] - row["reach"], row["difference"] + row["reach"]
         label = "all of them, boxes" if model == "all" else f"`{model}`, {kinds[kind]}"
-        rows.append({**row, "label": label, "interval": f"{100 * low:+.1f} to {100 * high:+.1f}"})
+        rows.append({**row, "label": label, "measure": "AP", "interval": interval})
     return rows
 
 
@@ -133,8 +134,8 @@ TABLES = {
             "on": cell_if_any("data"),
             "AP, fp32": cell_if_any("fp32", "percent"),
             "AP, bf16": cell_if_any("bf16", "percent"),
-            "difference": lambda row: f"{100 * row['difference']:+.1f}",
-            "95 % interval": cell("interval"),
+            "difference": difference("difference"),
+            "95 % interval": difference("interval"),
             "pairs of runs": cell("pairs"),
         },
     ),

@@ -87,11 +87,11 @@ class Trainer:
         display: Display | None = None,
     ):
         check_sizes(model, phase)
-        phase = safe_format(model, with_precision(phase, next(model.parameters()).device))
+        self.device = next(model.parameters()).device
+        phase = safe_format(model, with_precision(phase, self.device))
         self.model, self.phase, self.train, self.val = model, phase, train, val
         self.folder, self.recipe, self.seed = folder, recipe, seed
         self.watchers, self.display = watchers or Watchers(), display
-        self.device = next(model.parameters()).device
         if phase.channels_last:
             model.to(memory_format=torch.channels_last)
         self.objects = count_objects(phase, train)

@@ -31,13 +31,22 @@ def direct_resize(
     rng: np.random.Generator,
     scale: Sequence[float] = (0.8, 1.2),
     padding: tuple[float, ...] = RGB.padding,
+    flip: float = 0.0,
 ) -> Sample:
     """The resize of direct pre-training (paper section 3.2): an image of exactly ``length`` x ``length``.
 
     With alpha uniform in ``scale``, the image is resized, keeping its proportions, to fit a square of alpha * length,
-    then cropped at random where it is larger than ``length`` and padded at the bottom and right where it is smaller.
+    then cropped at random where it is larger than ``length``, mirrored with probability ``flip``, and padded at the
+    bottom and right where it is smaller.
     """
-    return _pad(_scale_and_crop(sample, length, rng, scale), length, padding)
+    limit = int(length * rng.uniform(scale[0], scale[1]))
+    sample = _resize(sample, *fit_size(*sample.size, limit, limit))
+    height, width = sample.size
+    # Both numbers are always drawn, so that later random draws do not depend on alpha.
+    top = int(rng.integers(0, max(height - length, 0) + 1))
+    left = int(rng.integers(0, max(width - length, 0) + 1))
+    sample = _flip_sometimes(_crop(sample, top, left, min(height, length), min(width, length)), flip, rng)
+    return replace(sample, image=pad_bottom_right(sample.image, length, length, padding))
 
 
 @dataclass(frozen=True)
@@ -50,8 +59,7 @@ class PretrainTransform:
     pixels: PixelFormat = RGB
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        sample = _flip_sometimes(_scale_and_crop(sample, self.length, rng, self.scale), self.flip, rng)
-        return _pad(sample, self.length, self.pixels.padding)
+        return direct_resize(sample, self.length, rng, self.scale, self.pixels.padding, self.flip)
 
 
 @dataclass(frozen=True)
@@ -84,21 +92,6 @@ class EdgesTransform:
         # The edge is drawn before the flip, and neither depends on the image or on shrink.
         short = self.short_edges[int(rng.integers(len(self.short_edges)))] if self.short_edges else self.short
         return _flip_sometimes(clip_boxes(short_edge_resize(sample, short, self.long, self.shrink)), self.flip, rng)
-
-
-def _scale_and_crop(sample: Sample, length: int, rng: np.random.Generator, scale: Sequence[float]) -> Sample:
-    """:func:`direct_resize` before it pads."""
-    limit = int(length * rng.uniform(scale[0], scale[1]))
-    sample = _resize(sample, *fit_size(*sample.size, limit, limit))
-    height, width = sample.size
-    # Both numbers are always drawn, so that later random draws do not depend on alpha.
-    top = int(rng.integers(0, max(height - length, 0) + 1))
-    left = int(rng.integers(0, max(width - length, 0) + 1))
-    return _crop(sample, top, left, min(height, length), min(width, length))
-
-
-def _pad(sample: Sample, length: int, padding: tuple[float, ...]) -> Sample:
-    return replace(sample, image=pad_bottom_right(sample.image, length, length, padding))
 
 
 def _flip_sometimes(sample: Sample, probability: float, rng: np.random.Generator) -> Sample:
