@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,9 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from distributed_runs import (
+    NOISE,
+    assert_close,
+    assert_learnt,
+    checkpoint_of,
+    command_line,
+    finish,
+    one_thread,
+    recipe,
+    rows_of,
+    torchrun,
+)
 from distributed_worker import (
     PATIENCE,
-    SETTINGS,
     Team,
     double_precision,
     gradient_messages,
@@ -43,20 +51,9 @@ from directdet.infer.preprocess import Preprocess
 from directdet.infer.runtimes.load import load
 from directdet.models.build import build_model
 from directdet.models.checkpoint import load_checkpoint
-from directdet.recipes.by_name import get_recipe
 from directdet.recipes.recipe import Phase, Recipe
-from directdet.recipes.settings import apply_settings
-from directdet.train.log import read_log
 from directdet.train.run import train
 from directdet.train.step import Stepper
-
-# Runs in double precision that are to be the same: its rounding, 1e-16, which every step lets grow.
-NOISE = 1e-10
-
-
-def recipe(*settings: str) -> Recipe:
-    """The tiny recipe with group normalisation, and with `settings`."""
-    return apply_settings(get_recipe("mask_rcnn_r18_slim"), (*SETTINGS, *settings))
 
 
 def doubled(*settings: str) -> Recipe:
@@ -84,27 +81,9 @@ def pair() -> Iterator[Team]:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in the processes compared with: torch divides its sums among threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def checkpoint_of(run: Path, name: str = "last.pt") -> dict:
-    return load_checkpoint(run / "pretrain" / "checkpoints" / name)
-
-
-def rows_of(run: Path, kind: str) -> list[dict]:
-    return [row for row in read_log(run / "pretrain" / "log.jsonl") if row["kind"] == kind]
-
-
-def assert_close(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        assert one[name].dtype in (torch.float64, torch.int64)
-        assert float((one[name] - other[name]).abs().max()) <= NOISE, name
+def on_one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -131,34 +110,10 @@ def objects_by_rank(data: Path, of: Recipe, passes: int) -> np.ndarray:
     return np.array(counts)
 
 
-def torchrun(*arguments: str | Path) -> subprocess.Popen:
-    """Start torchrun with two processes; `arguments` name what they run."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*command, *map(str, arguments)], env=environment, **pipes)
-
-
-def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr; a failure where it hangs."""
-    try:
-        out, err = process.communicate(timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun then ends its processes
-        pytest.fail(f"torchrun did not end within {PATIENCE:.0f} s: {process.communicate()}")
-    return process.returncode, out, err
-
-
 def worker(fault: str, at: int, folder: Path, data: Path, out: Path) -> list[str | Path]:
     """What torchrun has to run for a training with a fault; see the script."""
     script = Path(__file__).with_name("distributed_worker.py")
     return [script, fault, str(at), folder, *command_line(data, out)]
-
-
-def command_line(data: Path, out: Path) -> list[str | Path]:
-    settings = [word for setting in SETTINGS for word in ("--set", setting)]
-    start = ["train", "mask_rcnn_r18_slim", "--data", data, "--out", out]
-    return [*start, "--phase", "pretrain", "--device", "cpu", *settings]
 
 
 @pytest.fixture(scope="module")
@@ -187,10 +142,7 @@ def test_two_processes_learn_what_one_with_twice_the_batch_learns(
     train_double(doubled(*settings, *alone), data, tmp_path / "one")
     two, one = checkpoint_of(tmp_path / "two"), checkpoint_of(tmp_path / "one")
     assert two["step"] == one["step"] == 9 and two["images_per_step"] == one["images_per_step"] == 4
-    with double_precision():
-        torch.manual_seed(0)
-        start = build_model(one["model_config"]).state_dict()
-    assert max(float((one["model"][name] - start[name]).abs().max()) for name in start) > 0.01  # it learnt something
+    assert_learnt(one)
     assert_close(two["model"], one["model"])
     for ours, theirs in zip(rows_of(tmp_path / "two", "step"), rows_of(tmp_path / "one", "step"), strict=True):
         assert ours["losses"] == pytest.approx(theirs["losses"], abs=NOISE)

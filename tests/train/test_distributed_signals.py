@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from distributed_runs import checkpoint_of, command_line, finish, recipe, rows_of, torchrun
 from distributed_worker import PATIENCE, Team, train_interrupted_saving
-from test_distributed import checkpoint_of, command_line, finish, recipe, rows_of, torchrun
 
 from directdet.data.synthetic import make_synthetic
 
